@@ -1,0 +1,47 @@
+# Palimpsest: `make serve` and `make test` each set up what they need on a fresh clone, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := protos cache_service workers cluster
+MODEL ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint type protos bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## Make the virtual environment (done once; done again when the pins change)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Installing Palimpsest into $(VENV): about two minutes and 2 GB, once."
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "Palimpsest needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	@touch $@
+
+serve: setup ## Start the whole system: make serve [MODEL=DIR] [ARGS="--replicas 1"]
+	@exec $(BIN)/palimpsest serve $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+test: lint type ## Lint, types, import contracts and every test that this machine can run
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+type: setup ## mypy --strict on the four packages
+	$(BIN)/mypy
+
+protos: setup ## Regenerate the committed gRPC code
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+
+bench: setup ## Quick benchmarks, as tables
+	$(BIN)/python -m benchmarks.fidelity --quick
+
+clean: ## Remove everything that make made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

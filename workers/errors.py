@@ -1,0 +1,31 @@
+"""What can go wrong in a worker. Messages name the knob to turn."""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Root of the worker's errors."""
+
+
+class UnsupportedModelError(WorkerError):
+    """The model directory can't be served: a missing file, an unknown architecture or a foreign layout."""
+
+
+class InvalidRequestError(WorkerError):
+    """The request asks for something that can't be done; `param` names the field at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class OverloadedError(WorkerError):
+    """The worker's queue is full; the caller should try again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NonFiniteLogitsError(WorkerError):
+    """The model returned NaN or infinity; the request is failed alone."""

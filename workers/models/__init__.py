@@ -1,0 +1,1 @@
+"""Architectures, checkpoint loading and the bundled models. Leaves: nothing here imports the engine."""
