@@ -1,0 +1,179 @@
+"""A model directory in Hugging Face's layout -> a model ready to run, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from workers.errors import UnsupportedModelError
+from workers.models.base import Architecture, DiffusionLM, ModelConfig
+from workers.models.dream import DREAM
+from workers.models.layers import Transformer
+from workers.models.llada import LLADA
+
+ARCHITECTURES: tuple[Architecture, ...] = (LLADA, DREAM)
+"""Every family of checkpoints that can be served. A new one is a file beside `llada.py` and an entry here."""
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Beside the weights, what turns text into the same keys and values."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, in eval mode, without gradients."""
+
+    name: str
+    config: ModelConfig
+    model: DiffusionLM
+    fingerprint: str
+    """Hex digest over weights, configuration, tokenizer and compute dtype."""
+    depth_table: Mapping[int, int] | None
+    """Prefix ratio in percent (lower edge) -> safe depth, where the directory has a depth_table.json."""
+
+
+def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load the checkpoint in `directory` (config.json, one or several safetensors files).
+
+    Tensors are read, converted and placed one at a time: beyond the model itself, memory holds one tensor.
+    Raises UnsupportedModelError with the file and the reason for what can't be served.
+    """
+    raw = read_json(directory / "config.json")
+    architecture = architecture_of(raw, directory)
+    config = architecture.parse_config(raw)
+    check_dimensions(config, directory)
+    shards = shard_files(directory)
+    with torch.device("meta"):
+        model = Transformer(config)
+    fill(model, shards, architecture, device, dtype)
+    model.requires_grad_(requires_grad=False).eval()
+    return LoadedModel(
+        name=directory.resolve().name,
+        config=config,
+        model=model,
+        fingerprint=fingerprint(directory, shards, dtype),
+        depth_table=read_depth_table(directory),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UnsupportedModelError(f"{path} is missing: a model directory needs it") from error
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModelError(f"{path} holds no JSON object")
+    return content
+
+
+def architecture_of(raw: Mapping[str, Any], directory: Path) -> Architecture:
+    for architecture in ARCHITECTURES:
+        if raw.get("model_type") in architecture.model_types:
+            return architecture
+    known = ", ".join(kind for architecture in ARCHITECTURES for kind in architecture.model_types)
+    raise UnsupportedModelError(
+        f"{directory / 'config.json'} has model_type {raw.get('model_type')!r}; supported: {known}"
+    )
+
+
+def check_dimensions(config: ModelConfig, directory: Path) -> None:
+    """Refuse head counts that don't divide, before a reshape deep in a layer does."""
+    if config.hidden_size % config.num_heads or config.num_heads % config.num_kv_heads or config.head_dim % 2:
+        raise UnsupportedModelError(
+            f"{directory / 'config.json'}: hidden size {config.hidden_size}, {config.num_heads} heads and "
+            f"{config.num_kv_heads} KV heads don't divide into even head dimensions"
+        )
+
+
+def shard_files(directory: Path) -> list[Path]:
+    """The safetensors files of the checkpoint, in a fixed order."""
+    if (directory / INDEX_FILE).exists():
+        weight_map = read_json(directory / INDEX_FILE).get("weight_map", {})
+        shards = [directory / name for name in sorted(set(weight_map.values()))]
+    else:
+        shards = [directory / SINGLE_FILE]
+    for shard in shards:
+        if not shard.exists():
+            raise UnsupportedModelError(
+                f"{shard} is missing: weights are read from {SINGLE_FILE}, or from the files that {INDEX_FILE} names"
+            )
+    return shards
+
+
+@contextmanager
+def opened(shard: Path) -> Iterator[Any]:
+    """A safetensors file; a torn or foreign file becomes an UnsupportedModelError."""
+    try:
+        with safe_open(shard, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise UnsupportedModelError(f"{shard} is no readable safetensors file: {error}") from error
+
+
+def fill(
+    model: nn.Module, shards: Sequence[Path], architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Move every tensor of the shards into `model`, which stands on the meta device."""
+    wanted = {architecture.checkpoint_name(name): name for name, _ in model.named_parameters()}
+    missing = set(wanted)
+    for shard in shards:
+        with opened(shard) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                if name not in wanted:
+                    raise UnsupportedModelError(f"{shard} holds {name}, which architecture {architecture.name} lacks")
+                place(model, wanted[name], tensors.get_tensor(name), name, device, dtype)
+                missing.discard(name)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise UnsupportedModelError(f"{len(missing)} tensors are in none of the weight files: {some} ...")
+
+
+def place(
+    model: nn.Module, parameter: str, tensor: Tensor, name: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    path, _, kind = parameter.rpartition(".")
+    module = model.get_submodule(path)
+    expected = module.get_parameter(kind).shape
+    if tensor.shape != expected:
+        raise UnsupportedModelError(f"{name} has shape {list(tensor.shape)}; config.json asks for {list(expected)}")
+    if not tensor.is_floating_point():
+        raise UnsupportedModelError(f"{name} is {tensor.dtype}; supported: bf16, fp16 and fp32 weights")
+    module.register_parameter(kind, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+
+
+def fingerprint(directory: Path, shards: Sequence[Path], dtype: torch.dtype) -> str:
+    """Tells apart whatever would give other keys and values for the same text."""
+    files = [*shards, *(path for name in FINGERPRINTED_FILES if (path := directory / name).exists())]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(file_digest, files))
+    whole = hashlib.blake2b(str(dtype).encode(), digest_size=16)
+    for path, digest in zip(files, digests, strict=True):
+        whole.update(path.name.encode() + b"\0" + digest)
+    return whole.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def read_depth_table(directory: Path) -> Mapping[int, int] | None:
+    path = directory / "depth_table.json"
+    if not path.exists():
+        return None
+    try:
+        return {int(ratio): int(depth) for ratio, depth in read_json(path)["table"].items()}
+    except (KeyError, AttributeError, ValueError) as error:
+        raise UnsupportedModelError(f'{path} needs {{"table": {{ratio in percent: depth}}}}: {error}') from error
