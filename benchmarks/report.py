@@ -1,0 +1,128 @@
+"""What every benchmark prints and writes: rows, bars computed from the rows, and where it all was measured."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "ray", "transformers", "grpcio", "redis", "triton")
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound that was asked of a figure."""
+
+    name: str
+    value: float
+    op: str
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return COMPARISONS[self.op](self.value, self.bound)
+
+
+@dataclass(frozen=True)
+class Report:
+    benchmark: str
+    rows: Sequence[Row]
+    bars: Sequence[Bar]
+    device: str
+
+    def print(self) -> None:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(table(self.benchmark, self.rows))
+        if self.bars:
+            console.print(table("bars", [{**asdict(bar), "holds": bar.holds} for bar in self.bars]))
+
+    def write(self, path: Path) -> None:
+        """JSON with what a reader needs to measure it again. The command is the one that ran, from the root."""
+        content = {
+            "benchmark": self.benchmark,
+            "device": self.device,
+            "versions": versions(),
+            "commit": commit(),
+            "command": command(),
+            "rows": list(self.rows),
+            "bars": [{**asdict(bar), "holds": bar.holds} for bar in self.bars],
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    drawn = Table(title=title)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
+        numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
+        drawn.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        drawn.add_row(*(cell(row.get(column, "")) for column in columns))
+    return drawn
+
+
+def cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """HEAD, marked `+changes` where the working tree differs from it; "unknown" outside a checkout."""
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def command() -> str:
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    start = ["python", "-m", module] if module else ["python", sys.argv[0]]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def cpu_name() -> str:
+    """The processor as the system names it, with the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
