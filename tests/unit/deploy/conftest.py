@@ -1,0 +1,102 @@
+"""The manifests as `kubectl apply -k` would send them, and the schemas they answer to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+Manifest = dict[str, Any]
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def tool(name: str) -> str:
+    """Path of a development tool, this environment's own first; skips the test where there is none."""
+    found = shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+    if found is None:
+        pytest.skip(f"{name} is not installed; the dev extra brings it")
+    return found
+
+
+def kustomize(directory: Path) -> list[Manifest]:
+    command = [tool("kubectl"), "kustomize", str(directory)]
+    rendered = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert rendered.returncode == 0, rendered.stderr
+    return list(yaml.safe_load_all(rendered.stdout))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def hadolint() -> str:
+    return tool("hadolint")
+
+
+@pytest.fixture(scope="session", params=["cpu", "gpu"])
+def overlay(request: pytest.FixtureRequest) -> Path:
+    return REPOSITORY / "deploy" / "kustomize" / "overlays" / str(request.param)
+
+
+@pytest.fixture(scope="session")
+def manifests(overlay: Path) -> list[Manifest]:
+    return kustomize(overlay)
+
+
+@pytest.fixture(scope="session")
+def rayservice(manifests: list[Manifest]) -> Manifest:
+    return next(manifest for manifest in manifests if manifest["kind"] == "RayService")
+
+
+@pytest.fixture(scope="session")
+def fault_tolerant_rayservice(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The gpu overlay with the gcs-fault-tolerance component, as docs/deploy.md composes them."""
+    directory = tmp_path_factory.mktemp("kustomize")
+    source = Path(os.path.relpath(REPOSITORY / "deploy" / "kustomize", directory))
+    kustomization = {
+        "resources": [str(source / "overlays" / "gpu")],
+        "components": [str(source / "components" / "gcs-fault-tolerance")],
+    }
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return next(manifest for manifest in kustomize(directory) if manifest["kind"] == "RayService")
+
+
+@pytest.fixture(scope="session")
+def rayservice_validator() -> Draft202012Validator:
+    """Validator of ray.io/v1 RayService by KubeRay's own definition, which lies beside the project."""
+    shared = Path(os.environ.get("PALIMPSEST_SHARED", REPOSITORY.parent / "shared"))
+    path = shared / "crds" / "ray.io_rayservices.yaml"
+    if not path.is_file():
+        pytest.skip(f"no {path}: point PALIMPSEST_SHARED at a directory that has KubeRay's CRDs in crds/")
+    definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}  # ObjectMeta: the API server's own schema, not the CRD's
+    return Draft202012Validator(schema)
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` with the API server's strict reading: an object has the keys that are named and no others.
+
+    Objects that keep unknown fields or map free keys stay as they are.
+    """
+    node = dict(schema)
+    if "properties" in node:
+        node["properties"] = {key: closed(child) for key, child in node["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            node[key] = closed(node[key])
+    is_open = node.get("x-kubernetes-preserve-unknown-fields", False) or "additionalProperties" in node
+    if node.get("type") == "object" and not is_open:
+        node["additionalProperties"] = False
+    return node
