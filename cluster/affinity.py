@@ -1,0 +1,88 @@
+"""Which replica should serve a request. Pure.
+
+Affinity never decides alone: a replica that holds the prefix is chosen only while the prompt work it saves is more
+than the work that is queued on it. Judged by hit rate a router sends everything to one replica; judged by work it
+spreads, and the copies follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cache_service.types import PrefixKey, ReplicaId
+from workers.api import PrefixCandidate
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """What a token of each kind costs, relative to the other."""
+
+    uncached: float = 1.0
+    """A prompt token that the replica holds in no prefix entry."""
+    queued: float = 1.0
+    """A token of work that was sent to the replica and isn't finished."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The work of one request, in tokens, and the prefixes that could save some of it."""
+
+    request_id: str
+    prompt_tokens: int
+    canvas_tokens: int
+    prefixes: tuple[PrefixCandidate, ...]
+    """Shortest first."""
+
+    def work(self, cached_tokens: int) -> int:
+        return self.prompt_tokens - cached_tokens + self.canvas_tokens
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One replica with what it would cost there, in weighted tokens, and how much of the prompt it holds."""
+
+    replica: ReplicaId
+    cost: float
+    cached_tokens: int
+
+
+def rank(
+    demand: Demand,
+    replicas: Sequence[ReplicaId],
+    holders: Mapping[PrefixKey, frozenset[ReplicaId]],
+    queued_tokens: Mapping[ReplicaId, int],
+    weights: RouterWeights,
+) -> list[Choice]:
+    """All `replicas`, cheapest first: cost = uncached prompt tokens + tokens of queued work, weighted.
+
+    Equal costs are ordered by rendezvous hashing (Thaler & Ravishankar 1998) of the shortest prefix, so that the
+    first requests of a prefix meet on one replica before any entry is known, different prefixes spread, and a
+    replica that leaves moves only its own. A request without a prefix is hashed by itself.
+    """
+    anchor = demand.prefixes[0].key if demand.prefixes else demand.request_id.encode()
+
+    def order(choice: Choice) -> tuple[float, bytes]:
+        return choice.cost, rendezvous(anchor, choice.replica)
+
+    choices = []
+    for replica in replicas:
+        cached = cached_tokens(replica, demand.prefixes, holders)
+        uncached = demand.prompt_tokens - cached
+        cost = weights.uncached * uncached + weights.queued * queued_tokens.get(replica, 0)
+        choices.append(Choice(replica, cost, cached))
+    return sorted(choices, key=order)
+
+
+def cached_tokens(
+    replica: ReplicaId, prefixes: Sequence[PrefixCandidate], holders: Mapping[PrefixKey, frozenset[ReplicaId]]
+) -> int:
+    """Length of the longest prefix that the replica holds; 0 where it holds none."""
+    lengths = (prefix.num_tokens for prefix in reversed(prefixes) if replica in holders.get(prefix.key, frozenset()))
+    return next(lengths, 0)
+
+
+def rendezvous(anchor: bytes, replica: ReplicaId) -> bytes:
+    """The replica's score for `anchor`: the smallest wins."""
+    return hashlib.blake2b(anchor, key=replica.encode()[:64], digest_size=8).digest()

@@ -1,0 +1,241 @@
+"""One YAML file -> frozen dataclasses. Every key has a default, so that an empty file serves the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+import yaml
+from cattrs.strategies import configure_union_passthrough
+
+from cluster.affinity import RouterWeights
+from cluster.errors import ConfigError
+from workers import models
+from workers.config import WorkerConfig
+
+BUNDLE = Path(models.__file__).parent / "factbook"
+"""Holds one folder for each model that ships with the package."""
+INJECTED = ("model", "cache_service")
+"""Keys of `WorkerConfig` that the file says once, at its top level."""
+
+
+@dataclass(frozen=True)
+class HttpConfig:
+    """Where Ray Serve's HTTP proxy listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+@dataclass(frozen=True)
+class GrpcConfig:
+    """Where the gRPC server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+
+
+@dataclass(frozen=True)
+class CacheServiceConfig:
+    """Where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
+
+    host: str = "127.0.0.1"
+    port: int = 7070
+    spawn: bool = True
+
+    @property
+    def target(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class ApiKeysConfig:
+    """Where accepted API keys are read from; without either, no key is asked for."""
+
+    env: str | None = None
+    """Name of an environment variable that holds keys, separated by commas."""
+    file: Path | None = None
+    """A file with one key a line."""
+
+    def read(self, environ: Mapping[str, str]) -> frozenset[str]:
+        """The configured keys. Raises ConfigError where a named source is missing or empty."""
+        keys: set[str] = set()
+        if self.env is not None:
+            keys |= _keys_in(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")
+        if self.file is not None:
+            try:
+                lines = self.file.read_text().splitlines()
+            except OSError as error:
+                raise ConfigError(f"api_keys.file: {error}") from error
+            keys |= _keys_in(lines, f"api_keys.file: {self.file}")
+        return frozenset(keys)
+
+
+def _keys_in(texts: list[str], source: str) -> set[str]:
+    keys = {key for text in texts if (key := text.strip())}
+    if not keys:
+        raise ConfigError(f"{source} holds no API key; set it, or remove it from the configuration")
+    return keys
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What one client may ask for."""
+
+    request_timeout_s: float = 120.0
+    max_queued: int = 1024
+    """Requests that may wait at the ingress for a replica; the next one is told to try again later."""
+    max_ongoing: int = 512
+    """Requests that one replica holds at a time, running or waiting in its engine."""
+    max_body_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """What Ray reserves, in its own units."""
+
+    worker_cpus: float = 1.0
+    """CPUs a worker replica; a fraction lets several replicas share one."""
+    ingress_cpus: float = 0.1
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The whole system. `worker.model` and `worker.cache_service` follow from the top level."""
+
+    worker: WorkerConfig
+    model: str = "factbook"
+    """Name of a bundled model, or a directory in Hugging Face's layout."""
+    served_name: str | None = None
+    """Name that clients use; by default the model's own."""
+    replicas: int | Literal["auto"] = "auto"
+    """Worker replicas; auto: one a GPU, or 2 without GPUs."""
+    http: HttpConfig = field(default_factory=HttpConfig)
+    grpc: GrpcConfig = field(default_factory=GrpcConfig)
+    cache_service: CacheServiceConfig = field(default_factory=CacheServiceConfig)
+    api_keys: ApiKeysConfig = field(default_factory=ApiKeysConfig)
+    router: RouterWeights = field(default_factory=RouterWeights)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+    def __post_init__(self) -> None:
+        if self.replicas != "auto" and self.replicas < 1:
+            raise ValueError(f"replicas must be at least 1, or auto; got {self.replicas}")
+
+    @property
+    def name(self) -> str:
+        return self.served_name or self.worker.model.name
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> ClusterConfig:
+    """The configuration in the YAML file at `path`, with `overrides` (nested like the file) on top.
+
+    Raises ConfigError, which names the file and every key at fault.
+    """
+    content: Any = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a mapping of keys is expected at the top")
+    try:
+        return parse_config(_merged(content, overrides or {}))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+
+
+def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
+    """A parsed YAML file -> configuration. Raises ConfigError, which names every key at fault."""
+    worker = content.get("worker") or {}
+    if isinstance(worker, dict):
+        if clash := [key for key in INJECTED if key in worker]:
+            raise ConfigError(f"worker.{clash[0]}: say {clash[0]} at the top level, once")
+        worker = {**worker, **dict.fromkeys(INJECTED, "")}
+    converter = _converter()
+    try:
+        config = converter.structure({**content, "worker": worker}, ClusterConfig)
+    except cattrs.BaseValidationError as error:
+        raise ConfigError(
+            "; ".join(cattrs.transform_error(error, path="config", format_exception=_explained))
+        ) from error
+    complete = replace(config.worker, model=model_directory(config.model), cache_service=config.cache_service.target)
+    return replace(config, worker=complete)
+
+
+def to_mapping(config: ClusterConfig) -> dict[str, Any]:
+    """The inverse of `parse_config`: plain values, as YAML or JSON hold them."""
+    mapping: dict[str, Any] = _converter().unstructure(config)
+    for key in INJECTED:
+        del mapping["worker"][key]
+    return mapping
+
+
+def model_directory(name: str) -> Path:
+    """Directory of a bundled model or of a path. Raises ConfigError where there is none."""
+    bundled = BUNDLE / name
+    directory = bundled if (bundled / "config.json").exists() else Path(name).expanduser()
+    if not (directory / "config.json").exists():
+        names = sorted(path.parent.name for path in BUNDLE.glob("*/config.json"))
+        raise ConfigError(
+            f"model {name!r} is neither a directory with a config.json nor bundled (bundled: {', '.join(names)}); "
+            "set `model` or --model"
+        )
+    return directory.resolve()
+
+
+def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
+    """What `serve deploy` and a RayService's `serveConfigV2` take; `cluster.app:build` gets the rest as its args.
+
+    In a cluster every node's proxy serves, and both servers listen on all interfaces of their pod.
+    """
+    everywhere = replace(config, http=replace(config.http, host="0.0.0.0"), grpc=replace(config.grpc, host="0.0.0.0"))
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": everywhere.http.host, "port": everywhere.http.port},
+        "applications": [
+            {
+                "name": "palimpsest",
+                "route_prefix": "/",
+                "import_path": "cluster.app:build",
+                "args": to_mapping(everywhere),
+            }
+        ],
+    }
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merged(below or {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _converter() -> cattrs.Converter:
+    """Strict: an unknown key is an error, and no value is turned into another type."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kinds in ((bool,), (int,), (float, int), (str,)):
+        converter.register_structure_hook(kinds[0], partial(_exactly, kinds))
+    configure_union_passthrough(str | int | float | bool | None, converter)
+    converter.register_structure_hook(Path, lambda value, _: Path(_exactly((str,), value, str)))
+    converter.register_unstructure_hook(Path, str)
+    return converter
+
+
+def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
+    if type(value) not in kinds:
+        raise TypeError(f"expected {kinds[0].__name__}, got {value!r}")
+    return value
+
+
+def _explained(error: BaseException, target: type | None) -> str:
+    """Our own classes' words where they refuse a value; else cattrs'."""
+    if type(error) in {TypeError, ValueError, Exception} and error.args:
+        return str(error)
+    return cattrs.v.format_exception(error, target)

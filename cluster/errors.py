@@ -1,0 +1,44 @@
+"""What can go wrong in the cluster package. Messages name the knob to turn."""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """Root of the cluster's errors."""
+
+
+class ConfigError(ClusterError):
+    """The configuration can't be used; the message names the file, the key and what is wrong."""
+
+
+class TokenizerError(ClusterError):
+    """The model directory's tokenizer or chat template can't be used."""
+
+
+class RequestError(ClusterError):
+    """The client's request can't be honoured; `param` names the field at fault, `code` the kind of fault."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class AuthenticationError(ClusterError):
+    """No API key, or one that isn't configured."""
+
+
+class ModelNotFoundError(ClusterError):
+    """The request names a model that isn't served here."""
+
+
+class NotReadyError(ClusterError):
+    """No worker replica can answer yet, or any more; trying again later may help."""
+
+
+class RequestTimeoutError(ClusterError):
+    """The request took longer than its deadline or than `limits.request_timeout_s`."""
+
+
+class StartError(ClusterError):
+    """The cluster can't start on this machine as it was asked to."""

@@ -1,0 +1,183 @@
+"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text as it is committed.
+
+The one wall around `transformers`' tokenizers, which also render the model's own chat template. Text that a user
+wrote never becomes a special token: only those that the template itself writes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from cache_service.hashing import prefix_keys
+from cluster.errors import RequestError, TokenizerError
+from workers.api import PrefixCandidate
+
+TOKEN_GRID = 128
+"""A prompt of bare token ids shows no structure: it may be cut at multiples of this."""
+MAX_BOUNDARIES = 4
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, to be put through the model's chat template."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """Raw text; special tokens in it are read as such, as a client that fills in a template itself wants."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """Token ids, taken as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = Conversation | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids and the lengths, ascending and below the whole, of the prefixes that others may share."""
+
+    token_ids: tuple[int, ...]
+    boundaries: tuple[int, ...]
+
+    def candidates(self, fingerprint: str, salt: str) -> tuple[PrefixCandidate, ...]:
+        """The boundaries with their keys, shortest first; see `cache_service.hashing.prefix_keys`."""
+        keys = prefix_keys(fingerprint, salt, self.token_ids, self.boundaries)
+        return tuple(PrefixCandidate(length, key) for length, key in zip(self.boundaries, keys, strict=True))
+
+
+class Tokenization:
+    """A model directory's tokenizer (tokenizer.json) and chat template."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises TokenizerError where the directory has no tokenizer that can be read."""
+        try:
+            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"no tokenizer in {directory}: a served model needs tokenizer.json there") from error
+        self._directory = directory
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokenizer)
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Raises RequestError for messages that the chat template refuses, and for ids outside the vocabulary."""
+        match prompt:
+            case Conversation(messages):
+                return self._encode_conversation(messages)
+            case TextPrompt(text):
+                return self._encode_text(text)
+            case TokenPrompt(token_ids):
+                return self._encode_ids(token_ids)
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._tokenizer)
+
+    def _encode_conversation(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Boundaries: before the first user turn, and before the latest ones, the last included.
+
+        The boundary before an earlier user turn is where that turn's own request left its entry.
+        """
+        token_ids = self._render(messages, add_generation_prompt=True)
+        user_turns = [i for i, message in enumerate(messages) if message.role == "user" and i > 0]
+        if len(user_turns) > MAX_BOUNDARIES:
+            user_turns = [user_turns[0], *user_turns[1 - MAX_BOUNDARIES :]]
+        prefixes = (self._render(messages[:i], add_generation_prompt=False) for i in user_turns)
+        lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
+        return _encoded(token_ids, lengths)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        if not self._tokenizer.chat_template:
+            raise RequestError(
+                f"the model in {self._directory} has no chat template: use /v1/completions, or add chat_template.jinja",
+                param="messages",
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=add_generation_prompt, sanitize_control_tokens=True, return_dict=False
+            )
+        except (TemplateError, ValueError) as error:
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return list(ids)
+
+    def _encode_text(self, text: str) -> EncodedPrompt:
+        """Boundaries: after the first and the last blank line, as few-shot prompts are laid out."""
+        token_ids = list(self._tokenizer(text)["input_ids"])
+        ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
+        prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))
+        lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
+        return _encoded(token_ids, lengths)
+
+    def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
+        if bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None):
+            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param="prompt")
+        return _encoded(token_ids, range(TOKEN_GRID, len(token_ids), TOKEN_GRID)[-MAX_BOUNDARIES:])
+
+
+def _encoded(token_ids: Iterable[int], lengths: Iterable[int]) -> EncodedPrompt:
+    ids = tuple(token_ids)
+    return EncodedPrompt(ids, tuple(sorted({length for length in lengths if 0 < length < len(ids)})))
+
+
+class Detokenizer:
+    """Text of one request's committed tokens, piece by piece: whole characters only, never taken back.
+
+    A piece is held back while its bytes end inside a character. The pieces depend on the tokens alone, not on how
+    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens since the
+    last piece and that piece's own, because a decoder may treat a text's first word in its own way. (The tokenizers
+    library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        return "".join(self._step(token_id) for token_id in token_ids)
+
+    def finish(self) -> str:
+        """What was held back; a broken character at the end becomes U+FFFD."""
+        return self._new_text()
+
+    def _step(self, token_id: int) -> str:
+        self._pending.append(token_id)
+        text = self._new_text()
+        if not text or text.endswith(BROKEN):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def _new_text(self) -> str:
+        known = self._decode(self._context)
+        return self._decode(self._context + self._pending)[len(known) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
