@@ -19,6 +19,6 @@ COPY cache_service cache_service
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/palimpsest PYTHONUNBUFFERED=1
 RUN python -m compileall -q .
 USER 1000:1000
-EXPOSE 7070
+EXPOSE 7070 9090
 ENTRYPOINT ["python", "-m", "cache_service"]
-CMD ["--port", "7070"]
+CMD ["--host", "0.0.0.0", "--port", "7070", "--metrics-port", "9090"]

@@ -1,0 +1,108 @@
+"""What Serve is told to run: generated from the one configuration, and fitting the manifests around it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from deploy import manifests as generator
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def serve_config(rayservice: Manifest) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(rayservice["spec"]["serveConfigV2"])
+    return content
+
+
+@pytest.fixture(scope="session")
+def arguments(serve_config: dict[str, Any]) -> dict[str, Any]:
+    (application,) = serve_config["applications"]
+    return dict(application["args"])
+
+
+@pytest.fixture(scope="session")
+def worker_group(rayservice: Manifest) -> Manifest:
+    (group,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return dict(group)
+
+
+@pytest.fixture(scope="session")
+def worker(worker_group: Manifest) -> Manifest:
+    (container,) = worker_group["template"]["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.fixture
+def command() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(generator.main)
+    return app
+
+
+def test_the_committed_manifests_are_what_the_generator_writes(command: typer.Typer) -> None:
+    result = CliRunner().invoke(command, ["--check"])
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_changed_difference_is_noticed_and_written(command: typer.Typer, overlay: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(overlay, mine)
+    (mine / "palimpsest.yaml").write_text("replicas: 7\nmodel: factbook-plain\n")
+    target = mine / generator.GENERATED
+
+    before = target.read_text()
+    result = CliRunner().invoke(command, [str(mine), "--check"])
+    assert (result.exit_code, result.output) == (1, f"{target} is out of date\n")
+    assert target.read_text() == before
+
+    assert CliRunner().invoke(command, [str(mine)]).output == f"wrote {target}\n"
+    (application,) = yaml.safe_load(yaml.safe_load(target.read_text())["spec"]["serveConfigV2"])["applications"]
+    assert (application["args"]["replicas"], application["args"]["model"]) == (7, "factbook-plain")
+    assert CliRunner().invoke(command, [str(mine), "--check"]).exit_code == 0
+
+
+def test_kustomize_carries_the_generated_config_whole(serve_config: dict[str, Any], overlay: Path) -> None:
+    assert serve_config == generator.serve_config(overlay)
+
+
+def test_every_worker_pod_gets_one_replica(arguments: dict[str, Any], worker_group: Manifest) -> None:
+    assert arguments["replicas"] == worker_group["replicas"]
+
+
+def test_reservations_fit_into_a_pod(arguments: dict[str, Any], worker: Manifest) -> None:
+    needed = arguments["resources"]["worker_cpus"] + 2 * arguments["resources"]["ingress_cpus"]
+    assert needed <= float(worker["resources"]["limits"]["cpu"])
+
+
+def test_the_workers_device_is_what_the_pod_has(arguments: dict[str, Any], worker: Manifest) -> None:
+    has_gpu = "nvidia.com/gpu" in worker["resources"]["limits"]
+    assert arguments["worker"]["device"] == ("cuda" if has_gpu else "cpu")
+
+
+def test_the_ports_are_open_on_every_interface(
+    serve_config: dict[str, Any], arguments: dict[str, Any], worker: Manifest
+) -> None:
+    ports = {port["name"]: port["containerPort"] for port in worker["ports"]}
+    assert serve_config["http_options"] == {"host": "0.0.0.0", "port": ports["serve"]}
+    assert arguments["grpc"] == {"host": "0.0.0.0", "port": ports["grpc"]}
+
+
+def test_the_cache_service_is_called_at_its_service(arguments: dict[str, Any], manifests: list[Manifest]) -> None:
+    cache = arguments["cache_service"]
+    assert cache["spawn"] is False
+    (service,) = (m for m in manifests if m["kind"] == "Service" and m["metadata"]["name"] == cache["host"])
+    assert cache["port"] in [port["port"] for port in service["spec"]["ports"]]
+
+
+def test_api_keys_are_in_the_environment_that_is_read(arguments: dict[str, Any], worker: Manifest) -> None:
+    given = [variable["name"] for variable in worker.get("env", [])]
+    asked = arguments["api_keys"]["env"]
+    assert given == ([asked] if asked else [])
