@@ -18,7 +18,7 @@ LeaseId = NewType("LeaseId", int)
 """Names one registration of a replica; a re-registration gets a new one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One replica holds the entry of one prefix."""
 
@@ -31,7 +31,7 @@ class Placement:
     epoch: Epoch = Epoch(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A member's right to be listed until `ttl_s` passes without a keep-alive."""
 
@@ -48,17 +48,18 @@ class EventKind(enum.Enum):
     WITHDRAWN = "withdrawn"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
-    """One mutation, as watchers see it. `placement` is set for ANNOUNCED and WITHDRAWN."""
+    """One mutation, as watchers see it. `placement` is set for ANNOUNCED and WITHDRAWN, `lease` for JOINED."""
 
     revision: Revision
     kind: EventKind
     replica: ReplicaId
     placement: Placement | None = None
+    lease: Lease | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole view at one revision, for a watcher that starts or has fallen behind."""
 

@@ -1,0 +1,54 @@
+"""What an instance of the cache service can be told, strictly: an unknown key is an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cattrs
+import yaml
+from cattrs.errors import ClassValidationError
+
+from cache_service.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """One instance of the service."""
+
+    host: str = "127.0.0.1"
+    port: int = 7070
+    """0 takes a free one."""
+    metrics_port: int | None = None
+    """Where Prometheus may scrape; None: nowhere."""
+    history: int = 65_536
+    """Events kept for watchers that lag; who falls further behind gets a snapshot."""
+    tick_s: float = 0.25
+    """How often lapsed leases are looked for: a dead member is gone within its TTL and this."""
+    grace_s: float = 2.0
+    """How long calls under way may take to end at shutdown."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("port", self.port), ("metrics_port", self.metrics_port or 0)):
+            if not 0 <= value <= 65_535:
+                raise InvalidRequest(f"{name} must lie within 0 and 65535, got {value}")
+        if self.history < 1:
+            raise InvalidRequest(f"history must be at least 1 event, got {self.history}")
+        if self.tick_s <= 0 or self.grace_s < 0:
+            raise InvalidRequest(f"tick_s must be above 0 and grace_s not below, got {self.tick_s} and {self.grace_s}")
+
+
+def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:
+    """The config in the YAML file at `path` under `overrides`. Raises InvalidRequest, naming what is wrong."""
+    try:
+        given = yaml.safe_load(path.read_text()) if path else None
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"can't read the config {path}: {error}") from error
+    if not isinstance(given, dict | None):
+        raise InvalidRequest(f"the config {path} must be a mapping of keys to values")
+    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
+    try:
+        return converter.structure({**(given or {}), **overrides}, ServerConfig)
+    except ClassValidationError as error:
+        raise InvalidRequest("; ".join(cattrs.transform_error(error, path="config"))) from error

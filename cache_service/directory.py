@@ -1,0 +1,144 @@
+"""Who is a member, and which member holds which prefix. Pure: decisions return events, `apply` makes them so.
+
+A decision changes nothing: it checks the request against the present state and returns the events that would
+carry it out, numbered from the revision `at`. Only `apply` writes. So a decision can be taken again when another
+writer was faster, and a copy that applies the same events in the same order is the same directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from cache_service.errors import InvalidRequest, LeaseRefused
+from cache_service.types import Event, EventKind, Lease, LeaseId, Placement, PrefixKey, ReplicaId, Revision
+
+MIN_TTL_S = 0.1
+MAX_TTL_S = 3600.0
+
+
+class Directory:
+    """Members with their leases, and placements by prefix and by member."""
+
+    def __init__(self) -> None:
+        self._members: dict[ReplicaId, Lease] = {}
+        self._holders: dict[PrefixKey, dict[ReplicaId, Placement]] = {}
+        self._held: dict[ReplicaId, set[PrefixKey]] = {}
+
+    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Event, ...]:
+        """A new lease for `replica`; its id is the revision of JOINED. An older registration leaves first."""
+        if not replica:
+            raise InvalidRequest("replica must not be empty")
+        if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
+            raise InvalidRequest(f"ttl_s must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
+        events = []
+        if replica in self._members:
+            events.append(Event(at, EventKind.LEFT, replica))
+        joined = Revision(at + len(events))
+        events.append(Event(joined, EventKind.JOINED, replica, lease=Lease(LeaseId(joined), replica, ttl_s)))
+        return tuple(events)
+
+    def require(self, lease: Lease) -> Lease:
+        """The member's lease as granted. Raises LeaseRefused unless it is the current one of its replica."""
+        granted = self._members.get(lease.replica)
+        if granted is None:
+            raise LeaseRefused(f"replica {lease.replica!r} is not a member: register again")
+        if granted.id != lease.id:
+            raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} was superseded by {granted.id}")
+        return granted
+
+    def leave(self, lease: Lease, at: Revision) -> tuple[Event, ...]:
+        """The member goes, with all its placements."""
+        self.require(lease)
+        return (Event(at, EventKind.LEFT, lease.replica),)
+
+    def expire(self, lapsed: Collection[LeaseId], at: Revision) -> tuple[Event, ...]:
+        """Members whose lease is among `lapsed` go; ids of leases that ended before are passed over."""
+        gone = [replica for replica, lease in self._members.items() if lease.id in lapsed]
+        return tuple(Event(Revision(at + i), EventKind.LEFT, replica) for i, replica in enumerate(gone))
+
+    def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> tuple[Event, ...]:
+        """One event for each placement that differs from what is known; the last of one key wins."""
+        self.require(lease)
+        for placement in placements:
+            if placement.replica != lease.replica:
+                raise InvalidRequest(f"lease of {lease.replica!r} can't announce for {placement.replica!r}")
+        latest = {placement.key: placement for placement in placements}
+        changed = [p for p in latest.values() if self._holders.get(p.key, {}).get(p.replica) != p]
+        return tuple(
+            Event(Revision(at + i), EventKind.ANNOUNCED, p.replica, placement=p) for i, p in enumerate(changed)
+        )
+
+    def withdraw(self, lease: Lease, keys: Sequence[PrefixKey], at: Revision) -> tuple[Event, ...]:
+        """One event for each of `keys` that the member holds."""
+        self.require(lease)
+        held = self._held[lease.replica]
+        gone = [self._holders[key][lease.replica] for key in dict.fromkeys(keys) if key in held]
+        return tuple(Event(Revision(at + i), EventKind.WITHDRAWN, p.replica, placement=p) for i, p in enumerate(gone))
+
+    def lookup(self, keys: Sequence[PrefixKey]) -> dict[PrefixKey, tuple[Placement, ...]]:
+        """Placements of each of `keys` that somebody holds."""
+        return {key: tuple(holders.values()) for key in keys if (holders := self._holders.get(key))}
+
+    def lease_of(self, replica: ReplicaId) -> Lease:
+        """The lease of a member. Raises KeyError for a stranger."""
+        return self._members[replica]
+
+    def members(self) -> tuple[Lease, ...]:
+        return tuple(self._members.values())
+
+    def placements(self) -> Iterator[Placement]:
+        for holders in self._holders.values():
+            yield from holders.values()
+
+    @property
+    def num_placements(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    def apply(self, event: Event) -> None:
+        """Make `event` so. Idempotent: it states facts, and never depends on how they were reached."""
+        match event:
+            case Event(kind=EventKind.JOINED, lease=Lease() as lease):
+                self.admit(lease)
+            case Event(kind=EventKind.LEFT, replica=replica):
+                self._members.pop(replica, None)
+                for key in self._held.pop(replica, ()):
+                    self._drop(key, replica)
+            case Event(kind=EventKind.ANNOUNCED, placement=Placement() as placement):
+                self.place(placement)
+            case Event(kind=EventKind.WITHDRAWN, placement=Placement() as placement):
+                held = self._held.get(placement.replica)
+                if held is not None and placement.key in held:
+                    held.remove(placement.key)
+                    self._drop(placement.key, placement.replica)
+            case _:
+                raise ValueError(f"event lacks what its kind needs: {event}")
+
+    def admit(self, lease: Lease) -> None:
+        """Write one member as a fact, as `apply` and a restored snapshot do."""
+        self._members[lease.replica] = lease
+        self._held.setdefault(lease.replica, set())
+
+    def place(self, placement: Placement) -> None:
+        """Write one placement as a fact, as `apply` and a restored snapshot do."""
+        self._holders.setdefault(placement.key, {})[placement.replica] = placement
+        self._held.setdefault(placement.replica, set()).add(placement.key)
+
+    def _drop(self, key: PrefixKey, replica: ReplicaId) -> None:
+        holders = self._holders[key]
+        del holders[replica]
+        if not holders:
+            del self._holders[key]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless both indexes agree and every placement belongs to a member."""
+        by_key = {(key, replica) for key, holders in self._holders.items() for replica in holders}
+        by_replica = {(key, replica) for replica, keys in self._held.items() for key in keys}
+        if by_key != by_replica:
+            raise AssertionError(f"indexes differ in {by_key ^ by_replica}")
+        if set(self._held) != set(self._members):
+            raise AssertionError(f"placements of strangers: {set(self._held) ^ set(self._members)}")
+        if not all(self._holders.values()):
+            raise AssertionError("a key without holders is still listed")
+
+    def __repr__(self) -> str:
+        return f"<Directory [{len(self._members)} members, {len(self._holders)} prefixes, {self.num_placements} held]>"

@@ -1,0 +1,100 @@
+"""One running instance: the gRPC server with its services, health, reflection, metrics and the tick."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from cache_service.config import ServerConfig
+from cache_service.errors import CacheServiceError, InvalidRequest
+from cache_service.interceptor import CallInterceptor
+from cache_service.service import CacheService
+from cache_service.servicers.directory import DirectoryServicer
+from cache_service.servicers.events import EventsServicer
+from cache_service.servicers.members import MembersServicer
+from cache_service.store.base import Store
+from protos import cache_v1_pb2 as pb
+from protos import cache_v1_pb2_grpc as pb_grpc
+
+_log = logging.getLogger(__name__)
+
+SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second instance on the same port is a mistake, so it must fail
+    ("grpc.keepalive_time_ms", 10_000),  # a half-open connection of a watcher is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+class CacheServer:
+    """Serves `store` while its context is open, then closes it."""
+
+    def __init__(self, config: ServerConfig, store: Store) -> None:
+        self._config = config
+        self.service = CacheService(store)
+        self._health = health.aio.HealthServicer()
+        self._stack = AsyncExitStack()
+        self.port = config.port
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.service.store.close)
+            server = self._build()
+            await server.start()
+            stack.push_async_callback(self._stop, server)
+            ticker = asyncio.create_task(self._tick_forever())
+            stack.callback(ticker.cancel)
+            if self._config.metrics_port is not None:
+                metrics, thread = start_http_server(
+                    self._config.metrics_port, addr=self._config.host, registry=self.service.metrics.registry
+                )
+                stack.callback(thread.join)
+                stack.callback(metrics.server_close)
+                stack.callback(metrics.shutdown)
+            for name in SERVICES:
+                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _build(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[CallInterceptor(self.service.metrics)], options=OPTIONS)
+        pb_grpc.add_MembersServicer_to_server(MembersServicer(self.service), server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_DirectoryServicer_to_server(DirectoryServicer(self.service), server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_EventsServicer_to_server(EventsServicer(self.service), server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = f"{self._config.host}:{self._config.port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InvalidRequest(f"can't listen on {address}: choose another --host or --port") from error
+        return server
+
+    async def _stop(self, server: grpc.aio.Server) -> None:
+        """Turn clients away, end the watches, and give calls under way their grace."""
+        await self._health.enter_graceful_shutdown()
+        self.service.store.feed.close()
+        await server.stop(self._config.grace_s)
+
+    async def _tick_forever(self) -> None:
+        with suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(self._config.tick_s)
+                try:
+                    await self.service.tick()
+                except CacheServiceError as error:
+                    _log.warning("lapsed members stay listed for now: %s", error)

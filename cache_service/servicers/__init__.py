@@ -1,0 +1,1 @@
+"""The gRPC wall, one servicer a noun: each method decodes, lets a core decide, and encodes. No rules here."""

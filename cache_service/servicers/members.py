@@ -1,0 +1,37 @@
+"""`palimpsest.cache.v1.Members`."""
+# ruff: noqa: N802 (method names are the protocol's)
+
+from __future__ import annotations
+
+import logging
+
+from grpc.aio import ServicerContext
+
+from cache_service import convert
+from cache_service.service import CacheService
+from cache_service.types import ReplicaId
+from protos import cache_v1_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+
+class MembersServicer:
+    def __init__(self, service: CacheService) -> None:
+        self._service = service
+
+    async def Register(self, request: pb.RegisterRequest, _: ServicerContext) -> pb.RegisterResponse:
+        replica = ReplicaId(request.replica)
+        events = await self._service.commit(lambda state, at: state.directory.register(replica, request.ttl_s, at))
+        lease = next(event.lease for event in events if event.lease)
+        _log.info("replica %s joined under lease %d of %g s", replica, lease.id, lease.ttl_s)
+        return pb.RegisterResponse(header=convert.header_to_pb(self._service.store), lease=convert.lease_to_pb(lease))
+
+    async def KeepAlive(self, request: pb.KeepAliveRequest, _: ServicerContext) -> pb.KeepAliveResponse:
+        lease = await self._service.keep_alive(convert.lease_from_pb(request.lease))
+        return pb.KeepAliveResponse(header=convert.header_to_pb(self._service.store), lease=convert.lease_to_pb(lease))
+
+    async def Leave(self, request: pb.LeaveRequest, _: ServicerContext) -> pb.LeaveResponse:
+        lease = convert.lease_from_pb(request.lease)
+        await self._service.commit(lambda state, at: state.directory.leave(lease, at))
+        _log.info("replica %s left", lease.replica)
+        return pb.LeaveResponse(header=convert.header_to_pb(self._service.store))

@@ -1,0 +1,38 @@
+"""The one table between errors and gRPC: class, status code, and the reason in the trailing metadata."""
+
+from __future__ import annotations
+
+import grpc
+
+from cache_service.errors import (
+    CacheServiceError,
+    CacheServiceUnavailable,
+    Compacted,
+    FencedToken,
+    InvalidRequest,
+    LeaseRefused,
+    StaleEpoch,
+)
+
+REASON_KEY = "palimpsest-reason"
+
+CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
+    CacheServiceUnavailable: grpc.StatusCode.UNAVAILABLE,
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    LeaseRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    StaleEpoch: grpc.StatusCode.ABORTED,
+    FencedToken: grpc.StatusCode.FAILED_PRECONDITION,
+    Compacted: grpc.StatusCode.OUT_OF_RANGE,
+}
+_BY_REASON = {error.reason: error for error in CODES}
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+
+
+def error_of(failure: grpc.aio.AioRpcError) -> CacheServiceError:
+    """The error that the server raised, or CacheServiceUnavailable where none of it arrived in time."""
+    for key, value in failure.trailing_metadata() or ():
+        if key == REASON_KEY and value in _BY_REASON:
+            return _BY_REASON[value](failure.details())
+    if failure.code() in _AWAY:
+        return CacheServiceUnavailable(f"{failure.code().name}: {failure.details()}")
+    return CacheServiceError(f"{failure.code().name}: {failure.details()}")

@@ -1,0 +1,61 @@
+"""A store in this process: gone with it, and as fast as a dict."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+
+from cache_service.errors import CacheServiceUnavailable
+from cache_service.feed import Feed
+from cache_service.leases import Leases
+from cache_service.state import State
+from cache_service.store.base import Decision
+from cache_service.types import Event, EventKind, Lease, LeaseId
+
+
+class MemoryStore:
+    """`Store` for one process. No method awaits, so a decision and its events are one step of the event loop."""
+
+    def __init__(self, *, clock: Callable[[], float], history: int = 65_536) -> None:
+        """`clock` returns seconds that never go back; `history` events are kept for watchers that lag."""
+        self._clock = clock
+        self._leases = Leases()
+        self._closed = False
+        self.incarnation = uuid.uuid4().hex
+        self.state = State()
+        self.feed = Feed(history)
+
+    async def commit(self, decide: Decision) -> Sequence[Event]:
+        if self._closed:
+            raise CacheServiceUnavailable("the store is closed")
+        events = decide(self.state, self.state.next_revision)
+        for event in events:
+            self._settle(event)
+            self.state.apply(event)
+        if events:
+            self.feed.append(events)
+        return events
+
+    def _settle(self, event: Event) -> None:
+        """Begin and end leases with their members."""
+        if event.kind is EventKind.JOINED and event.lease is not None:
+            self._leases.grant(event.lease.id, event.lease.ttl_s, self._clock())
+        elif event.kind is EventKind.LEFT:
+            self._leases.revoke(self.state.directory.lease_of(event.replica).id)
+
+    async def sync(self) -> None:
+        if self._closed:
+            raise CacheServiceUnavailable("the store is closed")
+
+    async def renew(self, lease: Lease) -> bool:
+        return self._leases.renew(lease.id, lease.ttl_s, self._clock())
+
+    async def lapsed(self) -> frozenset[LeaseId]:
+        return self._leases.lapsed(self._clock())
+
+    async def close(self) -> None:
+        self._closed = True
+        self.feed.close()
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore {self.incarnation[:8]} {self.state} [{len(self._leases)} leases]>"

@@ -1,0 +1,25 @@
+"""Fakes that tests of the cache service, and of those who use it, can rely on."""
+
+from __future__ import annotations
+
+import socket
+
+
+class FakeClock:
+    """A clock that moves only when told to; call it for the time in seconds."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def free_port() -> int:
+    """A TCP port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

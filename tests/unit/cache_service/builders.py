@@ -1,0 +1,17 @@
+"""Short spellings for the values that tests are about."""
+
+from __future__ import annotations
+
+from cache_service.types import Epoch, Placement, PrefixKey, ReplicaId
+
+ANNA, BORIS = ReplicaId("anna"), ReplicaId("boris")
+
+
+def key(name: str) -> PrefixKey:
+    return PrefixKey(name.encode().ljust(20, b"."))
+
+
+def placed(name: str, replica: ReplicaId, *, depth: int = 4, epoch: int = 0) -> Placement:
+    return Placement(
+        key(name), replica, num_tokens=128, safe_depth=depth, size_bytes=128 * 768 * 1024, epoch=Epoch(epoch)
+    )

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cache_service.errors import CacheServiceUnavailable, Compacted
+from cache_service.feed import Feed
+from cache_service.types import Event, EventKind, Revision
+from tests.unit.cache_service.builders import ANNA
+
+
+def event(revision: int) -> Event:
+    return Event(Revision(revision), EventKind.LEFT, ANNA)
+
+
+def filled(num_events: int, capacity: int) -> Feed:
+    feed = Feed(capacity)
+    feed.append(event(revision) for revision in range(1, num_events + 1))
+    return feed
+
+
+@pytest.mark.parametrize("after", range(4, 11))
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_reads_follow_the_cursor_from_any_place_in_the_history(after: int, limit: int) -> None:
+    revisions = [e.revision for e in filled(10, capacity=6).read(Revision(after), limit)]
+    assert revisions == list(range(after + 1, 11))[:limit]
+
+
+@pytest.mark.parametrize("after", [3, 11])
+def test_a_cursor_outside_the_history_is_told_so(after: int) -> None:
+    with pytest.raises(Compacted, match=r"4\.\.10"):
+        filled(10, capacity=6).read(Revision(after), 1)
+
+
+async def test_a_waiter_wakes_at_the_next_event() -> None:
+    feed = Feed(4)
+    waiter = asyncio.create_task(feed.wait(Revision(0)))
+    await asyncio.sleep(0)
+    assert not waiter.done()
+    feed.append([event(1)])
+    await waiter
+
+
+async def test_closing_ends_every_wait() -> None:
+    feed = Feed(4)
+    waiter = asyncio.create_task(feed.wait(Revision(0)))
+    await asyncio.sleep(0)
+    feed.close()
+    with pytest.raises(CacheServiceUnavailable, match="shutting down"):
+        await waiter
+
+
+def test_history_restarts_after_a_new_head() -> None:
+    feed = filled(3, capacity=6)
+    feed.restart(Revision(40))
+    feed.append([event(41)])
+    assert [e.revision for e in feed.read(Revision(40), 9)] == [41]
+    with pytest.raises(Compacted):
+        feed.read(Revision(3), 9)

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from cache_service.leases import Leases
+from cache_service.types import LeaseId
+
+ONE, TWO = LeaseId(1), LeaseId(2)
+
+
+def test_a_lease_lives_until_its_ttl_has_passed_without_renewal() -> None:
+    leases = Leases()
+    leases.grant(ONE, 3.0, now=0.0)
+    leases.grant(TWO, 5.0, now=0.0)
+    assert leases.renew(ONE, 3.0, now=2.9)
+    assert leases.lapsed(now=5.0) == {TWO}
+    assert leases.lapsed(now=5.9) == {ONE, TWO}
+
+
+def test_a_lapsed_lease_never_lives_again() -> None:
+    leases = Leases()
+    leases.grant(ONE, 3.0, now=0.0)
+    assert not leases.renew(ONE, 3.0, now=3.0)
+    assert leases.lapsed(now=3.0) == {ONE}
+    leases.revoke(ONE)
+    assert not leases.renew(ONE, 3.0, now=0.0)
+    assert leases.lapsed(now=99.0) == frozenset()

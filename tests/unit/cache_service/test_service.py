@@ -1,0 +1,191 @@
+"""The real server and the real client, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import pytest
+
+from cache_service.client import CacheClient
+from cache_service.config import ServerConfig
+from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
+from cache_service.server import CacheServer
+from cache_service.state import State
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock
+from cache_service.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
+from protos import cache_v1_pb2 as pb
+from protos import cache_v1_pb2_grpc as pb_grpc
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
+
+
+def events_stub(channel: grpc.aio.Channel) -> Any:
+    return pb_grpc.EventsStub(channel)  # type: ignore[no-untyped-call]
+
+
+async def take(items: AsyncIterator[Snapshot | Event], count: int) -> list[Snapshot | Event]:
+    return [await anext(items) for _ in range(count)]
+
+
+async def test_what_is_announced_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    assert await client.announce(lease, [placed("a", ANNA), placed("b", ANNA, depth=0, epoch=3)]) == 3
+    found = await client.lookup([key("a"), key("b"), key("c")])
+    assert found == {key("a"): (placed("a", ANNA),), key("b"): (placed("b", ANNA, depth=0, epoch=3),)}
+    assert await client.withdraw(lease, [key("a"), key("c")]) == 4
+    assert await client.lookup([key("a")]) == {}
+    assert await client.leave(lease) == 5
+    assert await client.lookup([key("b")]) == {}
+
+
+async def test_a_silent_member_leaves_with_all_it_holds(
+    server: CacheServer, client: CacheClient, clock: FakeClock
+) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA)])
+    clock.advance(4.9)
+    assert await client.keep_alive(lease) == lease
+    clock.advance(4.9)
+    await server.service.tick()
+    assert key("a") in await client.lookup([key("a")])
+    clock.advance(0.1)
+    with pytest.raises(LeaseRefused, match="lapsed"):
+        await client.keep_alive(lease)
+    await server.service.tick()
+    assert await client.lookup([key("a")]) == {}
+    with pytest.raises(LeaseRefused, match="not a member"):
+        await client.announce(lease, [placed("a", ANNA)])
+
+
+async def test_refusals_cross_the_wire_as_what_they_are(client: CacheClient) -> None:
+    with pytest.raises(LeaseRefused, match="'anna' is not a member"):
+        await client.announce(Lease(LeaseId(7), ANNA, 1.0), [placed("a", ANNA)])
+    with pytest.raises(InvalidRequest, match="ttl_s"):
+        await client.register(ANNA, ttl_s=-1.0)
+
+
+async def test_a_watch_begins_with_a_snapshot_and_goes_on_with_every_event(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA)])
+    async with aclosing(client.watch()) as watch:
+        assert await anext(watch) == Snapshot(Revision(2), (ANNA,), (placed("a", ANNA),))
+        await client.announce(lease, [placed("b", ANNA)])
+        await client.withdraw(lease, [key("a")])
+        await client.leave(lease)
+        assert await take(watch, 3) == [
+            Event(Revision(3), EventKind.ANNOUNCED, ANNA, placed("b", ANNA)),
+            Event(Revision(4), EventKind.WITHDRAWN, ANNA, placed("a", ANNA)),
+            Event(Revision(5), EventKind.LEFT, ANNA),
+        ]
+
+
+async def test_a_large_snapshot_comes_in_parts(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    placements = [placed(f"{i}", ANNA) for i in range(10_000)]
+    for start in range(0, 10_000, 2_500):
+        await client.announce(lease, placements[start : start + 2_500])
+    async with aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert set(snapshot.placements) == set(placements)
+
+
+async def test_a_watch_resumes_over_a_restart_of_the_connection_without_loss(server: CacheServer) -> None:
+    target = f"127.0.0.1:{server.port}"
+    async with CacheClient(target) as writer, grpc.aio.insecure_channel(target) as channel:
+        lease = await writer.register(ANNA, ttl_s=5.0)
+        incarnation = server.service.store.incarnation
+        await writer.announce(lease, [placed("a", ANNA), placed("b", ANNA)])
+        watch = events_stub(channel).Watch(pb.WatchRequest(after_revision=2, incarnation=incarnation))
+        response = await watch.read()
+        assert [event.revision for event in response.events.events] == [3]
+
+
+@pytest.mark.parametrize(
+    ("after", "incarnation"), [(0, "current"), (999, "current"), (100, "of another life"), (100, "")]
+)
+async def test_a_watch_that_history_cannot_continue_is_refused(
+    server: CacheServer, client: CacheClient, after: int, incarnation: str
+) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed(f"{i}", ANNA) for i in range(100)])
+    if incarnation == "current":
+        incarnation = server.service.store.incarnation
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        watch = events_stub(channel).Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await watch.read()
+    assert refusal.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_watch_outlives_the_service_and_gets_a_snapshot_of_its_successor(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CacheServer(ServerConfig(port=0, grace_s=0.0), MemoryStore(clock=clock)) as first:
+        client = CacheClient(f"127.0.0.1:{first.port}", timeout_s=10.0)
+        watch = client.watch()
+        assert await anext(watch) == Snapshot(Revision(0), (), ())
+    pending = asyncio.ensure_future(anext(watch))
+    with pytest.raises(CacheServiceUnavailable):
+        await client.lookup([key("a")])
+    async with CacheServer(ServerConfig(port=first.port, grace_s=0.0), MemoryStore(clock=clock)):
+        assert await pending == Snapshot(Revision(0), (), ())
+        lease = await client.register(BORIS, ttl_s=5.0)
+        joined = Event(Revision(1), EventKind.JOINED, BORIS, lease=lease)
+        assert await anext(watch) == joined
+        await watch.aclose()
+        await client.close()
+    assert len([r for r in caplog.records if "interrupted" in r.message]) <= 2
+
+
+async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheServer, client: CacheClient) -> None:
+    async def write(name: str) -> None:
+        lease = await client.register(ANNA if name == "x" else BORIS, ttl_s=5.0)
+        for i in range(40):
+            await client.announce(lease, [placed(f"{name}{i}", lease.replica)])
+            if i % 3 == 0:
+                await client.withdraw(lease, [key(f"{name}{i}")])
+
+    async def follow(until: Revision) -> State:
+        view = State()
+        async with aclosing(client.watch()) as watch:
+            async for item in watch:
+                if isinstance(item, Snapshot):
+                    leases = [Lease(LeaseId(0), replica, 1.0) for replica in item.members]
+                    view = State.restore(item.revision, leases, item.placements)
+                else:
+                    view.apply(item)
+                if view.revision >= until:
+                    break
+        return view
+
+    last = Revision(2 + 2 * 40 + 2 * 14)
+    followers = [asyncio.create_task(follow(last)) for _ in range(4)]
+    await asyncio.gather(write("x"), write("y"))
+    want = server.service.store.state
+    assert want.revision == last
+    for view in await asyncio.gather(*followers, follow(last)):
+        assert set(view.directory.placements()) == set(want.directory.placements())
+
+
+async def test_calls_and_state_are_counted(server: CacheServer, client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA), placed("b", ANNA)])
+    with pytest.raises(LeaseRefused):
+        await client.announce(Lease(LeaseId(0), BORIS, 1.0), [])
+    read = server.service.metrics.registry.get_sample_value
+    assert read("palimpsest_cache_revision") == 3
+    assert read("palimpsest_cache_placements") == 2
+    assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "OK"}) == 1
+    assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "FAILED_PRECONDITION"}) == 1
+    assert read("palimpsest_cache_events_total", {"kind": "announced"}) == 2
+
+
+async def test_an_occupied_port_is_an_error_that_names_the_option(server: CacheServer, clock: FakeClock) -> None:
+    with pytest.raises(InvalidRequest, match="--port"):
+        async with CacheServer(ServerConfig(port=server.port), MemoryStore(clock=clock)):
+            pass
