@@ -1,0 +1,1 @@
+"""Prefix states that stay valid under bidirectional attention: entries, reuse depths, and their announcement."""

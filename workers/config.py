@@ -1,0 +1,98 @@
+"""A worker's configuration: frozen, checked at once, in the units that the names say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+MIB = 1 << 20
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How many requests run together, and the decoding defaults of a request that names none."""
+
+    max_batch: int = 8
+    """Requests that are denoised together."""
+    max_waiting: int = 256
+    """Requests that may wait for a place; the next one is refused as overload."""
+    max_heavy_rows: int = 2048
+    """Rows of refreshes, full passes and entry builds that one step takes on while no cheap pass waits for it."""
+    policy: str = "bicache"
+    block_length: int = 32
+    tokens_per_step: int = 2
+    """Canvas tokens that a step commits on average, where the request names no number of steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_heavy_rows", "block_length", "tokens_per_step"):
+            require(getattr(self, name) >= 1, f"engine.{name} must be at least 1, got {getattr(self, name)}")
+        require(self.max_waiting >= 0, f"engine.max_waiting must not be negative, got {self.max_waiting}")
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """The page pool. Private K/V of running requests and prefix entries share it."""
+
+    pool_bytes: int = 1024 * MIB
+    entry_bytes: int = 512 * MIB
+    """Part of the pool that prefix entries may fill; 0 serves every request without an entry."""
+    page_tokens: int = 16
+    """Tokens whose K and V, of one layer, a page holds."""
+
+    def __post_init__(self) -> None:
+        require(self.pool_bytes > 0, f"kv.pool_bytes must be positive, got {self.pool_bytes}")
+        require(
+            0 <= self.entry_bytes <= self.pool_bytes,
+            f"kv.entry_bytes must lie in 0..kv.pool_bytes ({self.pool_bytes}), got {self.entry_bytes}",
+        )
+        require(self.page_tokens >= 1, f"kv.page_tokens must be at least 1, got {self.page_tokens}")
+
+
+@dataclass(frozen=True)
+class BiCacheConfig:
+    """How far, and for how long, prefix states are reused."""
+
+    refresh_interval: int = 16
+    """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.refresh_interval >= 0,
+            f"bicache.refresh_interval must not be negative, got {self.refresh_interval}",
+        )
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """One worker: which model, on what, known to which cache service."""
+
+    model: Path
+    device: Device = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    dtype: DType = "auto"
+    """auto: bfloat16 on CUDA, float32 on the CPU."""
+    num_threads: int | None = None
+    """CPU threads of one replica; None leaves torch's own choice."""
+    cache_service: str | None = None
+    """host:port of the cache service; None runs without one."""
+    lease_ttl_s: float = 10.0
+    """Seconds without a keep-alive after which the cache service forgets this replica."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    kv: KVConfig = field(default_factory=KVConfig)
+    bicache: BiCacheConfig = field(default_factory=BiCacheConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_threads is None or self.num_threads >= 1,
+            f"worker.num_threads must be at least 1, got {self.num_threads}",
+        )
+        require(self.lease_ttl_s > 0, f"worker.lease_ttl_s must be positive, got {self.lease_ttl_s}")

@@ -1,0 +1,97 @@
+"""The engine: single-threaded, synchronous, driven from outside by `step`."""
+
+from __future__ import annotations
+
+import torch
+
+from cache_service.types import ReplicaId
+from workers.api import GenerateRequest, WorkerStats
+from workers.bicache.cache import Changes, PrefixCache
+from workers.bicache.depth import DepthTable
+from workers.config import BiCacheConfig, EngineConfig, KVConfig
+from workers.engine.request import resolve
+from workers.engine.runner import Runner
+from workers.errors import WorkerError
+from workers.kv.pool import PagePool
+from workers.kv.storage import PageStorage
+from workers.models.loader import LoadedModel
+from workers.scheduler.admission import Admission
+from workers.scheduler.scheduler import Outcome, Scheduler
+from workers.scheduler.task import RequestId
+
+
+class Engine:
+    """Requests in, chunks out, one denoising step at a time."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        engine: EngineConfig,
+        kv: KVConfig,
+        bicache: BiCacheConfig,
+        replica: ReplicaId,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """`device` and `dtype` are the model's."""
+        config = loaded.config
+        self._model, self._engine, self._bicache, self._replica = config, engine, bicache, replica
+        storage = PageStorage(config, pool_bytes=kv.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device)
+        self._pool = PagePool(storage.num_pages)
+        self._cache = PrefixCache(self._pool, storage, config, budget_bytes=kv.entry_bytes)
+        depths = DepthTable.for_model(config, loaded.depth_table)
+        admission = Admission(config, storage, self._pool, self._cache, depths)
+        self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica, device=device)
+        self.runner = Runner(loaded.model, storage)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.num_running or self.scheduler.num_waiting)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request. Raises InvalidRequestError or OverloadedError, and then nothing is kept of it."""
+        self.scheduler.add(resolve(request, self._model, self._engine, self._bicache))
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and free what it holds; an unknown or finished one is left alone."""
+        self.scheduler.abort(RequestId(request_id))
+
+    def step(self) -> list[Outcome]:
+        """One pass of every request that has its turn; returns newly committed tokens, ends and failures."""
+        plan = self.scheduler.schedule()
+        result = self.runner.run(plan)
+        return self.scheduler.commit(plan, result)
+
+    def fail_all(self, error: WorkerError) -> list[Outcome]:
+        """End every request with `error`."""
+        return self.scheduler.fail_all(error)
+
+    def take_changes(self) -> Changes:
+        """Prefix entries that came and went since the last call."""
+        return self._cache.take_changes()
+
+    def stats(self) -> WorkerStats:
+        """Counters and load; may be called from any thread."""
+        counters = self.scheduler.counters
+        return WorkerStats(
+            replica=self._replica,
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_requests=counters.num_requests,
+            num_forwards=counters.num_forwards,
+            num_canvas_tokens=counters.num_canvas_tokens,
+            num_prefix_hits=counters.num_prefix_hits,
+            num_prefix_misses=counters.num_prefix_misses,
+            prefix_entries=self._cache.num_entries,
+            prefix_bytes=self._cache.size_bytes,
+            num_aborted=counters.num_aborted,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where pages, entries and requests contradict each other."""
+        self._cache.check_integrity()
+
+    def __repr__(self) -> str:
+        load = f"{self.scheduler.num_running} running, {self.scheduler.num_waiting} waiting"
+        return f"<Engine [{load} | {self._cache!r} {self._pool!r}]>"

@@ -1,0 +1,112 @@
+"""Runs a step's plan on the model: entry builds one by one, then all passes as one ragged batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from workers.attention.sdpa import Reader, attend
+from workers.bicache.cache import PrefixEntry
+from workers.engine.batch import Batch, Lane, assemble
+from workers.engine.unmask import Sampling, decide
+from workers.errors import WorkerError
+from workers.kv.storage import PageStorage
+from workers.models.base import DiffusionLM
+from workers.scheduler.plan import Decision, StepPlan, StepResult, Turn
+from workers.scheduler.task import RequestId
+
+logger = logging.getLogger(__name__)
+
+
+class StepFailedError(WorkerError):
+    """The model's forward raised; the requests of that step end with this, and the engine goes on."""
+
+
+class Runner:
+    """The only place where the model runs. Keeps no state between steps beyond what lies in `storage`."""
+
+    def __init__(self, model: DiffusionLM, storage: PageStorage) -> None:
+        self._model, self._storage = model, storage
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Never raises: what goes wrong belongs to the builds or requests that it struck."""
+        failed_builds: dict[PrefixEntry, WorkerError] = {}
+        for entry in plan.builds:
+            try:
+                self.build(entry)
+            except Exception as error:
+                failed_builds[entry] = step_failed(error)
+        return StepResult(self._decisions(plan.turns), failed_builds)
+
+    def build(self, entry: PrefixEntry) -> None:
+        """One forward of the prefix alone, as deep as the entry keeps it."""
+        model, storage, table, layout = self._model, self._storage, entry.table, entry.layout
+        x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
+        cos, sin = model.rope(torch.arange(layout.num_tokens, device=storage.device))
+        for index, layer in enumerate(model.stack[: layout.kv_depth]):
+            q, k, v = layer.qkv(x, cos, sin)
+            slots = table.slots[index]
+            storage.write(slots, k, v)
+            if index + 1 == model.config.num_layers:
+                return
+            x = layer.finish(x, attend(q, storage, [Reader((slice(0, len(x)),), slots)]))
+            if pages := table.state_pages.get(index + 1):
+                storage.write_states(pages, x)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """All layers over the batch's rows -> hidden states of the base rows [N, hidden]."""
+        model, storage = self._model, self._storage
+        x = model.embed(batch.token_ids)
+        cos, sin = model.rope(batch.positions)
+        for index, layer in enumerate(model.stack):
+            x = torch.cat((x, *(join.states for join in batch.joins if join.layer == index)))
+            num_rows = len(x)
+            q, k, v = layer.qkv(x, cos[:num_rows], sin[:num_rows])
+            storage.write(batch.slots[index, :num_rows], k, v)
+            is_last = index + 1 == model.config.num_layers
+            if is_last:  # nothing reads what prefix rows become after it
+                x, q = x[: batch.num_base], q[: batch.num_base]
+            readers = [lane.reader(index, deep=not is_last) for lane in batch.lanes]
+            x = layer.finish(x, attend(q, storage, readers))
+        return x
+
+    def _decisions(self, turns: tuple[Turn, ...]) -> Mapping[RequestId, Decision | WorkerError]:
+        if not turns:
+            return {}
+        try:
+            batch = assemble(turns, self._model, self._storage)
+            hidden = self.forward(batch)
+            logits = self._model.logits(hidden[batch.logit_rows])
+            split = torch.split(logits, [len(lane.logit_rows) for lane in batch.lanes])
+            return {
+                lane.turn.sequence.id: self._decision(lane, own) for lane, own in zip(batch.lanes, split, strict=True)
+            }
+        except Exception as error:
+            failure = step_failed(error)
+            return {turn.sequence.id: failure for turn in turns}
+
+    def _decision(self, lane: Lane, logits: Tensor) -> Decision | WorkerError:
+        if not lane.candidates:
+            return Decision()
+        sequence = lane.turn.sequence
+        sampling = Sampling(
+            temperature=sequence.task.temperature,
+            generator=sequence.generator,
+            mask_token_id=self._model.config.mask_token_id,
+            wide_confidence=sequence.task.policy.wide_confidence,
+        )
+        try:
+            return decide(logits, lane.candidates, sequence.quota(), sampling)
+        except WorkerError as error:
+            return error
+
+
+def step_failed(error: Exception) -> WorkerError:
+    logger.exception("an engine step failed")
+    failure = StepFailedError(f"an engine step failed: {error!r}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,1 @@
+"""Memory for keys, values and boundary states: who owns which page, and what lies in it."""

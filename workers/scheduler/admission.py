@@ -1,0 +1,104 @@
+"""Where a request's prefix ends, how deep it is reused, and which pages it gets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from workers.bicache.cache import PrefixCache, PrefixHandle
+from workers.bicache.depth import DepthTable, ratio_percent
+from workers.kv.page_table import PrivateLayout, sequence_slots
+from workers.kv.pool import PagePool
+from workers.kv.storage import PageStorage
+from workers.models.base import ModelConfig
+from workers.scheduler.policy import Geometry
+from workers.scheduler.task import Placing, Task
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A decided boundary: the prefix's length, its reuse depth, and the entry that makes the depth possible."""
+
+    prefix: int
+    depth: int = 0
+    handle: PrefixHandle | None = None
+    hit: bool = False
+
+
+class Admission:
+    """Gives requests their place in memory. Holds nothing itself: what a request got is in its `ExitStack`."""
+
+    def __init__(
+        self, model: ModelConfig, storage: PageStorage, pool: PagePool, cache: PrefixCache, depths: DepthTable
+    ) -> None:
+        self._model, self._storage, self._pool, self._cache, self._depths = model, storage, pool, cache, depths
+
+    def fits(self, task: Task) -> bool:
+        """Whether the request, alone and without an entry, fits into the whole pool."""
+        return self._private(task, Cut(0)).num_pages(self._storage.page_tokens) <= self._pool.num_pages
+
+    def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
+        """Memory for the request, or None until others free some.
+
+        `alone` says that nobody will: then a request that has no room beside its entry is placed without one.
+        """
+        placed = self._settle(task, self._cut(task))
+        if placed is None and alone:
+            return self._settle(task, Cut(self._longest(task)))
+        return placed
+
+    def _cut(self, task: Task) -> Cut:
+        """1. The longest boundary with an entry that serves its depth. 2. A new entry at the longest boundary.
+        3. Without one: depth 0, which recomputes the whole prefix at every refresh.
+        """
+        if not task.policy.reuses_prefix:
+            return Cut(0)
+        for candidate in reversed(task.prefixes):
+            depth = self._depth(task, candidate.num_tokens)
+            token_ids = task.prompt[: candidate.num_tokens]
+            if depth and (handle := self._cache.match(candidate.key, token_ids, depth)):
+                return Cut(candidate.num_tokens, depth, handle, hit=True)
+        longest = self._longest(task)
+        depth = self._depth(task, longest)
+        if depth and longest:
+            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], {depth, *self._table_depths(task)})
+            if handle:
+                return Cut(longest, depth, handle)
+        return Cut(longest)
+
+    def _settle(self, task: Task, cut: Cut) -> tuple[Placing, ExitStack] | None:
+        """Add private pages to a cut; gives the cut's entry back where there are none."""
+        layout = self._private(task, cut)
+        num_pages = layout.num_pages(self._storage.page_tokens)
+        with ExitStack() as resources:
+            if cut.handle:
+                resources.enter_context(cut.handle)
+            if not self._cache.make_room(num_pages):
+                return None
+            pages = resources.enter_context(self._pool.allocate(num_pages))
+            entry = cut.handle.entry if cut.handle else None
+            placing = Placing(
+                geometry=Geometry(
+                    cut.prefix, task.total, cut.depth, self._model.num_layers, self._model.prediction_shift
+                ),
+                entry=entry,
+                hit=cut.hit,
+                slots=sequence_slots(layout, pages, entry.table if entry else None, self._storage),
+            )
+            return placing, resources.pop_all()
+
+    def _private(self, task: Task, cut: Cut) -> PrivateLayout:
+        return PrivateLayout(self._model.num_layers, task.total, cut.depth, cut.prefix, task.policy.keeps_kv)
+
+    def _longest(self, task: Task) -> int:
+        return task.prefixes[-1].num_tokens if task.policy.reuses_prefix and task.prefixes else 0
+
+    def _depth(self, task: Task, num_prefix: int) -> int:
+        if task.policy.full_depth:
+            return self._model.num_layers
+        if task.reuse_depth is not None:
+            return min(task.reuse_depth, self._model.num_layers)
+        return self._depths.lookup(ratio_percent(num_prefix, task.total))
+
+    def _table_depths(self, task: Task) -> frozenset[int]:
+        return self._depths.depths if task.reuse_depth is None else frozenset()

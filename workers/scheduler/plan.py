@@ -1,0 +1,51 @@
+"""What one step is to do, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from workers.bicache.cache import PrefixEntry
+from workers.errors import WorkerError
+from workers.scheduler.policy import Pass
+from workers.scheduler.task import RequestId, Sequence
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One pass of one sequence in this step."""
+
+    sequence: Sequence
+    run: Pass
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Entries to build and passes to run; they don't depend on each other."""
+
+    builds: tuple[PrefixEntry, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Positions to commit, and their tokens."""
+
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A decision, or an error, for every turn of the plan; an error for every build that failed."""
+
+    decisions: Mapping[RequestId, Decision | WorkerError]
+    failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The end of a request that can't be answered."""
+
+    request_id: str
+    error: WorkerError

@@ -1,0 +1,151 @@
+"""Cache policies as schedules of passes.
+
+A *pass* computes some rows of one sequence in every layer, and may let prefix rows join at the reuse depth b with
+the entry's hidden states. Whatever a pass computes overwrites the request's kept K/V; its rows attend to every
+position: the entry's K/V for the prefix in layers < b, the request's own everywhere else. So a policy is only a
+choice of rows:
+
+                      canvas start       block start              in a block
+    none              0..T               0..T                     0..T
+    dual              0..T               0..T                     block
+    bicache           P..T every step; the prefix joins at b in every R-th
+    prefix-naive      P..T every step; nothing joins (b = L)
+    bicache-dual      P..T, decoding nothing; the prefix joins if t mod R = 0, then the block's rows, where it joins
+                      again if t mod R = 0 falls inside the block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+NOTHING = range(0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Positions of one sequence: prefix 0..prefix-1, the rest of the prompt and the canvas up to total-1."""
+
+    prefix: int
+    total: int
+    depth: int
+    """Reuse depth b, 0..num_layers."""
+    num_layers: int
+    shift: int = 0
+    """Rows to the left of a position at which its logits are read."""
+
+    @property
+    def everything(self) -> range:
+        return range(self.total)
+
+    @property
+    def suffix(self) -> range:
+        return range(self.prefix, self.total)
+
+    @property
+    def deep(self) -> range:
+        """The prefix rows of a refresh; at full depth there is nothing to recompute."""
+        return range(self.prefix) if self.depth < self.num_layers else NOTHING
+
+    def rows_for(self, block: range) -> range:
+        """The rows that a pass over `block` alone computes: the block, and where its first logits are read."""
+        return range(max(self.prefix, block.start - self.shift), block.stop)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a request stands in its denoising."""
+
+    block: range
+    """Positions of the active block."""
+    index: int
+    """Of the block."""
+    step: int
+    """Decoding steps done in it."""
+    steps_per_block: int
+    opened: bool
+    """Whether the block's opening pass, which decodes nothing, is done."""
+    refresh_interval: int
+
+    @property
+    def clock(self) -> int:
+        """Decoding steps over all blocks, as scheduled: t in the paper."""
+        return self.index * self.steps_per_block + self.step
+
+    @property
+    def refresh_due(self) -> bool:
+        return self.clock % max(1, self.refresh_interval) == 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward of one sequence."""
+
+    rows: range
+    """Computed in every layer."""
+    deep: range = NOTHING
+    """Prefix rows that join at the reuse depth."""
+    decode: range = NOTHING
+    """Masked positions among these are candidates for commitment; empty for a pass that only renews K/V."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows) + len(self.deep)
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it recomputes the prefix or, having none, everything."""
+        return bool(self.deep) or self.rows.start == 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A name for a schedule of passes, and what the rest of the engine must know of it."""
+
+    name: str
+    next_pass: Callable[[Geometry, Moment], Pass]
+    reuses_prefix: bool = True
+    keeps_kv: bool = True
+    """Whether a pass reads K/V that an earlier pass computed."""
+    whole_canvas: bool = False
+    """Decodes the canvas as one block, whatever the block length."""
+    full_depth: bool = False
+    """Reuses all layers, whatever the depth table says."""
+    wide_confidence: bool = False
+    """Confidence in float64 instead of the logits' dtype."""
+
+
+def none(geometry: Geometry, moment: Moment) -> Pass:
+    return Pass(rows=geometry.everything, decode=moment.block)
+
+
+def dual(geometry: Geometry, moment: Moment) -> Pass:
+    rows = geometry.everything if moment.step == 0 else geometry.rows_for(moment.block)
+    return Pass(rows=rows, decode=moment.block)
+
+
+def bicache(geometry: Geometry, moment: Moment) -> Pass:
+    deep = geometry.deep if moment.refresh_due else NOTHING
+    return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
+
+
+def bicache_dual(geometry: Geometry, moment: Moment) -> Pass:
+    if not moment.opened:
+        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NOTHING)
+    inside = moment.refresh_due and moment.step > 0
+    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NOTHING, decode=moment.block)
+
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        policy.name: policy
+        for policy in (
+            Policy("none", none, reuses_prefix=False, keeps_kv=False),
+            Policy("prefix-naive", bicache, whole_canvas=True, full_depth=True),
+            Policy("bicache", bicache, whole_canvas=True),
+            Policy("dual", dual, reuses_prefix=False, wide_confidence=True),
+            Policy("bicache-dual", bicache_dual),
+        )
+    }
+)

@@ -1,0 +1,202 @@
+"""Which requests run, what each does in the next step, and what follows from the result."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from cache_service.types import ReplicaId
+from workers.api import GenerateChunk, Usage
+from workers.bicache.cache import PrefixCache, PrefixEntry
+from workers.config import EngineConfig
+from workers.errors import InvalidRequestError, OverloadedError, WorkerError
+from workers.models.base import ModelConfig
+from workers.scheduler.admission import Admission
+from workers.scheduler.canvas import Canvas
+from workers.scheduler.plan import Decision, Failure, StepPlan, StepResult, Turn
+from workers.scheduler.task import RequestId, Sequence, Task
+
+Outcome = GenerateChunk | Failure
+
+
+@dataclass
+class Counters:
+    """Totals since the start."""
+
+    num_requests: int = 0
+    num_aborted: int = 0
+    num_forwards: int = 0
+    num_canvas_tokens: int = 0
+    num_prefix_hits: int = 0
+    num_prefix_misses: int = 0
+
+
+class Scheduler:
+    """Owns all requests between submission and their last chunk."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: ModelConfig,
+        admission: Admission,
+        cache: PrefixCache,
+        *,
+        replica: ReplicaId,
+        device: torch.device,
+    ) -> None:
+        self._config, self._model, self._admission, self._cache = config, model, admission, cache
+        self._replica, self._device = replica, device
+        self._waiting: deque[Task] = deque()
+        self._running: dict[RequestId, Sequence] = {}
+        self._num_steps = 0
+        self.counters = Counters()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, task: Task) -> None:
+        """Queue a request. Raises OverloadedError or InvalidRequestError, and then keeps nothing of it."""
+        if self.num_running + self.num_waiting >= self._config.max_batch + self._config.max_waiting:
+            raise OverloadedError(
+                f"{self.num_waiting} requests wait already; try again later, or raise engine.max_waiting"
+            )
+        if task.id in self._running or any(task.id == other.id for other in self._waiting):
+            raise InvalidRequestError(f"request id {task.id} is in use", param="request_id")
+        if not self._admission.fits(task):
+            raise InvalidRequestError(
+                f"{task.total} tokens of prompt and canvas don't fit into the page pool; "
+                "lower max_tokens, or raise kv.pool_bytes",
+                param="max_tokens",
+            )
+        self._waiting.append(task)
+        self.counters.num_requests += 1
+
+    def abort(self, request_id: RequestId) -> None:
+        """Forget a request and free all it holds; one that is unknown or done is left alone."""
+        if sequence := self._running.pop(request_id, None):
+            sequence.resources.close()
+        elif task := next((task for task in self._waiting if task.id == request_id), None):
+            self._waiting.remove(task)
+        else:
+            return
+        self.counters.num_aborted += 1
+
+    def schedule(self) -> StepPlan:
+        """Admit what has a place, then plan: every cheap pass, and expensive work within its budget.
+
+        A step takes one expensive piece of work (an entry's build, a refresh, a full pass), the longest waiting
+        first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`.
+        """
+        self._admit()
+        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.ready]
+        cheap = [turn for turn in turns if not turn.run.is_heavy]
+        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=lambda turn: turn.sequence.last_served)
+        budget = 0 if cheap else self._config.max_heavy_rows
+        builds: list[PrefixEntry] = []
+        for entry in self._cache.pending():
+            if not builds or len(entry.token_ids) <= budget:
+                builds.append(entry)
+                budget -= len(entry.token_ids)
+        chosen: list[Turn] = []
+        for turn in heavy:
+            if not (builds or chosen) or turn.run.num_rows <= budget:
+                chosen.append(turn)
+                budget -= turn.run.num_rows
+        return StepPlan(tuple(builds), (*cheap, *chosen))
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+        """Take the step's decisions in; returns what the requests' callers are to be told, in order."""
+        outcomes = self._settle_builds(plan, result)
+        for turn in plan.turns:
+            sequence = turn.sequence
+            if sequence.id not in self._running:
+                continue
+            sequence.last_served = self._num_steps
+            self.counters.num_forwards += 1
+            decision = result.decisions[sequence.id]
+            if isinstance(decision, WorkerError):
+                outcomes.append(self._fail(sequence, decision))
+            else:
+                outcomes.extend(self._progress(turn, decision))
+        self._num_steps += 1
+        return outcomes
+
+    def fail_all(self, error: WorkerError) -> list[Outcome]:
+        """End every running and waiting request."""
+        waiting = [Failure(task.id, error) for task in self._waiting]
+        self._waiting.clear()
+        return [*[self._fail(sequence, error) for sequence in list(self._running.values())], *waiting]
+
+    def _admit(self) -> None:
+        while self._waiting and self.num_running < self._config.max_batch:
+            task = self._waiting[0]
+            placed = self._admission.place(task, alone=not self._running)
+            if placed is None:
+                return
+            self._waiting.popleft()
+            placing, resources = placed
+            if placing.entry:
+                self.counters.num_prefix_hits += placing.hit
+                self.counters.num_prefix_misses += not placing.hit
+            canvas = Canvas(
+                task.timetable,
+                task.prompt,
+                mask_token_id=self._model.mask_token_id,
+                eos_token_id=self._model.eos_token_id,
+            )
+            generator = torch.Generator(self._device).manual_seed(task.seed)
+            self._running[task.id] = Sequence(task, placing, canvas, generator, resources)
+
+    def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+        failures: list[Outcome] = []
+        for entry in plan.builds:
+            self.counters.num_forwards += 1
+            error = result.failed_builds.get(entry)
+            if error is None:
+                self._cache.mark_built(entry)
+                continue
+            self._cache.drop(entry)
+            readers = [sequence for sequence in self._running.values() if sequence.placing.entry is entry]
+            failures.extend(self._fail(sequence, error) for sequence in readers)
+        return failures
+
+    def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
+        sequence = turn.sequence
+        sequence.canvas.commit(decision.positions, decision.token_ids)
+        sequence.advance(turn.run)
+        self.counters.num_canvas_tokens += len(decision.positions)
+        token_ids = sequence.canvas.take_committed()
+        reason = sequence.canvas.finish_reason
+        if reason is None:
+            return [GenerateChunk(sequence.id, token_ids)] if token_ids else []
+        self._end(sequence)
+        return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
+
+    def _usage(self, sequence: Sequence) -> Usage:
+        placing = sequence.placing
+        built_for_it = placing.entry is not None and not placing.hit
+        return Usage(
+            prompt_tokens=len(sequence.task.prompt),
+            completion_tokens=sequence.canvas.num_taken,
+            cached_tokens=placing.geometry.prefix if placing.hit else 0,
+            num_steps=sequence.num_steps,
+            num_forwards=sequence.num_forwards + built_for_it,
+            policy=sequence.task.policy.name,
+            reuse_depth=placing.geometry.depth,
+            replica=self._replica,
+        )
+
+    def _fail(self, sequence: Sequence, error: WorkerError) -> Failure:
+        self._end(sequence)
+        return Failure(sequence.id, error)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._running[sequence.id]
+        sequence.resources.close()
