@@ -35,6 +35,10 @@ class Demand:
     prefixes: tuple[PrefixCandidate, ...]
     """Shortest first."""
 
+    @property
+    def keys(self) -> tuple[PrefixKey, ...]:
+        return tuple(prefix.key for prefix in self.prefixes)
+
     def work(self, cached_tokens: int) -> int:
         return self.prompt_tokens - cached_tokens + self.canvas_tokens
 

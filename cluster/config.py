@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from workers.config import WorkerConfig
 
 BUNDLE = Path(models.__file__).parent / "factbook"
 """Holds one folder for each model that ships with the package."""
+DEFAULT_MAX_TOKENS = 128
 INJECTED = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file says once, at its top level."""
 
@@ -61,6 +63,10 @@ class ApiKeysConfig:
     file: Path | None = None
     """A file with one key a line."""
 
+    @property
+    def required(self) -> bool:
+        return self.env is not None or self.file is not None
+
     def read(self, environ: Mapping[str, str]) -> frozenset[str]:
         """The configured keys. Raises ConfigError where a named source is missing or empty."""
         keys: set[str] = set()
@@ -92,6 +98,8 @@ class LimitsConfig:
     max_ongoing: int = 512
     """Requests that one replica holds at a time, running or waiting in its engine."""
     max_body_bytes: int = 8 << 20
+    default_max_tokens: int | None = None
+    """Canvas of a request that names none; None: what the model's generation_config.json says, else 128."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,19 @@ def model_directory(name: str) -> Path:
             "set `model` or --model"
         )
     return directory.resolve()
+
+
+def default_max_tokens(config: ClusterConfig) -> int:
+    """The canvas of a request that names none. Raises ConfigError for a generation_config.json that can't be read."""
+    if config.limits.default_max_tokens is not None:
+        return config.limits.default_max_tokens
+    path = config.worker.model / "generation_config.json"
+    if not path.exists():
+        return DEFAULT_MAX_TOKENS
+    try:
+        return int(json.loads(path.read_text()).get("max_new_tokens", DEFAULT_MAX_TOKENS))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
 
 
 def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:

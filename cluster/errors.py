@@ -42,3 +42,7 @@ class RequestTimeoutError(ClusterError):
 
 class StartError(ClusterError):
     """The cluster can't start on this machine as it was asked to."""
+
+
+class ReplicaLostError(ClusterError):
+    """The replica went away in the middle of an answer of which a part was already sent."""

@@ -1,0 +1,113 @@
+"""The Ray Serve application: one ingress for HTTP and gRPC, and the workers behind the prefix-affinity router.
+
+`cluster.app:build` is the import path that a serveConfigV2 names; its args are the content of the configuration file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
+from prometheus_client.registry import Collector
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config import ClusterConfig, default_max_tokens, parse_config
+from cluster.ingress import grpc
+from cluster.ingress.http import create_app
+from cluster.ingress.replicas import WorkerReplicas
+from cluster.ingress.service import InferenceService
+from cluster.metrics import Federation, IngressMetrics, WorkerStatsCollector
+from cluster.tokenization import Tokenization
+from workers.deployment import DiffusionWorker
+
+UNBOUNDED = 1_000_000
+"""Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
+
+
+class Ingress:
+    """One ingress replica: tokenizer, both servers, and the handle to the workers."""
+
+    def __init__(self, config: ClusterConfig, workers: DeploymentHandle) -> None:
+        self._config = config
+        self._api_keys = config.api_keys.read(os.environ)
+        self._metrics = IngressMetrics()
+        self._workers = WorkerReplicas(workers)
+        self._service = InferenceService(
+            self._workers,
+            Tokenization(config.worker.model),
+            self._metrics,
+            name=config.name,
+            max_tokens=default_max_tokens(config),
+            timeout_s=config.limits.request_timeout_s,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(
+            self._service,
+            api_keys=self._api_keys,
+            max_body_bytes=self._config.limits.max_body_bytes,
+            metrics=self._gather,
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        address = f"{self._config.grpc.host}:{self._config.grpc.port}"
+        async with grpc.serving(self._service, address, self._api_keys):
+            yield
+
+    async def _gather(self) -> Collector:
+        return Federation(REGISTRY, self._metrics.registry, WorkerStatsCollector(await self._workers.stats()))
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application for the content of a configuration file. Raises ConfigError."""
+    config = parse_config(args)
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
+    workers = worker_deployment(config, num_gpus=gpus)
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=UNBOUNDED,
+        ray_actor_options={"num_cpus": config.resources.ingress_cpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=GRACE_S,
+    )
+    return ingress.bind(config, workers)
+
+
+def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
+    """The workers, for a cluster with that many GPUs."""
+    on_gpu = config.worker.device == "cuda" or (config.worker.device == "auto" and num_gpus > 0)
+    replicas = config.replicas if config.replicas != "auto" else max(1, num_gpus) if on_gpu else 2
+    threads = config.worker.num_threads
+    if threads is None and not on_gpu:
+        threads = max(1, (os.cpu_count() or 1) // replicas)
+    deployment: Deployment = serve.deployment(
+        DiffusionWorker,
+        name="DiffusionWorker",
+        num_replicas=replicas,
+        max_ongoing_requests=config.limits.max_ongoing,
+        max_queued_requests=config.limits.max_queued,
+        ray_actor_options={"num_cpus": config.resources.worker_cpus, "num_gpus": 1 if on_gpu else 0},
+        request_router_config=RequestRouterConfig(
+            request_router_class="cluster.router:PrefixAffinityRouter",
+            request_router_kwargs={"cache_service": config.cache_service.target, **asdict(config.router)},
+        ),
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=GRACE_S,
+    )
+    application: Application = deployment.bind(replace(config.worker, num_threads=threads))
+    return application

@@ -1,0 +1,77 @@
+"""The command line: `palimpsest serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.config import load_config
+from cluster.errors import ClusterError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Serve diffusion language models from a Ray cluster."
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palimpsest {version('palimpsest')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="A bundled model's name, or a directory in Hugging Face's layout.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; see deploy/palimpsest.yaml. Options given here go before it.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Worker replicas. [default: one a GPU, else 2]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of both servers. [default: 127.0.0.1]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="[default: 8000]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="[default: 9000]")] = None,
+    cache_port: Annotated[int | None, typer.Option(help="Port of the cache service. [default: 7070]")] = None,
+    log_level: Annotated[str, typer.Option(help="As in Python's logging.")] = "INFO",
+) -> None:
+    """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""
+    from cluster import supervisor
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    given: dict[str, Any] = {
+        "model": model,
+        "replicas": replicas,
+        "http": {"host": host, "port": http_port},
+        "grpc": {"host": host, "port": grpc_port},
+        "cache_service": {"port": cache_port},
+    }
+    try:
+        code = supervisor.run(load_config(config, without_none(given)), os.environ)
+    except ClusterError as error:
+        typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(2) from error
+    raise typer.Exit(code)
+
+
+def without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, nested as they were."""
+    nested = {name: without_none(value) if isinstance(value, dict) else value for name, value in options.items()}
+    return {name: value for name, value in nested.items() if value is not None and value != {}}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,81 @@
+"""`python -m cluster.driver CONFIG_JSON RAY_DIR`: Ray and the application on this machine, until SIGTERM.
+
+Started by `cluster.supervisor`, which ends it and whatever it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import ray
+import typer
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from cluster.app import build
+from cluster.config import ClusterConfig, parse_config, to_mapping
+
+OBJECT_STORE_BYTES = 128 << 20
+"""Chunks are small and travel inline; Ray's own default would take a third of the memory."""
+SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
+QUESTION = "Where does Linus live?"
+
+
+def main(config_file: Path, ray_directory: Path) -> None:
+    """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets."""
+    config = parse_config(json.loads(config_file.read_text()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    start_ray(config, ray_directory)
+    http = HTTPOptions(host=config.http.host, port=config.http.port)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options=http, system_logging_config=quiet)
+    serve.run(build(to_mapping(config)), name="palimpsest", route_prefix="/")
+    typer.echo(greeting(config))
+    signal.sigwait({signal.SIGTERM})
+    ray.shutdown()
+
+
+def start_ray(config: ClusterConfig, directory: Path) -> None:
+    """A Ray of our own: it joins no other one that runs on this machine, and reserves no more than is asked for."""
+    replicas = 2 if config.replicas == "auto" else config.replicas
+    needed = math.ceil(replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, needed),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        _temp_dir=str(directory),
+    )
+
+
+def greeting(config: ClusterConfig) -> str:
+    """What a person needs to ask the first question."""
+    url = f"http://{reachable(config.http.host)}:{config.http.port}"
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    body = json.dumps({"model": config.name, "messages": messages})
+    key = f'-H "Authorization: Bearer ${config.api_keys.env or "KEY"}" ' if config.api_keys.required else ""
+    return (
+        f"\nPalimpsest serves {config.name}.\n"
+        f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"
+        f"  gRPC  {reachable(config.grpc.host)}:{config.grpc.port}   (palimpsest.inference.v1.Inference)\n"
+        f"Ask it:\n"
+        f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+        f"Ctrl-C ends it all.\n"
+    )
+
+
+def reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,69 @@
+"""One table: an error, wherever it was raised -> what an HTTP and what a gRPC client is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from cluster import errors
+from workers.errors import InvalidRequestError, OverloadedError, WorkerError
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one kind of error is answered. `kind` and `code` are `error.type` and `error.code` over HTTP."""
+
+    http: int
+    grpc: StatusCode
+    kind: str
+    code: str | None = None
+
+
+TABLE: tuple[tuple[type[Exception], Status], ...] = (
+    (errors.RequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
+    (InvalidRequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
+    (
+        errors.AuthenticationError,
+        Status(401, StatusCode.UNAUTHENTICATED, "authentication_error", "invalid_api_key"),
+    ),
+    (errors.ModelNotFoundError, Status(404, StatusCode.NOT_FOUND, "invalid_request_error", "model_not_found")),
+    (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
+    (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
+    (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
+    (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost")),
+    (WorkerError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error")),
+)
+"""The first row whose type fits counts."""
+
+INTERNAL = Status(500, StatusCode.INTERNAL, "server_error", "internal_error")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client is told of one error."""
+
+    status: Status
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's error object."""
+        error = {"message": self.message, "type": self.status.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def reply_to(error: BaseException) -> Reply:
+    """An error outside the table is told as internal, without its message: that belongs in the log."""
+    for kind, status in TABLE:
+        if isinstance(error, kind):
+            return Reply(
+                status,
+                str(error),
+                param=getattr(error, "param", None),
+                code=getattr(error, "code", None) or status.code,
+                retry_after_s=getattr(error, "retry_after_s", None),
+            )
+    return Reply(INTERNAL, "internal error; the server's log says more", code=INTERNAL.code)

@@ -1,0 +1,183 @@
+"""OpenAI's request bodies, as far as a diffusion model can honour them. The one home of pydantic.
+
+A field that would change the answer and can't be honoured is refused by name unless it has its neutral value; a
+field that changes nothing is accepted; an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from cluster.errors import RequestError
+from cluster.ingress.service import Call
+from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
+from workers.api import DecodingParams
+
+
+def only(*neutral: Any, reason: str) -> AfterValidator:
+    """Marks a field that takes nothing but its neutral values."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            raise ValueError(f"{reason}; leave it out")
+        return value
+
+    return AfterValidator(check)
+
+
+Ignored = Any
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DiffusionBody(Body):
+    """How the canvas is denoised: the extension of this server."""
+
+    steps: int | None = Field(default=None, ge=1)
+    block_length: int | None = Field(default=None, ge=1)
+    policy: str | None = None
+    seed: int | None = None
+    refresh_interval: int | None = Field(default=None, ge=0)
+    reuse_depth: int | None = Field(default=None, ge=0)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: Ignored = None
+
+
+class GenerationBody(Body):
+    """What both endpoints share."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    seed: int | None = None
+    stop: Stop | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+    diffusion: DiffusionBody = DiffusionBody()
+
+    n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
+    top_p: Annotated[Any, only(1, reason="nucleus sampling is not supported")] = None
+    frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
+    presence_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
+    logit_bias: Annotated[Any, only({}, reason="logit bias is not supported")] = None
+
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+
+    def to_call(self, request_id: str) -> Call:
+        """Raises RequestError for what only the whole body shows to be wrong."""
+        stop = self.stop or []
+        return Call(
+            request_id=request_id,
+            prompt=self.to_prompt(),
+            model=self.model,
+            max_tokens=self.canvas(),
+            params=self._params(),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            cache_salt=self.cache_salt or "",
+        )
+
+    def to_prompt(self) -> Prompt:
+        raise NotImplementedError
+
+    def canvas(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _params(self) -> DecodingParams:
+        options = self.diffusion
+        return DecodingParams(
+            num_steps=options.steps,
+            block_length=options.block_length,
+            policy=options.policy,
+            refresh_interval=options.refresh_interval,
+            reuse_depth=options.reuse_depth,
+            temperature=self.temperature or 0.0,
+            seed=options.seed if options.seed is not None else self.seed,
+        )
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class MessageBody(BaseModel):
+    """One turn. Fields of other turns' machinery (tool calls, audio) can't be put through a template here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Ignored = None
+    refusal: Annotated[Any, only(reason="refusals are not supported")] = None
+    tool_calls: Annotated[Any, only([], reason="tools are not supported")] = None
+
+    def to_message(self) -> Message:
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return Message("system" if self.role == "developer" else self.role, "".join(parts))
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[MessageBody] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    tools: Annotated[Any, only([], reason="tools are not supported")] = None
+    tool_choice: Annotated[Any, only("none", "auto", reason="tools are not supported")] = None
+    functions: Annotated[Any, only([], reason="functions are not supported")] = None
+    function_call: Annotated[Any, only("none", "auto", reason="functions are not supported")] = None
+    logprobs: Annotated[Any, only(False, reason="log probabilities are not supported")] = None
+    top_logprobs: Annotated[Any, only(0, reason="log probabilities are not supported")] = None
+    response_format: Annotated[Any, only({"type": "text"}, reason="only text answers are supported")] = None
+    modalities: Annotated[Any, only(["text"], reason="only text answers are supported")] = None
+    audio: Annotated[Any, only(reason="only text answers are supported")] = None
+    prediction: Annotated[Any, only(reason="predicted outputs are not supported")] = None
+    reasoning_effort: Annotated[Any, only("none", reason="the model doesn't reason apart")] = None
+    web_search_options: Annotated[Any, only(reason="web search is not supported")] = None
+    parallel_tool_calls: Ignored = None
+    verbosity: Ignored = None
+
+    def to_prompt(self) -> Prompt:
+        return Conversation(tuple(message.to_message() for message in self.messages))
+
+    def canvas(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
+    suffix: Annotated[Any, only("", reason="infilling is not supported")] = None
+    best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
+    logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
+
+    def to_prompt(self) -> Prompt:
+        prompt = self.prompt
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+            if len(prompt) > 1:
+                raise RequestError("one prompt a request is supported: send several requests", param="prompt")
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return TextPrompt(prompt)
+        return TokenPrompt(tuple(token_id for token_id in prompt if isinstance(token_id, int)))

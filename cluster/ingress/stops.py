@@ -1,0 +1,39 @@
+"""Stop strings over streamed text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Passes text on up to, and without, the first stop string; a possible beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """`stops` hold no empty string."""
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that can't be part of a stop string any more; nothing once one was found."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._release(min(found))
+        return self._release(len(self._held) - self._longest_beginning())
+
+    def finish(self) -> str:
+        """What is held back, when no more text comes."""
+        return "" if self.stopped else self._release(len(self._held))
+
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+    def _longest_beginning(self) -> int:
+        """Length of the longest end of the held text with which a stop string begins."""
+        lengths = (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
+        return max(lengths, default=0)

@@ -1,0 +1,149 @@
+"""What the cluster counts, and how ingress, router and workers appear in one exposition."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cache_service.types import ReplicaId
+from cluster.ledger import WorkLedger
+from cluster.placement import PlacementView
+from workers.api import FinishReason, Usage, WorkerStats
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class RouterCollector(Collector):
+    """One router's decisions and view. Serve makes routers where nothing can be handed in, so they register
+    themselves with the process's default registry.
+    """
+
+    def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
+        self._view = view
+        self._ledger = ledger
+        self._routed: Tally[tuple[ReplicaId, str]] = Tally()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def count(self, replica: ReplicaId, cached_tokens: int) -> None:
+        """One request went to `replica`, which was believed to hold that many of its prompt tokens."""
+        self._routed[replica, "hit" if cached_tokens else "miss"] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        routed = CounterMetricFamily(
+            "palimpsest_router_requests",
+            "Requests sent, by whether the replica was known to hold a prefix of them",
+            labels=["replica", "affinity"],
+        )
+        for (replica, affinity), number in self._routed.items():
+            routed.add_metric([replica, affinity], number)
+        queued = GaugeMetricFamily(
+            "palimpsest_router_queued_tokens", "Tokens of work sent and not finished", labels=["replica"]
+        )
+        for replica in self._ledger.replicas:
+            queued.add_metric([replica], self._ledger.queued_tokens(replica, None))
+        yield routed
+        yield queued
+        yield GaugeMetricFamily("palimpsest_router_placements", "Placements known", self._view.num_placements)
+        yield GaugeMetricFamily("palimpsest_router_revision", "Revision of the placement view", self._view.revision)
+
+
+class IngressMetrics:
+    """One ingress replica's requests, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "palimpsest_requests",
+            "Finished requests by outcome: a finish reason, an error or cancelled",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.running = Gauge("palimpsest_requests_running", "Requests in flight", registry=self.registry)
+        self.seconds = Histogram(
+            "palimpsest_request_seconds", "Duration of requests", buckets=SECONDS, registry=self.registry
+        )
+        self.first_text_seconds = Histogram(
+            "palimpsest_first_text_seconds", "Time to the first text", buckets=SECONDS, registry=self.registry
+        )
+        self.tokens = Counter(
+            "palimpsest_tokens",
+            "Tokens of finished requests: prompt, cached (of the prompt), completion",
+            ["kind"],
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def request(self) -> Iterator[Observed]:
+        """Around one request, from its first look to its last event. One that is left early counts as cancelled."""
+        observed = Observed(self, time.perf_counter())
+        with self.running.track_inprogress():
+            try:
+                yield observed
+            except Exception as error:
+                observed.outcome = type(error).__name__
+                raise
+            finally:
+                self.requests.labels(observed.outcome).inc()
+                self.seconds.observe(time.perf_counter() - observed.start)
+
+
+@dataclass
+class Observed:
+    """One request as the metrics see it."""
+
+    metrics: IngressMetrics
+    start: float
+    outcome: str = "cancelled"
+    started: bool = False
+
+    def text(self) -> None:
+        if not self.started:
+            self.started = True
+            self.metrics.first_text_seconds.observe(time.perf_counter() - self.start)
+
+    def finished(self, reason: FinishReason, usage: Usage) -> None:
+        self.outcome = reason.value
+        for kind in ("prompt", "cached", "completion"):
+            self.metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
+
+
+class Federation(Collector):
+    """Several registries as one; no metric name stands in two of them."""
+
+    def __init__(self, *parts: Collector) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        for part in self._parts:
+            yield from part.collect()
+
+
+COUNTERS = ("num_requests", "num_forwards", "num_canvas_tokens", "num_prefix_hits", "num_prefix_misses", "num_aborted")
+"""The fields of `WorkerStats` that only grow."""
+
+
+class WorkerStatsCollector(Collector):
+    """The statistics of all workers that answered, labelled by replica."""
+
+    def __init__(self, stats: Iterable[WorkerStats]) -> None:
+        self._stats = tuple(stats)
+
+    def collect(self) -> Iterator[Metric]:
+        for field in fields(WorkerStats):
+            if field.name == "replica":
+                continue
+            kind = CounterMetricFamily if field.name in COUNTERS else GaugeMetricFamily
+            name = f"palimpsest_worker_{field.name.removeprefix('num_')}"
+            family = kind(name, f"WorkerStats.{field.name}", labels=["replica"])
+            for stats in self._stats:
+                family.add_metric([stats.replica], getattr(stats, field.name))
+            yield family

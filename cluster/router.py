@@ -1,0 +1,89 @@
+"""The one wall to Ray Serve's request routing: an adapter without rules of its own.
+
+Serve makes a router in every process that holds a handle and calls it on the router's event loop. What to choose is
+decided in `cluster.affinity`, from `cluster.placement` (who holds what) and `cluster.ledger` (who has how much to
+do). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
+another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from prometheus_client import REGISTRY
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from cache_service.client import CacheClient
+from cache_service.types import ReplicaId
+from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
+from cluster.ledger import WorkLedger
+from cluster.metrics import RouterCollector
+from cluster.placement import PlacementView
+from workers.api import GenerateRequest
+
+
+class Result(Protocol):
+    """What Serve knows of a request in flight, as far as it is used here."""
+
+    def add_done_callback(self, callback: Callable[[object], object]) -> None: ...
+
+
+class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
+    """Sends a request where the prompt work left to do plus the work queued is least."""
+
+    def initialize_state(self, cache_service: str, uncached: float, queued: float) -> None:
+        """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`."""
+        self._weights = RouterWeights(uncached=uncached, queued=queued)
+        self._view = PlacementView()
+        self._ledger = WorkLedger()
+        self._collector = RouterCollector(self._view, self._ledger)
+        REGISTRY.register(self._collector)
+        self._following = asyncio.get_running_loop().create_task(self._follow(cache_service))
+
+    async def _follow(self, target: str) -> None:
+        """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
+        async with CacheClient(target) as client:
+            async for update in client.watch():
+                self._view.apply(update)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one."""
+        demand = demand_of(pending_request)
+        if demand is None:
+            return [candidate_replicas]
+        by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
+        queued = {
+            name: self._ledger.queued_tokens(name, self.replica_queue_len_cache.get(replica.replica_id))
+            for name, replica in by_id.items()
+        }
+        holders = self._view.holders(demand.keys)
+        return [[by_id[choice.replica]] for choice in rank(demand, tuple(by_id), holders, queued, self._weights)]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
+        """The replica has accepted: its work is open until the result is complete, whatever its outcome."""
+        demand = demand_of(pending_request)
+        if demand is None:
+            return
+        replica, loop = known_as(replica_id), asyncio.get_running_loop()
+        cached = cached_tokens(replica, demand.prefixes, self._view.holders(demand.keys))
+        self._collector.count(replica, cached)
+        self._ledger.open(demand.request_id, replica, demand.work(cached))
+        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
+
+
+def known_as(replica_id: ReplicaID) -> ReplicaId:
+    """The name under which the replica announces its entries."""
+    return ReplicaId(replica_id.unique_id)
+
+
+def demand_of(pending: PendingRequest | None) -> Demand | None:
+    """The work that a call to `generate` asks for; None for every other call."""
+    match pending.args if pending else []:
+        case [GenerateRequest() as request]:
+            return Demand(request.request_id, len(request.token_ids), request.max_tokens, request.prefixes)
+        case _:
+            return None

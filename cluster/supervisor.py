@@ -1,0 +1,177 @@
+"""The processes of one machine: the cache service and the cluster, started together and ended together.
+
+The supervisor imports neither Ray nor torch, so that it answers a signal at once, whatever its children are in the
+midst of. Every child has a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential
+
+from cluster.config import ClusterConfig, to_mapping
+from cluster.errors import ClusterError, StartError
+
+logger = logging.getLogger(__name__)
+
+SOCKET_PATH_LIMIT = 107
+RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""How Ray names its longest unix socket below the directory that it is given."""
+DRIVER_GRACE_S, KILL_GRACE_S = 6.0, 1.5
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+"""Of prctl(2)."""
+
+
+class ChildEndedError(ClusterError):
+    """A child that should run for ever has ended."""
+
+
+def run(config: ClusterConfig, environ: Mapping[str, str]) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. Afterwards no process that was started here is left.
+
+    Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
+    """
+    check_ports(config)
+    with run_directory(environ) as directory, no_orphans():
+        return asyncio.run(supervise(config, directory, child_environment(config, environ)))
+
+
+async def supervise(config: ClusterConfig, directory: Path, environment: Mapping[str, str]) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    config_file = directory / "config.json"
+    config_file.write_text(json.dumps(to_mapping(config)))
+    async with contextlib.AsyncExitStack() as stack:
+        if config.cache_service.spawn:
+            restarting = asyncio.create_task(keep_cache_service(config, environment))
+            stack.callback(restarting.cancel)
+        driver = await start(["cluster.driver", str(config_file), str(directory / "ray")], environment)
+        ended, stopped = asyncio.create_task(driver.wait()), asyncio.create_task(stop.wait())
+        stack.callback(stopped.cancel)
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            logger.error(
+                "the cluster ended by itself with exit code %s; what it said above tells why", driver.returncode
+            )
+            return 1
+        logger.info("stopping")
+        driver.terminate()
+        await asyncio.wait({ended}, timeout=DRIVER_GRACE_S)
+        return 0
+
+
+async def keep_cache_service(config: ClusterConfig, environment: Mapping[str, str]) -> NoReturn:
+    """Run the cache service, and run it again, a little later each time, whenever it ends."""
+    where = config.cache_service
+    command = ["cache_service", "--host", where.host, "--port", str(where.port)]
+    async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
+        with attempt:
+            child = await start(command, environment)
+            raise ChildEndedError(f"the cache service ended with exit code {await child.wait()}")
+    raise AssertionError("retries have no end")
+
+
+def log_restart(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning("%s; requests are served without it, and it starts again", error)
+
+
+async def start(module: list[str], environment: Mapping[str, str]) -> Process:
+    """`python -m MODULE ...` in a session of its own, which dies with this process however that ends."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *module, env=dict(environment), start_new_session=True, preexec_fn=die_with_parent
+    )
+
+
+def die_with_parent() -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the orderly way out is the only one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+@contextmanager
+def no_orphans() -> Iterator[None]:
+    """On leaving, every process that was started inside is gone: also those whose own parent died before them."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        this = psutil.Process()
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            remaining = this.children(recursive=True)
+            for child in remaining:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(child)
+            psutil.wait_procs(remaining, timeout=KILL_GRACE_S)
+
+
+@contextmanager
+def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
+    """A fresh directory for this run, short enough for Ray's sockets; removed at the end.
+
+    Lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
+    """
+    wanted = environ.get("RAY_TMPDIR")
+    for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
+        if len(os.path.join(parent, "palimpsest-12345678") + RAY_SOCKET) <= SOCKET_PATH_LIMIT:
+            break
+    else:
+        raise StartError(f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp")
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="palimpsest-", dir=parent))
+    except OSError as error:
+        raise StartError(f"no directory for this run in {parent}: {error}; set RAY_TMPDIR") from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the children see: no other Ray, no usage reports, and no proxy between processes of this machine."""
+    hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, config.cache_service.host}
+    bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
+    inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
+    return inherited | {"RAY_USAGE_STATS_ENABLED": "0", "no_proxy": bypass, "NO_PROXY": bypass}
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Raises StartError, naming the option, for a port that can't be listened at."""
+    wanted = [(config.http.host, config.http.port, "--http-port"), (config.grpc.host, config.grpc.port, "--grpc-port")]
+    if config.cache_service.spawn:
+        wanted.append((config.cache_service.host, config.cache_service.port, "--cache-port"))
+    with contextlib.ExitStack() as stack:
+        for host, port, option in wanted:
+            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except (OSError, OverflowError) as error:
+                raise StartError(
+                    f"can't listen at {host}:{port} ({error}); choose another port with {option}"
+                ) from error
