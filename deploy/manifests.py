@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from cluster.config import load_config, serve_config_v2
+from cluster.errors import ConfigError
 
 DEPLOY = Path(__file__).parent
 CONFIG = DEPLOY / "palimpsest.yaml"
@@ -27,9 +28,19 @@ HEADER = """\
 
 
 def serve_config(overlay: Path, config: Path = CONFIG) -> dict[str, Any]:
-    """What Serve runs in `overlay`: `config` with the overlay's differences. Raises ConfigError, naming the key."""
+    """What Serve runs in `overlay`: `config` with the overlay's differences, and an ingress in every worker pod.
+
+    Services send HTTP and gRPC to any ready pod, so each must have a gRPC server, and no two may share a pod's port.
+    Raises ConfigError, naming the key at fault.
+    """
     differences = yaml.safe_load((overlay / "palimpsest.yaml").read_text())
-    return serve_config_v2(load_config(config, differences))
+    settings = load_config(config, differences)
+    if settings.replicas == "auto":
+        raise ConfigError(f"{overlay}/palimpsest.yaml: set replicas to the number of worker pods; auto can't know it")
+    content = serve_config_v2(settings)
+    (application,) = content["applications"]
+    ingress = {"name": "Ingress", "num_replicas": settings.replicas, "max_replicas_per_node": 1}
+    return {**content, "applications": [{**application, "deployments": [ingress]}]}
 
 
 def patch(content: dict[str, Any]) -> str:

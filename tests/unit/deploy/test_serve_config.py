@@ -11,6 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from cluster.errors import ConfigError
 from deploy import manifests as generator
 
 Manifest = dict[str, Any]
@@ -53,8 +54,7 @@ def test_the_committed_manifests_are_what_the_generator_writes(command: typer.Ty
 
 
 def test_a_changed_difference_is_noticed_and_written(command: typer.Typer, overlay: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(overlay, mine)
+    mine = shutil.copytree(overlay, tmp_path / "mine")
     (mine / "palimpsest.yaml").write_text("replicas: 7\nmodel: factbook-plain\n")
     target = mine / generator.GENERATED
 
@@ -77,9 +77,25 @@ def test_every_worker_pod_gets_one_replica(arguments: dict[str, Any], worker_gro
     assert arguments["replicas"] == worker_group["replicas"]
 
 
-def test_reservations_fit_into_a_pod(arguments: dict[str, Any], worker: Manifest) -> None:
-    needed = arguments["resources"]["worker_cpus"] + 2 * arguments["resources"]["ingress_cpus"]
-    assert needed <= float(worker["resources"]["limits"]["cpu"])
+def test_every_worker_pod_gets_one_ingress(serve_config: dict[str, Any], worker_group: Manifest) -> None:
+    (application,) = serve_config["applications"]
+    (ingress,) = application["deployments"]
+    assert ingress == {"name": "Ingress", "num_replicas": worker_group["replicas"], "max_replicas_per_node": 1}
+
+
+def test_an_unknown_number_of_pods_is_refused(overlay: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(overlay, tmp_path / "mine")
+    (mine / "palimpsest.yaml").write_text("replicas: auto\n")
+    with pytest.raises(ConfigError, match="set replicas"):
+        generator.serve_config(mine)
+
+
+def test_one_worker_and_one_ingress_fit_into_a_pod_and_no_second(arguments: dict[str, Any], worker: Manifest) -> None:
+    limits = worker["resources"]["limits"]
+    reserved = arguments["resources"]
+    free = float(limits["cpu"]) - reserved["worker_cpus"] - reserved["ingress_cpus"]
+    assert free >= 0
+    assert free < reserved["worker_cpus"] or limits.get("nvidia.com/gpu") == "1"
 
 
 def test_the_workers_device_is_what_the_pod_has(arguments: dict[str, Any], worker: Manifest) -> None:
