@@ -1,47 +1,55 @@
-"""The cache service as workers and routers see it: asyncio, with deadlines, and a watch that heals itself."""
+"""The cache service as workers, routers and the edge see it: asyncio, deadlines, fail-over, a watch that heals."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from functools import cached_property
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import grpc
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from typing import Any, Self
 
 from cache_service import convert
-from cache_service.cursor import Cursor
-from cache_service.errors import CacheServiceError, CacheServiceUnavailable, Compacted
-from cache_service.status import error_of
-from cache_service.types import Event, Lease, Placement, PrefixKey, ReplicaId, Revision, Snapshot
-from protos import cache_v1_pb2 as pb
-from protos import cache_v1_pb2_grpc as pb_grpc
-
-_log = logging.getLogger(__name__)
-_Response = TypeVar("_Response")
-
-OPTIONS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+from cache_service.connection import Connection
+from cache_service.types import (
+    FIRST_EPOCH,
+    Build,
+    CommitId,
+    Context,
+    ContextId,
+    DepthLimit,
+    Edit,
+    Epoch,
+    Event,
+    Lease,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+    Version,
 )
-MAX_BACKOFF_S = 2.0
+from cache_service.watching import WatchStream
+from protos import cache_v1_pb2 as pb
+
+
+@dataclass(frozen=True)
+class ContextPage:
+    """Contexts without their tokens, and the token of the next page where there is one."""
+
+    contexts: tuple[Context, ...]
+    next_page_token: str | None
 
 
 class CacheClient:
-    """One connection to the service. Opens at the first call, in the event loop of that call.
+    """Connections to the instances of one service: HOST:PORT, or several with commas between.
 
-    Unary calls raise CacheServiceUnavailable where no answer comes within `timeout_s`, and else what the service
-    refused: see `cache_service.errors`. A caller that gets Unavailable goes on without the service.
+    Unary calls try the instances in turn. They raise CacheServiceUnavailable where none answers within `timeout_s`,
+    and else what the service refused: see `cache_service.errors`. Who gets Unavailable goes on without the service;
+    the call may or may not have been carried out, and every call but `leave` and `release` can be repeated.
     """
 
     def __init__(self, target: str, *, timeout_s: float = 1.0) -> None:
-        self._target = target
-        self._timeout_s = timeout_s
+        self._connection = Connection(target, timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,64 +61,167 @@ class CacheClient:
 
     async def close(self) -> None:
         """End all calls and watches."""
-        await self._channel.close()
-
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self._target, options=OPTIONS)
-
-    @cached_property
-    def _members(self) -> Any:
-        return pb_grpc.MembersStub(self._channel)  # type: ignore[no-untyped-call]
-
-    @cached_property
-    def _directory(self) -> Any:
-        return pb_grpc.DirectoryStub(self._channel)  # type: ignore[no-untyped-call]
-
-    @cached_property
-    def _events(self) -> Any:
-        return pb_grpc.EventsStub(self._channel)  # type: ignore[no-untyped-call]
+        await self._connection.close()
 
     async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
         """Become a member for `ttl_s` seconds at a time. An older lease of `replica` ends, with its placements."""
         request = pb.RegisterRequest(replica=replica, ttl_s=ttl_s)
-        response: pb.RegisterResponse = await _answer(self._members.Register(request, timeout=self._timeout_s))
+        response = await self._connection.call("members", "Register", request)
         return convert.lease_from_pb(response.lease)
 
     async def keep_alive(self, lease: Lease) -> Lease:
         """Put the lease's deadline off by its TTL. Raises LeaseRefused once it has ended: register again."""
         request = pb.KeepAliveRequest(lease=convert.lease_to_pb(lease))
-        response: pb.KeepAliveResponse = await _answer(self._members.KeepAlive(request, timeout=self._timeout_s))
+        response = await self._connection.call("members", "KeepAlive", request)
         return convert.lease_from_pb(response.lease)
 
+    async def drain(self, lease: Lease) -> Revision:
+        """Take no new work from now on; what the member holds stays listed."""
+        request = pb.DrainRequest(lease=convert.lease_to_pb(lease))
+        return _revision(await self._connection.call("members", "Drain", request))
+
     async def leave(self, lease: Lease) -> Revision:
-        """Stop being a member; all its placements are withdrawn."""
+        """Stop being a member; all its placements are withdrawn and its builds released."""
         request = pb.LeaveRequest(lease=convert.lease_to_pb(lease))
-        response: pb.LeaveResponse = await _answer(self._members.Leave(request, timeout=self._timeout_s))
-        return Revision(response.header.revision)
+        return _revision(await self._connection.call("members", "Leave", request))
 
     async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
-        """State that the member holds these entries; all or none. Saying it again changes nothing."""
-        request = pb.AnnounceRequest(
-            lease=convert.lease_to_pb(lease), placements=map(convert.placement_to_pb, placements)
-        )
-        response: pb.AnnounceResponse = await _answer(self._directory.Announce(request, timeout=self._timeout_s))
-        return Revision(response.header.revision)
+        """State that the member holds these entries; all or none. Raises StaleEpoch for one of an old epoch."""
+        placed = map(convert.placement_to_pb, placements)
+        request = pb.AnnounceRequest(lease=convert.lease_to_pb(lease), placements=placed)
+        return _revision(await self._connection.call("directory", "Announce", request))
 
     async def withdraw(self, lease: Lease, keys: Sequence[PrefixKey]) -> Revision:
         """State that the member no longer holds these entries. Keys that it never held are passed over."""
         request = pb.WithdrawRequest(lease=convert.lease_to_pb(lease), keys=keys)
-        response: pb.WithdrawResponse = await _answer(self._directory.Withdraw(request, timeout=self._timeout_s))
-        return Revision(response.header.revision)
+        return _revision(await self._connection.call("directory", "Withdraw", request))
 
-    async def lookup(self, keys: Sequence[PrefixKey]) -> dict[PrefixKey, tuple[Placement, ...]]:
-        """Who holds which of `keys`; keys that nobody holds are absent."""
-        request = pb.LookupRequest(keys=keys)
-        response: pb.LookupResponse = await _answer(self._directory.Lookup(request, timeout=self._timeout_s))
+    async def lookup(
+        self, keys: Sequence[PrefixKey], *, max_staleness: int = 0
+    ) -> dict[PrefixKey, tuple[Placement, ...]]:
+        """Who holds which of `keys` now; keys that nobody holds are absent.
+
+        An entry of a context is among them only where it is at most `max_staleness` epochs behind the newest.
+        """
+        request = pb.LookupRequest(keys=keys, max_staleness=max_staleness)
+        response = await self._connection.call("directory", "Lookup", request)
         found: dict[PrefixKey, tuple[Placement, ...]] = {}
         for placement in map(convert.placement_from_pb, response.placements):
             found[placement.key] = (*found.get(placement.key, ()), placement)
         return found
+
+    async def depth_limits(self, keys: Sequence[PrefixKey]) -> tuple[DepthLimit, ...]:
+        """How deep `keys` may be reused, where drift was reported."""
+        response = await self._connection.call("directory", "Lookup", pb.LookupRequest(keys=keys))
+        return tuple(map(convert.limit_from_pb, response.limits))
+
+    async def hottest(self, count: int) -> tuple[Placement, ...]:
+        """The `count` prefixes that served most, hottest first, each with its hottest holder."""
+        response = await self._connection.call("directory", "Hottest", pb.HottestRequest(count=count))
+        return tuple(map(convert.placement_from_pb, response.placements))
+
+    async def acquire(
+        self,
+        lease: Lease,
+        key: PrefixKey,
+        ttl_s: float,
+        *,
+        epoch: Epoch = FIRST_EPOCH,
+        context: ContextId | None = None,
+    ) -> Build:
+        """The build of (key, epoch) that is under way: the caller's own, if its `replica` is the caller's.
+
+        It ends `ttl_s` seconds after this or the last `extend`. Raises StaleEpoch where the context has moved on.
+        """
+        request = pb.AcquireRequest(
+            lease=convert.lease_to_pb(lease), key=key, epoch=epoch, context=context, ttl_s=ttl_s
+        )
+        response = await self._connection.call("refresh", "Acquire", request)
+        return convert.build_from_pb(response.build)
+
+    async def extend(self, lease: Lease, build: Build) -> None:
+        """Put the end of the build off by its TTL. Raises FencedToken once it has ended."""
+        request = pb.ExtendRequest(lease=convert.lease_to_pb(lease), build=convert.build_to_pb(build))
+        await self._connection.call("refresh", "Extend", request)
+
+    async def complete(self, lease: Lease, build: Build, placement: Placement) -> Revision:
+        """Announce what was built. Raises FencedToken once the build has ended or was granted anew."""
+        request = pb.CompleteRequest(
+            lease=convert.lease_to_pb(lease), token=build.token, placement=convert.placement_to_pb(placement)
+        )
+        return _revision(await self._connection.call("refresh", "Complete", request))
+
+    async def release(self, lease: Lease, build: Build) -> Revision:
+        """Give the build up. Raises FencedToken once it has ended."""
+        request = pb.ReleaseRequest(lease=convert.lease_to_pb(lease), build=convert.build_to_pb(build))
+        return _revision(await self._connection.call("refresh", "Release", request))
+
+    async def report_drift(self, lease: Lease, limits: Sequence[DepthLimit]) -> Revision:
+        """Lower how deep prefixes may be reused, for all; a limit that is not lower changes nothing."""
+        request = pb.ReportDriftRequest(lease=convert.lease_to_pb(lease), limits=map(convert.limit_to_pb, limits))
+        return _revision(await self._connection.call("refresh", "ReportDrift", request))
+
+    async def create_context(
+        self,
+        fingerprint: str,
+        salt: str,
+        token_ids: Sequence[int],
+        *,
+        masked: Sequence[int] = (),
+        author: ReplicaId,
+        commit: CommitId | None = None,
+    ) -> Context:
+        """A new context at epoch 0 with holes at the positions `masked`. The same `commit` makes only one."""
+        request = pb.CreateContextRequest(
+            fingerprint=fingerprint,
+            salt=salt,
+            token_ids=token_ids,
+            masked=masked,
+            commit_id=commit or uuid.uuid4().hex,
+            author=author,
+        )
+        response = await self._connection.call("contexts", "Create", request)
+        return convert.context_from_pb(response.context)
+
+    async def get_context(self, context: ContextId) -> Context:
+        """The newest epoch. Raises UnknownContext."""
+        response = await self._connection.call("contexts", "Get", pb.GetContextRequest(id=context))
+        return convert.context_from_pb(response.context)
+
+    async def list_contexts(self, salt: str, *, page_size: int = 100, page_token: str | None = None) -> ContextPage:
+        """One tenant's contexts in order of creation, without their tokens."""
+        request = pb.ListContextsRequest(salt=salt, page_size=page_size, page_token=page_token or "")
+        response = await self._connection.call("contexts", "List", request)
+        contexts = tuple(map(convert.context_from_pb, response.contexts))
+        return ContextPage(contexts, response.next_page_token or None)
+
+    async def commit(
+        self,
+        context: ContextId,
+        expected_epoch: Epoch,
+        edits: Sequence[Edit],
+        *,
+        author: ReplicaId,
+        commit: CommitId | None = None,
+    ) -> Version:
+        """Make epoch `expected_epoch` + 1. Raises StaleEpoch where another commit was faster: read, then try again.
+
+        The same `commit` id is accepted only once, so a commit whose answer was lost can be sent again with it.
+        """
+        request = pb.CommitRequest(
+            context=context,
+            expected_epoch=expected_epoch,
+            edits=map(convert.edit_to_pb, edits),
+            commit_id=commit or uuid.uuid4().hex,
+            author=author,
+        )
+        response = await self._connection.call("contexts", "Commit", request)
+        return convert.version_from_pb(response.version)
+
+    async def delete_context(self, context: ContextId, *, author: ReplicaId) -> Revision:
+        """Raises UnknownContext."""
+        request = pb.DeleteContextRequest(id=context, author=author)
+        return _revision(await self._connection.call("contexts", "Delete", request))
 
     async def watch(self) -> AsyncGenerator[Snapshot | Event, None]:
         """A snapshot, then every later event once and in order. Never ends by itself.
@@ -119,7 +230,7 @@ class CacheClient:
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot comes,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
         """
-        stream = _WatchStream(self._events, self._target)
+        stream = WatchStream(self._connection)
         try:
             while True:
                 for item in await stream.read():
@@ -128,52 +239,5 @@ class CacheClient:
             stream.cancel()
 
 
-async def _answer(call: Awaitable[_Response]) -> _Response:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as failure:
-        raise error_of(failure) from failure
-
-
-class _WatchStream:
-    """Reads one Watch call after the other, as if they were one."""
-
-    def __init__(self, events: Any, target: str) -> None:
-        self._events = events
-        self._target = target
-        self._cursor = Cursor()
-        self._call: Any = None
-        self._reading = AsyncRetrying(
-            retry=retry_if_exception_type(CacheServiceError),
-            wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
-            before_sleep=self._log_first_failure,
-        )
-
-    async def read(self) -> list[Snapshot | Event]:
-        """The next snapshot and events, however often that takes a new call."""
-        return await self._reading(self._read_once)
-
-    def cancel(self) -> None:
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
-
-    async def _read_once(self) -> list[Snapshot | Event]:
-        try:
-            if self._call is None:
-                self._call = self._events.Watch(self._cursor.request())
-            response = await _answer(self._call.read())
-            if response is grpc.aio.EOF:
-                raise CacheServiceUnavailable("the service ended the watch")
-            return self._cursor.take(response)
-        except Compacted:
-            self._cursor.reset()
-            self.cancel()
-            raise
-        except CacheServiceError:
-            self.cancel()
-            raise
-
-    def _log_first_failure(self, state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            _log.warning("watch of %s is interrupted, trying on: %s", self._target, state.outcome.exception())
+def _revision(response: Any) -> Revision:
+    return Revision(response.header.revision)

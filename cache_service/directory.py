@@ -7,10 +7,22 @@ writer was faster, and a copy that applies the same events in the same order is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from heapq import nlargest
 
 from cache_service.errors import InvalidRequest, LeaseRefused
-from cache_service.types import Event, EventKind, Lease, LeaseId, Placement, PrefixKey, ReplicaId, Revision
+from cache_service.types import (
+    ContextId,
+    Epoch,
+    Event,
+    EventKind,
+    Lease,
+    LeaseId,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+)
 
 MIN_TTL_S = 0.1
 MAX_TTL_S = 3600.0
@@ -23,6 +35,7 @@ class Directory:
         self._members: dict[ReplicaId, Lease] = {}
         self._holders: dict[PrefixKey, dict[ReplicaId, Placement]] = {}
         self._held: dict[ReplicaId, set[PrefixKey]] = {}
+        self._draining: set[ReplicaId] = set()
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Event, ...]:
         """A new lease for `replica`; its id is the revision of JOINED. An older registration leaves first."""
@@ -46,15 +59,20 @@ class Directory:
             raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} was superseded by {granted.id}")
         return granted
 
-    def leave(self, lease: Lease, at: Revision) -> tuple[Event, ...]:
-        """The member goes, with all its placements."""
+    def drain(self, lease: Lease, at: Revision) -> tuple[Event, ...]:
+        """The member takes no new work; none where it said so before."""
         self.require(lease)
-        return (Event(at, EventKind.LEFT, lease.replica),)
+        if lease.replica in self._draining:
+            return ()
+        return (Event(at, EventKind.DRAINING, lease.replica),)
 
-    def expire(self, lapsed: Collection[LeaseId], at: Revision) -> tuple[Event, ...]:
-        """Members whose lease is among `lapsed` go; ids of leases that ended before are passed over."""
-        gone = [replica for replica, lease in self._members.items() if lease.id in lapsed]
-        return tuple(Event(Revision(at + i), EventKind.LEFT, replica) for i, replica in enumerate(gone))
+    def under(self, leases: Collection[LeaseId]) -> list[ReplicaId]:
+        """The members whose lease is among `leases`."""
+        return [replica for replica, lease in self._members.items() if lease.id in leases]
+
+    def remove(self, replicas: Iterable[ReplicaId], at: Revision) -> tuple[Event, ...]:
+        """Members go, with all their placements."""
+        return tuple(Event(Revision(at + i), EventKind.LEFT, replica) for i, replica in enumerate(replicas))
 
     def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> tuple[Event, ...]:
         """One event for each placement that differs from what is known; the last of one key wins."""
@@ -62,6 +80,8 @@ class Directory:
         for placement in placements:
             if placement.replica != lease.replica:
                 raise InvalidRequest(f"lease of {lease.replica!r} can't announce for {placement.replica!r}")
+            if placement.context is None and placement.epoch != 0:
+                raise InvalidRequest(f"a prefix outside of any context stays at epoch 0, got {placement.epoch}")
         latest = {placement.key: placement for placement in placements}
         changed = [p for p in latest.values() if self._holders.get(p.key, {}).get(p.replica) != p]
         return tuple(
@@ -72,12 +92,30 @@ class Directory:
         """One event for each of `keys` that the member holds."""
         self.require(lease)
         held = self._held[lease.replica]
-        gone = [self._holders[key][lease.replica] for key in dict.fromkeys(keys) if key in held]
-        return tuple(Event(Revision(at + i), EventKind.WITHDRAWN, p.replica, placement=p) for i, p in enumerate(gone))
+        return _withdrawn([self._holders[key][lease.replica] for key in dict.fromkeys(keys) if key in held], at)
+
+    def withdraw_stale(
+        self, context: ContextId, keys: Iterable[PrefixKey], newest: Epoch, at: Revision
+    ) -> tuple[Event, ...]:
+        """One event for each entry of `keys` that anyone holds of the context at epoch `newest` or before."""
+        held = (p for key in dict.fromkeys(keys) for p in self._holders.get(key, {}).values())
+        return _withdrawn([p for p in held if p.context == context and p.epoch <= newest], at)
 
     def lookup(self, keys: Sequence[PrefixKey]) -> dict[PrefixKey, tuple[Placement, ...]]:
         """Placements of each of `keys` that somebody holds."""
         return {key: tuple(holders.values()) for key in keys if (holders := self._holders.get(key))}
+
+    def held_by(self, replica: ReplicaId) -> tuple[Placement, ...]:
+        """What one member holds."""
+        return tuple(self._holders[key][replica] for key in self._held.get(replica, ()))
+
+    def hottest(self, count: int) -> tuple[Placement, ...]:
+        """The hottest placement of each prefix, for the `count` prefixes that served most, hottest first."""
+        best = (max(holders.values(), key=lambda p: p.heat) for holders in self._holders.values())
+        return tuple(nlargest(count, best, key=lambda p: p.heat))
+
+    def is_draining(self, replica: ReplicaId) -> bool:
+        return replica in self._draining
 
     def lease_of(self, replica: ReplicaId) -> Lease:
         """The lease of a member. Raises KeyError for a stranger."""
@@ -95,14 +133,17 @@ class Directory:
         return sum(map(len, self._held.values()))
 
     def apply(self, event: Event) -> None:
-        """Make `event` so. Idempotent: it states facts, and never depends on how they were reached."""
+        """Make `event` so, however often; kinds that are not about members and placements are passed over."""
         match event:
             case Event(kind=EventKind.JOINED, lease=Lease() as lease):
                 self.admit(lease)
             case Event(kind=EventKind.LEFT, replica=replica):
                 self._members.pop(replica, None)
+                self._draining.discard(replica)
                 for key in self._held.pop(replica, ()):
                     self._drop(key, replica)
+            case Event(kind=EventKind.DRAINING, replica=replica):
+                self.mark_draining(replica)
             case Event(kind=EventKind.ANNOUNCED, placement=Placement() as placement):
                 self.place(placement)
             case Event(kind=EventKind.WITHDRAWN, placement=Placement() as placement):
@@ -111,12 +152,16 @@ class Directory:
                     held.remove(placement.key)
                     self._drop(placement.key, placement.replica)
             case _:
-                raise ValueError(f"event lacks what its kind needs: {event}")
+                pass
 
     def admit(self, lease: Lease) -> None:
         """Write one member as a fact, as `apply` and a restored snapshot do."""
         self._members[lease.replica] = lease
         self._held.setdefault(lease.replica, set())
+
+    def mark_draining(self, replica: ReplicaId) -> None:
+        """Write one draining member as a fact, as `apply` and a restored snapshot do."""
+        self._draining.add(replica)
 
     def place(self, placement: Placement) -> None:
         """Write one placement as a fact, as `apply` and a restored snapshot do."""
@@ -142,3 +187,7 @@ class Directory:
 
     def __repr__(self) -> str:
         return f"<Directory [{len(self._members)} members, {len(self._holders)} prefixes, {self.num_placements} held]>"
+
+
+def _withdrawn(placements: Iterable[Placement], at: Revision) -> tuple[Event, ...]:
+    return tuple(Event(Revision(at + i), EventKind.WITHDRAWN, p.replica, placement=p) for i, p in enumerate(placements))

@@ -44,3 +44,9 @@ class Compacted(CacheServiceError):
     """History no longer reaches back to the asked revision: take a snapshot."""
 
     reason = "compacted"
+
+
+class UnknownContext(CacheServiceError):
+    """There is no such context, or no longer."""
+
+    reason = "unknown-context"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,9 +18,12 @@ from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError, InvalidRequest
 from cache_service.interceptor import CallInterceptor
 from cache_service.service import CacheService
+from cache_service.servicers.base import Servicer
+from cache_service.servicers.contexts import ContextsServicer
 from cache_service.servicers.directory import DirectoryServicer
 from cache_service.servicers.events import EventsServicer
 from cache_service.servicers.members import MembersServicer
+from cache_service.servicers.refresh import RefreshServicer
 from cache_service.store.base import Store
 from protos import cache_v1_pb2 as pb
 from protos import cache_v1_pb2_grpc as pb_grpc
@@ -32,6 +36,13 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),  # a half-open connection of a watcher is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+_SERVICERS: tuple[tuple[Callable[[Any, grpc.aio.Server], None], type[Servicer]], ...] = (
+    (pb_grpc.add_MembersServicer_to_server, MembersServicer),
+    (pb_grpc.add_DirectoryServicer_to_server, DirectoryServicer),
+    (pb_grpc.add_ContextsServicer_to_server, ContextsServicer),
+    (pb_grpc.add_RefreshServicer_to_server, RefreshServicer),
+    (pb_grpc.add_EventsServicer_to_server, EventsServicer),
 )
 
 
@@ -72,9 +83,8 @@ class CacheServer:
 
     def _build(self) -> grpc.aio.Server:
         server = grpc.aio.server(interceptors=[CallInterceptor(self.service.metrics)], options=OPTIONS)
-        pb_grpc.add_MembersServicer_to_server(MembersServicer(self.service), server)  # type: ignore[no-untyped-call]
-        pb_grpc.add_DirectoryServicer_to_server(DirectoryServicer(self.service), server)  # type: ignore[no-untyped-call]
-        pb_grpc.add_EventsServicer_to_server(EventsServicer(self.service), server)  # type: ignore[no-untyped-call]
+        for add, servicer in _SERVICERS:
+            add(servicer(self.service), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = f"{self._config.host}:{self._config.port}"

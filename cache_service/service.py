@@ -1,15 +1,22 @@
-"""The service without its wire: one store, counted, and the tick that lets lapsed members go."""
+"""The service without its wire: one store, counted, and the tick that ends lapsed leases."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import AsyncIterator
 
-from cache_service.errors import LeaseRefused
+from cache_service.cursor import Update, batch_of, parts_of
+from cache_service.errors import Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import Metrics
 from cache_service.store.base import Decision, Store
-from cache_service.types import Event, Lease, Revision
+from cache_service.types import Build, Event, EventKind, Lease, Revision
 
 _log = logging.getLogger(__name__)
+
+EVENT_BATCH = 1024
+PROGRESS_S = 5.0
+"""An idle watcher hears of the revision this often."""
 
 
 class CacheService:
@@ -19,10 +26,6 @@ class CacheService:
         self.store = store
         self.metrics = Metrics(store)
 
-    @property
-    def revision(self) -> Revision:
-        return self.store.state.revision
-
     async def commit(self, decide: Decision) -> tuple[Event, ...]:
         events = tuple(await self.store.commit(decide))
         for event in events:
@@ -31,15 +34,47 @@ class CacheService:
 
     async def keep_alive(self, lease: Lease) -> Lease:
         """Put the lease's deadline off. Raises LeaseRefused once it has ended."""
+        await self.store.sync()
         granted = self.store.state.directory.require(lease)
         if not await self.store.renew(granted):
             raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} has lapsed: register again")
         return granted
 
+    async def extend(self, lease: Lease, build: Build) -> None:
+        """Put the end of a build off. Raises LeaseRefused or FencedToken once either lease has ended."""
+        await self.store.sync()
+        self.store.state.directory.require(lease)
+        granted = self.store.state.builds.require(lease.replica, build.key, build.epoch, build.token)
+        if not await self.store.renew(granted.lease):
+            raise FencedToken(f"token {build.token}: this build has lapsed; acquire it again")
+
     async def tick(self) -> None:
-        """Let members go whose lease has lapsed."""
+        """End what hangs on leases that have lapsed."""
         lapsed = await self.store.lapsed()
         if not lapsed:
             return
-        for event in await self.commit(lambda state, at: state.directory.expire(lapsed, at)):
-            _log.info("replica %s left: its lease lapsed", event.replica)
+        for event in await self.commit(lambda state, at: state.expire(lapsed, at)):
+            what = "left" if event.kind is EventKind.LEFT else "lost a build"
+            _log.info("replica %s %s: its lease lapsed", event.replica, what)
+
+    async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
+        """A snapshot where `after` is None, then all later events. Raises Compacted where they are not all known."""
+        store = self.store
+        if after is None:
+            await store.sync()
+            incarnation, snapshot = store.incarnation, store.state.snapshot()
+            for part in parts_of(snapshot):
+                yield Update(incarnation, snapshot.revision, part=part)
+            after = snapshot.revision
+        while True:
+            if store.incarnation != incarnation:
+                raise Compacted(f"revision {after} is of incarnation {incarnation!r}, this is {store.incarnation!r}")
+            events = batch_of(store.feed.read(after, EVENT_BATCH))
+            if events:
+                yield Update(incarnation, store.state.revision, events=events)
+                after = events[-1].revision
+                continue
+            try:
+                await asyncio.wait_for(store.feed.wait(after), PROGRESS_S)
+            except TimeoutError:
+                yield Update(incarnation, after)

@@ -12,6 +12,7 @@ from cache_service.errors import (
     InvalidRequest,
     LeaseRefused,
     StaleEpoch,
+    UnknownContext,
 )
 
 REASON_KEY = "palimpsest-reason"
@@ -22,6 +23,7 @@ CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     LeaseRefused: grpc.StatusCode.FAILED_PRECONDITION,
     StaleEpoch: grpc.StatusCode.ABORTED,
     FencedToken: grpc.StatusCode.FAILED_PRECONDITION,
+    UnknownContext: grpc.StatusCode.NOT_FOUND,
     Compacted: grpc.StatusCode.OUT_OF_RANGE,
 }
 _BY_REASON = {error.reason: error for error in CODES}

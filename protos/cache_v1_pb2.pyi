@@ -14,11 +14,27 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_LEFT: _ClassVar[EventKind]
     EVENT_KIND_ANNOUNCED: _ClassVar[EventKind]
     EVENT_KIND_WITHDRAWN: _ClassVar[EventKind]
+    EVENT_KIND_DRAINING: _ClassVar[EventKind]
+    EVENT_KIND_CREATED: _ClassVar[EventKind]
+    EVENT_KIND_COMMITTED: _ClassVar[EventKind]
+    EVENT_KIND_DELETED: _ClassVar[EventKind]
+    EVENT_KIND_GRANTED: _ClassVar[EventKind]
+    EVENT_KIND_BUILT: _ClassVar[EventKind]
+    EVENT_KIND_RELEASED: _ClassVar[EventKind]
+    EVENT_KIND_LIMITED: _ClassVar[EventKind]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_JOINED: EventKind
 EVENT_KIND_LEFT: EventKind
 EVENT_KIND_ANNOUNCED: EventKind
 EVENT_KIND_WITHDRAWN: EventKind
+EVENT_KIND_DRAINING: EventKind
+EVENT_KIND_CREATED: EventKind
+EVENT_KIND_COMMITTED: EventKind
+EVENT_KIND_DELETED: EventKind
+EVENT_KIND_GRANTED: EventKind
+EVENT_KIND_BUILT: EventKind
+EVENT_KIND_RELEASED: EventKind
+EVENT_KIND_LIMITED: EventKind
 
 class Header(_message.Message):
     __slots__ = ("incarnation", "revision")
@@ -39,20 +55,24 @@ class Lease(_message.Message):
     def __init__(self, id: _Optional[int] = ..., replica: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("key", "replica", "num_tokens", "safe_depth", "size_bytes", "epoch")
+    __slots__ = ("key", "replica", "num_tokens", "safe_depth", "size_bytes", "epoch", "context", "heat")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAFE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    HEAT_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     replica: str
     num_tokens: int
     safe_depth: int
     size_bytes: int
     epoch: int
-    def __init__(self, key: _Optional[bytes] = ..., replica: _Optional[str] = ..., num_tokens: _Optional[int] = ..., safe_depth: _Optional[int] = ..., size_bytes: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    context: str
+    heat: int
+    def __init__(self, key: _Optional[bytes] = ..., replica: _Optional[str] = ..., num_tokens: _Optional[int] = ..., safe_depth: _Optional[int] = ..., size_bytes: _Optional[int] = ..., epoch: _Optional[int] = ..., context: _Optional[str] = ..., heat: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("replica", "ttl_s")
@@ -84,6 +104,18 @@ class KeepAliveResponse(_message.Message):
     lease: Lease
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
 
+class DrainRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
 class LeaveRequest(_message.Message):
     __slots__ = ("lease",)
     LEASE_FIELD_NUMBER: _ClassVar[int]
@@ -97,12 +129,30 @@ class LeaveResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("keys",)
+    __slots__ = ("keys", "max_staleness")
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     keys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    max_staleness: int
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., max_staleness: _Optional[int] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
+    __slots__ = ("header", "placements", "limits")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    placements: _containers.RepeatedCompositeFieldContainer[Placement]
+    limits: _containers.RepeatedCompositeFieldContainer[DepthLimit]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., limits: _Optional[_Iterable[_Union[DepthLimit, _Mapping]]] = ...) -> None: ...
+
+class HottestRequest(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class HottestResponse(_message.Message):
     __slots__ = ("header", "placements")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -138,19 +188,283 @@ class WithdrawResponse(_message.Message):
     header: Header
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
+class Version(_message.Message):
+    __slots__ = ("epoch", "key", "commit_id")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    key: bytes
+    commit_id: str
+    def __init__(self, epoch: _Optional[int] = ..., key: _Optional[bytes] = ..., commit_id: _Optional[str] = ...) -> None: ...
+
+class Context(_message.Message):
+    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "version", "past")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    fingerprint: str
+    salt: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    masked: _containers.RepeatedScalarFieldContainer[int]
+    created_revision: int
+    version: Version
+    past: _containers.RepeatedCompositeFieldContainer[Version]
+    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("start", "end", "token_ids", "masked")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    masked: bool
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[bool] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("context", "version", "edits")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    context: str
+    version: Version
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    def __init__(self, context: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ...) -> None: ...
+
+class CreateContextRequest(_message.Message):
+    __slots__ = ("fingerprint", "salt", "token_ids", "masked", "commit_id", "author")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    salt: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    masked: _containers.RepeatedScalarFieldContainer[int]
+    commit_id: str
+    author: str
+    def __init__(self, fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+
+class CreateContextResponse(_message.Message):
+    __slots__ = ("header", "context")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    context: Context
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ...) -> None: ...
+
+class GetContextRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class GetContextResponse(_message.Message):
+    __slots__ = ("header", "context")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    context: Context
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ...) -> None: ...
+
+class ListContextsRequest(_message.Message):
+    __slots__ = ("salt", "page_size", "page_token")
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    salt: str
+    page_size: int
+    page_token: str
+    def __init__(self, salt: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListContextsResponse(_message.Message):
+    __slots__ = ("header", "contexts", "next_page_token")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    contexts: _containers.RepeatedCompositeFieldContainer[Context]
+    next_page_token: str
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., contexts: _Optional[_Iterable[_Union[Context, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("context", "expected_epoch", "edits", "commit_id", "author")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    context: str
+    expected_epoch: int
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    commit_id: str
+    author: str
+    def __init__(self, context: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+
+class CommitResponse(_message.Message):
+    __slots__ = ("header", "version")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    version: Version
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class DeleteContextRequest(_message.Message):
+    __slots__ = ("id", "author")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    author: str
+    def __init__(self, id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+
+class DeleteContextResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
+class Build(_message.Message):
+    __slots__ = ("key", "epoch", "replica", "token", "ttl_s", "context")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    epoch: int
+    replica: str
+    token: int
+    ttl_s: float
+    context: str
+    def __init__(self, key: _Optional[bytes] = ..., epoch: _Optional[int] = ..., replica: _Optional[str] = ..., token: _Optional[int] = ..., ttl_s: _Optional[float] = ..., context: _Optional[str] = ...) -> None: ...
+
+class DepthLimit(_message.Message):
+    __slots__ = ("key", "bucket", "depth", "profile")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    bucket: int
+    depth: int
+    profile: int
+    def __init__(self, key: _Optional[bytes] = ..., bucket: _Optional[int] = ..., depth: _Optional[int] = ..., profile: _Optional[int] = ...) -> None: ...
+
+class AcquireRequest(_message.Message):
+    __slots__ = ("lease", "key", "epoch", "context", "ttl_s")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    key: bytes
+    epoch: int
+    context: str
+    ttl_s: float
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., key: _Optional[bytes] = ..., epoch: _Optional[int] = ..., context: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+
+class AcquireResponse(_message.Message):
+    __slots__ = ("header", "build")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    build: Build
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., build: _Optional[_Union[Build, _Mapping]] = ...) -> None: ...
+
+class ExtendRequest(_message.Message):
+    __slots__ = ("lease", "build")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    build: Build
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., build: _Optional[_Union[Build, _Mapping]] = ...) -> None: ...
+
+class ExtendResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
+class CompleteRequest(_message.Message):
+    __slots__ = ("lease", "token", "placement")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    token: int
+    placement: Placement
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., token: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ...) -> None: ...
+
+class CompleteResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("lease", "build")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    build: Build
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., build: _Optional[_Union[Build, _Mapping]] = ...) -> None: ...
+
+class ReleaseResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
+class ReportDriftRequest(_message.Message):
+    __slots__ = ("lease", "limits")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    limits: _containers.RepeatedCompositeFieldContainer[DepthLimit]
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., limits: _Optional[_Iterable[_Union[DepthLimit, _Mapping]]] = ...) -> None: ...
+
+class ReportDriftResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
 class Event(_message.Message):
-    __slots__ = ("revision", "kind", "replica", "placement", "lease")
+    __slots__ = ("revision", "kind", "replica", "placement", "lease", "context", "commit", "context_id", "build", "limit")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
     revision: int
     kind: EventKind
     replica: str
     placement: Placement
     lease: Lease
-    def __init__(self, revision: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., replica: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ...) -> None: ...
+    context: Context
+    commit: Commit
+    context_id: str
+    build: Build
+    limit: DepthLimit
+    def __init__(self, revision: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., replica: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., context_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ..., limit: _Optional[_Union[DepthLimit, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("after_revision", "incarnation")
@@ -171,14 +485,22 @@ class WatchResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotPart, _Mapping]] = ..., events: _Optional[_Union[EventBatch, _Mapping]] = ...) -> None: ...
 
 class SnapshotPart(_message.Message):
-    __slots__ = ("members", "placements", "last")
+    __slots__ = ("members", "placements", "last", "draining", "contexts", "builds", "limits")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedScalarFieldContainer[str]
     placements: _containers.RepeatedCompositeFieldContainer[Placement]
     last: bool
-    def __init__(self, members: _Optional[_Iterable[str]] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+    draining: _containers.RepeatedScalarFieldContainer[str]
+    contexts: _containers.RepeatedCompositeFieldContainer[Context]
+    builds: _containers.RepeatedCompositeFieldContainer[Build]
+    limits: _containers.RepeatedCompositeFieldContainer[DepthLimit]
+    def __init__(self, members: _Optional[_Iterable[str]] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., last: _Optional[bool] = ..., draining: _Optional[_Iterable[str]] = ..., contexts: _Optional[_Iterable[_Union[Context, _Mapping]]] = ..., builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ..., limits: _Optional[_Iterable[_Union[DepthLimit, _Mapping]]] = ...) -> None: ...
 
 class EventBatch(_message.Message):
     __slots__ = ("events",)

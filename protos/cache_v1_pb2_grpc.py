@@ -45,6 +45,11 @@ class MembersStub:
                 request_serializer=protos_dot_cache__v1__pb2.KeepAliveRequest.SerializeToString,
                 response_deserializer=protos_dot_cache__v1__pb2.KeepAliveResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/palimpsest.cache.v1.Members/Drain',
+                request_serializer=protos_dot_cache__v1__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.DrainResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/palimpsest.cache.v1.Members/Leave',
                 request_serializer=protos_dot_cache__v1__pb2.LeaveRequest.SerializeToString,
@@ -57,8 +62,8 @@ class MembersServicer:
     """
 
     def Register(self, request, context):
-        """Adds one revision (JOINED). Where the replica is a member already, it first leaves: one more (LEFT), and its
-        older lease is refused from then on.
+        """Adds one revision (JOINED). Where the replica is a member already, it first leaves, as by Leave, and its older
+        lease is refused from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,8 +76,16 @@ class MembersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Adds one revision (DRAINING) the first time: the member takes no new work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
-        """Adds one revision (LEFT), which withdraws every placement of the member.
+        """Adds one revision (LEFT), which withdraws every placement of the member, after one (RELEASED) for each of its
+        builds. A lapsed lease does the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +103,11 @@ def add_MembersServicer_to_server(servicer, server):
                     servicer.KeepAlive,
                     request_deserializer=protos_dot_cache__v1__pb2.KeepAliveRequest.FromString,
                     response_serializer=protos_dot_cache__v1__pb2.KeepAliveResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_cache__v1__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.DrainResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -163,6 +181,33 @@ class Members:
             _registered_method=True)
 
     @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Members/Drain',
+            protos_dot_cache__v1__pb2.DrainRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Leave(request,
             target,
             options=(),
@@ -215,6 +260,11 @@ class DirectoryStub:
                 request_serializer=protos_dot_cache__v1__pb2.WithdrawRequest.SerializeToString,
                 response_deserializer=protos_dot_cache__v1__pb2.WithdrawResponse.FromString,
                 _registered_method=True)
+        self.Hottest = channel.unary_unary(
+                '/palimpsest.cache.v1.Directory/Hottest',
+                request_serializer=protos_dot_cache__v1__pb2.HottestRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.HottestResponse.FromString,
+                _registered_method=True)
 
 
 class DirectoryServicer:
@@ -222,7 +272,8 @@ class DirectoryServicer:
     """
 
     def Lookup(self, request, context):
-        """Adds no revision. Keys that nobody holds are absent from the answer.
+        """Adds no revision. Keys that nobody holds are absent from the answer. An entry of a context is in it only if its
+        epoch is the newest at the time of the answer, or at most max_staleness behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,6 +288,13 @@ class DirectoryServicer:
 
     def Withdraw(self, request, context):
         """Adds one revision (WITHDRAWN) for each key that the member held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hottest(self, request, context):
+        """Adds no revision. The prefixes that served most, hottest first, each with its hottest holder.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,6 +317,11 @@ def add_DirectoryServicer_to_server(servicer, server):
                     servicer.Withdraw,
                     request_deserializer=protos_dot_cache__v1__pb2.WithdrawRequest.FromString,
                     response_serializer=protos_dot_cache__v1__pb2.WithdrawResponse.SerializeToString,
+            ),
+            'Hottest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hottest,
+                    request_deserializer=protos_dot_cache__v1__pb2.HottestRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.HottestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -343,6 +406,538 @@ class Directory:
             '/palimpsest.cache.v1.Directory/Withdraw',
             protos_dot_cache__v1__pb2.WithdrawRequest.SerializeToString,
             protos_dot_cache__v1__pb2.WithdrawResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hottest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Directory/Hottest',
+            protos_dot_cache__v1__pb2.HottestRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.HottestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ContextsStub:
+    """Contexts are named prefixes that can be rewritten. Positions are those of the epoch that a commit names.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Create = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/Create',
+                request_serializer=protos_dot_cache__v1__pb2.CreateContextRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.CreateContextResponse.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/Get',
+                request_serializer=protos_dot_cache__v1__pb2.GetContextRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.GetContextResponse.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/List',
+                request_serializer=protos_dot_cache__v1__pb2.ListContextsRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.ListContextsResponse.FromString,
+                _registered_method=True)
+        self.Commit = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/Commit',
+                request_serializer=protos_dot_cache__v1__pb2.CommitRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.CommitResponse.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/Delete',
+                request_serializer=protos_dot_cache__v1__pb2.DeleteContextRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.DeleteContextResponse.FromString,
+                _registered_method=True)
+
+
+class ContextsServicer:
+    """Contexts are named prefixes that can be rewritten. Positions are those of the epoch that a commit names.
+    """
+
+    def Create(self, request, context):
+        """Adds one revision (CREATED) the first time that the commit id is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Adds no revision. The newest epoch at the time of the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """Adds no revision. In order of creation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Commit(self, request, context):
+        """Adds one revision (COMMITTED), then one for each build (RELEASED) and each entry (WITHDRAWN) that this ends.
+        Refused with stale-epoch unless expected_epoch is the newest. A commit id that was accepted adds nothing again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Adds one revision (DELETED), then one for each build (RELEASED) and each entry (WITHDRAWN) of the context.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ContextsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Create': grpc.unary_unary_rpc_method_handler(
+                    servicer.Create,
+                    request_deserializer=protos_dot_cache__v1__pb2.CreateContextRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.CreateContextResponse.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=protos_dot_cache__v1__pb2.GetContextRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.GetContextResponse.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=protos_dot_cache__v1__pb2.ListContextsRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.ListContextsResponse.SerializeToString,
+            ),
+            'Commit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Commit,
+                    request_deserializer=protos_dot_cache__v1__pb2.CommitRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.CommitResponse.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=protos_dot_cache__v1__pb2.DeleteContextRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.DeleteContextResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'palimpsest.cache.v1.Contexts', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('palimpsest.cache.v1.Contexts', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Contexts:
+    """Contexts are named prefixes that can be rewritten. Positions are those of the epoch that a commit names.
+    """
+
+    @staticmethod
+    def Create(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/Create',
+            protos_dot_cache__v1__pb2.CreateContextRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.CreateContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/Get',
+            protos_dot_cache__v1__pb2.GetContextRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.GetContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/List',
+            protos_dot_cache__v1__pb2.ListContextsRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.ListContextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Commit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/Commit',
+            protos_dot_cache__v1__pb2.CommitRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.CommitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/Delete',
+            protos_dot_cache__v1__pb2.DeleteContextRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.DeleteContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class RefreshStub:
+    """Refresh lets one member at a time build an entry, and lowers how deep entries may be reused.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Acquire = channel.unary_unary(
+                '/palimpsest.cache.v1.Refresh/Acquire',
+                request_serializer=protos_dot_cache__v1__pb2.AcquireRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.AcquireResponse.FromString,
+                _registered_method=True)
+        self.Extend = channel.unary_unary(
+                '/palimpsest.cache.v1.Refresh/Extend',
+                request_serializer=protos_dot_cache__v1__pb2.ExtendRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.ExtendResponse.FromString,
+                _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/palimpsest.cache.v1.Refresh/Complete',
+                request_serializer=protos_dot_cache__v1__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/palimpsest.cache.v1.Refresh/Release',
+                request_serializer=protos_dot_cache__v1__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
+        self.ReportDrift = channel.unary_unary(
+                '/palimpsest.cache.v1.Refresh/ReportDrift',
+                request_serializer=protos_dot_cache__v1__pb2.ReportDriftRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.ReportDriftResponse.FromString,
+                _registered_method=True)
+
+
+class RefreshServicer:
+    """Refresh lets one member at a time build an entry, and lowers how deep entries may be reused.
+    """
+
+    def Acquire(self, request, context):
+        """Adds one revision (GRANTED) where no build of (key, epoch) is under way; the answer tells the holder either way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Extend(self, request, context):
+        """Adds no revision: puts the end of the build's lease off by its TTL. Refused with fenced-token once it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Complete(self, request, context):
+        """Adds ANNOUNCED and BUILT. Refused with fenced-token unless the token is the build's newest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Adds one revision (RELEASED). A build whose lease lapses is released by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportDrift(self, request, context):
+        """Adds one revision (LIMITED) for each limit that is lower than the known one or judged by a newer profile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RefreshServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Acquire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Acquire,
+                    request_deserializer=protos_dot_cache__v1__pb2.AcquireRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.AcquireResponse.SerializeToString,
+            ),
+            'Extend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Extend,
+                    request_deserializer=protos_dot_cache__v1__pb2.ExtendRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.ExtendResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=protos_dot_cache__v1__pb2.CompleteRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.CompleteResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=protos_dot_cache__v1__pb2.ReleaseRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'ReportDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportDrift,
+                    request_deserializer=protos_dot_cache__v1__pb2.ReportDriftRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.ReportDriftResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'palimpsest.cache.v1.Refresh', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('palimpsest.cache.v1.Refresh', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Refresh:
+    """Refresh lets one member at a time build an entry, and lowers how deep entries may be reused.
+    """
+
+    @staticmethod
+    def Acquire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Refresh/Acquire',
+            protos_dot_cache__v1__pb2.AcquireRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.AcquireResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Extend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Refresh/Extend',
+            protos_dot_cache__v1__pb2.ExtendRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.ExtendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Refresh/Complete',
+            protos_dot_cache__v1__pb2.CompleteRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Refresh/Release',
+            protos_dot_cache__v1__pb2.ReleaseRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Refresh/ReportDrift',
+            protos_dot_cache__v1__pb2.ReportDriftRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.ReportDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,31 +6,35 @@ from __future__ import annotations
 from grpc.aio import ServicerContext
 
 from cache_service import convert
-from cache_service.service import CacheService
+from cache_service.servicers.base import Servicer
 from cache_service.types import PrefixKey
 from protos import cache_v1_pb2 as pb
 
 
-class DirectoryServicer:
-    def __init__(self, service: CacheService) -> None:
-        self._service = service
-
+class DirectoryServicer(Servicer):
     async def Lookup(self, request: pb.LookupRequest, _: ServicerContext) -> pb.LookupResponse:
-        await self._service.store.sync()
-        found = self._service.store.state.directory.lookup([PrefixKey(key) for key in request.keys])
+        state = await self.state()
+        keys = [PrefixKey(key) for key in request.keys]
+        found = state.lookup(keys, request.max_staleness)
         return pb.LookupResponse(
-            header=convert.header_to_pb(self._service.store),
+            header=self.header(),
             placements=[convert.placement_to_pb(p) for holders in found.values() for p in holders],
+            limits=map(convert.limit_to_pb, state.depths.lookup(keys)),
         )
 
     async def Announce(self, request: pb.AnnounceRequest, _: ServicerContext) -> pb.AnnounceResponse:
         lease = convert.lease_from_pb(request.lease)
         placements = [convert.placement_from_pb(message) for message in request.placements]
-        await self._service.commit(lambda state, at: state.directory.announce(lease, placements, at))
-        return pb.AnnounceResponse(header=convert.header_to_pb(self._service.store))
+        await self.commit(lambda state, at: state.announce(lease, placements, at))
+        return pb.AnnounceResponse(header=self.header())
 
     async def Withdraw(self, request: pb.WithdrawRequest, _: ServicerContext) -> pb.WithdrawResponse:
         lease = convert.lease_from_pb(request.lease)
         keys = [PrefixKey(key) for key in request.keys]
-        await self._service.commit(lambda state, at: state.directory.withdraw(lease, keys, at))
-        return pb.WithdrawResponse(header=convert.header_to_pb(self._service.store))
+        await self.commit(lambda state, at: state.directory.withdraw(lease, keys, at))
+        return pb.WithdrawResponse(header=self.header())
+
+    async def Hottest(self, request: pb.HottestRequest, _: ServicerContext) -> pb.HottestResponse:
+        state = await self.state()
+        placements = state.hottest(request.count)
+        return pb.HottestResponse(header=self.header(), placements=map(convert.placement_to_pb, placements))

@@ -10,7 +10,8 @@ from cache_service.feed import Feed
 from cache_service.leases import Leases
 from cache_service.state import State
 from cache_service.store.base import Decision
-from cache_service.types import Event, EventKind, Lease, LeaseId
+from cache_service.store.facts import leases_of
+from cache_service.types import Event, Lease, LeaseId
 
 
 class MemoryStore:
@@ -37,11 +38,12 @@ class MemoryStore:
         return events
 
     def _settle(self, event: Event) -> None:
-        """Begin and end leases with their members."""
-        if event.kind is EventKind.JOINED and event.lease is not None:
-            self._leases.grant(event.lease.id, event.lease.ttl_s, self._clock())
-        elif event.kind is EventKind.LEFT:
-            self._leases.revoke(self.state.directory.lease_of(event.replica).id)
+        """Begin and end leases with their members and builds."""
+        begun, ended = leases_of(event, self.state)
+        for lease in begun:
+            self._leases.grant(lease.id, lease.ttl_s, self._clock())
+        for lease in ended:
+            self._leases.revoke(lease.id)
 
     async def sync(self) -> None:
         if self._closed:

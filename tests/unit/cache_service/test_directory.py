@@ -126,7 +126,7 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @rule(lease=consumes(leases))
     def expire(self, lease: Lease) -> None:
-        self.carry_out(self.state.directory.expire({lease.id}, self.state.next_revision))
+        self.carry_out(self.state.expire({lease.id}, self.state.next_revision))
         self.model.pop(lease.id, None)
 
     @invariant()

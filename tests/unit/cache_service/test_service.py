@@ -33,9 +33,9 @@ async def take(items: AsyncIterator[Snapshot | Event], count: int) -> list[Snaps
 
 async def test_what_is_announced_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
-    assert await client.announce(lease, [placed("a", ANNA), placed("b", ANNA, depth=0, epoch=3)]) == 3
+    assert await client.announce(lease, [placed("a", ANNA), placed("b", ANNA, depth=0)]) == 3
     found = await client.lookup([key("a"), key("b"), key("c")])
-    assert found == {key("a"): (placed("a", ANNA),), key("b"): (placed("b", ANNA, depth=0, epoch=3),)}
+    assert found == {key("a"): (placed("a", ANNA),), key("b"): (placed("b", ANNA, depth=0),)}
     assert await client.withdraw(lease, [key("a"), key("c")]) == 4
     assert await client.lookup([key("a")]) == {}
     assert await client.leave(lease) == 5

@@ -1,0 +1,77 @@
+"""One endless watch made of as many calls as it takes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from cache_service import convert
+from cache_service.connection import Connection, Instance
+from cache_service.cursor import Cursor
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, Compacted
+from cache_service.status import error_of
+from cache_service.types import Event, Snapshot
+from protos import cache_v1_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+MAX_BACKOFF_S = 2.0
+
+
+class WatchStream:
+    """Reads one Watch call after the other, over all instances, as if they were one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cursor = Cursor()
+        self._instance: Instance | None = None
+        self._call: Any = None
+        self._reading = AsyncRetrying(
+            retry=retry_if_exception_type(CacheServiceError),
+            wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
+            before_sleep=self._log_first_failure,
+        )
+
+    async def read(self) -> tuple[Snapshot | Event, ...]:
+        """The next snapshot and events, however many calls that takes."""
+        return await self._reading(self._read_once)
+
+    def cancel(self) -> None:
+        """End the call under way; `read` would begin another."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    async def _read_once(self) -> tuple[Snapshot | Event, ...]:
+        try:
+            response = await self._receive()
+            return self._cursor.take(convert.update_from_pb(response))
+        except Compacted:
+            self._cursor.reset()
+            self.cancel()
+            raise
+        except CacheServiceError:
+            self.cancel()
+            if self._instance is not None:
+                self._connection.fail_over(self._instance)
+            raise
+
+    async def _receive(self) -> pb.WatchResponse:
+        if self._call is None:
+            self._instance = self._connection.current
+            after, incarnation = self._cursor.resume(), self._cursor.incarnation
+            self._call = self._instance.events.Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
+        try:
+            response = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from failure
+        if not isinstance(response, pb.WatchResponse):
+            raise CacheServiceUnavailable("the service ended the watch")
+        return response
+
+    def _log_first_failure(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            _log.warning("a watch is interrupted, trying on: %s", state.outcome.exception())
