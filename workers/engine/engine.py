@@ -49,6 +49,10 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.scheduler.num_running or self.scheduler.num_waiting)
 
+    @property
+    def num_used_pages(self) -> int:
+        return self._pool.num_used
+
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request. Raises InvalidRequestError or OverloadedError, and then nothing is kept of it."""
         self.scheduler.add(resolve(request, self._model, self._engine, self._bicache))

@@ -74,7 +74,7 @@ class PagePool:
     def check_integrity(self) -> None:
         """Every page is free or has exactly one owner; raises AssertionError otherwise."""
         held = [page for pages in self._owners for page in pages.ids] + self._free
-        assert sorted(held) == list(range(self.num_pages)), f"{self!r}: a page is lost, or owned twice"
+        assert len(held) == len(set(held)) == self.num_pages, f"{self!r}: a page is lost, or owned twice"
 
     def __repr__(self) -> str:
         return f"<PagePool [{self.num_used} used, {self.num_free} free | {len(self._owners)} owners]>"

@@ -34,6 +34,7 @@ TINY = ModelConfig(
     pad_token_id=95,
 )
 POOL_BYTES = 1 << 23
+PAGE_TOKENS = 4
 
 
 def tiny_model(seed: int = 0, *, depth_table: Mapping[int, int] | None = None, **changes: int) -> LoadedModel:
@@ -57,7 +58,7 @@ def engine_of(
     return Engine(
         loaded,
         engine=engine or EngineConfig(),
-        kv=kv or KVConfig(pool_bytes=POOL_BYTES, entry_bytes=POOL_BYTES // 2, page_tokens=4),
+        kv=kv or KVConfig(pool_bytes=POOL_BYTES, entry_bytes=POOL_BYTES // 2, page_tokens=PAGE_TOKENS),
         bicache=bicache or BiCacheConfig(),
         replica=ReplicaId("tiny#1"),
         device=torch.device("cpu"),

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from cache_service.types import PrefixKey
+from tests.unit.workers.tiny import TINY
+from workers.bicache.cache import PrefixCache, PrefixHandle
+from workers.bicache.depth import DepthTable, ratio_percent
+from workers.kv.pool import PagePool
+from workers.kv.storage import PageStorage
+
+PAGE_BYTES = 2 * 4 * TINY.hidden_size * 4
+TOKENS = tuple(range(8))
+DEPTH = 2
+ENTRY_PAGES = DEPTH * 2 + 1  # 8 tokens in pages of 4: two a layer, and one for the states
+
+
+def key(name: str) -> PrefixKey:
+    return PrefixKey(name.encode())
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    return PagePool(24)
+
+
+@pytest.fixture
+def cache(pool: PagePool) -> PrefixCache:
+    storage = PageStorage(
+        TINY, pool_bytes=24 * PAGE_BYTES, page_tokens=4, dtype=torch.float32, device=torch.device("cpu")
+    )
+    return PrefixCache(pool, storage, TINY, budget_bytes=3 * ENTRY_PAGES * PAGE_BYTES)
+
+
+def admit(cache: PrefixCache, name: str) -> PrefixHandle:
+    handle = cache.admit(key(name), TOKENS, {DEPTH})
+    assert handle is not None
+    cache.mark_built(handle.entry)
+    return handle
+
+
+def test_an_entry_lives_on_for_the_next_reader(cache: PrefixCache, pool: PagePool) -> None:
+    admit(cache, "a").release()
+    with cache.match(key("a"), TOKENS, DEPTH) as hit:  # type: ignore[union-attr]
+        assert hit.entry.num_readers == 1
+    assert pool.num_used == ENTRY_PAGES
+    assert cache.size_bytes == ENTRY_PAGES * PAGE_BYTES
+    cache.check_integrity()
+
+
+def test_a_hit_needs_the_same_tokens_and_the_depth(cache: PrefixCache) -> None:
+    admit(cache, "a").release()
+    assert cache.match(key("a"), TOKENS[::-1], DEPTH) is None
+    assert cache.match(key("a"), TOKENS, 1) is None
+    assert cache.match(key("b"), TOKENS, DEPTH) is None
+
+
+def test_the_least_recently_used_idle_entry_makes_room(cache: PrefixCache) -> None:
+    held = admit(cache, "held")
+    for name in ("old", "new"):
+        admit(cache, name).release()
+    cache.match(key("old"), TOKENS, DEPTH).release()  # type: ignore[union-attr]
+    admit(cache, "next").release()
+    assert cache.match(key("new"), TOKENS, DEPTH) is None
+    assert cache.match(key("old"), TOKENS, DEPTH) is not None
+    assert cache.match(key("held"), TOKENS, DEPTH) is not None
+    held.release()
+    assert [key("new")] == cache.take_changes().gone
+
+
+def test_no_room_beside_entries_in_use(cache: PrefixCache) -> None:
+    held = [admit(cache, name) for name in "abc"]
+    assert cache.admit(key("d"), TOKENS, {DEPTH}) is None
+    assert cache.num_entries == len(held)
+
+
+def test_an_entry_for_another_depth_replaces_it_and_serves_both(cache: PrefixCache, pool: PagePool) -> None:
+    reader = admit(cache, "a")
+    wider = cache.admit(key("a"), TOKENS, {1})
+    assert wider is not None
+    assert wider.entry.supports(1)
+    assert wider.entry.supports(DEPTH)
+    used = pool.num_used
+    reader.release()
+    assert pool.num_used == used - ENTRY_PAGES
+    cache.check_integrity()
+
+
+def test_room_is_made_only_where_it_suffices(cache: PrefixCache, pool: PagePool) -> None:
+    admit(cache, "a").release()
+    assert not cache.make_room(25)
+    assert cache.num_entries == 1
+    assert cache.make_room(24)
+    assert pool.num_free == 24
+    assert cache.num_entries == 0
+
+
+def test_nobody_waits_for_it_so_it_is_not_built(cache: PrefixCache, pool: PagePool) -> None:
+    handle = cache.admit(key("a"), TOKENS, {DEPTH})
+    assert handle is not None
+    assert [entry.key for entry in cache.pending()] == [key("a")]
+    handle.release()
+    assert list(cache.pending()) == []
+    assert pool.num_used == 0
+    assert not cache.take_changes()
+
+
+def test_a_dropped_entry_is_freed_by_its_last_reader(cache: PrefixCache, pool: PagePool) -> None:
+    handle = cache.admit(key("a"), TOKENS, {DEPTH})
+    assert handle is not None
+    cache.drop(handle.entry)
+    assert cache.match(key("a"), TOKENS, DEPTH) is None
+    assert pool.num_used == ENTRY_PAGES
+    handle.release()
+    assert pool.num_used == 0
+
+
+def test_integrity_over_random_use(cache: PrefixCache, pool: PagePool) -> None:
+    draw, held = random.Random(1), list[PrefixHandle]()
+    for _ in range(600):
+        name = draw.choice("abcdef")
+        match draw.randrange(5):
+            case 0 if held:
+                held.pop(draw.randrange(len(held))).release()
+            case 1 if held:
+                entry = draw.choice(held).entry
+                if not entry.built:
+                    cache.mark_built(entry)
+            case 2 if held:
+                cache.drop(draw.choice(held).entry)
+            case 3:
+                cache.make_room(draw.randint(1, 24))
+            case _:
+                depth = draw.randint(1, TINY.num_layers)
+                handle = cache.match(key(name), TOKENS, depth) or cache.admit(key(name), TOKENS, {depth})
+                held += [handle] if handle else []
+        cache.check_integrity()
+    for handle in held:
+        handle.release()
+    cache.make_room(24)
+    assert pool.num_free == 24
+
+
+def test_depth_is_that_of_the_largest_edge_reached() -> None:
+    table = DepthTable({10: 2, 50: 5})
+    assert [table.lookup(ratio) for ratio in (0, 9, 10, 49, 50, 100)] == [0, 0, 2, 2, 5, 5]
+    assert (ratio_percent(1, 8), ratio_percent(3, 8)) == (12, 38)  # halves to even
+
+
+def test_a_model_without_evidence_reuses_nothing() -> None:
+    assert DepthTable.for_model(TINY, None).depths == {0}
+    assert DepthTable.for_model(TINY, {0: 9}).lookup(0) == TINY.num_layers

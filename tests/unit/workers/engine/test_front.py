@@ -1,0 +1,125 @@
+"""The engine behind asyncio: streams, departures, overload and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
+from workers.api import GenerateRequest
+from workers.bicache.cache import Changes
+from workers.config import EngineConfig
+from workers.engine.engine import Engine
+from workers.engine.front import AsyncEngine, EngineClosedError
+from workers.engine.runner import StepFailedError
+from workers.errors import InvalidRequestError, OverloadedError
+
+POLL_S = 0.005
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return engine_of(tiny_model(depth_table={0: 1}), engine=EngineConfig(max_batch=2, max_waiting=4))
+
+
+@pytest.fixture
+def front(engine: Engine) -> Iterator[AsyncEngine]:
+    with AsyncEngine(engine) as front:
+        yield front
+
+
+async def text(front: AsyncEngine, request: GenerateRequest) -> tuple[int, ...]:
+    return tuple([token async for chunk in front.generate(request) for token in chunk.token_ids])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(POLL_S)
+
+
+def long_request(name: str) -> GenerateRequest:
+    return request_of(prompt_of(20), 200, request_id=name, policy="none", block_length=200, num_steps=200)
+
+
+async def test_many_callers_get_what_each_gets_alone(front: AsyncEngine) -> None:
+    requests = [request_of(prompt_of(10, seed), 12, request_id=str(seed)) for seed in range(5)]
+    answers = await asyncio.gather(*(text(front, request) for request in requests))
+    alone = engine_of(tiny_model(depth_table={0: 1}))
+    assert list(answers) == [run_one(alone, request).token_ids for request in requests]
+
+
+async def test_a_bad_request_is_refused(front: AsyncEngine) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        await text(front, request_of([1], 0))
+    assert refusal.value.param == "max_tokens"
+
+
+async def test_closing_the_generator_aborts(front: AsyncEngine, engine: Engine) -> None:
+    chunks = front.generate(long_request("a"))
+    await anext(chunks)
+    await chunks.aclose()
+    await until(lambda: front.stats().num_aborted == 1)
+    assert not engine.has_work
+    assert engine.num_used_pages == 0
+
+
+async def test_a_cancelled_caller_aborts(front: AsyncEngine, engine: Engine) -> None:
+    task = asyncio.create_task(text(front, long_request("a")))
+    await until(lambda: front.num_running == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: front.stats().num_aborted == 1)
+    assert not engine.has_work
+
+
+async def test_a_second_caller_with_an_id_in_use_does_not_end_the_first(front: AsyncEngine) -> None:
+    first = asyncio.create_task(text(front, request_of(prompt_of(20), 60, request_id="a", policy="none")))
+    await until(lambda: front.num_running == 1)
+    with pytest.raises(InvalidRequestError):
+        await text(front, long_request("a"))
+    assert await first
+
+
+async def test_overload_is_told_at_once(front: AsyncEngine) -> None:
+    tasks = [asyncio.create_task(text(front, long_request(str(number)))) for number in range(6)]
+    await until(lambda: front.stats().num_requests == 6)
+    with pytest.raises(OverloadedError):
+        await text(front, long_request("late"))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_shutdown_fails_what_is_open(engine: Engine) -> None:
+    with AsyncEngine(engine) as front:
+        task = asyncio.create_task(text(front, long_request("a")))
+        await until(lambda: front.num_running == 1)
+    with pytest.raises(EngineClosedError):
+        await task
+    assert not front.is_alive
+    assert engine.num_used_pages == 0
+    with pytest.raises(EngineClosedError):
+        await text(front, long_request("b"))
+
+
+async def test_a_broken_step_leaves_a_working_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AsyncEngine(engine) as front:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.scheduler, "schedule", lambda: 1 / 0)
+            with pytest.raises(StepFailedError):
+                await text(front, request_of([1, 2], 4))
+        assert await text(front, request_of([1, 2], 4))
+
+
+async def test_entries_and_steps_are_reported(engine: Engine) -> None:
+    heard: list[Changes] = []
+    steps: list[float] = []
+    with AsyncEngine(engine, on_changes=[heard.append], on_step=[steps.append]) as front:
+        await text(front, request_of(prompt_of(20), 8, prefixes=[16]))
+    assert [len(entry.token_ids) for changes in heard for entry in changes.built] == [16]
+    assert len(steps) == front.stats().num_forwards

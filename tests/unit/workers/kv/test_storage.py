@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import torch
+
+from tests.unit.workers.tiny import TINY
+from workers.kv.page_table import EntryLayout, EntryTable, PrivateLayout, sequence_slots
+from workers.kv.pool import PagePool
+from workers.kv.storage import PageStorage
+
+
+def storage_of(num_pages: int, page_tokens: int = 4) -> PageStorage:
+    page_bytes = 2 * page_tokens * TINY.hidden_size * 4
+    return PageStorage(
+        TINY,
+        pool_bytes=num_pages * page_bytes + page_bytes - 1,
+        page_tokens=page_tokens,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+def test_rows_come_back_as_they_were_written() -> None:
+    storage = storage_of(6)
+    pages = PagePool(storage.num_pages).allocate(3)
+    slots = storage.slots(pages.ids, 11)
+    k, v = torch.randn(2, 11, TINY.num_kv_heads, TINY.head_dim)
+    storage.write(slots, k, v)
+    read_k, read_v = storage.read(slots.flip(0))
+    assert torch.equal(read_k.flip(0), k)
+    assert torch.equal(read_v.flip(0), v)
+
+
+def test_states_share_pages_with_keys_and_values() -> None:
+    storage, pool = storage_of(20), PagePool(20)
+    layout = EntryLayout.for_depths(9, {0, 1, 3}, TINY.num_layers)
+    assert (layout.kv_depth, layout.state_depths) == (3, (1, 3))
+    # 9 tokens: 3 pages of K/V a layer; 9 * 32 state elements in pages of 256: 2
+    assert layout.num_pages(storage, TINY.hidden_size) == 3 * 3 + 2 * 2
+    table = EntryTable.lay_out(
+        layout, pool.allocate(layout.num_pages(storage, TINY.hidden_size)), storage, TINY.hidden_size
+    )
+    kv = torch.randn(3, 2, 9, TINY.num_kv_heads, TINY.head_dim)
+    states = {depth: torch.randn(9, TINY.hidden_size) for depth in layout.state_depths}
+    for index in range(3):
+        storage.write(table.slots[index], kv[index, 0], kv[index, 1])
+    for depth, rows in states.items():
+        storage.write_states(table.state_pages[depth], rows)
+    for index in range(3):
+        assert torch.equal(torch.stack(storage.read(table.slots[index])), kv[index])
+    for depth, rows in states.items():
+        assert torch.equal(storage.read_states(table.state_pages[depth], 9, TINY.hidden_size), rows)
+
+
+def test_full_depth_keeps_no_states_and_depth_zero_nothing() -> None:
+    storage = storage_of(1)
+    assert EntryLayout.for_depths(8, {TINY.num_layers}, TINY.num_layers).num_pages(storage, 32) == 2 * TINY.num_layers
+    assert EntryLayout.for_depths(8, {0}, TINY.num_layers).num_pages(storage, 32) == 0
+
+
+def test_shallow_layers_read_the_entry_and_own_the_rest() -> None:
+    storage = storage_of(64)
+    pool = PagePool(64)
+    entry_layout = EntryLayout.for_depths(6, {2}, TINY.num_layers)
+    entry = EntryTable.lay_out(
+        entry_layout, pool.allocate(entry_layout.num_pages(storage, TINY.hidden_size)), storage, TINY.hidden_size
+    )
+    layout = PrivateLayout(TINY.num_layers, num_tokens=15, shared_depth=2, shared_tokens=6, keeps_kv=True)
+    pages = pool.allocate(layout.num_pages(storage.page_tokens))
+    assert len(pages) == 2 * 3 + 2 * 4
+    slots = sequence_slots(layout, pages, entry, storage)
+    assert slots.shape == (TINY.num_layers, 15)
+    assert torch.equal(slots[:2, :6], entry.slots)
+    private = torch.cat((slots[:2, 6:].flatten(), slots[2:].flatten()))
+    assert len(private.unique()) == len(private)
+    assert not set(private.tolist()) & set(entry.slots.flatten().tolist())
+
+
+def test_what_need_not_outlive_a_step_takes_one_layers_pages() -> None:
+    layout = PrivateLayout(TINY.num_layers, num_tokens=15, shared_depth=0, shared_tokens=0, keeps_kv=False)
+    assert layout.num_pages(4) == 4

@@ -1,0 +1,81 @@
+"""A whole worker in this process: what Serve deploys, less Serve."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cache_service.types import ReplicaId
+from tests.unit.workers.models.conftest import LLADA_CONFIG
+from tests.unit.workers.tiny import request_of
+from workers.api import FinishReason
+from workers.config import KVConfig, WorkerConfig
+from workers.engine.front import EngineClosedError
+from workers.errors import InvalidRequestError, OverloadedError
+from workers.models.layers import Transformer
+from workers.models.llada import LLADA
+from workers.worker import Worker, dtype_of, threads_of
+
+
+def write_llada(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(LLADA_CONFIG))
+    model = Transformer(LLADA.parse_config(LLADA_CONFIG))
+    weights = {LLADA.checkpoint_name(name): weight.detach() for name, weight in model.named_parameters()}
+    save_file(weights, directory / "model.safetensors")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    write_llada(tmp_path)
+    config = WorkerConfig(
+        model=tmp_path,
+        device="cpu",
+        num_threads=1,
+        kv=KVConfig(pool_bytes=1 << 22, entry_bytes=1 << 20),
+    )
+    worker = Worker(config, ReplicaId("w#1"), num_replicas=2)
+    yield worker
+    worker.__del__()
+
+
+async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
+    chunks = [chunk async for chunk in worker.generate(request_of([1, 2, 3], 8))]
+    assert chunks[-1].finish_reason in FinishReason
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.replica) == (3, "w#1")
+    info = await worker.model_info()
+    assert (info.context_length, info.mask_token_id, info.eos_token_id) == (256, 96, 95)
+    assert (await worker.stats()).num_requests == 1
+    assert 'palimpsest_worker_requests_total{replica="w#1"} 1.0' in await worker.metrics()
+    assert f'palimpsest_worker_step_seconds_count{{replica="w#1"}} {usage.num_forwards}.0' in await worker.metrics()
+    worker.check_health()
+
+
+async def test_a_closed_worker_is_unhealthy(worker: Worker) -> None:
+    worker.__del__()
+    with pytest.raises(EngineClosedError):
+        worker.check_health()
+
+
+@pytest.mark.parametrize("error", [InvalidRequestError("no", param="seed"), OverloadedError("full", retry_after_s=3.0)])
+def test_errors_keep_their_fields_on_the_way_to_the_caller(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.args, vars(copy)) == (type(error), error.args, vars(error))
+
+
+def test_defaults_follow_the_machine() -> None:
+    assert dtype_of("auto", torch.device("cuda")) is torch.bfloat16
+    assert dtype_of("auto", torch.device("cpu")) is torch.float32
+    assert threads_of(10_000) == 1
+
+
+def test_a_config_names_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"kv\.entry_bytes"):
+        KVConfig(pool_bytes=10, entry_bytes=11)

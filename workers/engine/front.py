@@ -1,0 +1,169 @@
+"""The engine for asyncio callers: one thread steps it, every request has a queue of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from workers.api import GenerateChunk, GenerateRequest, WorkerStats
+from workers.bicache.cache import Changes
+from workers.engine.engine import Engine
+from workers.engine.runner import step_failed
+from workers.errors import WorkerError
+from workers.scheduler.plan import Failure
+from workers.scheduler.scheduler import Outcome
+
+logger = logging.getLogger(__name__)
+
+Command = Callable[[], None]
+
+
+class EngineClosedError(WorkerError):
+    """The worker is shutting down; another replica can take the request."""
+
+
+class Stream:
+    """What one caller reads, fed from the engine's thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
+
+    def put(self, outcome: Outcome) -> None:
+        with suppress(RuntimeError):  # the caller's loop is closed, and the caller with it
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, outcome)
+
+    async def get(self) -> Outcome:
+        return await self._queue.get()
+
+
+class AsyncEngine:
+    """Steps an engine on a dedicated thread between entering and leaving the `with` block."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_changes: Sequence[Callable[[Changes], None]] = (),
+        on_step: Sequence[Callable[[float], None]] = (),
+    ) -> None:
+        """`on_changes` hears of prefix entries, `on_step` of each step's seconds; both on the engine's thread."""
+        self._engine, self._on_changes, self._on_step = engine, on_changes, on_step
+        self._wake = threading.Condition()
+        self._commands: deque[Command] = deque()
+        self._closed = False
+        self._streams: dict[str, Stream] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the thread after its current step; open requests fail with EngineClosedError."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_running(self) -> int:
+        return self._engine.stats().num_running
+
+    def stats(self) -> WorkerStats:
+        return self._engine.stats()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        """Chunks until the one with a finish reason. Raises WorkerError; closing the generator aborts the request."""
+        stream = Stream()
+        self._post(lambda: self._submit(request, stream))
+        try:
+            while True:
+                outcome = await stream.get()
+                if isinstance(outcome, Failure):
+                    raise outcome.error
+                yield outcome
+                if outcome.finish_reason is not None:
+                    return
+        finally:
+            with suppress(EngineClosedError):
+                self._post(lambda: self._abandon(request.request_id, stream))
+
+    def _post(self, command: Command) -> None:
+        with self._wake:
+            if self._closed:
+                raise EngineClosedError("the worker is shutting down")
+            self._commands.append(command)
+            self._wake.notify()
+
+    # Below: the engine's thread only.
+
+    def _run(self) -> None:
+        try:
+            while self._work():
+                started = time.monotonic()
+                self._deliver(self._step())
+                for listener in self._on_step:
+                    listener(time.monotonic() - started)
+                if changes := self._engine.take_changes():
+                    for teller in self._on_changes:
+                        teller(changes)
+        finally:
+            with self._wake:
+                self._closed = True
+            self._take_commands()
+            self._deliver(self._engine.fail_all(EngineClosedError("the worker is shutting down")))
+
+    def _work(self) -> bool:
+        """Wait for and carry out commands until there is something to step; False once closed."""
+        while True:
+            with self._wake:
+                while not (self._commands or self._closed or self._engine.has_work):
+                    self._wake.wait()
+            self._take_commands()
+            if self._closed or self._engine.has_work:
+                return not self._closed
+            self._engine.check_integrity()
+
+    def _take_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _step(self) -> list[Outcome]:
+        try:
+            return self._engine.step()
+        except Exception as error:
+            return self._engine.fail_all(step_failed(error))
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            stream = self._streams[outcome.request_id]
+            if isinstance(outcome, Failure) or outcome.finish_reason is not None:
+                del self._streams[outcome.request_id]
+            stream.put(outcome)
+
+    def _submit(self, request: GenerateRequest, stream: Stream) -> None:
+        try:
+            self._engine.submit(request)
+        except WorkerError as error:
+            stream.put(Failure(request.request_id, error))
+        else:
+            self._streams[request.request_id] = stream
+
+    def _abandon(self, request_id: str, stream: Stream) -> None:
+        if self._streams.get(request_id) is stream:
+            del self._streams[request_id]
+            self._engine.abort(request_id)

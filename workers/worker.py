@@ -1,0 +1,98 @@
+"""One replica in one object: model, engine thread, metrics, and membership in the cache service. Knows no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+
+import torch
+
+from cache_service.types import ReplicaId
+from workers.api import GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
+from workers.bicache.sync import SyncThread
+from workers.config import Device, DType, WorkerConfig
+from workers.engine.engine import Engine
+from workers.engine.front import AsyncEngine, EngineClosedError
+from workers.metrics import WorkerMetrics
+from workers.models.loader import load_model
+
+
+class Worker:
+    """Runs from construction to `__del__`, which is how Serve, too, begins and ends a replica."""
+
+    def __init__(self, config: WorkerConfig, replica: ReplicaId, num_replicas: int) -> None:
+        """Load the model and start. Raises UnsupportedModelError."""
+        device = device_of(config.device)
+        dtype = dtype_of(config.dtype, device)
+        if device.type == "cpu":
+            torch.set_num_threads(config.num_threads or threads_of(num_replicas))
+        self._loaded = load_model(config.model, device=device, dtype=dtype)
+        engine = Engine(
+            self._loaded,
+            engine=config.engine,
+            kv=config.kv,
+            bicache=config.bicache,
+            replica=replica,
+            device=device,
+            dtype=dtype,
+        )
+        self._metrics = WorkerMetrics(replica, engine.stats)
+        with ExitStack() as resources:
+            listeners = []
+            if config.cache_service is not None:
+                sync = SyncThread(config.cache_service, replica, config.lease_ttl_s)
+                listeners.append(resources.enter_context(sync).apply)
+            front = AsyncEngine(engine, on_changes=listeners, on_step=[self._metrics.observe_step])
+            self._engine = resources.enter_context(front)
+            self._resources = resources.pop_all()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        """Chunks until the one with a finish reason. Raises WorkerError; cancelling it stops the work."""
+        async with aclosing(self._engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def stats(self) -> WorkerStats:
+        return self._engine.stats()
+
+    async def metrics(self) -> str:
+        """The metrics in Prometheus' text format."""
+        return self._metrics.render()
+
+    async def model_info(self) -> ModelInfo:
+        config = self._loaded.config
+        return ModelInfo(
+            name=self._loaded.name,
+            fingerprint=self._loaded.fingerprint,
+            context_length=config.context_length,
+            mask_token_id=config.mask_token_id,
+            eos_token_id=config.eos_token_id,
+        )
+
+    def check_health(self) -> None:
+        """Serve asks this periodically; raises once the engine's thread has ended, and Serve starts a new replica."""
+        if not self._engine.is_alive:
+            raise EngineClosedError("the engine's thread has ended; the worker's log says why")
+
+    def __del__(self) -> None:
+        """Serve calls this at shutdown: fail what is open, and leave the cache service."""
+        if hasattr(self, "_resources"):  # absent where __init__ raised
+            self._resources.close()
+
+
+def device_of(device: Device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def dtype_of(dtype: DType, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def threads_of(num_replicas: int) -> int:
+    """An equal share of this machine's cores, as if all replicas ran here."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, num_replicas))
