@@ -25,9 +25,8 @@ from cluster.ingress import grpc
 from cluster.ingress.http import create_app
 from cluster.ingress.replicas import WorkerReplicas
 from cluster.ingress.service import InferenceService
-from cluster.metrics import Federation, IngressMetrics, WorkerStatsCollector
+from cluster.metrics import Expositions, Federation, IngressMetrics
 from cluster.tokenization import Tokenization
-from workers.deployment import DiffusionWorker
 
 UNBOUNDED = 1_000_000
 """Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
@@ -67,7 +66,7 @@ class Ingress:
             yield
 
     async def _gather(self) -> Collector:
-        return Federation(REGISTRY, self._metrics.registry, WorkerStatsCollector(await self._workers.stats()))
+        return Federation(REGISTRY, self._metrics.registry, Expositions(await self._workers.metrics()))
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -89,6 +88,8 @@ def build(args: Mapping[str, Any]) -> Application:
 
 def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
     """The workers, for a cluster with that many GPUs."""
+    from workers.deployment import DiffusionWorker  # torch comes with it, which an ingress has no use for
+
     on_gpu = config.worker.device == "cuda" or (config.worker.device == "auto" and num_gpus > 0)
     replicas = config.replicas if config.replicas != "auto" else max(1, num_gpus) if on_gpu else 2
     threads = config.worker.num_threads

@@ -60,7 +60,7 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        code = supervisor.run(load_config(config, without_none(given)), os.environ)
+        code = supervisor.run(load_config(config, without_none(given)), os.environ, log_level.upper())
     except ClusterError as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error

@@ -15,11 +15,10 @@ from cattrs.strategies import configure_union_passthrough
 
 from cluster.affinity import RouterWeights
 from cluster.errors import ConfigError
-from workers import models
 from workers.config import WorkerConfig
+from workers.errors import UnsupportedModelError
+from workers.models.bundle import model_directory
 
-BUNDLE = Path(models.__file__).parent / "factbook"
-"""Holds one folder for each model that ships with the package."""
 DEFAULT_MAX_TOKENS = 128
 INJECTED = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file says once, at its top level."""
@@ -172,8 +171,11 @@ def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
         raise ConfigError(
             "; ".join(cattrs.transform_error(error, path="config", format_exception=_explained))
         ) from error
-    complete = replace(config.worker, model=model_directory(config.model), cache_service=config.cache_service.target)
-    return replace(config, worker=complete)
+    try:
+        directory = model_directory(config.model)
+    except UnsupportedModelError as error:
+        raise ConfigError(f"{error}; set `model` or --model") from error
+    return replace(config, worker=replace(config.worker, model=directory, cache_service=config.cache_service.target))
 
 
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:
@@ -182,19 +184,6 @@ def to_mapping(config: ClusterConfig) -> dict[str, Any]:
     for key in INJECTED:
         del mapping["worker"][key]
     return mapping
-
-
-def model_directory(name: str) -> Path:
-    """Directory of a bundled model or of a path. Raises ConfigError where there is none."""
-    bundled = BUNDLE / name
-    directory = bundled if (bundled / "config.json").exists() else Path(name).expanduser()
-    if not (directory / "config.json").exists():
-        names = sorted(path.parent.name for path in BUNDLE.glob("*/config.json"))
-        raise ConfigError(
-            f"model {name!r} is neither a directory with a config.json nor bundled (bundled: {', '.join(names)}); "
-            "set `model` or --model"
-        )
-    return directory.resolve()
 
 
 def default_max_tokens(config: ClusterConfig) -> int:

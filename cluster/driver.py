@@ -1,4 +1,4 @@
-"""`python -m cluster.driver CONFIG_JSON RAY_DIR`: Ray and the application on this machine, until SIGTERM.
+"""`python -m cluster.driver CONFIG_JSON RAY_DIR LOG_LEVEL`: Ray and the application on this machine, until SIGTERM.
 
 Started by `cluster.supervisor`, which ends it and whatever it leaves.
 """
@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import ray
@@ -29,17 +30,23 @@ SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in
 QUESTION = "Where does Linus live?"
 
 
-def main(config_file: Path, ray_directory: Path) -> None:
-    """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets."""
+def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
+    """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets.
+
+    Ray and Serve have much to say about themselves; that is shown from DEBUG on.
+    """
     config = parse_config(json.loads(config_file.read_text()))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    level = "INFO" if log_level == "DEBUG" else "WARNING"
+    logging.getLogger("ray.serve").setLevel(level)
     start_ray(config, ray_directory)
+    logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options=http, system_logging_config=quiet)
-    serve.run(build(to_mapping(config)), name="palimpsest", route_prefix="/")
+    serve.start(http_options=http, logging_config=logs)
+    serve.run(build(to_mapping(config)), name="palimpsest", route_prefix="/", logging_config=logs)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     typer.echo(greeting(config))
-    signal.sigwait({signal.SIGTERM})
+    stop.wait()
     ray.shutdown()
 
 
@@ -78,4 +85,4 @@ def reachable(host: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -6,16 +6,17 @@ import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from cache_service.types import ReplicaId
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
-from workers.api import FinishReason, Usage, WorkerStats
+from workers.api import FinishReason, Usage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -29,6 +30,7 @@ class RouterCollector(Collector):
         self._view = view
         self._ledger = ledger
         self._routed: Tally[tuple[ReplicaId, str]] = Tally()
+        REGISTRY.register(self)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -127,23 +129,18 @@ class Federation(Collector):
             yield from part.collect()
 
 
-COUNTERS = ("num_requests", "num_forwards", "num_canvas_tokens", "num_prefix_hits", "num_prefix_misses", "num_aborted")
-"""The fields of `WorkerStats` that only grow."""
+class Expositions(Collector):
+    """Texts in Prometheus' format, as the workers render them, as one: samples of one metric stand together."""
 
-
-class WorkerStatsCollector(Collector):
-    """The statistics of all workers that answered, labelled by replica."""
-
-    def __init__(self, stats: Iterable[WorkerStats]) -> None:
-        self._stats = tuple(stats)
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = tuple(texts)
 
     def collect(self) -> Iterator[Metric]:
-        for field in fields(WorkerStats):
-            if field.name == "replica":
-                continue
-            kind = CounterMetricFamily if field.name in COUNTERS else GaugeMetricFamily
-            name = f"palimpsest_worker_{field.name.removeprefix('num_')}"
-            family = kind(name, f"WorkerStats.{field.name}", labels=["replica"])
-            for stats in self._stats:
-                family.add_metric([stats.replica], getattr(stats, field.name))
-            yield family
+        families: dict[str, Metric] = {}
+        for text in self._texts:
+            for family in text_string_to_metric_families(text):
+                if family.name in families:
+                    families[family.name].samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        yield from families.values()

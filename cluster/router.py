@@ -3,7 +3,7 @@
 Serve makes a router in every process that holds a handle and calls it on the router's event loop. What to choose is
 decided in `cluster.affinity`, from `cluster.placement` (who holds what) and `cluster.ledger` (who has how much to
 do). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
-another one.
+another one. Serve pickles this module by value, so nothing here may refer to what can't be pickled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from prometheus_client import REGISTRY
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cache_service.client import CacheClient
@@ -39,7 +38,6 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._view = PlacementView()
         self._ledger = WorkLedger()
         self._collector = RouterCollector(self._view, self._ledger)
-        REGISTRY.register(self._collector)
         self._following = asyncio.get_running_loop().create_task(self._follow(cache_service))
 
     async def _follow(self, target: str) -> None:

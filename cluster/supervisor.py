@@ -12,16 +12,17 @@ import ctypes
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 SOCKET_PATH_LIMIT = 107
 RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """How Ray names its longest unix socket below the directory that it is given."""
-DRIVER_GRACE_S, KILL_GRACE_S = 6.0, 1.5
+GRACE_S, KILL_GRACE_S = 6.0, 1.5
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Of prctl(2)."""
 
@@ -43,63 +45,83 @@ class ChildEndedError(ClusterError):
     """A child that should run for ever has ended."""
 
 
-def run(config: ClusterConfig, environ: Mapping[str, str]) -> int:
+def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code. Afterwards no process that was started here is left.
 
     Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
     """
     check_ports(config)
     with run_directory(environ) as directory, no_orphans():
-        return asyncio.run(supervise(config, directory, child_environment(config, environ)))
+        machine = Machine(config, directory, child_environment(config, environ), log_level)
+        return asyncio.run(machine.serve())
 
 
-async def supervise(config: ClusterConfig, directory: Path, environment: Mapping[str, str]) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
-    config_file = directory / "config.json"
-    config_file.write_text(json.dumps(to_mapping(config)))
-    async with contextlib.AsyncExitStack() as stack:
-        if config.cache_service.spawn:
-            restarting = asyncio.create_task(keep_cache_service(config, environment))
-            stack.callback(restarting.cancel)
-        driver = await start(["cluster.driver", str(config_file), str(directory / "ray")], environment)
-        ended, stopped = asyncio.create_task(driver.wait()), asyncio.create_task(stop.wait())
-        stack.callback(stopped.cancel)
-        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            logger.error(
-                "the cluster ended by itself with exit code %s; what it said above tells why", driver.returncode
-            )
-            return 1
-        logger.info("stopping")
-        driver.terminate()
-        await asyncio.wait({ended}, timeout=DRIVER_GRACE_S)
-        return 0
+@dataclass(frozen=True)
+class Machine:
+    """All that this machine runs, as one configuration says."""
 
+    config: ClusterConfig
+    directory: Path
+    environment: Mapping[str, str]
+    log_level: str
 
-async def keep_cache_service(config: ClusterConfig, environment: Mapping[str, str]) -> NoReturn:
-    """Run the cache service, and run it again, a little later each time, whenever it ends."""
-    where = config.cache_service
-    command = ["cache_service", "--host", where.host, "--port", str(where.port)]
-    async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
-        with attempt:
-            child = await start(command, environment)
-            raise ChildEndedError(f"the cache service ended with exit code {await child.wait()}")
-    raise AssertionError("retries have no end")
+    async def serve(self) -> int:
+        """Until a signal asks to stop (0) or the cluster ends by itself (1)."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            cache = tasks.create_task(self._keep_cache_service()) if self.config.cache_service.spawn else None
+            cluster = tasks.create_task(self._run_cluster())
+            stopped = tasks.create_task(stop.wait())
+            await asyncio.wait({cluster, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            logger.info("stopping")
+            for task in filter(None, (cluster, stopped, cache)):
+                task.cancel()
+        return 0 if stop.is_set() else 1
+
+    async def _run_cluster(self) -> None:
+        config_file = self.directory / "config.json"
+        config_file.write_text(json.dumps(to_mapping(self.config)))
+        async with self._child("cluster.driver", config_file, self.directory / "ray", self.log_level) as driver:
+            code = await driver.wait()
+            logger.error("the cluster ended by itself with exit code %d; what it said above tells why", code)
+
+    async def _keep_cache_service(self) -> None:
+        """Run the cache service, and run it again, a little later each time, whenever it ends."""
+        where = self.config.cache_service
+        options = ("--host", where.host, "--port", where.port, "--log-level", self.log_level)
+        async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
+            with attempt:
+                async with self._child("cache_service", *options) as service:
+                    raise ChildEndedError(f"the cache service ended with exit code {await service.wait()}")
+
+    @asynccontextmanager
+    async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
+        """`python -m MODULE ...` in a session of its own. It ends with the context, and with this process."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", module, *map(str, options)),
+            env=dict(self.environment),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            yield child
+        finally:
+            if child.returncode is None:
+                child.terminate()
+                try:
+                    await asyncio.wait_for(child.wait(), GRACE_S)
+                except TimeoutError:
+                    child.kill()
+                    await child.wait()
 
 
 def log_restart(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     logger.warning("%s; requests are served without it, and it starts again", error)
-
-
-async def start(module: list[str], environment: Mapping[str, str]) -> Process:
-    """`python -m MODULE ...` in a session of its own, which dies with this process however that ends."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *module, env=dict(environment), start_new_session=True, preexec_fn=die_with_parent
-    )
 
 
 def die_with_parent() -> None:
@@ -119,7 +141,7 @@ def no_orphans() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         this = psutil.Process()
         for end in (psutil.Process.terminate, psutil.Process.kill):
@@ -153,11 +175,14 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the children see: no other Ray, no usage reports, and no proxy between processes of this machine."""
+    """What the children see: a Ray of their own, locked with a fresh token and without usage reports, and no proxy
+    between processes of this machine.
+    """
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, config.cache_service.host}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
-    return inherited | {"RAY_USAGE_STATS_ENABLED": "0", "no_proxy": bypass, "NO_PROXY": bypass}
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return inherited | ray | {"no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:

@@ -161,6 +161,8 @@ def explain(error: Exception) -> Reply:
 def invalid(error: RequestValidationError) -> RequestError:
     """The first thing that is wrong with a body, named by its path in the body: `messages.0.content`."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return RequestError(f"the body is no JSON: {first['ctx']['error']}")
     path = [str(part) for part in first["loc"][1:]]
     param = ".".join(takewhile(is_field, path)) or None
     reason = first["msg"].removeprefix("Value error, ")

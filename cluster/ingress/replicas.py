@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import NotReadyError, ReplicaLostError
-from workers.api import GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
+from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.errors import OverloadedError
 
 ATTEMPTS = 3
@@ -55,8 +55,9 @@ class WorkerReplicas:
     async def model_infos(self) -> Sequence[ModelInfo]:
         return cast(Sequence[ModelInfo], await self._each("model_info"))
 
-    async def stats(self) -> Sequence[WorkerStats]:
-        return cast(Sequence[WorkerStats], await self._each("stats"))
+    async def metrics(self) -> Sequence[str]:
+        """Each replica's metrics in Prometheus' text format."""
+        return cast(Sequence[str], await self._each("metrics"))
 
     async def _each(self, method: str) -> Sequence[object]:
         """Results of the replicas that answer in time; a replica that is lost or slow is left out."""

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.errors import ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError
+from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
 from cluster.tokenization import EncodedPrompt, Prompt, Tokenization
@@ -121,21 +121,24 @@ class InferenceService:
                     yield event
 
     async def _events(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Event, None]:
+        """The last event waits until the workers' stream has ended: the replica is then known to be free again."""
         timeout_s = min(self._timeout_s, timeout_s) if timeout_s is not None else self._timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
         request = await self._request(call)
         detokenizer, stops = self._tokenization.detokenizer(), StopStrings(call.stop)
+        finished: Finished | None = None
         async with aclosing(self._workers.generate(request)) as chunks:
-            while True:
-                chunk = await self._before(deadline, timeout_s, chunks)
+            while (chunk := await self._before(deadline, timeout_s, chunks)) is not None:
                 text = stops.push(detokenizer.push(chunk.token_ids))
-                if chunk.finish_reason is not None:
+                if chunk.finish_reason is not None and chunk.usage is not None:
                     text += stops.push(detokenizer.finish()) + stops.finish()
+                    reason = FinishReason.STOP if stops.stopped else chunk.finish_reason
+                    finished = Finished(reason, chunk.usage)
                 if text:
                     yield Text(text)
-                if chunk.finish_reason is not None and chunk.usage is not None:
-                    yield Finished(FinishReason.STOP if stops.stopped else chunk.finish_reason, chunk.usage)
-                    return
+        if finished is None:
+            raise ReplicaLostError("the worker ended this answer without its last part; ask again")
+        yield finished
 
     async def answer(self, call: Call, *, timeout_s: float | None = None) -> Answer:
         """The whole of `generate`; raises what it raises."""
@@ -147,15 +150,15 @@ class InferenceService:
                         texts.append(text)
                     case Finished() as finished:
                         return Answer("".join(texts), finished)
-        raise RuntimeError("a generation ended without its last event")
+        raise AssertionError("a generation ends with Finished or an error")
 
     async def _before(
         self, deadline: float, timeout_s: float, chunks: AsyncGenerator[GenerateChunk, None]
-    ) -> GenerateChunk:
-        """The next chunk, if it comes before `deadline`."""
+    ) -> GenerateChunk | None:
+        """The next chunk, if it comes before `deadline`; None at the end."""
         try:
             async with asyncio.timeout_at(deadline):
-                return await anext(chunks)
+                return await anext(chunks, None)
         except TimeoutError as error:
             if not await self._workers.model_infos():
                 raise NotReadyError("no worker answers now; try again shortly, or watch /health") from error
