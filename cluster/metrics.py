@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from cache_service.types import ReplicaId
+from cluster.ingress.events import Event, Finished, Text
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
-from workers.api import FinishReason, Usage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -107,15 +107,15 @@ class Observed:
     outcome: str = "cancelled"
     started: bool = False
 
-    def text(self) -> None:
-        if not self.started:
-            self.started = True
-            self.metrics.first_text_seconds.observe(time.perf_counter() - self.start)
-
-    def finished(self, reason: FinishReason, usage: Usage) -> None:
-        self.outcome = reason.value
-        for kind in ("prompt", "cached", "completion"):
-            self.metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
+    def see(self, event: Event) -> None:
+        match event:
+            case Text() if not self.started:
+                self.started = True
+                self.metrics.first_text_seconds.observe(time.perf_counter() - self.start)
+            case Finished(reason, usage):
+                self.outcome = reason.value
+                for kind in ("prompt", "cached", "completion"):
+                    self.metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
 
 
 class Federation(Collector):

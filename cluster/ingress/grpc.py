@@ -17,8 +17,9 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.errors import ClusterError, RequestError
 from cluster.ingress.errors import INTERNAL, reply_to
+from cluster.ingress.events import Finished, Text
 from cluster.ingress.keys import check_key
-from cluster.ingress.service import Call, Finished, InferenceService, Text
+from cluster.ingress.service import Call, InferenceService
 from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc

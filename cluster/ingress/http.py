@@ -25,9 +25,10 @@ from starlette.exceptions import HTTPException
 
 from cluster.errors import ClusterError, ModelNotFoundError, NotReadyError, RequestError
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
+from cluster.ingress.events import Event, Text
 from cluster.ingress.keys import check_key
 from cluster.ingress.schema import ChatBody, CompletionBody, GenerationBody
-from cluster.ingress.service import Finished, InferenceService, Text
+from cluster.ingress.service import InferenceService
 from cluster.ingress.shapes import ChatShape, CompletionShape, Heading, Json, Shape
 from workers.errors import WorkerError
 
@@ -113,14 +114,14 @@ async def respond(
 
 
 async def streamed(
-    first: Text | Finished, events: AsyncGenerator[Text | Finished, None], shape: Shape, *, include_usage: bool
+    first: Event, events: AsyncGenerator[Event, None], shape: Shape, *, include_usage: bool
 ) -> AsyncGenerator[str, None]:
     """The data of each server-sent event. An error after the first one can only be told as an event."""
     for chunk in shape.opening():
         yield json.dumps(chunk)
     async with aclosing(events):
         try:
-            event: Text | Finished = first
+            event: Event = first
             while isinstance(event, Text):
                 yield json.dumps(shape.piece(event.text))
                 event = await anext(events)

@@ -1,4 +1,4 @@
-"""The one wall to Ray Serve's deployment handle: calls to the workers, retries, and errors in our own words."""
+"""The one wall to Ray Serve's deployment handle: calls to the workers, and errors in our own words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from cluster.errors import NotReadyError, ReplicaLostError
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.errors import OverloadedError
 
-ATTEMPTS = 3
-"""Replicas that one request is given, while nothing of its answer was sent."""
 PROBE_TIMEOUT_S = 2.0
 
 
@@ -26,31 +24,27 @@ class WorkerReplicas:
         self._generate: Any = handle.options(method_name="generate", stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """One answer's chunks. A replica that is lost before the first chunk is replaced by another one.
+        """One answer's chunks. Closing the generator before its end cancels the work.
 
         Raises OverloadedError, NotReadyError, ReplicaLostError, and the worker's own errors.
         """
-        for attempts_left in reversed(range(ATTEMPTS)):
-            response = self._generate.remote(request)
-            started = complete = False
-            try:
-                async for chunk in response:
-                    started = True
-                    yield chunk
-                complete = True
-                return
-            except (ActorDiedError, ActorUnavailableError) as error:
-                if started or not attempts_left:
-                    raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error
-            except BackPressureError as error:
-                raise OverloadedError(f"{error.message} Try again later, or raise limits.max_queued") from error
-            except DeploymentUnavailableError as error:
-                raise NotReadyError(error.message) from error
-            except RayTaskError as error:
-                raise error.cause from error
-            finally:
-                if not complete:
-                    response.cancel()
+        response = self._generate.remote(request)
+        ended = False
+        try:
+            async for chunk in response:
+                yield chunk
+            ended = True
+        except (ActorDiedError, ActorUnavailableError) as error:
+            raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error
+        except BackPressureError as error:
+            raise OverloadedError(f"{error.message} Try again later, or raise limits.max_queued") from error
+        except DeploymentUnavailableError as error:
+            raise NotReadyError(error.message) from error
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            if not ended:
+                response.cancel()
 
     async def model_infos(self) -> Sequence[ModelInfo]:
         return cast(Sequence[ModelInfo], await self._each("model_info"))

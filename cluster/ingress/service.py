@@ -8,11 +8,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
 from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
+from cluster.ingress.events import Event, Finished, Text
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
 from cluster.tokenization import EncodedPrompt, Prompt, Tokenization
-from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, ModelInfo, Usage
+from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, ModelInfo
+
+ATTEMPTS = 3
+"""Replicas that one request is given, as long as nothing of its answer was sent."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +35,6 @@ class Call:
     params: DecodingParams = field(default_factory=DecodingParams)
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Committed text, in order and never empty."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last event of an answer."""
-
-    reason: FinishReason
-    usage: Usage
-
-
-Event = Text | Finished
 
 
 @dataclass(frozen=True)
@@ -108,27 +96,59 @@ class InferenceService:
     async def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        Raises ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError, and what the workers raise.
+        A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
+        NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
         """
+        deadline = self._deadline(timeout_s)
         with self._metrics.request() as observed:
-            async with aclosing(self._events(call, timeout_s)) as events:
-                async for event in events:
-                    match event:
-                        case Text():
-                            observed.text()
-                        case Finished(reason, usage):
-                            observed.finished(reason, usage)
-                    yield event
+            for attempts_left in reversed(range(ATTEMPTS)):
+                silent = True
+                try:
+                    async with aclosing(self._events(call, deadline)) as events:
+                        async for event in events:
+                            silent = False
+                            observed.see(event)
+                            yield event
+                    return
+                except ReplicaLostError:
+                    if not (silent and attempts_left):
+                        raise
 
-    async def _events(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Event, None]:
+    async def answer(self, call: Call, *, timeout_s: float | None = None) -> Answer:
+        """The whole of `generate`; raises what it raises. As nothing is sent before the end, a lost replica's
+        request begins anew on another one.
+        """
+        deadline = self._deadline(timeout_s)
+        lost = retry_if_exception_type(ReplicaLostError)
+        with self._metrics.request() as observed:
+            async for attempt in AsyncRetrying(retry=lost, stop=stop_after_attempt(ATTEMPTS), reraise=True):
+                with attempt:
+                    answer = await self._collect(call, deadline)
+            observed.see(answer.finished)
+        return answer
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        bound = self._timeout_s if timeout_s is None else min(self._timeout_s, timeout_s)
+        return asyncio.get_running_loop().time() + bound
+
+    async def _collect(self, call: Call, deadline: float) -> Answer:
+        texts: list[str] = []
+        async with aclosing(self._events(call, deadline)) as events:
+            async for event in events:
+                match event:
+                    case Text(text):
+                        texts.append(text)
+                    case Finished():
+                        return Answer("".join(texts), event)
+        raise AssertionError("a generation ends with Finished or an error")
+
+    async def _events(self, call: Call, deadline: float) -> AsyncGenerator[Event, None]:
         """The last event waits until the workers' stream has ended: the replica is then known to be free again."""
-        timeout_s = min(self._timeout_s, timeout_s) if timeout_s is not None else self._timeout_s
-        deadline = asyncio.get_running_loop().time() + timeout_s
         request = await self._request(call)
         detokenizer, stops = self._tokenization.detokenizer(), StopStrings(call.stop)
         finished: Finished | None = None
         async with aclosing(self._workers.generate(request)) as chunks:
-            while (chunk := await self._before(deadline, timeout_s, chunks)) is not None:
+            while (chunk := await self._before(deadline, chunks)) is not None:
                 text = stops.push(detokenizer.push(chunk.token_ids))
                 if chunk.finish_reason is not None and chunk.usage is not None:
                     text += stops.push(detokenizer.finish()) + stops.finish()
@@ -140,21 +160,7 @@ class InferenceService:
             raise ReplicaLostError("the worker ended this answer without its last part; ask again")
         yield finished
 
-    async def answer(self, call: Call, *, timeout_s: float | None = None) -> Answer:
-        """The whole of `generate`; raises what it raises."""
-        texts: list[str] = []
-        async with aclosing(self.generate(call, timeout_s=timeout_s)) as events:
-            async for event in events:
-                match event:
-                    case Text(text):
-                        texts.append(text)
-                    case Finished() as finished:
-                        return Answer("".join(texts), finished)
-        raise AssertionError("a generation ends with Finished or an error")
-
-    async def _before(
-        self, deadline: float, timeout_s: float, chunks: AsyncGenerator[GenerateChunk, None]
-    ) -> GenerateChunk | None:
+    async def _before(self, deadline: float, chunks: AsyncGenerator[GenerateChunk, None]) -> GenerateChunk | None:
         """The next chunk, if it comes before `deadline`; None at the end."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -163,7 +169,7 @@ class InferenceService:
             if not await self._workers.model_infos():
                 raise NotReadyError("no worker answers now; try again shortly, or watch /health") from error
             raise RequestTimeoutError(
-                f"no answer within {timeout_s:g} s: ask for fewer tokens or steps, or raise limits.request_timeout_s"
+                "the deadline has passed: ask for fewer tokens or steps, or raise limits.request_timeout_s"
             ) from error
 
     async def _request(self, call: Call) -> GenerateRequest:

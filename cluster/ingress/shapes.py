@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cluster.ingress.service import Answer, Finished
+from cluster.ingress.events import Finished
+from cluster.ingress.service import Answer
 from workers.api import FinishReason
 
 Json = dict[str, Any]

@@ -120,7 +120,7 @@ def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def deployed(ray_cluster: None, cache_service: None, ports: Ports) -> Deployed:
+def deployed(ray_cluster: None, cache_service: None, ports: Ports) -> Iterator[Deployed]:
     manifest = yaml.safe_load((KUSTOMIZE / "overlays" / "cpu" / "serve-config.yaml").read_text())
     content = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     (application,) = content["applications"]
@@ -140,7 +140,8 @@ def deployed(ray_cluster: None, cache_service: None, ports: Ports) -> Deployed:
         return bool(application["status"] == "RUNNING")
 
     eventually(is_running)
-    return Deployed(ports, details())
+    yield Deployed(ports, details())
+    requests.delete(url, headers=AUTHORIZED, timeout=30).raise_for_status()
 
 
 @pytest.fixture(scope="module")

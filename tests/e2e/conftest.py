@@ -1,0 +1,51 @@
+"""One system for the whole session: starting it takes longer than most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from openai import OpenAI
+
+from protos.inference_v1_pb2_grpc import InferenceStub
+from tests.e2e.checkpoints import write_random_checkpoint
+from tests.e2e.system import System, running
+from workers.models.bundle import bundled_models
+
+BUNDLED = "factbook"
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("random-model"))
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, random_model: Path) -> Iterator[System]:
+    """The bundled model where the checkout has its weights, else one with random weights."""
+    model = BUNDLED if BUNDLED in bundled_models() else str(random_model)
+    log = tmp_path_factory.mktemp("system") / "serve.log"
+    with running(model, log) as system:
+        yield system
+
+
+@pytest.fixture
+def knowing_system(system: System) -> System:
+    """A system whose model knows answers."""
+    if system.model != BUNDLED:
+        pytest.skip("the bundled model's weights are not in this checkout")
+    return system
+
+
+@pytest.fixture
+def client(system: System) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{system.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def stub(system: System) -> Iterator[InferenceStub]:
+    with grpc.insecure_channel(system.grpc_target) as channel:
+        yield InferenceStub(channel)  # type: ignore[no-untyped-call]
