@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 Json = dict[str, Any]
 
 KUSTOMIZE = Path(__file__).parents[2] / "deploy" / "kustomize"
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 75.0
 STOP_TIMEOUT_S = 40.0
 TOKEN = secrets.token_hex(16)
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -139,7 +139,7 @@ def deployed(ray_cluster: None, cache_service: None, ports: Ports) -> Iterator[D
         assert application["status"] != "DEPLOY_FAILED", application["message"]
         return bool(application["status"] == "RUNNING")
 
-    eventually(is_running)
+    eventually(is_running, explain=lambda: yaml.safe_dump(details()["applications"]))
     yield Deployed(ports, details())
     requests.delete(url, headers=AUTHORIZED, timeout=30).raise_for_status()
 
@@ -165,14 +165,14 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def eventually(condition: Any) -> None:
+def eventually(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(requests.ConnectionError):
             if condition():
                 return
         time.sleep(0.5)
-    pytest.fail(f"not ready within {READY_TIMEOUT_S:.0f} s")
+    pytest.fail(f"not ready within {READY_TIMEOUT_S:.0f} s\n{explain()}")
 
 
 def test_a_question_over_http_is_answered(client: openai.OpenAI) -> None:

@@ -1,0 +1,65 @@
+"""What dies, and what clients notice of it: nothing."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.e2e.prompts import SLOW, chat, sheet
+from tests.e2e.system import System, eventually
+
+WORKER = "ServeReplica:palimpsest:DiffusionWorker"
+
+
+def replica_of(response: object) -> str:
+    assert isinstance(response, dict)
+    return str(response["diffusion"]["replica"])
+
+
+def test_a_killed_worker_fails_no_request(system: System) -> None:
+    """Neither one that it was working on, nor any later one; and it comes back."""
+    body = {"messages": chat(sheet("Rosa")), "max_tokens": 8}
+    held_by = replica_of(system.post("/v1/chat/completions", body).json())
+    with ThreadPoolExecutor() as pool:
+        in_flight = pool.submit(system.post, "/v1/chat/completions", body | SLOW)
+        eventually(lambda: system.metric("palimpsest_worker_running", replica=held_by) == 1, 10)
+
+        system.worker(held_by).kill()
+
+        later = [system.post("/v1/chat/completions", body) for _ in range(20)]
+        assert in_flight.result().status_code == 200, in_flight.result().text
+    assert replica_of(in_flight.result().json()) != held_by
+    assert [response.status_code for response in later] == [200] * 20
+    assert held_by not in {replica_of(response.json()) for response in later}
+    eventually(lambda: len(system.processes(WORKER)) == 2, 30)
+
+
+def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(system: System) -> None:
+    body = {"messages": chat(sheet("Stella")), "max_tokens": 8}
+    first = system.post("/v1/chat/completions", body).json()
+    eventually(lambda: system.metric("palimpsest_router_placements") > 0, 10)
+    [service] = system.processes("-m cache_service")
+
+    service.send_signal(signal.SIGKILL)
+    psutil.wait_procs([service], timeout=5)
+    meanwhile = system.post("/v1/chat/completions", body)
+
+    assert meanwhile.status_code == 200
+    assert replica_of(meanwhile.json()) == replica_of(first)
+    eventually(lambda: serving(system.cache_port), 20)
+    eventually(lambda: system.metric("palimpsest_router_placements") > 0, 30)
+    after = system.post("/v1/chat/completions", body).json()
+    assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+def serving(port: int) -> bool:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

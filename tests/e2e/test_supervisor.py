@@ -1,0 +1,88 @@
+"""`palimpsest serve` as a process: what it says when it can't start, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.system import System, await_ready, command_of, eventually, start, stop
+
+
+def descendants(system: System) -> list[psutil.Process]:
+    return psutil.Process(system.process.pid).children(recursive=True)
+
+
+def left(processes: list[psutil.Process]) -> list[str]:
+    return [command_of(process) for process in processes if process.is_running()]
+
+
+def run_directories(system: System) -> set[Path]:
+    """The directories of this run, as its children's command lines name them."""
+    words = " ".join(command_of(child) for child in descendants(system)).split()
+    return {Path(word).parent for word in words if word.endswith("/config.json") and "palimpsest-" in word}
+
+
+def test_control_c_ends_everything(tmp_path: Path, random_model: Path) -> None:
+    system = start(str(random_model), tmp_path / "serve.log", "--replicas", "1")
+    await_ready(system)
+    [directory] = run_directories(system)
+    started = descendants(system)
+    assert len(started) > 5
+
+    code = stop(system, signal.SIGINT)
+
+    assert code == 0
+    assert left(started) == []
+    assert not directory.exists()
+    assert "Traceback" not in system.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_model: Path, number: int) -> None:
+    system = start(str(random_model), tmp_path / "serve.log")
+    eventually(lambda: len(descendants(system)) > 4, 60)
+    started = descendants(system)
+
+    code = stop(system, number)
+
+    assert code == 0
+    assert left(started) == []
+
+
+def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) -> None:
+    system = start(str(random_model), tmp_path / "serve.log")
+    eventually(lambda: len(descendants(system)) > 4, 60)
+    started = descendants(system)
+
+    system.process.kill()
+    system.process.wait()
+
+    eventually(lambda: left(started) == [], 20, lambda: "\n".join(left(started)))
+
+
+def test_a_taken_port_is_told_before_anything_starts(system: System, random_model: Path) -> None:
+    options = ["--model", str(random_model), "--grpc-port", "0", "--cache-port", "0"]
+
+    result = serve("--http-port", str(system.http_port), *options)
+
+    assert result.returncode == 2
+    assert "--http-port" in result.stderr
+    assert "cache_service" not in result.stderr
+
+
+def test_a_model_that_is_none_is_told(tmp_path: Path) -> None:
+    result = serve("--model", str(tmp_path))
+
+    assert result.returncode == 2
+    assert str(tmp_path) in result.stderr
+
+
+def serve(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", "serve", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
