@@ -35,6 +35,10 @@ class DecodingParams:
     temperature: float = 0.0
     seed: int | None = None
     """None: drawn at random once, when the request is admitted."""
+    anchors: float | None = None
+    """Share of the prefix rows that refreshes after the first recompute; policy `lean` only."""
+    skip_refresh: bool | None = None
+    """Leave out refreshes while attention to the prefix stays put; policy `lean` only."""
 
 
 @dataclass(frozen=True)

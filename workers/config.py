@@ -27,7 +27,7 @@ class EngineConfig:
     """Requests that may wait for a place; the next one is refused as overload."""
     max_heavy_rows: int = 2048
     """Rows of refreshes, full passes and entry builds that one step takes on while no cheap pass waits for it."""
-    policy: str = "bicache"
+    policy: str = "lean"
     block_length: int = 32
     tokens_per_step: int = 2
     """Canvas tokens that a step commits on average, where the request names no number of steps."""
@@ -63,8 +63,19 @@ class BiCacheConfig:
 
     refresh_interval: int = 16
     """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
+    anchors: float = 1.0
+    """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
+    skip_refresh: bool = False
+    """Leave a due refresh out while attention to the prefix stays what it was."""
+    skip_similarity: float = 0.95
+    """Cosine of that attention, then and now, from which on it counts as unchanged."""
+    max_skips: int = 3
+    """Refreshes that may be left out in a row."""
 
     def __post_init__(self) -> None:
+        require(0 < self.anchors <= 1, f"bicache.anchors must lie in (0, 1], got {self.anchors}")
+        require(-1 <= self.skip_similarity <= 1, f"bicache.skip_similarity is a cosine, got {self.skip_similarity}")
+        require(self.max_skips >= 0, f"bicache.max_skips must not be negative, got {self.max_skips}")
         require(
             self.refresh_interval >= 0,
             f"bicache.refresh_interval must not be negative, got {self.refresh_interval}",

@@ -40,6 +40,20 @@ class Lane:
     """Masked positions whose logits are wanted."""
     logit_rows: tuple[int, ...]
     """The base rows that they are read at."""
+    watched: tuple[int, ...]
+    """Masked positions whose attention to the prefix is wanted."""
+
+    @property
+    def watched_layer(self) -> int:
+        """The middle one of the layers that a refresh recomputes."""
+        geometry = self.turn.sequence.placing.geometry
+        return min((geometry.depth + geometry.num_layers) // 2, geometry.num_layers - 1)
+
+    @property
+    def watched_rows(self) -> list[int]:
+        """The base rows of `watched`."""
+        first = self.base.start - self.turn.run.rows.start
+        return [first + position for position in self.watched]
 
     def reader(self, layer: int, *, deep: bool) -> Reader:
         """What its rows see in a layer; `deep` says whether its prefix rows ask too."""
@@ -77,12 +91,13 @@ def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) ->
     by_depth = sorted((turn for turn in turns if turn.run.deep), key=lambda turn: turn.sequence.placing.geometry.depth)
     deeps = list(accumulate((len(turn.run.deep) for turn in by_depth), initial=bases[-1]))
     deep_start = {turn.sequence.id: start for turn, start in zip(by_depth, deeps, strict=False)}
-    spans = [(turn, turn.run.rows) for turn in turns] + [(turn, turn.run.deep) for turn in by_depth]
+    spans = [(turn, rows_index(turn.run.rows, device)) for turn in turns]
+    spans += [(turn, rows_index(turn.run.deep, device)) for turn in by_depth]
     token_ids = [turn.sequence.canvas.token_ids[row] for turn in turns for row in turn.run.rows]
     return Batch(
         token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=torch.cat([torch.arange(rows.start, rows.stop, device=device) for _, rows in spans]),
-        slots=torch.cat([turn.sequence.placing.slots[:, rows.start : rows.stop] for turn, rows in spans], dim=1),
+        positions=torch.cat([rows for _, rows in spans]),
+        slots=torch.cat([turn.sequence.placing.slots[:, rows] for turn, rows in spans], dim=1),
         joins=tuple(join(turn, model, storage) for turn in by_depth),
         lanes=tuple(
             lane(turn, base, deep_start.get(turn.sequence.id, 0)) for turn, base in zip(turns, bases, strict=False)
@@ -95,11 +110,18 @@ def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
     placing, run = turn.sequence.placing, turn.run
     depth = placing.geometry.depth
     if placing.entry is None or depth == 0:
-        token_ids = turn.sequence.canvas.token_ids[run.deep.start : run.deep.stop]
+        token_ids = [turn.sequence.canvas.token_ids[row] for row in run.deep]
         return Join(0, model.embed(torch.tensor(token_ids, dtype=torch.int64, device=storage.device)))
     pages = placing.entry.table.state_pages[depth]
     states = storage.read_states(pages, len(placing.entry.token_ids), model.config.hidden_size)
-    return Join(depth, states[run.deep.start : run.deep.stop])
+    return Join(depth, states[rows_index(run.deep, storage.device)])
+
+
+def rows_index(rows: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [len(rows)], made on the device where rows are a range."""
+    if isinstance(rows, range):
+        return torch.arange(rows.start, rows.stop, device=device)
+    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def lane(turn: Turn, base: int, deep: int) -> Lane:
@@ -112,4 +134,5 @@ def lane(turn: Turn, base: int, deep: int) -> Lane:
         deep=slice(deep, deep + len(run.deep)),
         candidates=candidates,
         logit_rows=tuple(first + position for position in candidates),
+        watched=tuple(sequence.canvas.masked(run.rows)) if sequence.is_watched else (),
     )

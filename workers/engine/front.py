@@ -115,12 +115,13 @@ class AsyncEngine:
         try:
             while self._work():
                 started = time.monotonic()
-                self._deliver(self._step())
+                outcomes = self._step()
                 for listener in self._on_step:
                     listener(time.monotonic() - started)
                 if changes := self._engine.take_changes():
                     for teller in self._on_changes:
                         teller(changes)
+                self._deliver(outcomes)
         finally:
             with self._wake:
                 self._closed = True

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import secrets
 
-from workers.api import GenerateRequest, PrefixCandidate
+from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.config import BiCacheConfig, EngineConfig
 from workers.errors import InvalidRequestError
 from workers.models.base import ModelConfig
 from workers.scheduler.canvas import Timetable
+from workers.scheduler.focus import FocusConfig
 from workers.scheduler.policy import POLICIES, Policy
 from workers.scheduler.task import RequestId, Task
 
@@ -27,6 +28,7 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
     check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
     warmth = params.temperature
     check(math.isfinite(warmth) and warmth >= 0, "temperature", f"must be finite and not negative, got {warmth}")
+    focus = focus_of(params, policy, bicache)
     seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
     check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
     return Task(
@@ -39,6 +41,7 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
         reuse_depth=depth,
         temperature=warmth,
         seed=seed,
+        focus=focus,
     )
 
 
@@ -66,6 +69,24 @@ def policy_named(name: str) -> Policy:
     if name not in POLICIES:
         raise InvalidRequestError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}", param="policy")
     return POLICIES[name]
+
+
+def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
+    """Anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
+    anchors = 1.0 if params.anchors is None else params.anchors
+    check(math.isfinite(anchors) and 0 < anchors <= 1, "anchors", f"must lie in (0, 1], got {anchors}")
+    adaptive = [other.name for other in POLICIES.values() if other.adaptive]
+    problem = f"needs policy {' or '.join(adaptive)}, got {policy.name}"
+    check(policy.adaptive or anchors == 1, "anchors", problem)
+    check(policy.adaptive or not params.skip_refresh, "skip_refresh", problem)
+    if not policy.adaptive:
+        return FocusConfig(1.0, False, bicache.skip_similarity, bicache.max_skips)
+    return FocusConfig(
+        anchor_share=bicache.anchors if params.anchors is None else params.anchors,
+        skip_refresh=bicache.skip_refresh if params.skip_refresh is None else params.skip_refresh,
+        skip_similarity=bicache.skip_similarity,
+        max_skips=bicache.max_skips,
+    )
 
 
 def timetable(request: GenerateRequest, policy: Policy, engine: EngineConfig) -> Timetable:

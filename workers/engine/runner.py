@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from workers.engine.unmask import Sampling, decide
 from workers.errors import WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
+from workers.scheduler.focus import Attention, attention_to_prefix
 from workers.scheduler.plan import Decision, StepPlan, StepResult, Turn
 from workers.scheduler.task import RequestId
 
@@ -57,9 +59,10 @@ class Runner:
             if pages := table.state_pages.get(index + 1):
                 storage.write_states(pages, x)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """All layers over the batch's rows -> hidden states of the base rows [N, hidden]."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
+        """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""
         model, storage = self._model, self._storage
+        watched: dict[RequestId, Attention] = {}
         x = model.embed(batch.token_ids)
         cos, sin = model.rope(batch.positions)
         for index, layer in enumerate(model.stack):
@@ -67,31 +70,41 @@ class Runner:
             num_rows = len(x)
             q, k, v = layer.qkv(x, cos[:num_rows], sin[:num_rows])
             storage.write(batch.slots[index, :num_rows], k, v)
+            watched.update(self._watch(batch.lanes, index, q))
             is_last = index + 1 == model.config.num_layers
             if is_last:  # nothing reads what prefix rows become after it
                 x, q = x[: batch.num_base], q[: batch.num_base]
             readers = [lane.reader(index, deep=not is_last) for lane in batch.lanes]
             x = layer.finish(x, attend(q, storage, readers))
-        return x
+        return x, watched
+
+    def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, Attention]]:
+        for lane in lanes:
+            if lane.watched and lane.watched_layer == layer:
+                placing = lane.turn.sequence.placing
+                k, _ = self._storage.read(placing.slots[layer])
+                weights = attention_to_prefix(q[lane.watched_rows], k, placing.geometry.prefix)
+                yield lane.turn.sequence.id, Attention(lane.watched, weights)
 
     def _decisions(self, turns: tuple[Turn, ...]) -> Mapping[RequestId, Decision | WorkerError]:
         if not turns:
             return {}
         try:
             batch = assemble(turns, self._model, self._storage)
-            hidden = self.forward(batch)
+            hidden, watched = self.forward(batch)
             logits = self._model.logits(hidden[batch.logit_rows])
             split = torch.split(logits, [len(lane.logit_rows) for lane in batch.lanes])
             return {
-                lane.turn.sequence.id: self._decision(lane, own) for lane, own in zip(batch.lanes, split, strict=True)
+                lane.turn.sequence.id: self._decision(lane, own, watched.get(lane.turn.sequence.id))
+                for lane, own in zip(batch.lanes, split, strict=True)
             }
         except Exception as error:
             failure = step_failed(error)
             return {turn.sequence.id: failure for turn in turns}
 
-    def _decision(self, lane: Lane, logits: Tensor) -> Decision | WorkerError:
+    def _decision(self, lane: Lane, logits: Tensor, attention: Attention | None) -> Decision | WorkerError:
         if not lane.candidates:
-            return Decision()
+            return Decision(attention=attention)
         sequence = lane.turn.sequence
         sampling = Sampling(
             temperature=sequence.task.temperature,
@@ -100,7 +113,8 @@ class Runner:
             wide_confidence=sequence.task.policy.wide_confidence,
         )
         try:
-            return decide(logits, lane.candidates, sequence.quota(), sampling)
+            chosen = decide(logits, lane.candidates, sequence.quota(), sampling)
+            return replace(chosen, attention=attention)
         except WorkerError as error:
             return error
 

@@ -56,6 +56,10 @@ class Canvas:
         """The positions still to be committed, ascending."""
         return [position for position in positions if position in self._masked]
 
+    @property
+    def all_masked(self) -> frozenset[int]:
+        return frozenset(self._masked)
+
     def commit(self, positions: Iterable[int], token_ids: Iterable[int]) -> None:
         for position, token_id in zip(positions, token_ids, strict=True):
             self._masked.remove(position)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from workers.bicache.cache import PrefixEntry
 from workers.errors import WorkerError
+from workers.scheduler.focus import Attention
 from workers.scheduler.policy import Pass
 from workers.scheduler.task import RequestId, Sequence
 
@@ -33,6 +34,8 @@ class Decision:
 
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    attention: Attention | None = None
+    """Where the sequence's masked rows looked, if it wants to know."""
 
 
 @dataclass(frozen=True)

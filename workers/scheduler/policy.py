@@ -12,11 +12,16 @@ choice of rows:
     prefix-naive      P..T every step; nothing joins (b = L)
     bicache-dual      P..T, decoding nothing; the prefix joins if t mod R = 0, then the block's rows, where it joins
                       again if t mod R = 0 falls inside the block
+    lean              P..T; the prefix joins if R steps    block
+                      have begun since the last one
+
+t counts decoding steps. `lean` is `bicache-dual` without its waste: the opening pass decodes, and no refresh falls
+inside a block. It may let only anchor rows join, and leave a refresh out while attention to the prefix stays put.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -67,6 +72,10 @@ class Moment:
     opened: bool
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
+    anchors: tuple[int, ...] | None = None
+    """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
+    drifted: bool = True
+    """Whether attention to the prefix has changed since the last refresh, as far as anyone looked."""
 
     @property
     def clock(self) -> int:
@@ -77,6 +86,12 @@ class Moment:
     def refresh_due(self) -> bool:
         return self.clock % max(1, self.refresh_interval) == 0
 
+    @property
+    def refresh_due_since_last_block(self) -> bool:
+        """Whether a refresh fell due after the start of the block before this one."""
+        interval = max(1, self.refresh_interval)
+        return self.index == 0 or self.clock // interval > (self.clock - self.steps_per_block) // interval
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -84,8 +99,8 @@ class Pass:
 
     rows: range
     """Computed in every layer."""
-    deep: range = NOTHING
-    """Prefix rows that join at the reuse depth."""
+    deep: Sequence[int] = NOTHING
+    """Prefix rows that join at the reuse depth, ascending."""
     decode: range = NOTHING
     """Masked positions among these are candidates for commitment; empty for a pass that only renews K/V."""
 
@@ -114,6 +129,8 @@ class Policy:
     """Reuses all layers, whatever the depth table says."""
     wide_confidence: bool = False
     """Confidence in float64 instead of the logits' dtype."""
+    adaptive: bool = False
+    """Knows anchors and skipped refreshes."""
 
 
 def none(geometry: Geometry, moment: Moment) -> Pass:
@@ -137,6 +154,15 @@ def bicache_dual(geometry: Geometry, moment: Moment) -> Pass:
     return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NOTHING, decode=moment.block)
 
 
+def lean(geometry: Geometry, moment: Moment) -> Pass:
+    if moment.step > 0:
+        return Pass(rows=geometry.rows_for(moment.block), decode=moment.block)
+    deep: Sequence[int] = NOTHING
+    if geometry.deep and moment.refresh_due_since_last_block and moment.drifted:
+        deep = geometry.deep if moment.anchors is None else moment.anchors
+    return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
+
+
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
         policy.name: policy
@@ -146,6 +172,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
             Policy("bicache", bicache, whole_canvas=True),
             Policy("dual", dual, reuses_prefix=False, wide_confidence=True),
             Policy("bicache-dual", bicache_dual),
+            Policy("lean", lean, adaptive=True),
         )
     }
 )

@@ -170,7 +170,7 @@ class Scheduler:
     def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
         sequence = turn.sequence
         sequence.canvas.commit(decision.positions, decision.token_ids)
-        sequence.advance(turn.run)
+        sequence.advance(turn.run, decision.attention)
         self.counters.num_canvas_tokens += len(decision.positions)
         token_ids = sequence.canvas.take_committed()
         reason = sequence.canvas.finish_reason

@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.api import PrefixCandidate
 from workers.bicache.cache import PrefixEntry
 from workers.scheduler.canvas import Canvas, Timetable
+from workers.scheduler.focus import Attention, Focus, FocusConfig
 from workers.scheduler.policy import Geometry, Moment, Pass, Policy
 
 RequestId = NewType("RequestId", str)
@@ -32,6 +33,7 @@ class Task:
     """Overrides the depth table."""
     temperature: float
     seed: int
+    focus: FocusConfig
 
     @property
     def total(self) -> int:
@@ -63,6 +65,7 @@ class Sequence:
         self.resources = resources
         self.block_index, self.step, self.opened = 0, 0, False
         self.num_steps, self.num_forwards = 0, 0
+        self.focus = Focus(task.focus)
         self.last_served = -1
         """Engine step in which it last had a pass."""
 
@@ -85,6 +88,8 @@ class Sequence:
             steps_per_block=timetable.steps_per_block,
             opened=self.opened,
             refresh_interval=self.task.refresh_interval,
+            anchors=self.focus.anchors(self.canvas.all_masked) if self.step == 0 else None,
+            drifted=self.step > 0 or self.focus.drifted,
         )
 
     def next_pass(self) -> Pass:
@@ -93,9 +98,18 @@ class Sequence:
     def quota(self) -> int:
         return self.task.timetable.quota(self.block_index, self.step)
 
-    def advance(self, done: Pass) -> None:
+    @property
+    def is_watched(self) -> bool:
+        """Whether its next move depends on where its masked rows look."""
+        return self.focus.is_watched and self.placing.geometry.prefix > 0
+
+    def advance(self, done: Pass, attention: Attention | None) -> None:
         """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
         self.num_forwards += 1
+        if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
+            self.focus.skip()
+        if attention is not None:
+            self.focus.observe(attention, refreshed=bool(done.deep))
         if not done.decode:
             self.opened = True
             return

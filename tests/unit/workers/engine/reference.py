@@ -187,6 +187,24 @@ class Decoder:
                 clock += 1
         return self.text()
 
+    def lean(self, block_length: int, num_steps: int) -> tuple[int, ...]:
+        """`bicache_dual` whose opening pass is the block's first step, and whose refreshes fall on openings only."""
+        interval, clock, kept, refreshed_at = max(1, self.interval), 0, [], -1
+        for (start, stop), quotas in self.blocks(block_length, num_steps):
+            if clock // interval > refreshed_at:
+                refreshed_at = clock // interval
+                logits, kept, suffix = self.refresh(self.prefix, self.total)
+            else:
+                logits, suffix = self.rest(self.prefix, self.total, [kept], [])
+            self.commit(logits, self.prefix, (start, stop), quotas[0])
+            before = cut(suffix, 0, start - self.prefix)
+            after = cut(suffix, stop - self.prefix, self.total - self.prefix)
+            for count in quotas[1:]:
+                logits, _ = self.rest(start, stop, [kept, before], [after])
+                self.commit(logits, start, (start, stop), count)
+            clock += len(quotas)
+        return self.text()
+
 
 def cut(kv: KV, start: int, stop: int) -> KV:
     return [(k[start:stop], v[start:stop]) for k, v in kv]

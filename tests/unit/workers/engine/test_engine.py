@@ -36,18 +36,21 @@ def any_request(draw: random.Random, number: int) -> GenerateRequest:
     prompt = prompt_of(prefix, seed=prefix) + prompt_of(draw.randint(1, 12), seed=number)
     canvas = draw.randint(1, 16)
     block = draw.randint(1, canvas)
+    policy = draw.choice(sorted(POLICIES))
+    flags = {"anchors": 0.4, "skip_refresh": True} if policy == "lean" and number % 2 else {}
     return request_of(
         prompt,
         canvas,
         prefixes=[prefix] if prefix else [],
         request_id=f"r{number}",
-        policy=draw.choice(sorted(POLICIES)),
+        policy=policy,
         block_length=block,
         num_steps=-(-canvas // block) * draw.randint(1, block),
         refresh_interval=draw.randint(0, 6),
         reuse_depth=draw.choice((None, None, 0, 2)),
         temperature=draw.choice((0.0, 0.0, 0.7)),
         seed=number,
+        **flags,
     )
 
 

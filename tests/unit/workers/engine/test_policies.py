@@ -81,7 +81,8 @@ def test_dual_is_fast_dllm(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SHAPES)
 @pytest.mark.parametrize("depth", range(TINY.num_layers + 1))
-def test_bicache_dual_is_as_published(seed: int, depth: int) -> None:
+@pytest.mark.parametrize("policy", ["bicache-dual", "lean"])
+def test_blockwise_bicache_is_as_described(policy: str, seed: int, depth: int) -> None:
     prompt, prefix, canvas, block, steps = shape(seed)
     interval = seed % 5
     loaded, ids = tiny_model(seed), prompt_of(prompt, seed)
@@ -89,12 +90,12 @@ def test_bicache_dual_is_as_published(seed: int, depth: int) -> None:
         ids,
         canvas,
         prefixes=[prefix],
-        policy="bicache-dual",
+        policy=policy,
         block_length=block,
         num_steps=steps,
         reuse_depth=depth,
         refresh_interval=interval,
     )
-    assert run_one(engine_of(loaded), request).token_ids == Decoder(
-        loaded, ids, canvas, prefix, depth if prefix else 0, interval
-    ).bicache_dual(block, steps)
+    decoder = Decoder(loaded, ids, canvas, prefix, depth if prefix else 0, interval)
+    expected = decoder.lean(block, steps) if policy == "lean" else decoder.bicache_dual(block, steps)
+    assert run_one(engine_of(loaded), request).token_ids == expected

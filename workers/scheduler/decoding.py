@@ -1,0 +1,58 @@
+"""How one request's logits become committed tokens, once every default is settled. Values only."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Unmasking(enum.Enum):
+    """Which of the masked positions a step commits first. p is the softmax of a position's logits, q the same after
+    temperature, top-p and top-k; x is the token that was chosen there.
+    """
+
+    LOW_CONFIDENCE = "low_confidence"
+    """Descending p(x): LLaDA's low-confidence remasking."""
+    RANDOM = "random"
+    """In random order."""
+    ENTROPY = "entropy"
+    """Descending sum of q log q (Dream)."""
+    TOPK_MARGIN = "topk_margin"
+    """Descending lead of the largest q over the second (Dream)."""
+    MASKGIT_PLUS = "maskgit_plus"
+    """Descending q(x) (Dream)."""
+    ORIGIN = "origin"
+    """Each with the step's rate as its probability (Dream, after the absorbing diffusion it was trained on)."""
+    THRESHOLD = "threshold"
+    """The largest p(x), and every other that reaches the threshold (Fast-dLLM)."""
+    FACTOR = "factor"
+    """The n-th largest p(x) while it reaches 1 - factor / (n + 1), the first in any case (Fast-dLLM)."""
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether confidence decides how many tokens a step commits; the timetable then says how many at least."""
+        return self in {Unmasking.THRESHOLD, Unmasking.FACTOR}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A request's decoding rule and its numbers."""
+
+    unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logits)"""
+    guidance: float = 0.0
+    """w: the logits become u + (w + 1)(c - u), where u is what the model says with the prompt masked."""
+    threshold: float = 0.9
+    factor: float = 1.0
+    remask: int = 0
+    """Committed tokens of the active block, the least probable, that are masked again after each step."""
+    first_eos: int = 0
+    """EOS is not chosen at positions before this one."""
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance > 0

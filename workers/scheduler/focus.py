@@ -1,0 +1,101 @@
+"""Which prefix rows the masked positions look at, and whether that has changed since the last refresh.
+
+Anchors (Affix Cache, arXiv 2608.26140): the most attended prefix rows stand for all of them in a refresh; the others
+keep their K/V. Skipping (after Elastic-Cache): a refresh that is due is left out while attention stays put.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FocusConfig:
+    """How a request uses what is seen of its attention."""
+
+    anchor_share: float
+    """Share of the prefix rows that a refresh after the first recomputes; 1 takes all."""
+    skip_refresh: bool
+    skip_similarity: float
+    """Cosine of attention to the prefix, now and at the last refresh, above which a due refresh is skipped."""
+    max_skips: int
+    """Refreshes skipped in a row."""
+
+    @property
+    def is_used(self) -> bool:
+        return self.skip_refresh or self.anchor_share < 1
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of some masked rows to the prefix."""
+
+    positions: tuple[int, ...]
+    weights: Tensor
+    """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
+
+    def only(self, positions: frozenset[int]) -> Attention:
+        kept = [index for index, position in enumerate(self.positions) if position in positions]
+        return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
+
+
+class Focus:
+    """One request's attention to its prefix, over time."""
+
+    def __init__(self, config: FocusConfig) -> None:
+        self._config = config
+        self._at_refresh: Attention | None = None
+        self._latest: Attention | None = None
+        self._num_skipped = 0
+
+    @property
+    def is_watched(self) -> bool:
+        return self._config.is_used
+
+    def observe(self, attention: Attention, *, refreshed: bool) -> None:
+        self._latest = attention
+        if refreshed:
+            self._at_refresh, self._num_skipped = attention, 0
+
+    def skip(self) -> None:
+        """A refresh that was due has been left out."""
+        self._num_skipped += 1
+
+    @property
+    def drifted(self) -> bool:
+        """False only where a refresh may be skipped: looked at, like before, and not skipped too often in a row."""
+        then, now = self._at_refresh, self._latest
+        if not self._config.skip_refresh or then is None or now is None or then is now:
+            return True
+        if self._num_skipped >= self._config.max_skips:
+            return True
+        shared = frozenset(then.positions) & frozenset(now.positions)
+        if not shared:
+            return True
+        similarity = F.cosine_similarity(then.only(shared).weights, now.only(shared).weights).mean()
+        return similarity.item() < self._config.skip_similarity
+
+    def anchors(self, masked: frozenset[int]) -> tuple[int, ...] | None:
+        """The most attended prefix rows, ascending, as the rows that are masked still saw them at the last refresh."""
+        if self._config.anchor_share == 1 or self._at_refresh is None:
+            return None
+        attention = self._at_refresh.only(masked).weights.sum(0)
+        count = math.ceil(self._config.anchor_share * len(attention))
+        return tuple(attention.topk(count).indices.sort().values.tolist())
+
+
+def attention_to_prefix(q: Tensor, k: Tensor, num_prefix: int) -> Tensor:
+    """Weights of rows q [n, heads, head_dim] on the first `num_prefix` of keys k [T, kv_heads, head_dim].
+
+    Returns float32 [n, num_prefix], averaged over heads.
+    """
+    heads, kv_heads = q.shape[1], k.shape[1]
+    keys = k.float().repeat_interleave(heads // kv_heads, dim=1)
+    scores = torch.einsum("nhd,thd->nht", q.float(), keys) / q.shape[-1] ** 0.5
+    weights: Tensor = scores.softmax(-1)[..., :num_prefix].mean(1)
+    return weights

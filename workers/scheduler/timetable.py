@@ -1,0 +1,78 @@
+"""Which positions of a sequence are denoised, in which blocks, and how much of a block each step commits."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+
+DREAM_END = 1e-3
+"""Where Dream's time ends; it begins at 1."""
+
+
+class Timing(enum.Enum):
+    """How a block's masks are spread over its steps."""
+
+    QUOTA = "quota"
+    """m masks in s steps: m // s a step, one more in the first m mod s (LLaDA's get_num_transfer_tokens)."""
+    DREAM = "dream"
+    """A step from time t to time s commits the share 1 - s/t of what is masked, the last step everything."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """How much of what is masked one step commits."""
+
+    count: int
+    rate: float
+    """`count` as a share, before it was made a whole number."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Positions cut into blocks in their order, the last block shorter where they don't divide it.
+
+    Of `num_steps`, every block gets num_steps // num_blocks.
+    """
+
+    positions: tuple[int, ...]
+    """Ascending; not necessarily neighbours."""
+    block_length: int
+    """Positions to denoise in one block."""
+    num_steps: int
+    timing: Timing = Timing.QUOTA
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-len(self.positions) // self.block_length)
+
+    @property
+    def steps_per_block(self) -> int:
+        return self.num_steps // self.num_blocks
+
+    def block(self, index: int) -> range:
+        """From its first position to its last, with the fixed text that lies between."""
+        own = self._positions_of(index)
+        return range(own[0], own[-1] + 1)
+
+    def portion(self, index: int, step: int, num_masked: int) -> Portion:
+        """What step `step` of block `index` commits of the `num_masked` positions that are masked in it."""
+        if self.timing is Timing.DREAM:
+            return dream_portion(step, self.steps_per_block, num_masked)
+        base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)
+        masked_after = len(self._positions_of(index)) - base * (step + 1) - min(step + 1, rest)
+        count = max(0, num_masked - masked_after)
+        return Portion(count, count / num_masked)
+
+    def _positions_of(self, index: int) -> tuple[int, ...]:
+        return self.positions[index * self.block_length : (index + 1) * self.block_length]
+
+
+def dream_portion(step: int, num_steps: int, num_masked: int) -> Portion:
+    """Dream's sampler, in float32 as there: times are evenly spaced from 1 to `DREAM_END`."""
+    if step + 1 == num_steps:
+        return Portion(num_masked, 1.0)
+    times = torch.linspace(1, DREAM_END, num_steps + 1)
+    rate = 1 - times[step + 1] / times[step]
+    return Portion(int(num_masked * rate), rate.item())
