@@ -30,6 +30,8 @@ from cluster.tokenization import Tokenization
 
 UNBOUNDED = 1_000_000
 """Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
+CONSTRUCTOR_ATTEMPTS = 2
+"""A model that doesn't load the first time hardly ever loads the second time."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 
@@ -106,6 +108,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
             request_router_class="cluster.router:PrefixAffinityRouter",
             request_router_kwargs={"cache_service": config.cache_service.target, **asdict(config.router)},
         ),
+        max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=GRACE_S,

@@ -41,11 +41,13 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="YAML file; see deploy/palimpsest.yaml. Options given here go before it.")
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Worker replicas. [default: one a GPU, else 2]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address of both servers. [default: 127.0.0.1]")] = None,
-    http_port: Annotated[int | None, typer.Option(help="[default: 8000]")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="[default: 9000]")] = None,
-    cache_port: Annotated[int | None, typer.Option(help="Port of the cache service. [default: 7070]")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, show_default="one a GPU, else 2", help="Worker replicas.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="Address of both servers.")] = None,
+    http_port: Annotated[int | None, typer.Option(show_default="8000", help="Port of the HTTP server.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(show_default="9000", help="Port of the gRPC server.")] = None,
+    cache_port: Annotated[int | None, typer.Option(show_default="7070", help="Port of the cache service.")] = None,
     log_level: Annotated[str, typer.Option(help="As in Python's logging.")] = "INFO",
 ) -> None:
     """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""

@@ -19,6 +19,8 @@ from workers.config import WorkerConfig
 from workers.errors import UnsupportedModelError
 from workers.models.bundle import model_directory
 
+APPLICATION = "palimpsest"
+"""The application's name in Serve."""
 DEFAULT_MAX_TOKENS = 128
 INJECTED = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file says once, at its top level."""
@@ -210,7 +212,7 @@ def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
         "http_options": {"host": everywhere.http.host, "port": everywhere.http.port},
         "applications": [
             {
-                "name": "palimpsest",
+                "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": "cluster.app:build",
                 "args": to_mapping(everywhere),

@@ -22,7 +22,11 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cluster.app import build
-from cluster.config import ClusterConfig, parse_config, to_mapping
+from cluster.config import APPLICATION, ClusterConfig, parse_config, to_mapping
+from cluster.errors import ClusterError, StartError
+from cluster.tokenization import Tokenization
+from workers.errors import WorkerError
+from workers.models.loader import architecture_of, check_dimensions, read_json, shard_files
 
 OBJECT_STORE_BYTES = 128 << 20
 """Chunks are small and travel inline; Ray's own default would take a third of the memory."""
@@ -36,18 +40,37 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     Ray and Serve have much to say about themselves; that is shown from DEBUG on.
     """
     config = parse_config(json.loads(config_file.read_text()))
+    check_model(config.worker.model)
     level = "INFO" if log_level == "DEBUG" else "WARNING"
     logging.getLogger("ray.serve").setLevel(level)
     start_ray(config, ray_directory)
     logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
     serve.start(http_options=http, logging_config=logs)
-    serve.run(build(to_mapping(config)), name="palimpsest", route_prefix="/", logging_config=logs)
+    try:
+        serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
+    except RuntimeError as error:
+        raise StartError(f"{error} {reasons()}") from error
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     typer.echo(greeting(config))
     stop.wait()
     ray.shutdown()
+
+
+def check_model(directory: Path) -> None:
+    """What can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
+    raw = read_json(directory / "config.json")
+    check_dimensions(architecture_of(raw, directory).parse_config(raw), directory)
+    shard_files(directory)
+    Tokenization(directory)
+
+
+def reasons() -> str:
+    """Why deployments failed: the last line of what each one's replicas said."""
+    deployments = serve.status().applications[APPLICATION].deployments.items()
+    said = {name: status.message.strip().splitlines() for name, status in deployments}
+    return "; ".join(f"{name}: {lines[-1]}" for name, lines in said.items() if lines)
 
 
 def start_ray(config: ClusterConfig, directory: Path) -> None:
@@ -85,4 +108,7 @@ def reachable(host: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    except (ClusterError, WorkerError) as failure:
+        sys.exit(f"palimpsest: {failure}")

@@ -86,7 +86,7 @@ class Machine:
         config_file.write_text(json.dumps(to_mapping(self.config)))
         async with self._child("cluster.driver", config_file, self.directory / "ray", self.log_level) as driver:
             code = await driver.wait()
-            logger.error("the cluster ended by itself with exit code %d; what it said above tells why", code)
+            logger.error("the cluster ended by itself with exit code %d; it said why above", code)
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and run it again, a little later each time, whenever it ends."""
