@@ -15,7 +15,7 @@ from cache_service import config as configs
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError
 from cache_service.server import CacheServer
-from cache_service.store.memory import MemoryStore
+from cache_service.store import open_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _log = logging.getLogger("cache_service")
@@ -26,7 +26,9 @@ async def _serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    store = MemoryStore(clock=time.monotonic, history=config.history)
+    store = await open_store(
+        config.store, history=config.history, timeout_s=config.store_timeout_s, clock=time.monotonic
+    )
     async with CacheServer(config, store) as server:
         _log.info("serving on %s:%d from %r", config.host, server.port, store)
         await stop.wait()
@@ -40,12 +42,15 @@ def main(
     host: Annotated[str | None, typer.Option(envvar="PALIMPSEST_CACHE_HOST", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(envvar="PALIMPSEST_CACHE_PORT", help="0 takes a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    store: Annotated[
+        str | None, typer.Option(envvar="PALIMPSEST_CACHE_STORE", help="memory: or the URL of a Redis-protocol server.")
+    ] = None,
     history: Annotated[int | None, typer.Option(help="Events kept for watchers that lag.")] = None,
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
 ) -> None:
     """Serve the directory of cached prefixes: who holds what, and every change of it in order."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    given = {"host": host, "port": port, "metrics_port": metrics_port, "history": history}
+    given = {"host": host, "port": port, "metrics_port": metrics_port, "store": store, "history": history}
     overrides = {name: value for name, value in given.items() if value is not None}
     try:
         asyncio.run(_serve(configs.load(config, overrides)))

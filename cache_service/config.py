@@ -22,6 +22,10 @@ class ServerConfig:
     """0 takes a free one."""
     metrics_port: int | None = None
     """Where Prometheus may scrape; None: nowhere."""
+    store: str = "memory:"
+    """Where the log lives: memory:, or the URL of a Redis-protocol server, which several instances may share."""
+    store_timeout_s: float = 1.0
+    """How long the store may take to answer."""
     history: int = 65_536
     """Events kept for watchers that lag; who falls further behind gets a snapshot."""
     tick_s: float = 0.25
@@ -35,8 +39,11 @@ class ServerConfig:
                 raise InvalidRequest(f"{name} must lie within 0 and 65535, got {value}")
         if self.history < 1:
             raise InvalidRequest(f"history must be at least 1 event, got {self.history}")
-        if self.tick_s <= 0 or self.grace_s < 0:
-            raise InvalidRequest(f"tick_s must be above 0 and grace_s not below, got {self.tick_s} and {self.grace_s}")
+        for name, value_s in (("tick_s", self.tick_s), ("store_timeout_s", self.store_timeout_s)):
+            if value_s <= 0:
+                raise InvalidRequest(f"{name} must be above 0 seconds, got {value_s}")
+        if self.grace_s < 0:
+            raise InvalidRequest(f"grace_s must not be negative, got {self.grace_s}")
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:

@@ -53,6 +53,7 @@ class CacheServer:
         self._config = config
         self.service = CacheService(store)
         self._health = health.aio.HealthServicer()
+        self._status = health_pb2.HealthCheckResponse.UNKNOWN
         self._stack = AsyncExitStack()
         self.port = config.port
 
@@ -62,6 +63,7 @@ class CacheServer:
             server = self._build()
             await server.start()
             stack.push_async_callback(self._stop, server)
+            await self._tick()
             ticker = asyncio.create_task(self._tick_forever())
             stack.callback(ticker.cancel)
             if self._config.metrics_port is not None:
@@ -71,8 +73,6 @@ class CacheServer:
                 stack.callback(thread.join)
                 stack.callback(metrics.server_close)
                 stack.callback(metrics.shutdown)
-            for name in SERVICES:
-                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
             self._stack = stack.pop_all()
         return self
 
@@ -104,7 +104,18 @@ class CacheServer:
         with suppress(asyncio.CancelledError):
             while True:
                 await asyncio.sleep(self._config.tick_s)
-                try:
-                    await self.service.tick()
-                except CacheServiceError as error:
-                    _log.warning("lapsed members stay listed for now: %s", error)
+                await self._tick()
+
+    async def _tick(self) -> None:
+        """End lapsed leases; whether the store answers is whether this instance is healthy."""
+        try:
+            await self.service.tick()
+            status = health_pb2.HealthCheckResponse.SERVING
+        except CacheServiceError as error:
+            status = health_pb2.HealthCheckResponse.NOT_SERVING
+            if self._status != status:
+                _log.warning("not serving for now: %s", error)
+        if self._status != status:
+            self._status = status
+            for name in ("", *SERVICES):
+                await self._health.set(name, status)

@@ -1,0 +1,1 @@
+"""A store in a Redis-protocol server, for several instances at once. The only place that imports `redis`."""

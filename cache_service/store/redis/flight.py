@@ -1,0 +1,34 @@
+"""Many callers, one call under way: each gets the outcome of a call that began after it asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class SharedFlight:
+    """Call it to have `act` run once more; calls that arrive meanwhile share the next run."""
+
+    def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
+        self._act = act
+        self._flying: asyncio.Task[None] | None = None
+        self._boarding: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        """Return when a run that began after this call has ended; raises what it raised."""
+        if self._boarding is None:
+            self._boarding = asyncio.create_task(self._fly(after=self._flying))
+            self._boarding.add_done_callback(_noticed)
+        await asyncio.shield(self._boarding)
+
+    async def _fly(self, after: asyncio.Task[None] | None) -> None:
+        if after is not None:
+            await asyncio.wait([after])
+        self._flying, self._boarding = self._boarding, None
+        await self._act()
+
+
+def _noticed(flight: asyncio.Task[None]) -> None:
+    """A failure counts as seen even where every caller has gone away meanwhile."""
+    if not flight.cancelled():
+        flight.exception()

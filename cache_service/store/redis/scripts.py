@@ -1,0 +1,102 @@
+"""What runs inside the server, each script as one atomic step.
+
+A server that restarts forgets its scripts, even where it keeps its data. That is how a restart is noticed, before
+anything is read or written: the call fails, and whoever sees it first runs ATTACH. A restarted server may have lost
+the end of its log, so ATTACH begins a new incarnation, and jumps ahead so that no revision is ever used twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Script:
+    """Lua source, and the name under which a server remembers it."""
+
+    source: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest())
+
+
+REVISION_JUMP = 2**20
+"""More revisions than any server can have lost."""
+
+ATTACH = """
+-- KEYS: meta, log.  ARGV: new incarnation, jump.
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'head', ARGV[2])
+else
+  redis.call('HSET', KEYS[1], 'head', 0)
+end
+redis.call('HSET', KEYS[1], 'incarnation', ARGV[1])
+redis.call('DEL', KEYS[2])
+"""
+
+COMMIT = Script("""
+-- KEYS: meta, log, tables..., leases....  ARGV: incarnation, expected head, history, number of events, events...,
+-- then changes, each a letter with its arguments. Compare and set: returns 1, or 0 where another writer was faster.
+local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
+if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then
+  return 0
+end
+local count = tonumber(ARGV[4])
+for i = 1, count do
+  local id = string.format('%.0f-0', tonumber(ARGV[2]) + i)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], id, 'event', ARGV[4 + i])
+end
+redis.call('HINCRBY', KEYS[1], 'head', count)
+local next = 5 + count
+while next <= #ARGV do
+  local what, key = ARGV[next], KEYS[tonumber(ARGV[next + 1])]
+  if what == 'put' then
+    redis.call('HSET', key, ARGV[next + 2], ARGV[next + 3])
+    next = next + 4
+  elseif what == 'drop' then
+    redis.call('HDEL', key, ARGV[next + 2])
+    next = next + 3
+  elseif what == 'begin' then
+    redis.call('SET', key, '1', 'PX', ARGV[next + 2])
+    next = next + 3
+  else
+    redis.call('DEL', key)
+    next = next + 2
+  end
+end
+return 1
+""")
+
+READ = Script("""
+-- KEYS: meta, log.  ARGV: revision, count. Returns incarnation, head, and at most count events after the revision.
+local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
+if at[2] == ARGV[1] then
+  return {at[1], at[2], {}}
+end
+return {at[1], at[2], redis.call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-0', '+', 'COUNT', ARGV[2])}
+""")
+
+LOAD = Script("""
+-- KEYS: meta, tables.... Returns incarnation, head, and each table's fields and values.
+local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
+local reply = {at[1], at[2]}
+for i = 2, #KEYS do
+  reply[i + 1] = redis.call('HVALS', KEYS[i])
+end
+return reply
+""")
+
+LAPSED = Script("""
+-- KEYS: leases. Returns the positions, from 1, of those that have lapsed.
+local lapsed = {}
+for i = 1, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    lapsed[#lapsed + 1] = i
+  end
+end
+return lapsed
+""")
+
+REMEMBERED = (COMMIT, READ, LOAD, LAPSED)

@@ -1,0 +1,211 @@
+"""The store over a Redis-protocol server: this process keeps a copy of the state and follows the shared log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self
+
+from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import NoScriptError, RedisError
+
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable
+from cache_service.feed import Feed
+from cache_service.state import State
+from cache_service.store.base import Decision
+from cache_service.store.redis import codec, scripts
+from cache_service.store.redis.connect import connect
+from cache_service.store.redis.flight import SharedFlight
+from cache_service.store.redis.scripts import Script
+from cache_service.types import Event, Lease, LeaseId, Revision
+
+_log = logging.getLogger(__name__)
+
+READ_BATCH = 1000
+BLOCK_S = 0.5
+"""How long the follower waits for news at a time; `close` waits as long where redis-py swallows its cancellation."""
+PAUSE_S = 0.25
+"""How long the follower of the log waits after a failure."""
+
+
+class RedisStore:
+    """`Store` that any number of processes share.
+
+    A decision is taken on the local copy and appended by compare-and-set; where another writer was faster, the copy
+    catches up and the decision is taken again. A refusal is raised only from a copy that is known to be up to date.
+    """
+
+    def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str) -> None:
+        self._links = [connect(url, timeout_s), connect(url, timeout_s + BLOCK_S)]
+        self._redis, self._follower = (link.client for link in self._links)
+        self._keys = codec.Keys(namespace)
+        self._history = history
+        self._writing = asyncio.Lock()
+        self._catching_up = SharedFlight(self._catch_up)
+        self._following: asyncio.Task[None] | None = None
+        self._closed = False
+        self.incarnation = ""
+        self.state = State()
+        self.feed = Feed(history)
+
+    @classmethod
+    async def open(cls, url: str, *, history: int, timeout_s: float = 1.0, namespace: str = "palimpsest") -> Self:
+        """A store that is up to date. Raises CacheServiceUnavailable, InvalidRequest."""
+        store = cls(url, history=history, timeout_s=timeout_s, namespace=namespace)
+        try:
+            async with _store_errors():
+                await store._reload()
+        except BaseException:
+            await store.close()
+            raise
+        store._following = asyncio.create_task(store._follow())
+        return store
+
+    async def commit(self, decide: Decision) -> Sequence[Event]:
+        async with self._writing, _store_errors():
+            up_to_date = False
+            while True:
+                try:
+                    events = decide(self.state, self.state.next_revision)
+                except CacheServiceError:
+                    if up_to_date:
+                        raise
+                    events = ()
+                if not events and up_to_date:
+                    return ()
+                if events and await self._append(events):
+                    return events
+                await self._catching_up()
+                up_to_date = True
+
+    async def _append(self, events: Sequence[Event]) -> bool:
+        keys, payloads, changes = codec.commit_call(self._keys, events, self.state)
+        expected = self.state.revision
+        args = [self.incarnation, expected, self._history, len(payloads), *payloads, *changes]
+        try:
+            accepted = await self._run(scripts.COMMIT, keys, args)
+        except ConnectionLost:
+            return False  # or it was accepted: decided again on the state that has it, it changes nothing
+        if not accepted:
+            return False
+        if not self._advance(events):
+            await self._reload()
+        return True
+
+    async def sync(self) -> None:
+        async with _store_errors():
+            await self._catching_up()
+
+    async def _catch_up(self) -> None:
+        while True:
+            keys = [self._keys.meta, self._keys.log]
+            incarnation, head, entries = await self._read(scripts.READ, keys, [self.state.revision, READ_BATCH])
+            known = incarnation is not None and incarnation.decode() == self.incarnation
+            events = [codec.event_of(fields[1]) for _, fields in entries]
+            if not known or not self._advance(events):
+                await self._reload()
+                return
+            if self.state.revision >= int(head):
+                return
+            if not entries:  # trimmed away, before this copy had seen it
+                await self._reload()
+                return
+
+    def _advance(self, events: Iterable[Event]) -> bool:
+        """Apply what is new of `events`; False where they don't join on to what is known."""
+        fresh = [event for event in events if event.revision > self.state.revision]
+        if fresh and fresh[0].revision != self.state.next_revision:
+            return False
+        for event in fresh:
+            self.state.apply(event)
+        if fresh:
+            self.feed.append(fresh)
+        return True
+
+    async def _reload(self) -> None:
+        """Take the whole state anew; watchers that can't go on from it get a snapshot."""
+        while True:
+            keys = [self._keys.meta, *self._keys.tables]
+            incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
+            if incarnation is not None:
+                break
+            await self._attach()
+        self.state = codec.state_of(Revision(int(head)), tables)
+        self.incarnation = incarnation.decode()
+        self.feed.restart(self.state.revision)
+        _log.info("loaded %r, incarnation %s", self.state, self.incarnation)
+
+    async def _attach(self) -> None:
+        """Begin a new incarnation, on a server that is new, restarted or emptied."""
+        for script in scripts.REMEMBERED:
+            await self._redis.script_load(script.source)
+        incarnation, jump = uuid.uuid4().hex, scripts.REVISION_JUMP
+        await self._redis.eval(scripts.ATTACH, 2, self._keys.meta, self._keys.log, incarnation, jump)
+
+    async def _read(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        """Run a script that changes nothing; once more where the connection turns out to have been lost."""
+        try:
+            return await self._run(script, keys, args)
+        except ConnectionLost:
+            return await self._run(script, keys, args)
+
+    async def _run(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        try:
+            return await self._redis.evalsha(script.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            await self._attach()
+            return await self._redis.evalsha(script.digest, len(keys), *keys, *args)
+
+    async def renew(self, lease: Lease) -> bool:
+        async with _store_errors():
+            return bool(await self._redis.pexpire(self._keys.lease(lease.id), round(lease.ttl_s * 1000)))
+
+    async def lapsed(self) -> frozenset[LeaseId]:
+        async with _store_errors():
+            await self._catching_up()
+            ids = [lease.id for lease in self.state.directory.members()]
+            ids += [build.lease.id for build in self.state.builds.all()]
+            places = await self._read(scripts.LAPSED, [self._keys.lease(lease) for lease in ids], [])
+            return frozenset(ids[place - 1] for place in places)
+
+    async def _follow(self) -> None:
+        """Take in what other instances append, as it comes."""
+        while not self._closed:
+            try:
+                reply = await self._follower.xread(
+                    {self._keys.log: f"{self.state.revision}-0"}, count=READ_BATCH, block=round(BLOCK_S * 1000)
+                )
+                for _, entries in _streams(reply):
+                    if not self._advance(codec.event_of(fields[b"event"]) for _, fields in entries):
+                        await self._reload()
+            except (RedisError, OSError) as error:
+                _log.debug("the log can't be followed, trying on: %s", error)
+                await asyncio.sleep(PAUSE_S)
+
+    async def close(self) -> None:
+        self._closed = True
+        self.feed.close()
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+        for link in self._links:
+            await link.close()
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self.incarnation[:8]} {self.state}>"
+
+
+def _streams(reply: Any) -> Iterable[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]:
+    return reply.items() if isinstance(reply, dict) else reply or ()
+
+
+@asynccontextmanager
+async def _store_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise CacheServiceUnavailable(f"the store can't be reached, check --store: {error}") from error
