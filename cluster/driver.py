@@ -1,4 +1,4 @@
-"""`python -m cluster.driver CONFIG_JSON RAY_DIR LOG_LEVEL`: Ray and the application on this machine, until SIGTERM.
+"""`python -m cluster.driver CONFIG_JSON RAY_DIR LOG_LEVEL`: Ray and the application on this machine, until SIGINT.
 
 Started by `cluster.supervisor`, which ends it and whatever it leaves.
 """
@@ -12,7 +12,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import ray
@@ -51,11 +50,8 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
         serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
         raise StartError(f"{error} {reasons()}") from error
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     typer.echo(greeting(config))
-    stop.wait()
-    ray.shutdown()
+    signal.pause()
 
 
 def check_model(directory: Path) -> None:
@@ -112,3 +108,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     except (ClusterError, WorkerError) as failure:
         sys.exit(f"palimpsest: {failure}")
+    except KeyboardInterrupt:
+        ray.shutdown()

@@ -99,7 +99,10 @@ class Machine:
 
     @asynccontextmanager
     async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
-        """`python -m MODULE ...` in a session of its own. It ends with the context, and with this process."""
+        """`python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
+
+        It is asked by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python hears of it.
+        """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", module, *map(str, options)),
@@ -111,7 +114,7 @@ class Machine:
             yield child
         finally:
             if child.returncode is None:
-                child.terminate()
+                child.send_signal(signal.SIGINT)
                 try:
                     await asyncio.wait_for(child.wait(), GRACE_S)
                 except TimeoutError:
@@ -125,7 +128,7 @@ def log_restart(state: RetryCallState) -> None:
 
 
 def die_with_parent() -> None:
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def prctl(option: int, value: int) -> None:
