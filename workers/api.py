@@ -35,6 +35,32 @@ class DecodingParams:
     temperature: float = 0.0
     seed: int | None = None
     """None: drawn at random once, when the request is admitted."""
+    unmasking: str | None = None
+    """Which masked positions are committed first; the names and meanings are `workers.scheduler.decoding.Unmasking`'s.
+
+    None is what the model's authors use: `low_confidence` for LLaDA, `entropy` for Dream.
+    """
+    timetable: str | None = None
+    """How a block's masks are spread over its steps: `quota` (LLaDA's default) or `dream` (Dream's)."""
+    threshold: float | None = None
+    """For unmasking `threshold`: the confidence from which on a token is committed at once; None is 0.9."""
+    factor: float | None = None
+    """For unmasking `factor`: the larger, the more tokens a step commits; None is 1."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    """At a temperature, choose among the `top_k` most probable tokens; before that, among those up to `top_p`."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logits); the mask token can't be named."""
+    min_tokens: int = 0
+    """EOS is not chosen before this position of the canvas."""
+    guidance: float = 0.0
+    """Classifier-free guidance w: logits u + (w + 1)(c - u), where u sees the prompt masked. Above 0 it needs policy
+    `none`, which is then the default, and two forwards a step.
+    """
+    remask: int = 0
+    """After each step, this many committed tokens of the active block, the least probable, are masked again and
+    committed anew by the timetable's end. What was handed out stays. Not with an unmasking that sets its own pace.
+    """
     anchors: float | None = None
     """Share of the prefix rows that refreshes after the first recompute; policy `lean` only."""
     skip_refresh: bool | None = None
@@ -43,22 +69,29 @@ class DecodingParams:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One canvas to denoise behind a prompt of token ids."""
+    """A canvas of masks to denoise behind a prompt of token ids, in front of a suffix, and holes in the prompt."""
 
     request_id: str
     token_ids: tuple[int, ...]
     max_tokens: int
-    """Canvas length in tokens."""
+    """Canvas length in tokens; may be 0 where there are holes."""
     prefixes: tuple[PrefixCandidate, ...] = ()
     """Candidate boundaries, shortest first."""
     params: DecodingParams = field(default_factory=DecodingParams)
+    suffix: tuple[int, ...] = ()
+    """Token ids behind the canvas: text to fill up to."""
+    holes: tuple[int, ...] = ()
+    """Ascending positions in `token_ids` that are denoised too, whatever ids stand there. Never filled with EOS: what
+    follows them is known. Their tokens come before the canvas's.
+    """
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a finished request took."""
+    """What a request took, so far or in the end."""
 
     prompt_tokens: int
+    """Given tokens: prompt and suffix without holes."""
     completion_tokens: int
     """Committed tokens up to, and without, EOS."""
     cached_tokens: int
@@ -72,7 +105,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class GenerateChunk:
-    """Committed tokens in order: all before them are committed too. The last chunk has a reason and usage."""
+    """Committed tokens in order: all before them are committed too. The last chunk has a reason.
+
+    Every chunk has the usage so far, so that who has read enough knows what it took.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]

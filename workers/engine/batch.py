@@ -127,12 +127,13 @@ def rows_index(rows: Sequence[int], device: torch.device) -> Tensor:
 def lane(turn: Turn, base: int, deep: int) -> Lane:
     sequence, run = turn.sequence, turn.run
     candidates = tuple(sequence.canvas.masked(run.decode))
-    first = base - run.rows.start - sequence.placing.geometry.shift
+    first = base - run.rows.start
+    shift = sequence.placing.geometry.shift
     return Lane(
         turn=turn,
         base=slice(base, base + len(run.rows)),
         deep=slice(deep, deep + len(run.deep)),
         candidates=candidates,
-        logit_rows=tuple(first + position for position in candidates),
+        logit_rows=tuple(first + max(0, position - shift) for position in candidates),
         watched=tuple(sequence.canvas.masked(run.rows)) if sequence.is_watched else (),
     )

@@ -42,7 +42,7 @@ class Engine:
         self._cache = PrefixCache(self._pool, storage, config, budget_bytes=kv.entry_bytes)
         depths = DepthTable.for_model(config, loaded.depth_table)
         admission = Admission(config, storage, self._pool, self._cache, depths)
-        self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica, device=device)
+        self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
         self.runner = Runner(loaded.model, storage)
 
     @property

@@ -7,62 +7,70 @@ import secrets
 
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.config import BiCacheConfig, EngineConfig
+from workers.engine.checks import check
+from workers.engine.decoding.parameters import decoding_of, timing_of
 from workers.errors import InvalidRequestError
 from workers.models.base import ModelConfig
-from workers.scheduler.canvas import Timetable
+from workers.scheduler.decoding import Decoding
 from workers.scheduler.focus import FocusConfig
 from workers.scheduler.policy import POLICIES, Policy
 from workers.scheduler.task import RequestId, Task
+from workers.scheduler.timetable import Timetable
 
 SEED_BITS = 63
+GUIDED_POLICY = "none"
 
 
 def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, bicache: BiCacheConfig) -> Task:
     """Fill in defaults and check every value. Raises InvalidRequestError."""
     params = request.params
     check_tokens(request, model)
-    policy = policy_named(params.policy or engine.policy)
+    policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
+    decoding = decoding_of(request, model, policy)
     interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
     check(interval >= 0, "refresh_interval", f"must not be negative, got {interval}")
     depth = params.reuse_depth
     check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
-    warmth = params.temperature
-    check(math.isfinite(warmth) and warmth >= 0, "temperature", f"must be finite and not negative, got {warmth}")
     focus = focus_of(params, policy, bicache)
     seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
     check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
     return Task(
         id=RequestId(request.request_id),
         prompt=request.token_ids,
+        suffix=request.suffix,
+        num_canvas=request.max_tokens,
         prefixes=usable_prefixes(request, model),
-        timetable=timetable(request, policy, engine),
+        timetable=timetable(request, model, policy, decoding, engine),
         policy=policy,
         refresh_interval=interval,
         reuse_depth=depth,
-        temperature=warmth,
+        decoding=decoding,
         seed=seed,
         focus=focus,
     )
 
 
-def check(condition: bool, param: str, problem: str) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{param} {problem}", param=param)
-
-
 def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
-    check(request.max_tokens >= 1, "max_tokens", f"must be at least 1, got {request.max_tokens}")
-    num_prompt = len(request.token_ids)
-    check(num_prompt >= 1, "token_ids", "must hold at least one prompt token")
-    total = num_prompt + request.max_tokens
+    """Every token id and position, and that all of them fit into the context."""
+    holes, asked = request.holes, request.max_tokens
+    check(asked >= (0 if holes else 1), "max_tokens", f"must be at least 1, or 0 with holes, got {asked}")
+    given = len(request.token_ids) + len(request.suffix)
+    check(given >= 1, "token_ids", "must hold at least one prompt token, or suffix one")
     check(
-        total <= model.context_length,
+        given + asked <= model.context_length,
         "max_tokens",
-        f"of {request.max_tokens} and {num_prompt} prompt tokens exceed the context of {model.context_length} tokens; "
-        f"lower max_tokens to {max(0, model.context_length - num_prompt)}, or shorten the prompt",
+        f"of {asked} and {given} prompt tokens exceed the context of {model.context_length} tokens; "
+        f"lower max_tokens to {max(0, model.context_length - given)}, or shorten the prompt",
     )
-    foreign = next((token for token in request.token_ids if not 0 <= token < model.vocab_size), None)
-    check(foreign is None, "token_ids", f"must lie in 0..{model.vocab_size - 1}, got {foreign}")
+    for param, token_ids in (("token_ids", request.token_ids), ("suffix", request.suffix)):
+        foreign = next((token for token in token_ids if not 0 <= token < model.vocab_size), None)
+        check(foreign is None, param, f"must lie in 0..{model.vocab_size - 1}, got {foreign}")
+    num_prompt = len(request.token_ids)
+    check(
+        list(holes) == sorted(set(holes)) and all(0 <= hole < num_prompt for hole in holes),
+        "holes",
+        f"must be distinct ascending positions within the {num_prompt} prompt tokens, got {list(holes)}",
+    )
 
 
 def policy_named(name: str) -> Policy:
@@ -89,27 +97,34 @@ def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> 
     )
 
 
-def timetable(request: GenerateRequest, policy: Policy, engine: EngineConfig) -> Timetable:
-    """Blocks and steps. Without a number of steps, one for every `engine.tokens_per_step` tokens of each block."""
-    params, length = request.params, request.max_tokens
+def timetable(
+    request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
+) -> Timetable:
+    """Blocks and steps. Without a number of steps, one for every `engine.tokens_per_step` tokens of each block; one
+    for every token where confidence sets the pace, because then it only says how many steps there may be at most.
+    """
+    params, start = request.params, len(request.token_ids)
+    positions = (*request.holes, *range(start, start + request.max_tokens))
+    length = len(positions)
     asked = engine.block_length if params.block_length is None else params.block_length
     check(asked >= 1, "block_length", f"must be at least 1, got {asked}")
     block_length = length if policy.whole_canvas else min(asked, length)
     num_blocks = -(-length // block_length)
     num_steps = params.num_steps
     if num_steps is None:
-        num_steps = num_blocks * -(-block_length // engine.tokens_per_step)
+        tokens_per_step = 1 if decoding.unmasking.is_adaptive else engine.tokens_per_step
+        num_steps = num_blocks * -(-block_length // tokens_per_step)
     check(
         num_steps >= num_blocks,
         "num_steps",
         f"must be at least 1 for each of the {num_blocks} blocks, got {num_steps}; raise it, or raise block_length",
     )
-    return Timetable(len(request.token_ids), length, block_length, num_steps)
+    return Timetable(positions, block_length, num_steps, timing_of(params, model))
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
     """The boundaries that leave the rows behind them all logits that the canvas needs."""
-    longest = len(request.token_ids) - model.prediction_shift
+    longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
     lengths = [candidate.num_tokens for candidate in request.prefixes]
     check(
         lengths == sorted(lengths) and all(0 <= length <= len(request.token_ids) for length in lengths),

@@ -12,7 +12,9 @@ from torch import Tensor
 from workers.attention.sdpa import Reader, attend
 from workers.bicache.cache import PrefixEntry
 from workers.engine.batch import Batch, Lane, assemble
-from workers.engine.unmask import Sampling, decide
+from workers.engine.decoding.adjustment import guide
+from workers.engine.decoding.decision import decide
+from workers.engine.decoding.sampling import Sampling
 from workers.errors import WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -31,7 +33,7 @@ class Runner:
     """The only place where the model runs. Keeps no state between steps beyond what lies in `storage`."""
 
     def __init__(self, model: DiffusionLM, storage: PageStorage) -> None:
-        self._model, self._storage = model, storage
+        self._model, self.storage = model, storage
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -46,7 +48,7 @@ class Runner:
 
     def build(self, entry: PrefixEntry) -> None:
         """One forward of the prefix alone, as deep as the entry keeps it."""
-        model, storage, table, layout = self._model, self._storage, entry.table, entry.layout
+        model, storage, table, layout = self._model, self.storage, entry.table, entry.layout
         x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
         cos, sin = model.rope(torch.arange(layout.num_tokens, device=storage.device))
         for index, layer in enumerate(model.stack[: layout.kv_depth]):
@@ -61,7 +63,7 @@ class Runner:
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""
-        model, storage = self._model, self._storage
+        model, storage = self._model, self.storage
         watched: dict[RequestId, Attention] = {}
         x = model.embed(batch.token_ids)
         cos, sin = model.rope(batch.positions)
@@ -82,7 +84,7 @@ class Runner:
         for lane in lanes:
             if lane.watched and lane.watched_layer == layer:
                 placing = lane.turn.sequence.placing
-                k, _ = self._storage.read(placing.slots[layer])
+                k, _ = self.storage.read(placing.slots[layer])
                 weights = attention_to_prefix(q[lane.watched_rows], k, placing.geometry.prefix)
                 yield lane.turn.sequence.id, Attention(lane.watched, weights)
 
@@ -90,30 +92,52 @@ class Runner:
         if not turns:
             return {}
         try:
-            batch = assemble(turns, self._model, self._storage)
-            hidden, watched = self.forward(batch)
-            logits = self._model.logits(hidden[batch.logit_rows])
-            split = torch.split(logits, [len(lane.logit_rows) for lane in batch.lanes])
+            batch = assemble(turns, self._model, self.storage)
+            logits, watched = self._logits(batch)
+            logits.update(self._guided([turn for turn in turns if turn.sequence.task.decoding.is_guided], logits))
             return {
-                lane.turn.sequence.id: self._decision(lane, own, watched.get(lane.turn.sequence.id))
-                for lane, own in zip(batch.lanes, split, strict=True)
+                lane.turn.sequence.id: self._decision(
+                    lane, logits[lane.turn.sequence.id], watched.get(lane.turn.sequence.id)
+                )
+                for lane in batch.lanes
             }
         except Exception as error:
             failure = step_failed(error)
             return {turn.sequence.id: failure for turn in turns}
 
+    def _logits(self, batch: Batch) -> tuple[dict[RequestId, Tensor], Mapping[RequestId, Attention]]:
+        """Each request's logits at its candidates [n, vocab], and the watched attention."""
+        hidden, watched = self.forward(batch)
+        logits = self._model.logits(hidden[batch.logit_rows])
+        split = torch.split(logits, [len(lane.logit_rows) for lane in batch.lanes])
+        return {lane.turn.sequence.id: own for lane, own in zip(batch.lanes, split, strict=True)}, watched
+
+    def _guided(self, turns: Sequence[Turn], logits: Mapping[RequestId, Tensor]) -> dict[RequestId, Tensor]:
+        """Guidance for the turns that want it: a second forward, with their prompts masked.
+
+        It overwrites their K/V, which is why guidance needs a policy that keeps none.
+        """
+        if not turns:
+            return {}
+        batch = assemble(turns, self._model, self.storage)
+        token_ids = [token_id for turn in turns for token_id in turn.sequence.canvas.unprompted(turn.run.rows)]
+        blind, _ = self._logits(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
+        weights = {turn.sequence.id: turn.sequence.task.decoding.guidance for turn in turns}
+        return {id_: guide(logits[id_], blind[id_], weight) for id_, weight in weights.items()}
+
     def _decision(self, lane: Lane, logits: Tensor, attention: Attention | None) -> Decision | WorkerError:
         if not lane.candidates:
             return Decision(attention=attention)
-        sequence = lane.turn.sequence
+        sequence, config = lane.turn.sequence, self._model.config
         sampling = Sampling(
-            temperature=sequence.task.temperature,
-            generator=sequence.generator,
-            mask_token_id=self._model.config.mask_token_id,
-            wide_confidence=sequence.task.policy.wide_confidence,
+            decoding=sequence.task.decoding,
+            generator=lambda: sequence.generator,
+            mask_token_id=config.mask_token_id,
+            eos_token_id=config.eos_token_id,
+            wide=sequence.task.policy.wide_confidence or sequence.task.decoding.unmasking.is_adaptive,
         )
         try:
-            chosen = decide(logits, lane.candidates, sequence.quota(), sampling)
+            chosen = decide(logits, lane.candidates, sequence.portion(), sampling)
             return replace(chosen, attention=attention)
         except WorkerError as error:
             return error

@@ -1,56 +1,35 @@
-"""The masked output region of one request, and the timetable by which it is denoised. Positions, never mask ids."""
+"""The masked positions of one request while they are being committed. Positions, never mask ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from workers.api import FinishReason
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """A canvas cut into blocks, the last one shorter where they don't divide it, and the steps of each block.
-
-    Of `num_steps`, every block gets num_steps // num_blocks.
-    """
-
-    start: int
-    """First canvas position."""
-    length: int
-    block_length: int
-    num_steps: int
-
-    @property
-    def num_blocks(self) -> int:
-        return -(-self.length // self.block_length)
-
-    @property
-    def steps_per_block(self) -> int:
-        return self.num_steps // self.num_blocks
-
-    def block(self, index: int) -> range:
-        first = self.start + index * self.block_length
-        return range(first, min(first + self.block_length, self.start + self.length))
-
-    def quota(self, index: int, step: int) -> int:
-        """Tokens to commit: m // s, one more in the first m mod s steps (LLaDA's get_num_transfer_tokens)."""
-        base, rest = divmod(len(self.block(index)), self.steps_per_block)
-        return base + (step < rest)
+from workers.scheduler.timetable import Timetable
 
 
 class Canvas:
-    """Which positions are committed, to what, and how much of it was handed out."""
+    """Which positions are committed, to what, and how many of them were handed out.
 
-    def __init__(self, timetable: Timetable, prompt: Iterable[int], *, mask_token_id: int, eos_token_id: int) -> None:
+    The timetable's positions begin masked; all others hold text that stays.
+    """
+
+    def __init__(
+        self, timetable: Timetable, token_ids: Iterable[int], *, mask_token_id: int, eos_token_id: int
+    ) -> None:
+        """`token_ids` are the whole sequence's; what they say at the timetable's positions doesn't matter."""
         self.timetable = timetable
-        self.token_ids = [*prompt, *[mask_token_id] * timetable.length]
-        """Prompt and canvas, by position."""
-        self._eos = eos_token_id
-        self._masked = set(range(timetable.start, timetable.start + timetable.length))
-        self._frontier = timetable.start
-        """First position that isn't handed out yet; everything before it is committed."""
+        self.token_ids = list(token_ids)
+        """By position."""
+        self._mask, self._eos = mask_token_id, eos_token_id
+        self._masked = set(timetable.positions)
+        self._probabilities: dict[int, float] = {}
+        self._latest: frozenset[int] = frozenset()
+        self._num_taken = 0
+        """Of the timetable's positions; so many are handed out, and committed for good."""
         self._ended = False
+        for position in timetable.positions:
+            self.token_ids[position] = mask_token_id
 
     def masked(self, positions: range) -> list[int]:
         """The positions still to be committed, ascending."""
@@ -60,30 +39,52 @@ class Canvas:
     def all_masked(self) -> frozenset[int]:
         return frozenset(self._masked)
 
-    def commit(self, positions: Iterable[int], token_ids: Iterable[int]) -> None:
+    def unprompted(self, rows: range) -> list[int]:
+        """Token ids of `rows` with every given token masked: what guidance compares with."""
+        own = frozenset(self.timetable.positions)
+        return [self.token_ids[row] if row in own else self._mask for row in rows]
+
+    def commit(self, positions: Iterable[int], token_ids: Iterable[int], probabilities: Iterable[float] = ()) -> None:
+        """`probabilities` of the tokens are needed only where `remask` may follow."""
+        self._latest = frozenset(positions)
         for position, token_id in zip(positions, token_ids, strict=True):
             self._masked.remove(position)
             self.token_ids[position] = token_id
+        self._probabilities.update(zip(positions, probabilities, strict=False))
+
+    def remask(self, among: range, count: int) -> int:
+        """Mask up to `count` tokens of `among` again, those that were least probable when they were committed, ties
+        from the left; returns how many. Tokens of the latest commitment, which no pass has seen in place yet, and
+        those that were handed out stay.
+        """
+        final = frozenset(self.timetable.positions[: self._num_taken])
+        open_to = [p for p in self._probabilities if p in among and p not in self._masked | self._latest | final]
+        chosen = sorted(open_to, key=lambda position: (self._probabilities[position], position))[:count]
+        for position in chosen:
+            self._masked.add(position)
+            self.token_ids[position] = self._mask
+        return len(chosen)
 
     def take_committed(self) -> tuple[int, ...]:
         """Tokens committed in order since the last call, up to and without EOS."""
         taken: list[int] = []
-        while not self._ended and self._frontier < len(self.token_ids) and self._frontier not in self._masked:
-            token_id = self.token_ids[self._frontier]
-            if token_id == self._eos:
+        for position in self.timetable.positions[self._num_taken :]:
+            if self._ended or position in self._masked:
+                break
+            if self.token_ids[position] == self._eos:
                 self._ended = True
             else:
-                taken.append(token_id)
-                self._frontier += 1
+                taken.append(self.token_ids[position])
+        self._num_taken += len(taken)
         return tuple(taken)
 
     @property
     def num_taken(self) -> int:
-        return self._frontier - self.timetable.start
+        return self._num_taken
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """STOP once EOS is committed with nothing masked before it, LENGTH once the canvas is full without one."""
+        """STOP once EOS is committed with nothing masked before it, LENGTH once all is committed without one."""
         if self._ended:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self._frontier == len(self.token_ids) else None
+        return FinishReason.LENGTH if self._num_taken == len(self.timetable.positions) else None

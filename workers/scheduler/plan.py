@@ -34,6 +34,8 @@ class Decision:
 
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    """Of the tokens, before temperature; empty unless the request remasks."""
     attention: Attention | None = None
     """Where the sequence's masked rows looked, if it wants to know."""
 

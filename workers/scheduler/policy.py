@@ -68,7 +68,10 @@ class Moment:
     """Of the block."""
     step: int
     """Decoding steps done in it."""
-    steps_per_block: int
+    clock: int
+    """Decoding steps over all blocks: t in the paper. By the timetable, unless confidence sets the pace."""
+    last_block_clock: int
+    """What it was when the block before this one began."""
     opened: bool
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
@@ -78,11 +81,6 @@ class Moment:
     """Whether attention to the prefix has changed since the last refresh, as far as anyone looked."""
 
     @property
-    def clock(self) -> int:
-        """Decoding steps over all blocks, as scheduled: t in the paper."""
-        return self.index * self.steps_per_block + self.step
-
-    @property
     def refresh_due(self) -> bool:
         return self.clock % max(1, self.refresh_interval) == 0
 
@@ -90,7 +88,7 @@ class Moment:
     def refresh_due_since_last_block(self) -> bool:
         """Whether a refresh fell due after the start of the block before this one."""
         interval = max(1, self.refresh_interval)
-        return self.index == 0 or self.clock // interval > (self.clock - self.steps_per_block) // interval
+        return self.index == 0 or self.clock // interval > self.last_block_clock // interval
 
 
 @dataclass(frozen=True)

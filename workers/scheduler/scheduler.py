@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-import torch
-
 from cache_service.types import ReplicaId
 from workers.api import GenerateChunk, Usage
 from workers.bicache.cache import PrefixCache, PrefixEntry
@@ -14,7 +12,6 @@ from workers.config import EngineConfig
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
-from workers.scheduler.canvas import Canvas
 from workers.scheduler.plan import Decision, Failure, StepPlan, StepResult, Turn
 from workers.scheduler.task import RequestId, Sequence, Task
 
@@ -44,10 +41,9 @@ class Scheduler:
         cache: PrefixCache,
         *,
         replica: ReplicaId,
-        device: torch.device,
     ) -> None:
         self._config, self._model, self._admission, self._cache = config, model, admission, cache
-        self._replica, self._device = replica, device
+        self._replica = replica
         self._waiting: deque[Task] = deque()
         self._running: dict[RequestId, Sequence] = {}
         self._num_steps = 0
@@ -119,7 +115,7 @@ class Scheduler:
             if sequence.id not in self._running:
                 continue
             sequence.last_served = self._num_steps
-            self.counters.num_forwards += 1
+            self.counters.num_forwards += sequence.task.forwards_per_pass
             decision = result.decisions[sequence.id]
             if isinstance(decision, WorkerError):
                 outcomes.append(self._fail(sequence, decision))
@@ -145,14 +141,8 @@ class Scheduler:
             if placing.entry:
                 self.counters.num_prefix_hits += placing.hit
                 self.counters.num_prefix_misses += not placing.hit
-            canvas = Canvas(
-                task.timetable,
-                task.prompt,
-                mask_token_id=self._model.mask_token_id,
-                eos_token_id=self._model.eos_token_id,
-            )
-            generator = torch.Generator(self._device).manual_seed(task.seed)
-            self._running[task.id] = Sequence(task, placing, canvas, generator, resources)
+            canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
+            self._running[task.id] = Sequence(task, placing, canvas, resources)
 
     def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
@@ -169,13 +159,14 @@ class Scheduler:
 
     def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
         sequence = turn.sequence
-        sequence.canvas.commit(decision.positions, decision.token_ids)
+        sequence.canvas.commit(decision.positions, decision.token_ids, decision.probabilities)
         sequence.advance(turn.run, decision.attention)
         self.counters.num_canvas_tokens += len(decision.positions)
         token_ids = sequence.canvas.take_committed()
         reason = sequence.canvas.finish_reason
         if reason is None:
-            return [GenerateChunk(sequence.id, token_ids)] if token_ids else []
+            self.counters.num_canvas_tokens -= sequence.remask()
+            return [GenerateChunk(sequence.id, token_ids, usage=self._usage(sequence))] if token_ids else []
         self._end(sequence)
         return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
 
@@ -183,7 +174,7 @@ class Scheduler:
         placing = sequence.placing
         built_for_it = placing.entry is not None and not placing.hit
         return Usage(
-            prompt_tokens=len(sequence.task.prompt),
+            prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
             cached_tokens=placing.geometry.prefix if placing.hit else 0,
             num_steps=sequence.num_steps,

@@ -3,34 +3,15 @@ from __future__ import annotations
 import pytest
 
 from workers.api import FinishReason
-from workers.scheduler.canvas import Canvas, Timetable
+from workers.scheduler.canvas import Canvas
+from workers.scheduler.timetable import Timetable
 
 EOS, MASK = 8, 9
 
 
 def canvas_of(length: int) -> Canvas:
-    return Canvas(Timetable(2, length, length, length), [MASK, EOS], mask_token_id=MASK, eos_token_id=EOS)
-
-
-@pytest.mark.parametrize(
-    ("length", "block_length", "num_steps", "quotas"),
-    [
-        (8, 4, 4, [[2, 2], [2, 2]]),
-        (8, 8, 3, [[3, 3, 2]]),
-        (10, 4, 9, [[2, 1, 1], [2, 1, 1], [1, 1, 0]]),
-        (1, 1, 1, [[1]]),
-        (3, 3, 5, [[1, 1, 1, 0, 0]]),
-    ],
-)
-def test_every_block_gets_its_steps_and_quota(
-    length: int, block_length: int, num_steps: int, quotas: list[list[int]]
-) -> None:
-    timetable = Timetable(5, length, block_length, num_steps)
-    blocks = [timetable.block(index) for index in range(timetable.num_blocks)]
-    assert [position for block in blocks for position in block] == list(range(5, 5 + length))
-    assert [
-        [timetable.quota(index, step) for step in range(timetable.steps_per_block)] for index in range(len(blocks))
-    ] == quotas
+    timetable = Timetable(tuple(range(2, 2 + length)), length, length)
+    return Canvas(timetable, [MASK, EOS, *[0] * length], mask_token_id=MASK, eos_token_id=EOS)
 
 
 def test_tokens_are_handed_out_once_all_before_them_are_committed() -> None:
@@ -65,3 +46,38 @@ def test_a_position_is_committed_once() -> None:
     assert canvas.masked(range(2, 4)) == [3]
     with pytest.raises(KeyError):
         canvas.commit([2], [0])
+
+
+def test_holes_are_filled_around_the_text_between_them() -> None:
+    canvas = Canvas(Timetable((1, 4), 2, 2), [5, 6, 7, MASK, 6, 5], mask_token_id=MASK, eos_token_id=EOS)
+    assert canvas.token_ids == [5, MASK, 7, MASK, MASK, 5]
+    assert canvas.masked(range(6)) == [1, 4]
+    assert canvas.unprompted(range(6)) == [MASK] * 6
+    canvas.commit([4], [2])
+    assert canvas.take_committed() == ()
+    assert canvas.unprompted(range(6)) == [MASK, MASK, MASK, MASK, 2, MASK]
+    canvas.commit([1], [3])
+    assert canvas.take_committed() == (3, 2)
+    assert canvas.finish_reason is FinishReason.LENGTH
+    assert canvas.token_ids == [5, 3, 7, MASK, 2, 5]
+
+
+def test_the_least_probable_tokens_are_masked_again() -> None:
+    canvas = canvas_of(6)
+    canvas.commit([7, 4, 5], [1, 2, 3], [0.3, 0.2, 0.2])
+    canvas.commit([3], [0], [0.1])
+    assert canvas.remask(range(2, 8), 2) == 2  # 3 is the latest, and 4 and 5 are tied
+    assert canvas.masked(range(2, 8)) == [2, 4, 5, 6]
+    assert canvas.token_ids[4] == canvas.token_ids[5] == MASK
+    canvas.commit([4], [1], [0.9])
+    assert canvas.remask(range(2, 6), 2) == 1
+    assert canvas.masked(range(2, 8)) == [2, 3, 5, 6]
+
+
+def test_what_was_handed_out_is_never_masked_again() -> None:
+    canvas = canvas_of(4)
+    canvas.commit([2, 4], [1, 1], [0.1, 0.5])
+    assert canvas.take_committed() == (1,)
+    canvas.commit([5], [1], [0.5])
+    assert canvas.remask(range(2, 6), 4) == 1
+    assert canvas.masked(range(2, 6)) == [3, 4]
