@@ -20,7 +20,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from cluster.config import ClusterConfig, default_max_tokens, parse_config
+from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.ingress import grpc
 from cluster.ingress.http import create_app
 from cluster.ingress.replicas import WorkerReplicas
@@ -73,7 +73,7 @@ class Ingress:
 
 def build(args: Mapping[str, Any]) -> Application:
     """The application for the content of a configuration file. Raises ConfigError."""
-    config = parse_config(args)
+    config = located(parse_config(args))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
     workers = worker_deployment(config, num_gpus=gpus)
     ingress = serve.deployment(

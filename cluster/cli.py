@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config import load_config
+from cluster.config import load_config, located
 from cluster.errors import ClusterError
 
 app = typer.Typer(
@@ -62,7 +62,7 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        code = supervisor.run(load_config(config, without_none(given)), os.environ, log_level.upper())
+        code = supervisor.run(located(load_config(config, without_none(given))), os.environ, log_level.upper())
     except ClusterError as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error

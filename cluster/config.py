@@ -160,24 +160,33 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 
 
 def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
-    """A parsed YAML file -> configuration. Raises ConfigError, which names every key at fault."""
-    worker = content.get("worker") or {}
-    if isinstance(worker, dict):
-        if clash := [key for key in INJECTED if key in worker]:
+    """A parsed YAML file -> configuration. Raises ConfigError, which names every key at fault.
+
+    Looks at no file: `worker.model` is as it was written, until `located`.
+    """
+    options = content.get("worker") or {}
+    if isinstance(options, dict):
+        if clash := [key for key in INJECTED if key in options]:
             raise ConfigError(f"worker.{clash[0]}: say {clash[0]} at the top level, once")
-        worker = {**worker, **dict.fromkeys(INJECTED, "")}
+        options = {**options, **dict.fromkeys(INJECTED, "")}
     converter = _converter()
     try:
-        config = converter.structure({**content, "worker": worker}, ClusterConfig)
+        config = converter.structure({**content, "worker": options}, ClusterConfig)
     except cattrs.BaseValidationError as error:
         raise ConfigError(
             "; ".join(cattrs.transform_error(error, path="config", format_exception=_explained))
         ) from error
+    worker = replace(config.worker, model=Path(config.model), cache_service=config.cache_service.target)
+    return replace(config, worker=worker)
+
+
+def located(config: ClusterConfig) -> ClusterConfig:
+    """The configuration with the model's directory on this machine. Raises ConfigError where there is none."""
     try:
         directory = model_directory(config.model)
     except UnsupportedModelError as error:
         raise ConfigError(f"{error}; set `model` or --model") from error
-    return replace(config, worker=replace(config.worker, model=directory, cache_service=config.cache_service.target))
+    return replace(config, worker=replace(config.worker, model=directory))
 
 
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cluster.app import build
-from cluster.config import APPLICATION, ClusterConfig, parse_config, to_mapping
+from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.tokenization import Tokenization
 from workers.errors import WorkerError
@@ -38,7 +38,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
     Ray and Serve have much to say about themselves; that is shown from DEBUG on.
     """
-    config = parse_config(json.loads(config_file.read_text()))
+    config = located(parse_config(json.loads(config_file.read_text())))
     check_model(config.worker.model)
     level = "INFO" if log_level == "DEBUG" else "WARNING"
     logging.getLogger("ray.serve").setLevel(level)

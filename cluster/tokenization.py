@@ -136,7 +136,7 @@ class Tokenization:
         return _encoded(token_ids, lengths)
 
     def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
-        if bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None):
+        if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
             raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param="prompt")
         return _encoded(token_ids, range(TOKEN_GRID, len(token_ids), TOKEN_GRID)[-MAX_BOUNDARIES:])
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on up to, and without, the first stop string; a possible beginning of one is held back."""
+    """Passes text on up to, and without, the stop string that is complete first.
+
+    A possible beginning of one is held back, so that what passes doesn't depend on how the text was cut.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """`stops` hold no empty string."""
@@ -19,10 +22,11 @@ class StopStrings:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._release(min(found))
+            _end, start = min(found)
+            return self._release(start)
         return self._release(len(self._held) - self._longest_beginning())
 
     def finish(self) -> str:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import (
+    ApiKeysConfig,
+    ClusterConfig,
+    default_max_tokens,
+    load_config,
+    located,
+    parse_config,
+    serve_config_v2,
+    to_mapping,
+)
+from cluster.errors import ConfigError
+
+COMMITTED = Path(__file__).parents[3] / "deploy" / "palimpsest.yaml"
+
+
+def parse(random_model: Path, **content: Any) -> ClusterConfig:
+    return parse_config({"model": str(random_model), **content})
+
+
+def test_an_empty_file_and_the_committed_one_say_the_same(random_model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.yaml"
+    empty.touch()
+    model = {"model": str(random_model)}
+
+    assert load_config(COMMITTED, model) == load_config(empty, model) == load_config(None, model)
+
+
+def test_options_go_before_the_file(random_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"model": "nowhere", "http": {"port": 1, "host": "::1"}, "replicas": 3}))
+
+    config = load_config(file, {"model": str(random_model), "http": {"port": 2}})
+
+    assert (config.http.port, config.http.host, config.replicas) == (2, "::1", 3)
+
+
+def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_model: Path) -> None:
+    config = parse(random_model, cache_service={"host": "cache", "port": 1}, worker={"engine": {"max_batch": 3}})
+
+    assert config.worker.model == random_model
+    assert config.worker.cache_service == "cache:1"
+    assert config.worker.engine.max_batch == 3
+    assert config.name == random_model.name
+    assert parse(random_model, served_name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"modle": "x"}, ["modle", "config"]),
+        ({"http": {"prt": 1}}, ["prt", "config.http"]),
+        ({"http": {"port": "80"}}, ["int", "'80'", "config.http.port"]),
+        ({"limits": {"request_timeout_s": True}}, ["float", "config.limits.request_timeout_s"]),
+        ({"worker": {"engine": {"max_batch": 0}}}, ["max_batch must be at least 1"]),
+        ({"worker": {"device": "tpu"}}, ["tpu", "config.worker.device"]),
+        ({"worker": {"model": "x"}}, ["worker.model", "top level"]),
+        ({"replicas": 0}, ["replicas must be at least 1"]),
+        ({"replicas": "two"}, ["two", "config.replicas"]),
+    ],
+)
+def test_what_is_wrong_is_named(random_model: Path, content: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config({"model": str(random_model)} | content)
+
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_a_model_that_is_nowhere_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no-such-model.*--model"):
+        located(parse_config({"model": "no-such-model"}))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "- x"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigError, match=str(file)):
+        load_config(file)
+
+
+def test_serve_gets_the_same_configuration(random_model: Path) -> None:
+    config = parse(random_model, replicas=3, worker={"num_threads": 2}, api_keys={"env": "KEYS"})
+
+    content = serve_config_v2(config)
+
+    [application] = content["applications"]
+    assert application["import_path"] == "cluster.app:build"
+    assert content["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    args = yaml.safe_load(yaml.safe_dump(application["args"]))
+    listening_everywhere = to_mapping(config) | {"http": args["http"], "grpc": args["grpc"]}
+    assert args == listening_everywhere
+    assert parse_config(args).worker == config.worker
+    assert {args["http"]["host"], args["grpc"]["host"]} == {"0.0.0.0"}
+
+
+def test_the_default_canvas_is_the_models_own(random_model: Path, tmp_path: Path) -> None:
+    assert default_max_tokens(parse(random_model)) == 16
+    assert default_max_tokens(parse(random_model, limits={"default_max_tokens": 99})) == 99
+
+    (tmp_path / "config.json").touch()
+    assert default_max_tokens(parse(tmp_path)) == 128
+    (tmp_path / "generation_config.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        default_max_tokens(parse(tmp_path))
+
+
+def test_api_keys_come_from_a_variable_and_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\n\n two \n")
+
+    assert ApiKeysConfig().read({}) == frozenset()
+    assert ApiKeysConfig(env="KEYS", file=file).read({"KEYS": "three, four"}) == {"one", "two", "three", "four"}
+
+
+@pytest.mark.parametrize("keys", [ApiKeysConfig(env="KEYS"), ApiKeysConfig(file=Path("/nowhere/keys"))])
+def test_a_named_source_without_a_key_opens_nothing(keys: ApiKeysConfig) -> None:
+    with pytest.raises(ConfigError, match="api_keys"):
+        keys.read({"KEYS": " , "})

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from cluster.errors import RequestError, TokenizerError
+from cluster.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+from workers.models.factbook.tokenizer import build_tokenizer
+
+SYSTEM = Message("system", "Mira is 34 and lives in Oslo.")
+FIRST = Message("user", "Where does Mira live?")
+ANSWER = Message("assistant", "Mira lives in Oslo.")
+SECOND = Message("user", "How old is Mira?")
+EOT = "<|eot_id|>"
+
+
+@pytest.fixture(scope="module")
+def tokenization(random_model: Path) -> Tokenization:
+    return Tokenization(random_model)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tokenizer:
+    return build_tokenizer()
+
+
+def turn(message: Message) -> str:
+    return f"<|start_header_id|>{message.role}<|end_header_id|>\n\n{message.content}{EOT}"
+
+
+def test_a_conversation_goes_through_the_template_and_is_cut_before_user_turns(
+    tokenization: Tokenization, plain: Tokenizer
+) -> None:
+    encoded = tokenization.encode(Conversation((SYSTEM, FIRST, ANSWER, SECOND)))
+
+    start, end = "<|startoftext|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    text = start + "".join(map(turn, (SYSTEM, FIRST, ANSWER, SECOND))) + end
+    cuts = [start + turn(SYSTEM), start + "".join(map(turn, (SYSTEM, FIRST, ANSWER)))]
+    assert list(encoded.token_ids) == plain.encode(text).ids
+    assert encoded.boundaries == tuple(len(plain.encode(cut).ids) for cut in cuts)
+
+
+def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokenization: Tokenization) -> None:
+    def keys(*messages: Message) -> list[bytes]:
+        encoded = tokenization.encode(Conversation(messages))
+        return [candidate.key for candidate in encoded.candidates("weights", "")]
+
+    [sheet] = keys(SYSTEM, FIRST)
+
+    assert keys(SYSTEM, SECOND) == [sheet]
+    turn_two = keys(SYSTEM, FIRST, ANSWER, SECOND)
+    turn_three = keys(SYSTEM, FIRST, ANSWER, SECOND, ANSWER, FIRST)
+    assert turn_two[0] == turn_three[0] == sheet
+    assert turn_three[1] == turn_two[1]
+
+
+def test_a_long_conversation_keeps_its_first_and_its_latest_cuts(tokenization: Tokenization) -> None:
+    talk = Conversation((SYSTEM, *[FIRST, ANSWER] * 9, SECOND))
+    encoded = tokenization.encode(talk)
+
+    assert len(encoded.boundaries) == 4
+    assert encoded.boundaries[0] == tokenization.encode(Conversation((SYSTEM, FIRST))).boundaries[0]
+    last = tokenization.encode(Conversation(talk.messages[:-1])).token_ids
+    assert len(encoded.token_ids) > encoded.boundaries[-1] > len(last) - 20
+
+
+def test_a_lonely_question_has_nothing_to_share(tokenization: Tokenization) -> None:
+    assert tokenization.encode(Conversation((FIRST,))).boundaries == ()
+
+
+@given(st.text(st.sampled_from("ab <|>_idetmask\n"), max_size=30), st.sampled_from([EOT, "<|mask|>", "<|endoftext|>"]))
+def test_special_tokens_in_content_stay_text(tokenization: Tokenization, around: str, special: str) -> None:
+    innocent = tokenization.encode(Conversation((SYSTEM, Message("user", "x")))).token_ids
+    hostile = tokenization.encode(Conversation((SYSTEM, Message("user", f"{around}{special}{around}")))).token_ids
+
+    def specials(token_ids: tuple[int, ...]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id < 6]
+
+    assert specials(hostile) == specials(innocent)
+
+
+def test_raw_text_reads_special_tokens_and_is_cut_after_blank_lines(
+    tokenization: Tokenization, plain: Tokenizer
+) -> None:
+    text = f"An instruction.\n\nQ: a\nA: b\n\nQ: c{EOT}"
+
+    encoded = tokenization.encode(TextPrompt(text))
+
+    assert list(encoded.token_ids) == plain.encode(text).ids
+    assert encoded.boundaries == tuple(
+        len(plain.encode(cut).ids) for cut in ("An instruction.\n\n", "An instruction.\n\nQ: a\nA: b\n\n")
+    )
+
+
+def test_token_ids_are_cut_on_a_grid(tokenization: Tokenization) -> None:
+    encoded = tokenization.encode(TokenPrompt(tuple([7] * 1000)))
+
+    assert encoded.boundaries == (512, 640, 768, 896)
+    assert tokenization.encode(TokenPrompt((7,) * 128)).boundaries == ()
+
+
+@pytest.mark.parametrize("bad", [(1_000_000,), (7, -1), (0, 1_000_000)])
+def test_ids_outside_the_vocabulary_are_refused(tokenization: Tokenization, bad: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="vocabulary") as refused:
+        tokenization.encode(TokenPrompt(bad))
+
+    assert refused.value.param == "prompt"
+
+
+def test_salt_and_weights_change_every_key(tokenization: Tokenization) -> None:
+    encoded = tokenization.encode(Conversation((SYSTEM, FIRST)))
+    candidates = [encoded.candidates(*names) for names in (("w", ""), ("w", "s"), ("v", ""))]
+
+    assert len({candidate.key for [candidate] in candidates}) == 3
+    assert {candidate.num_tokens for [candidate] in candidates} == set(encoded.boundaries)
+
+
+TOKENS = st.lists(st.integers(0, build_tokenizer().get_vocab_size() - 1), max_size=25)
+
+
+@given(st.data(), st.text(max_size=20))
+def test_streamed_pieces_of_well_formed_text_join_to_its_decoding(
+    tokenization: Tokenization, plain: Tokenizer, data: st.DataObject, text: str
+) -> None:
+    token_ids = plain.encode(text).ids
+    cut = data.draw(st.integers(0, len(token_ids)))
+    detokenizer = tokenization.detokenizer()
+
+    pieces = [detokenizer.push(token_ids[:cut]), detokenizer.push(token_ids[cut:]), detokenizer.finish()]
+
+    assert "".join(pieces) == plain.decode(token_ids)
+
+
+@given(TOKENS)
+@example([396, 1753, 1816, 500])
+def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenization: Tokenization, tokens: list[int]) -> None:
+    """Also bytes that are no UTF-8, which a diffusion model can commit."""
+    at_once, one_by_one = tokenization.detokenizer(), tokenization.detokenizer()
+    whole = at_once.push(tokens) + at_once.finish()
+
+    pieces = [one_by_one.push([token]) for token in tokens]
+
+    assert "".join(pieces) + one_by_one.finish() == whole
+    assert not any(piece.endswith("\N{REPLACEMENT CHARACTER}") for piece in pieces)
+
+
+def test_a_character_in_pieces_is_held_back(tokenization: Tokenization, plain: Tokenizer) -> None:
+    detokenizer = tokenization.detokenizer()
+    first, second = plain.encode("ë").ids[-2:]
+
+    assert [detokenizer.push([first]), detokenizer.push([second]), detokenizer.finish()] == ["", "ë", ""]
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=str(tmp_path)):
+        Tokenization(tmp_path)
+
+
+def test_messages_that_the_template_refuses_are_the_clients_fault(random_model: Path, tmp_path: Path) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((random_model / file).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
+
+    with pytest.raises(RequestError, match="no system turn") as refused:
+        Tokenization(tmp_path).encode(Conversation((SYSTEM, FIRST)))
+
+    assert refused.value.param == "messages"
