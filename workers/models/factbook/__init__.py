@@ -1,0 +1,1 @@
+"""The bundled model: a small LLaDA-architecture diffusion model that answers questions about a fact sheet."""

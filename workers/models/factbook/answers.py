@@ -1,0 +1,141 @@
+"""The one right answer to each kind of question: a function of the people, in order of first mention."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from workers.models.factbook.fragments import Fragments, Template, join
+from workers.models.factbook.people import Person
+from workers.models.factbook.sheets import with_article
+
+UNKNOWN = Template("The sheet does not say.").fill()
+
+_AGE = Template("{N} is {A} years old.")
+_CITY = Template("{N} lives in {C}.")
+_ANIMAL = Template("{N} has {X}.")
+_AGES = Template("{Ns} are {A} years old.")
+_CITIES = Template("{Ns} live in {C}.")
+_ANIMALS = Template("{Ns} have {X}.")
+_COMPARISON = {
+    "older": Template("{N} ({A}) is older than {M} ({B})."),
+    "younger": Template("{N} ({A}) is younger than {M} ({B})."),
+}
+_SAME_AGE = Template("{N} and {M} are both {A}.")
+_EXTREME = {"oldest": Template("{N} ({A}) is the oldest."), "youngest": Template("{N} ({A}) is the youngest.")}
+_EXTREMES = {"oldest": Template("{Ns} ({A}) are the oldest."), "youngest": Template("{Ns} ({A}) are the youngest.")}
+_SUM = Template("{N} ({A}) and {M} ({B}) are {S} together.")
+_COUNT_CITY = (Template("{K} person lives in {C}."), Template("{K} people live in {C}."))
+_COUNT_ANIMAL = (Template("{K} person has {X}."), Template("{K} people have {X}."))
+
+
+def conjunction(names: Sequence[str]) -> Fragments:
+    """A; A and B; A, B and C."""
+    out: Fragments = []
+    for i, name in enumerate(names):
+        if i:
+            out.append(" and" if i == len(names) - 1 else ",")
+        out.append(" " + name)
+    return out
+
+
+def _find(people: Sequence[Person], name: str) -> Person | None:
+    return next((person for person in people if person.name == name), None)
+
+
+def _holders(people: Sequence[Person], holds: Callable[[Person], bool]) -> list[str]:
+    return [person.name for person in people if holds(person)]
+
+
+def age_of(people: Sequence[Person], name: str) -> Fragments:
+    """How old is NAME?"""
+    person = _find(people, name)
+    return UNKNOWN if person is None or person.age is None else _AGE.fill(N=name, A=str(person.age))
+
+
+def city_of(people: Sequence[Person], name: str) -> Fragments:
+    """Where does NAME live?"""
+    person = _find(people, name)
+    return UNKNOWN if person is None or person.city is None else _CITY.fill(N=name, C=person.city)
+
+
+def animal_of(people: Sequence[Person], name: str) -> Fragments:
+    """What animal does NAME have?"""
+    person = _find(people, name)
+    if person is None or person.animal is None:
+        return UNKNOWN
+    return _ANIMAL.fill(N=name, X=with_article(person.animal))
+
+
+def who_is_aged(people: Sequence[Person], age: int) -> Fragments:
+    """Who is AGE years old?"""
+    names = _holders(people, lambda person: person.age == age)
+    if not names:
+        return UNKNOWN
+    return _AGE.fill(N=names[0], A=str(age)) if len(names) == 1 else _AGES.fill(Ns=conjunction(names), A=str(age))
+
+
+def who_lives_in(people: Sequence[Person], city: str) -> Fragments:
+    """Who lives in CITY?"""
+    names = _holders(people, lambda person: person.city == city)
+    if not names:
+        return UNKNOWN
+    return _CITY.fill(N=names[0], C=city) if len(names) == 1 else _CITIES.fill(Ns=conjunction(names), C=city)
+
+
+def who_has(people: Sequence[Person], animal: str) -> Fragments:
+    """Who has a ANIMAL?"""
+    names = _holders(people, lambda person: person.animal == animal)
+    if not names:
+        return UNKNOWN
+    thing = with_article(animal)
+    return _ANIMAL.fill(N=names[0], X=thing) if len(names) == 1 else _ANIMALS.fill(Ns=conjunction(names), X=thing)
+
+
+def compare(people: Sequence[Person], first: str, second: str, relation: str) -> Fragments:
+    """Who is older (or younger), FIRST or SECOND? Equal ages are named in the question's order."""
+    a, b = _find(people, first), _find(people, second)
+    if a is None or b is None or a.age is None or b.age is None:
+        return UNKNOWN
+    if a.age == b.age:
+        return _SAME_AGE.fill(N=first, M=second, A=str(a.age))
+    if (a.age > b.age) != (relation == "older"):
+        a, b = b, a
+    return _COMPARISON[relation].fill(N=a.name, A=str(a.age), M=b.name, B=str(b.age))
+
+
+def extreme(people: Sequence[Person], relation: str) -> Fragments:
+    """Who is the oldest (or youngest)? Among the people whose age the sheet gives; all who tie are named."""
+    ages = [person.age for person in people if person.age is not None]
+    if not ages:
+        return UNKNOWN
+    best = max(ages) if relation == "oldest" else min(ages)
+    names = _holders(people, lambda person: person.age == best)
+    if len(names) == 1:
+        return _EXTREME[relation].fill(N=names[0], A=str(best))
+    return _EXTREMES[relation].fill(Ns=conjunction(names), A=str(best))
+
+
+def total_age(people: Sequence[Person], first: str, second: str) -> Fragments:
+    """How old are FIRST and SECOND together?"""
+    a, b = _find(people, first), _find(people, second)
+    if a is None or b is None or a.age is None or b.age is None:
+        return UNKNOWN
+    return _SUM.fill(N=first, A=str(a.age), M=second, B=str(b.age), S=str(a.age + b.age))
+
+
+def count_in(people: Sequence[Person], city: str) -> Fragments:
+    """How many people live in CITY?"""
+    count = Counter(person.city for person in people)[city]
+    return _COUNT_CITY[count > 1].fill(K=str(count), C=city) if count else UNKNOWN
+
+
+def count_with(people: Sequence[Person], animal: str) -> Fragments:
+    """How many people have a ANIMAL?"""
+    count = Counter(person.animal for person in people)[animal]
+    return _COUNT_ANIMAL[count > 1].fill(K=str(count), X=with_article(animal)) if count else UNKNOWN
+
+
+def template_texts() -> tuple[str, ...]:
+    """Every phrasing, for the tokenizer's word list."""
+    groups = (*_COMPARISON.values(), *_EXTREME.values(), *_EXTREMES.values(), *_COUNT_CITY, *_COUNT_ANIMAL)
+    single = (_AGE, _CITY, _ANIMAL, _AGES, _CITIES, _ANIMALS, _SAME_AGE, _SUM)
+    return (join(UNKNOWN), *(template.text for template in (*groups, *single)))

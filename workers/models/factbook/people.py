@@ -1,0 +1,119 @@
+"""People and their facts, drawn from a seed; made-up words; the split into training and evaluation."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from workers.models.factbook.entities import ANIMALS, CITIES, NAMES
+
+MAX_AGE = 99
+MIN_PEOPLE = 4
+MAX_PEOPLE = 40
+MAX_SHARING = 5  # people who may share one city or one animal
+MADE_UP_SHARE = 0.12
+
+_EVALUATION_SHEETS = 8  # one sheet in so many
+_EVALUATION_WORDS = 4  # one made-up word in so many
+_ONSETS = (
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl st t th tr v w x y z".split()
+)
+_VOWELS = "a a a e e e i i i o o o u u ae ai ea ei ia io oa oo ou y".split()
+_CODAS = ["", "", "", *"b ck d f g k l ll ld m n nd ng nt p r rd rk rn s ss st t th x z".split()]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_LISTED = frozenset(word.lower() for word in (*NAMES, *CITIES, *ANIMALS))
+
+
+class Split(Enum):
+    """Which side of the hash split a sheet or a made-up word must lie on."""
+
+    TRAIN = "train"
+    EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One person; a fact that the sheet does not give is None. Age in years."""
+
+    name: str
+    age: int | None = None
+    city: str | None = None
+    animal: str | None = None
+
+
+def _bucket(text: str, num_buckets: int) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % num_buckets
+
+
+def sheet_split(people: tuple[Person, ...]) -> Split:
+    """The side on which a sheet lies: a function of its facts alone, whatever their order and wording."""
+    facts = sorted((p.name, p.age or 0, p.city or "", p.animal or "") for p in people)
+    return Split.EVALUATION if _bucket(repr(facts), _EVALUATION_SHEETS) == 0 else Split.TRAIN
+
+
+def word_split(word: str) -> Split:
+    """The side on which a made-up word lies, whatever its case."""
+    return Split.EVALUATION if _bucket(word.lower(), _EVALUATION_WORDS) == 0 else Split.TRAIN
+
+
+def made_up_word(rng: Random, split: Split) -> str:
+    """A lower-case word of 3 to 9 letters that no list holds, from the given side of the split."""
+    while True:
+        if rng.random() < 0.15:
+            word = "".join(rng.choices(_LETTERS, k=rng.randint(3, 6)))
+        else:
+            word = ""
+            for _ in range(rng.choice((1, 2, 2, 2, 3))):
+                word += rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+        if 3 <= len(word) <= 9 and word not in _LISTED and word_split(word) is split:
+            return word
+
+
+def _distinct(rng: Random, count: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
+    """`count` distinct words, most from the list, the others made up."""
+    chosen = rng.sample(listed, count)
+    seen = set(chosen)
+    for i in range(count):
+        if rng.random() < MADE_UP_SHARE:
+            word = make()
+            if word not in seen:
+                chosen[i] = word
+                seen.add(word)
+    return chosen
+
+
+def _shared(rng: Random, count: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
+    """`count` words of which each is held by 1 to MAX_SHARING people."""
+    weights = rng.choice(((10, 2, 1, 0, 0), (5, 3, 2, 1, 1), (2, 3, 3, 2, 1)))
+    sizes: list[int] = []
+    while sum(sizes) < count:
+        sizes.append(rng.choices(range(1, MAX_SHARING + 1), weights)[0])
+    words = _distinct(rng, len(sizes), listed, make)
+    spread = [word for word, size in zip(words, sizes, strict=True) for _ in range(size)][:count]
+    rng.shuffle(spread)
+    return spread
+
+
+def _draw(rng: Random, count: int, split: Split) -> tuple[Person, ...]:
+    names = _distinct(rng, count, NAMES, lambda: made_up_word(rng, split).capitalize())
+    cities = _shared(rng, count, CITIES, lambda: made_up_word(rng, split).capitalize())
+    animals = _shared(rng, count, ANIMALS, lambda: made_up_word(rng, split))
+    missing = rng.choice((0.0, 0.0, 0.1, 0.3))
+    people = []
+    for name, city, animal in zip(names, cities, animals, strict=True):
+        given = [rng.random() >= missing for _ in range(3)]
+        if not any(given):
+            given[rng.randrange(3)] = True
+        age = rng.randint(1, MAX_AGE)
+        people.append(Person(name, age if given[0] else None, city if given[1] else None, animal if given[2] else None))
+    return tuple(people)
+
+
+def draw_people(rng: Random, count: int, split: Split) -> tuple[Person, ...]:
+    """`count` people whose sheet lies on the given side of the split."""
+    while True:
+        people = _draw(rng, count, split)
+        if sheet_split(people) is split:
+            return people

@@ -1,0 +1,217 @@
+"""Questions of every kind about a sheet, in many phrasings, each with its one right answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from workers.models.factbook import answers
+from workers.models.factbook.entities import ANIMALS, CITIES, NAMES
+from workers.models.factbook.fragments import Fragments, Template
+from workers.models.factbook.people import MAX_AGE, MAX_SHARING, Person, Split, made_up_word
+from workers.models.factbook.sheets import with_article
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its answer; `words` are the names, cities and animals that either holds."""
+
+    kind: str
+    text: Fragments
+    answer: Fragments
+    words: tuple[str, ...]
+
+
+# How often each kind is asked: what is learned late is asked more.
+KIND_WEIGHTS: dict[str, float] = {
+    "age": 6,
+    "city": 6,
+    "animal": 6,
+    "who_age": 6,
+    "who_city": 8,
+    "who_animal": 8,
+    "comparison": 16,
+    "extreme": 7,
+    "sum": 16,
+    "count": 11,
+    "list": 10,
+}
+_UNANSWERABLE_SHARE = 0.1
+_OFF_TOPIC_SHARE = 0.015
+
+_TEXTS: dict[str, tuple[str, ...]] = {
+    "age": (
+        "How old is {N}?", "What is {N}'s age?", "What is the age of {N}?", "Tell me {N}'s age.", "What age is {N}?",
+        "Tell me how old {N} is.",
+    ),
+    "city": (
+        "Where does {N} live?", "In which city does {N} live?", "What city does {N} live in?", "Where is {N} from?",
+        "Where is {N}'s home?", "Tell me where {N} lives.", "Which city is {N} from?",
+    ),
+    "animal": (
+        "What animal does {N} have?", "Which animal does {N} have?", "What pet does {N} have?", "What is {N}'s animal?",
+        "Which animal does {N} own?", "Tell me {N}'s animal.", "What is {N}'s pet?",
+    ),
+    "who_age": ("Who is {A}?", "Who is {A} years old?", "Which person is {A} years old?", "Whose age is {A}?"),
+    "who_city": ("Who lives in {C}?", "Which person lives in {C}?", "Who is from {C}?", "Whose home is {C}?"),
+    "who_animal": ("Who has {X}?", "Who owns {X}?", "Which person has {X}?", "Whose animal is {X}?",
+                   "Who has the {Y}?"),
+    "older": (
+        "Who is older, {N} or {M}?", "Who is older: {N} or {M}?", "Which of {N} and {M} is older?",
+        "Is {N} or {M} older?", "Of {N} and {M}, who is older?",
+    ),
+    "younger": (
+        "Who is younger, {N} or {M}?", "Who is younger: {N} or {M}?", "Which of {N} and {M} is younger?",
+        "Is {N} or {M} younger?", "Of {N} and {M}, who is younger?",
+    ),
+    "oldest": (
+        "Who is the oldest?", "Who is the oldest person?", "Which person is the oldest?",
+        "Name the oldest person.",
+    ),
+    "youngest": (
+        "Who is the youngest?", "Who is the youngest person?", "Which person is the youngest?",
+        "Name the youngest person.",
+    ),
+    "sum": (
+        "How old are {N} and {M} together?", "What is the sum of the ages of {N} and {M}?",
+        "Add the ages of {N} and {M}.",
+        "What do the ages of {N} and {M} add up to?", "What is {N}'s age plus {M}'s age?",
+    ),
+    "count_city": ("How many people live in {C}?", "How many of them live in {C}?", "Count the people in {C}."),
+    "count_animal": ("How many people have {X}?", "How many people own {X}?", "Count the people with {X}."),
+    "list_city": (
+        "List everyone who lives in {C}.", "Which people live in {C}?", "Name all people in {C}.",
+        "List the people from {C}.",
+    ),
+    "list_animal": (
+        "List everyone who has {X}.", "Which people have {X}?", "Name all people with {X}.",
+        "List the people who own {X}.",
+    ),
+    "off_topic": (
+        "What is {N}'s job?", "What does {N} do?", "How tall is {N}?", "When was {N} born?", "Who is {N} married to?",
+        "What is {N}'s favourite colour?", "What food does {N} like?", "Does {N} have a car?", "Is {N} happy?",
+        "What is the capital of {C}?", "What is the weather in {C}?", "How many people are there in the world?", "Why?",
+        "Who wrote this sheet?", "What time is it?", "What is the name of {N}'s brother?",
+        "What language does {N} speak?",
+    ),
+}  # fmt: skip
+_TEMPLATES = {kind: tuple(Template(text) for text in texts) for kind, texts in _TEXTS.items()}
+
+
+class QuestionWriter:
+    """Asks about one sheet. `people` stand in the order in which the sheet first names them."""
+
+    def __init__(self, rng: Random, people: Sequence[Person], split: Split) -> None:
+        self._rng = rng
+        self._people = people
+        self._split = split
+        self._names = [p.name for p in people]
+        self._aged = [p.name for p in people if p.age is not None]
+        self._ages = [p.age for p in people if p.age is not None]
+        self._cities = [p.city for p in people if p.city is not None]
+        self._animals = [p.animal for p in people if p.animal is not None]
+
+    def ask(self) -> Question:
+        """A question of a kind drawn by weight; about one in eight has no answer on the sheet."""
+        draw = self._rng.random()
+        if draw < _OFF_TOPIC_SHARE:
+            return self._off_topic()
+        kind = self._rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+        return self.ask_kind(kind, unanswerable=draw < _OFF_TOPIC_SHARE + _UNANSWERABLE_SHARE)
+
+    def ask_kind(self, kind: str, *, unanswerable: bool = False) -> Question:
+        """A question of one kind; `unanswerable` asks about someone or something that the sheet doesn't hold."""
+        match kind:
+            case "age" | "city" | "animal":
+                question = self._about_person(kind, unanswerable)
+            case "who_age":
+                question = self._who_age(unanswerable)
+            case "who_city" | "who_animal" | "count" | "list":
+                question = self._about_value(kind, unanswerable)
+            case "comparison" | "sum":
+                question = self._about_pair(kind, unanswerable)
+            case "extreme":
+                question = self._extreme()
+            case _:
+                raise ValueError(kind)
+        if question.answer is answers.UNKNOWN:
+            return Question("unanswerable", question.text, question.answer, question.words)
+        return question
+
+    def _phrase(self, key: str, **values: str | Sequence[str]) -> Fragments:
+        text = self._rng.choice(_TEMPLATES[key]).fill_from(values)
+        draw = self._rng.random()
+        if draw < 0.08 and text[-1][-1] in "?.":
+            text[-1] = text[-1][:-1]
+            text = text if text[-1] else text[:-1]
+        elif draw < 0.13:
+            text[0] = text[0][:2].lower() + text[0][2:]
+        return text
+
+    def _absent(self, listed: tuple[str, ...], present: Sequence[str], *, capital: bool) -> str:
+        while True:
+            if self._rng.random() < 0.12:
+                word = made_up_word(self._rng, self._split)
+                word = word.capitalize() if capital else word
+            else:
+                word = self._rng.choice(listed)
+            if word not in present:
+                return word
+
+    def _about_person(self, kind: str, unanswerable: bool) -> Question:
+        name = self._absent(NAMES, self._names, capital=True) if unanswerable else self._rng.choice(self._names)
+        answer = {"age": answers.age_of, "city": answers.city_of, "animal": answers.animal_of}[kind]
+        person = next((p for p in self._people if p.name == name), Person(name))
+        words = {"age": (name,), "city": (name, person.city or ""), "animal": (name, person.animal or "")}[kind]
+        return Question(kind, self._phrase(kind, N=name), answer(self._people, name), words)
+
+    def _who_age(self, unanswerable: bool) -> Question:
+        usable = [age for age in self._ages if self._ages.count(age) <= MAX_SHARING]
+        age = self._rng.choice(usable) if usable and not unanswerable else self._rng.randint(1, MAX_AGE)
+        words = tuple(p.name for p in self._people if p.age == age)
+        return Question("who_age", self._phrase("who_age", A=str(age)), answers.who_is_aged(self._people, age), words)
+
+    def _about_value(self, kind: str, unanswerable: bool) -> Question:
+        """Reverse look-ups, counts and lists: of a city or of an animal."""
+        of_city = kind == "who_city" or (kind != "who_animal" and self._rng.random() < 0.5)
+        present = self._cities if of_city else self._animals
+        if unanswerable or not present:
+            word = self._absent(CITIES if of_city else ANIMALS, present, capital=of_city)
+        else:
+            word = self._rng.choice(present)
+        key = kind if kind.startswith("who") else f"{kind}_{'city' if of_city else 'animal'}"
+        text = self._phrase(key, **({"C": word} if of_city else {"X": with_article(word), "Y": word}))
+        if kind == "count":
+            answer = answers.count_in(self._people, word) if of_city else answers.count_with(self._people, word)
+            return Question(kind, text, answer, (word,))
+        answer = answers.who_lives_in(self._people, word) if of_city else answers.who_has(self._people, word)
+        names = [p.name for p in self._people if word == (p.city if of_city else p.animal)]
+        return Question(kind, text, answer, (word, *names))
+
+    def _about_pair(self, kind: str, unanswerable: bool) -> Question:
+        names = self._aged if len(self._aged) > 1 and self._rng.random() < 0.97 else self._names
+        first, second = self._rng.sample(names, 2)
+        if unanswerable:
+            stranger = self._absent(NAMES, self._names, capital=True)
+            first, second = (stranger, second) if self._rng.random() < 0.5 else (first, stranger)
+        if kind == "sum":
+            text = self._phrase("sum", N=first, M=second)
+            return Question(kind, text, answers.total_age(self._people, first, second), (first, second))
+        relation = self._rng.choice(("older", "younger"))
+        text = self._phrase(relation, N=first, M=second)
+        return Question(kind, text, answers.compare(self._people, first, second, relation), (first, second))
+
+    def _extreme(self) -> Question:
+        relation = self._rng.choice(("oldest", "youngest"))
+        answer = answers.extreme(self._people, relation)
+        best = (max if relation == "oldest" else min)(self._ages, default=None)
+        words = tuple(p.name for p in self._people if p.age is not None and p.age == best)
+        return Question("extreme", self._phrase(relation), answer, words)
+
+    def _off_topic(self) -> Question:
+        values = {"N": self._rng.choice(self._names), "C": self._rng.choice(CITIES)}
+        return Question("unanswerable", self._phrase("off_topic", **values), answers.UNKNOWN, tuple(values.values()))
+
+
+def template_texts() -> tuple[str, ...]:
+    """Every phrasing, for the tokenizer's word list."""
+    return tuple(text for texts in _TEXTS.values() for text in texts)

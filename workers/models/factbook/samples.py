@@ -1,0 +1,108 @@
+"""Training and evaluation samples: one sheet as a chat prefix, several question/answer branches after it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from tokenizers import Tokenizer
+
+from workers.models.factbook.fragments import FragmentEncoder, Fragments
+from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split, draw_people
+from workers.models.factbook.questions import Question, QuestionWriter
+from workers.models.factbook.sheets import mention_order, write_sheet
+from workers.models.factbook.tokenizer import (
+    BOS,
+    EOS,
+    EOT,
+    HEADER_END,
+    HEADER_START,
+    MASK,
+    SPECIAL_TOKENS,
+    special_id,
+)
+
+CANVAS = 32
+MAX_PREFIX = 640
+MAX_SUFFIX = 32
+MAX_SHEET = 600
+_EARLIER_TURNS_SHARE = 0.08
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sheet's chat prefix and its branches; all lists hold token ids.
+
+    A suffix is the last user turn with the assistant's header; an answer is what the canvas holds before EOS.
+    """
+
+    prefix: list[int]
+    suffixes: list[list[int]]
+    answers: list[list[int]]
+    questions: list[Question]
+    num_people: int
+    sheet: Fragments
+
+
+class SampleWriter:
+    """Draws samples from a seed, all on one side of the split."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, split: Split) -> None:
+        self._rng = Random(f"{split.value} {seed}")
+        self._split = split
+        self._encoder = FragmentEncoder(tokenizer)
+        special = {token: special_id(tokenizer, token) for token in SPECIAL_TOKENS}
+        self.eos, self.mask = special[EOS], special[MASK]
+        self._bos, self._end = [special[BOS]], [special[EOT]]
+        line_break = self._encoder.encode(["\n\n"])
+        self._headers = {
+            role: [special[HEADER_START], *self._encoder.encode([" " + role]), special[HEADER_END], *line_break]
+            for role in ("system", "user", "assistant")
+        }
+
+    def draw(self, num_branches: int, max_people: int = MAX_PEOPLE, *, earlier_turns: bool = True) -> Sample:
+        """A sheet of MIN_PEOPLE to `max_people` people that fits, with `num_branches` questions."""
+        while True:
+            num_people = self._rng.randint(MIN_PEOPLE, max_people)
+            people = draw_people(self._rng, num_people, self._split)
+            sheet = write_sheet(self._rng, people)
+            sheet_ids = self._encoder.encode(sheet)
+            if len(sheet_ids) <= MAX_SHEET:
+                break
+        writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
+        prefix = self._bos + self.turn("system", sheet_ids)
+        if earlier_turns and self._rng.random() < _EARLIER_TURNS_SHARE:
+            prefix += self._turns(writer, self._rng.randint(1, 3), MAX_PREFIX - len(prefix))
+        questions: list[Question] = []
+        suffixes: list[list[int]] = []
+        answers: list[list[int]] = []
+        while len(questions) < num_branches:
+            question = writer.ask()
+            suffix = self.turn("user", self._encoder.encode(question.text)) + self._headers["assistant"]
+            answer = self._encoder.encode(question.answer)
+            if len(suffix) <= MAX_SUFFIX and len(answer) < CANVAS:
+                questions.append(question)
+                suffixes.append(suffix)
+                answers.append(answer)
+        return Sample(prefix, suffixes, answers, questions, num_people, sheet)
+
+    def turn(self, role: str, ids: list[int]) -> list[int]:
+        """One turn as the chat template writes it."""
+        return self._headers[role] + ids + self._end
+
+    def _turns(self, writer: QuestionWriter, count: int, room: int) -> list[int]:
+        ids: list[int] = []
+        for _ in range(count):
+            question = writer.ask()
+            asked = self.turn("user", self._encoder.encode(question.text))
+            answered = self.turn("assistant", self._encoder.encode(question.answer))
+            if len(ids) + len(asked) + len(answered) > room:
+                break
+            ids += asked + answered
+        return ids
+
+
+def evaluation_samples(tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[Sample]:
+    """`count` held-out sheets with one question each: the benchmark that the model card reports."""
+    writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
+    for _ in range(count):
+        yield writer.draw(1, earlier_turns=False)
