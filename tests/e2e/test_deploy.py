@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 Json = dict[str, Any]
 
 KUSTOMIZE = Path(__file__).parents[2] / "deploy" / "kustomize"
-READY_TIMEOUT_S = 75.0
+READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0
 TOKEN = secrets.token_hex(16)
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -90,13 +91,14 @@ def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
     head = cluster["headGroupSpec"]["rayStartParams"]
     (group,) = cluster["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
-    directory = tempfile.mkdtemp(prefix="palimpsest-")  # a short path: Ray's sockets lie in it
+    directory = tempfile.mkdtemp(prefix="ray-")  # a short path: Ray's sockets lie in it
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     ray = [str(Path(sysconfig.get_path("scripts"), "ray")), "start", "--block", "--dashboard-agent-listen-port=0"]
-    ray += ["--node-ip-address=127.0.0.1", f"--temp-dir={directory}", "--object-store-memory=100000000"]
+    ray += [f"--temp-dir={directory}", "--object-store-memory=100000000"]
     start_head = [
         *ray,
         "--head",
+        "--node-ip-address=127.0.0.1",
         f"--port={ports.gcs}",
         f"--dashboard-port={ports.dashboard}",
         f"--ray-client-server-port={ports.client}",
@@ -109,13 +111,18 @@ def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
         f"--num-cpus={container['resources']['limits']['cpu']}",
         "--num-gpus=0",
     ]
-    version = f"http://127.0.0.1:{ports.dashboard}/api/version"
+
+    def has_nodes(count: int) -> bool:
+        reply = requests.get(f"http://127.0.0.1:{ports.dashboard}/api/v0/nodes", headers=AUTHORIZED, timeout=5)
+        return reply.ok and reply.json()["data"]["result"]["total"] == count
+
     with contextlib.ExitStack() as nodes:
         nodes.callback(shutil.rmtree, directory, ignore_errors=True)
         nodes.enter_context(running(start_head, environment))
-        eventually(lambda: requests.get(version, headers=AUTHORIZED, timeout=5).ok)
-        for _ in range(group["replicas"]):
-            nodes.enter_context(running(start_worker, environment))
+        eventually(partial(has_nodes, 1))
+        for pod in range(1, 1 + group["replicas"]):  # one after the other: on one machine they would race for names
+            nodes.enter_context(running([*start_worker, f"--node-ip-address=127.0.0.{1 + pod}"], environment))
+            eventually(partial(has_nodes, 1 + pod))
         yield
 
 

@@ -75,6 +75,10 @@ def test_the_head_does_no_work_and_takes_no_traffic(rayservice: Manifest) -> Non
     assert rayservice["spec"]["excludeHeadPodFromServeSvc"] is True
 
 
+def test_the_dashboard_asks_for_a_token(rayservice: Manifest) -> None:
+    assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
 def test_the_cluster_runs_the_ray_that_the_image_has(rayservice: Manifest, repository: Path) -> None:
     version = rayservice["spec"]["rayClusterConfig"]["rayVersion"]
     assert f"ray=={version}" in (repository / "constraints.txt").read_text().splitlines()
