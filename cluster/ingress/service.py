@@ -150,12 +150,15 @@ class InferenceService:
         async with aclosing(self._workers.generate(request)) as chunks:
             while (chunk := await self._before(deadline, chunks)) is not None:
                 text = stops.push(detokenizer.push(chunk.token_ids))
-                if chunk.finish_reason is not None and chunk.usage is not None:
+                if chunk.finish_reason is not None:
                     text += stops.push(detokenizer.finish()) + stops.finish()
-                    reason = FinishReason.STOP if stops.stopped else chunk.finish_reason
-                    finished = Finished(reason, chunk.usage)
                 if text:
                     yield Text(text)
+                reason = FinishReason.STOP if stops.stopped else chunk.finish_reason
+                if reason is not None and chunk.usage is not None:
+                    finished = Finished(reason, chunk.usage)
+                if stops.stopped:
+                    break
         if finished is None:
             raise ReplicaLostError("the worker ended this answer without its last part; ask again")
         yield finished

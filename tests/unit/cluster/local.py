@@ -1,0 +1,51 @@
+"""A real worker in this process, in the place of replicas behind a router; it fails where a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from workers.api import GenerateChunk, GenerateRequest, ModelInfo
+from workers.worker import Worker
+
+
+@dataclass
+class Fault:
+    """What happens instead of an answer's chunk number `after`."""
+
+    error: Exception | None = None
+    """None: the worker hangs."""
+    after: int = 0
+
+
+@dataclass
+class LocalWorkers:
+    """`cluster.ingress.service.Workers` over one worker."""
+
+    worker: Worker
+    faults: list[Fault] = field(default_factory=list)
+    """One for each of the next requests."""
+    requests: list[GenerateRequest] = field(default_factory=list)
+    away: bool = False
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        self.requests.append(request)
+        fault = self.faults.pop(0) if self.faults else None
+        async with aclosing(self.worker.generate(request)) as chunks:
+            number = 0
+            async for chunk in chunks:
+                if fault is not None and number == fault.after:
+                    await self._happen(fault)
+                number += 1
+                yield chunk
+
+    async def _happen(self, fault: Fault) -> None:
+        if fault.error is None:
+            await asyncio.Event().wait()
+        else:
+            raise fault.error
+
+    async def model_infos(self) -> Sequence[ModelInfo]:
+        return () if self.away else (await self.worker.model_info(),)
