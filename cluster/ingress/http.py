@@ -21,7 +21,10 @@ from grpc import StatusCode
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from sse_starlette import EventSourceResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import ClusterError, ModelNotFoundError, NotReadyError, RequestError
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
@@ -47,7 +50,9 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
     """The application over `service`; without `api_keys` it is open. `metrics` gathers what /metrics shows."""
-    app = FastAPI(title="Palimpsest", max_body_size=max_body_bytes, lifespan=lifespan)
+    app = FastAPI(title="Palimpsest", lifespan=lifespan)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
+    app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
     created = int(time.time())
 
     def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
@@ -95,6 +100,23 @@ def create_app(
     for kind in (RequestValidationError, HTTPException, ClusterError, WorkerError, Exception):
         app.add_exception_handler(kind, refuse)
     return app
+
+
+class DeclaredLengthMiddleware:
+    """Refuses a body that says itself that it is too long; Starlette's own limit would answer that in plain text."""
+
+    def __init__(self, app: ASGIApp, max_body_size: int) -> None:
+        self._app = app
+        self._max_body_size = max_body_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = Headers(scope=scope).get("content-length", "0") if scope["type"] == "http" else "0"
+        if declared.isdecimal() and int(declared) > self._max_body_size:
+            too_large = HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            response = await refuse(Request(scope, receive), too_large)
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 async def respond(
