@@ -43,6 +43,7 @@ class Contexts:
 
     def __init__(self) -> None:
         self._contexts: dict[ContextId, Context] = {}
+        self._made_by: dict[CommitId, ContextId] = {}
 
     def create(
         self,
@@ -55,14 +56,14 @@ class Contexts:
         at: Revision,
     ) -> tuple[Event, ...]:
         """A new context at epoch 0, with holes at the positions `masked`; none where `commit` has made it before."""
-        context_id = id_of(commit)
-        if context_id in self._contexts:
+        _require_id(commit)
+        if commit in self._made_by:
             return ()
         tokens, holes = tuple(token_ids), tuple(sorted(set(masked)))
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
             raise InvalidRequest(f"masked positions must lie within the {len(tokens)} tokens of the context")
         version = Version(Epoch(0), _key(fingerprint, salt, tokens), commit)
-        context = Context(context_id, fingerprint, salt, tokens, holes, at, version)
+        context = Context(ContextId(f"ctx-{at}"), fingerprint, salt, tokens, holes, at, commit, version)
         return (Event(at, EventKind.CREATED, author, context=context),)
 
     def commit(
@@ -78,8 +79,7 @@ class Contexts:
         context = self.get(context_id)
         if _find(context, commit) is not None:
             return ()
-        if not commit or len(commit) > MAX_COMMIT_ID:
-            raise InvalidRequest(f"commit_id needs 1 to {MAX_COMMIT_ID} characters, got {len(commit)}")
+        _require_id(commit)
         if context.epoch != expected:
             raise StaleEpoch(f"context {context_id} is at epoch {context.epoch}, the commit was made for {expected}")
         if not edits:
@@ -102,6 +102,13 @@ class Contexts:
     def find(self, context_id: ContextId) -> Context | None:
         return self._contexts.get(context_id)
 
+    def made_by(self, commit: CommitId) -> Context:
+        """The context that `commit` created. Raises UnknownContext."""
+        context_id = self._made_by.get(commit)
+        if context_id is None:
+            raise UnknownContext(f"there is no context that {commit!r} created")
+        return self._contexts[context_id]
+
     def version_by(self, context_id: ContextId, commit: CommitId) -> Version:
         """The version that `commit` made, among the latest. Raises UnknownContext, StaleEpoch."""
         version = _find(self.get(context_id), commit)
@@ -120,28 +127,22 @@ class Contexts:
     def restore(self, context: Context) -> None:
         """Write one context as a fact."""
         self._contexts[context.id] = context
+        self._made_by[context.origin] = context.id
 
     def apply(self, event: Event) -> None:
         """Make `event` so; kinds that are not about contexts are passed over."""
         match event:
             case Event(context=Context() as context):
-                self._contexts[context.id] = context
+                self.restore(context)
             case Event(commit=Commit() as commit):
                 self._contexts[commit.context] = committed(self._contexts[commit.context], commit)
             case Event(kind=EventKind.DELETED, context_id=str() as context_id):
-                del self._contexts[context_id]
+                del self._made_by[self._contexts.pop(context_id).origin]
             case _:
                 pass
 
     def __len__(self) -> int:
         return len(self._contexts)
-
-
-def id_of(commit: CommitId) -> ContextId:
-    """The id of the context that `commit` creates."""
-    if not commit or len(commit) > MAX_COMMIT_ID:
-        raise InvalidRequest(f"commit_id needs 1 to {MAX_COMMIT_ID} characters, got {len(commit)}")
-    return ContextId(f"ctx-{commit}")
 
 
 def _find(context: Context, commit: CommitId) -> Version | None:
@@ -188,3 +189,8 @@ def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:
         raise InvalidRequest(f"token ids must lie within 0 and {MAX_TOKEN_ID}")
     (key,) = prefix_keys(fingerprint, salt, token_ids, [len(token_ids)])
     return key
+
+
+def _require_id(commit: CommitId) -> None:
+    if not 0 < len(commit) <= MAX_COMMIT_ID:
+        raise InvalidRequest(f"commit_id needs 1 to {MAX_COMMIT_ID} characters, got {len(commit)}")

@@ -89,6 +89,7 @@ def context_to_pb(context: Context) -> pb.Context:
         token_ids=context.token_ids,
         masked=context.masked,
         created_revision=context.created,
+        origin_commit_id=context.origin,
         version=version_to_pb(context.version),
         past=map(version_to_pb, context.past),
     )
@@ -102,6 +103,7 @@ def context_from_pb(message: pb.Context) -> Context:
         token_ids=tuple(message.token_ids),
         masked=tuple(message.masked),
         created=Revision(message.created_revision),
+        origin=CommitId(message.origin_commit_id),
         version=version_from_pb(message.version),
         past=tuple(map(version_from_pb, message.past)),
     )

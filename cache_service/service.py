@@ -7,10 +7,10 @@ import logging
 from collections.abc import AsyncIterator
 
 from cache_service.cursor import Update, batch_of, parts_of
-from cache_service.errors import Compacted, FencedToken, LeaseRefused
+from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import Metrics
 from cache_service.store.base import Decision, Store
-from cache_service.types import Build, Event, EventKind, Lease, Revision
+from cache_service.types import Build, ContextId, Epoch, Event, EventKind, Lease, PrefixKey, Revision
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,19 @@ class CacheService:
         if not await self.store.renew(granted):
             raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} has lapsed: register again")
         return granted
+
+    async def acquire(
+        self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
+    ) -> Build:
+        """The build of (key, epoch) that is under way; with a fresh lease where it is the member's own."""
+        for _ in range(2):
+            events = await self.commit(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
+            granted = next((event.build for event in events if event.build), None)
+            build = granted or self.store.state.builds.under_way(key, epoch)
+            if granted or build.replica != lease.replica or await self.store.renew(build.lease):
+                return build
+            await self.tick()  # the member's own build has lapsed: end it, then grant it anew
+        raise CacheServiceUnavailable(f"build {build.token} has lapsed but can't be ended yet, try again")
 
     async def extend(self, lease: Lease, build: Build) -> None:
         """Put the end of a build off. Raises LeaseRefused or FencedToken once either lease has ended."""

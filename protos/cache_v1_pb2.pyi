@@ -199,13 +199,14 @@ class Version(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., key: _Optional[bytes] = ..., commit_id: _Optional[str] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "version", "past")
+    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "origin_commit_id", "version", "past")
     ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MASKED_FIELD_NUMBER: _ClassVar[int]
     CREATED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
     id: str
@@ -214,9 +215,10 @@ class Context(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     masked: _containers.RepeatedScalarFieldContainer[int]
     created_revision: int
+    origin_commit_id: str
     version: Version
     past: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., origin_commit_id: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("start", "end", "token_ids", "masked")

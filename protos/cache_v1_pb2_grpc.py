@@ -739,7 +739,8 @@ class RefreshServicer:
     """
 
     def Acquire(self, request, context):
-        """Adds one revision (GRANTED) where no build of (key, epoch) is under way; the answer tells the holder either way.
+        """Adds one revision (GRANTED) where no build of (key, epoch) is under way. Else none: the answer tells whose is,
+        and where that is the asker's own, its lease begins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,7 +8,6 @@ from dataclasses import replace
 from grpc.aio import ServicerContext
 
 from cache_service import convert
-from cache_service.contexts import id_of
 from cache_service.errors import InvalidRequest
 from cache_service.servicers.base import Servicer
 from cache_service.types import CommitId, ContextId, Epoch, ReplicaId, Revision
@@ -27,7 +26,7 @@ class ContextsServicer(Servicer):
             )
         )
         made = next((event.context for event in events if event.context), None)
-        context = made or self.service.store.state.contexts.get(id_of(commit))
+        context = made or self.service.store.state.contexts.made_by(commit)
         return pb.CreateContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
     async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:

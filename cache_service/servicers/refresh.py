@@ -16,9 +16,7 @@ class RefreshServicer(Servicer):
         lease = convert.lease_from_pb(request.lease)
         key, epoch = PrefixKey(request.key), Epoch(request.epoch)
         context = convert.context_id_from_pb(request)
-        events = await self.commit(lambda state, at: state.acquire(lease, key, epoch, context, request.ttl_s, at))
-        granted = next((event.build for event in events if event.build), None)
-        build = granted or self.service.store.state.builds.under_way(key, epoch)
+        build = await self.service.acquire(lease, key, epoch, context, request.ttl_s)
         return pb.AcquireResponse(header=self.header(), build=convert.build_to_pb(build))
 
     async def Extend(self, request: pb.ExtendRequest, _: ServicerContext) -> pb.ExtendResponse:

@@ -1,4 +1,4 @@
-"""Fakes that tests of the cache service, and of those who use it, can rely on."""
+"""Time and ports for tests."""
 
 from __future__ import annotations
 

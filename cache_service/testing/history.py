@@ -1,0 +1,231 @@
+"""Checks what clients saw against the invariants of the protocol, while it happens.
+
+The checker believes only what clients observe: when a call began, when and how it ended. A call that got no answer
+may or may not have been carried out, so it proves nothing. All times come from one clock, which must not run ahead
+of the clock that leases go by.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cache_service.state import State
+from cache_service.types import (
+    Build,
+    Context,
+    ContextId,
+    Epoch,
+    Event,
+    EventKind,
+    Lease,
+    LeaseId,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+    Version,
+)
+
+
+class Violation(AssertionError):  # noqa: N818 (the name says what it is)
+    """An invariant of the protocol was broken."""
+
+
+class _Rising:
+    """A value that only rises, and what it was at any earlier moment."""
+
+    def __init__(self) -> None:
+        self._moments: list[int] = []
+        self._values: list[int] = []
+
+    def rise(self, moment: int, value: int) -> None:
+        if not self._values or value > self._values[-1]:
+            self._moments.append(moment)
+            self._values.append(value)
+
+    def before(self, moment: int) -> int:
+        """-1 where nothing was known yet."""
+        place = bisect_left(self._moments, moment)
+        return self._values[place - 1] if place else -1
+
+
+@dataclass(slots=True)
+class _Grant:
+    """A build as its holder knows it: alive until `safe_until`, unless the holder has given it up."""
+
+    build: Build
+    safe_until: float
+    given_up: bool = False
+
+
+_Place = tuple[PrefixKey, Epoch]
+
+
+class HistoryChecker:
+    """One history of many clients. Each method raises Violation where what it is told can't be.
+
+    `begin` is called before a call is sent; the moment that it returns goes with what the call's end is judged by:
+    all that had been acknowledged, to anyone, before that moment.
+    """
+
+    def __init__(self) -> None:
+        self.num_operations = 0
+        self.num_reads = 0
+        self.num_grants = 0
+        self.num_fenced = 0
+        self._epochs: defaultdict[ContextId, _Rising] = defaultdict(_Rising)
+        self._tokens: defaultdict[_Place, _Rising] = defaultdict(_Rising)
+        self._deleted: dict[ContextId, int] = {}
+        self._versions: dict[tuple[ContextId, Epoch], Version] = {}
+        self._grants: dict[_Place, _Grant] = {}
+        self._salts: dict[PrefixKey, str] = {}
+        self._dead: dict[ReplicaId, float] = {}
+
+    def begin(self) -> int:
+        """The moment at which a call is sent."""
+        self.num_operations += 1
+        return self.num_operations
+
+    def end_lookup(self, began: int, found: Iterable[Placement], max_staleness: int, now: float) -> None:
+        """No read returns an entry that was older than allowed when it began, or one of a member long dead."""
+        self.num_reads += 1
+        for placement in found:
+            if now > self._dead.get(placement.replica, now):
+                raise Violation(f"{placement.replica} is dead beyond its TTL at {now}, yet listed: {placement}")
+            if placement.context is not None:
+                self._require_fresh(began, placement.context, placement.epoch, max_staleness)
+
+    def end_get(self, began: int, context: Context) -> None:
+        """A context is read at least as new as it was acknowledged before."""
+        self.num_reads += 1
+        self._require_fresh(began, context.id, context.epoch, 0)
+        self._require_own_key(context)
+
+    def _require_fresh(self, began: int, context: ContextId, epoch: Epoch, max_staleness: int) -> None:
+        newest = self._epochs[context].before(began)
+        if newest - epoch > max_staleness:
+            raise Violation(f"stale read of {context}: {epoch}, though {newest} had been acknowledged before")
+        if self._deleted.get(context, began) < began:
+            raise Violation(f"stale read of {context}: its deletion had been acknowledged before")
+
+    def end_create(self, context: Context) -> None:
+        self._epochs[context.id].rise(self.num_operations, context.epoch)
+        self._require_own_key(context)
+
+    def end_commit(self, context: ContextId, version: Version) -> None:
+        """Of the commits to one epoch, one is accepted."""
+        accepted = self._versions.setdefault((context, version.epoch), version)
+        if accepted != version:
+            raise Violation(f"two commits made epoch {version.epoch} of {context}: {accepted} and {version}")
+        self._epochs[context].rise(self.num_operations, version.epoch)
+
+    def end_delete(self, context: ContextId) -> None:
+        self._deleted.setdefault(context, self.num_operations)
+
+    def _require_own_key(self, context: Context) -> None:
+        if self._salts.setdefault(context.key, context.salt) != context.salt:
+            raise Violation(f"salts {context.salt!r} and {self._salts[context.key]!r} share {context.key.hex()}")
+
+    def end_acquire(self, began: int, build: Build, safe_until: float, now: float) -> None:
+        """A build is granted only once the one before has ended, and under a higher token.
+
+        `safe_until` is when the lease of the build, or of its member, can lapse at the earliest.
+        """
+        place = (build.key, build.epoch)
+        held = self._grants.get(place)
+        if held is not None and build.token <= held.build.token:
+            if build.token < self._tokens[place].before(began):
+                raise Violation(f"{build} was granted after token {self._tokens[place].before(began)}")
+            return  # the same again, or the late news of a build that has ended
+        if held is not None and not held.given_up and now < held.safe_until:
+            raise Violation(f"two builds at once: {build} at {now}, and {held.build} until {held.safe_until}")
+        self.num_grants += 1
+        self._tokens[place].rise(self.num_operations, build.token)
+        self._grants[place] = _Grant(build, safe_until)
+
+    def end_extend(self, build: Build, safe_until: float) -> None:
+        held = self._grants.get((build.key, build.epoch))
+        if held is not None and held.build.token == build.token:
+            held.safe_until = max(held.safe_until, safe_until)
+
+    def give_up(self, build: Build) -> None:
+        """Call it before the holder asks for the end of its build, or of its membership."""
+        held = self._grants.get((build.key, build.epoch))
+        if held is not None and held.build.token == build.token:
+            held.given_up = True
+
+    def end_complete(self, began: int, build: Build) -> None:
+        """No write is accepted under a token that is lower than one granted before."""
+        newest = self._tokens[build.key, build.epoch].before(began)
+        if build.token < newest:
+            raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")
+
+    def end_fenced(self) -> None:
+        """A write was refused for its token, as it should be where the build was lost."""
+        self.num_fenced += 1
+
+    def died(self, replica: ReplicaId, gone_by: float) -> None:
+        """The replica will never be heard of again; after `gone_by` it must not be listed."""
+        self._dead[replica] = gone_by
+
+    def __repr__(self) -> str:
+        counts = f"{self.num_reads} reads, {self.num_grants} grants, {self.num_fenced} fenced"
+        return f"<HistoryChecker [{self.num_operations} operations: {counts}]>"
+
+
+class WatchChecker:
+    """What one watcher is told: a snapshot, then every event once and in order."""
+
+    def __init__(self) -> None:
+        self._revision: Revision | None = None
+        self._epochs: dict[ContextId, Epoch] = {}
+        self.num_events = 0
+        self.num_snapshots = 0
+
+    def take(self, item: Snapshot | Event) -> None:
+        """Raises Violation on an event out of turn."""
+        if isinstance(item, Snapshot):
+            self.num_snapshots += 1
+            self._epochs = {context.id: context.epoch for context in item.contexts}
+        else:
+            self.num_events += 1
+            if self._revision is None or item.revision != self._revision + 1:
+                raise Violation(f"event {item.revision} came after revision {self._revision}")
+            self._follow(item)
+        self._revision = item.revision
+
+    def _follow(self, event: Event) -> None:
+        if event.kind is EventKind.CREATED and event.context is not None:
+            self._epochs[event.context.id] = event.context.epoch
+        if event.commit is not None:
+            before = self._epochs[event.commit.context]
+            if event.commit.version.epoch != before + 1:
+                raise Violation(f"{event.commit} came after epoch {before}")
+            self._epochs[event.commit.context] = event.commit.version.epoch
+
+
+def mirror_of(snapshot: Snapshot) -> State:
+    """The state of a watcher that was told `snapshot`; leases are the service's own affair, so it has none."""
+    return State.restore(
+        snapshot.revision,
+        [Lease(LeaseId(0), replica, 0.0) for replica in snapshot.members],
+        snapshot.placements,
+        snapshot.draining,
+        snapshot.contexts,
+        snapshot.builds,
+        snapshot.limits,
+    )
+
+
+def require_same_view(view: Snapshot, store: Snapshot) -> None:
+    """Raise Violation unless a watcher knows what the store knows. Order within a snapshot has no meaning."""
+    for name in ("members", "placements", "draining", "contexts", "builds", "limits"):
+        seen, known = set(getattr(view, name)), set(getattr(store, name))
+        if seen != known:
+            raise Violation(f"{name} differ at {view.revision}: only seen {seen - known}, only known {known - seen}")
+    if view.revision != store.revision:
+        raise Violation(f"the watcher stands at {view.revision}, the store at {store.revision}")

@@ -1,0 +1,166 @@
+"""A million operations over a faulty network break no invariant; with a bug planted in any of them, they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cache_service.contexts import Contexts
+from cache_service.cursor import Cursor, Update
+from cache_service.errors import Compacted, FencedToken, StaleEpoch
+from cache_service.feed import Feed
+from cache_service.hashing import prefix_keys
+from cache_service.leases import Leases
+from cache_service.refresh import Builds
+from cache_service.state import State
+from cache_service.testing import Violation
+from cache_service.types import Event, FencingToken, Placement, PrefixKey, Snapshot
+from tests.faults.simulation import Simulation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_invariant_breaks_under_faults(seed: int) -> None:
+    simulation = Simulation(seed)
+    simulation.run(num_operations=250_000)
+    checker = simulation.checker
+    assert checker.num_reads > 100_000
+    assert checker.num_grants > 5_000
+    assert checker.num_fenced > 100
+    for watcher in simulation.watchers:
+        assert watcher.num_gaps > 50
+        assert watcher.checker.num_events > 10_000
+
+
+def test_a_run_is_repeated_by_its_seed() -> None:
+    one, two = Simulation(5), Simulation(5)
+    one.run(5_000)
+    two.run(5_000)
+    assert one.store.state.snapshot() == two.store.state.snapshot()
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def reads_that_forget_epochs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "_is_fresh", lambda self, placement, max_staleness: True)
+
+
+def commits_to_any_epoch(patch: pytest.MonkeyPatch) -> None:
+    whole = Contexts.commit
+
+    def commit(self: Contexts, context_id: Any, expected: Any, *rest: Any) -> tuple[Event, ...]:
+        try:
+            return whole(self, context_id, expected, *rest)
+        except StaleEpoch:
+            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest)
+            assert event.commit is not None
+            version = replace(event.commit.version, epoch=expected + 1)
+            return (replace(event, commit=replace(event.commit, version=version)),)
+
+    patch.setattr(Contexts, "commit", commit)
+
+
+def writes_under_any_token(patch: pytest.MonkeyPatch) -> None:
+    whole = Builds.require
+
+    def require(self: Builds, replica: Any, key: Any, epoch: Any, token: FencingToken) -> Any:
+        try:
+            return whole(self, replica, key, epoch, token)
+        except FencedToken:
+            build = self.get(key, epoch)
+            if build is None:
+                raise
+            return build
+
+    patch.setattr(Builds, "require", require)
+
+
+def builds_for_whoever_asks(patch: pytest.MonkeyPatch) -> None:
+    whole = Builds.acquire
+
+    def acquire(self: Builds, lease: Any, key: Any, epoch: Any, *rest: Any) -> tuple[Event, ...]:
+        held = self._builds.pop((key, epoch), None)
+        try:
+            return whole(self, lease, key, epoch, *rest)
+        finally:
+            if held is not None:
+                self.restore(held)
+
+    patch.setattr(Builds, "acquire", acquire)
+
+
+def leases_that_lapse_early(patch: pytest.MonkeyPatch) -> None:
+    whole = Leases.grant
+    patch.setattr(Leases, "grant", lambda self, lease, ttl_s, now: whole(self, lease, ttl_s / 4, now))
+
+
+def leases_that_never_lapse(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Leases, "lapsed", lambda self, now: frozenset())
+
+
+def watchers_that_skip_gaps(patch: pytest.MonkeyPatch) -> None:
+    def take(self: Cursor, update: Update) -> Sequence[Snapshot | Event]:
+        if update.part is not None:
+            return self._take_part(update.incarnation, update.part)
+        if self._revision is None:
+            raise Compacted("no snapshot yet")
+        fresh = [event for event in update.events if event.revision > self._revision]
+        self._revision = fresh[-1].revision if fresh else self._revision
+        return fresh
+
+    patch.setattr(Cursor, "take", take)
+
+
+def a_log_that_forgets_in_silence(patch: pytest.MonkeyPatch) -> None:
+    whole = Feed.read
+
+    def read(self: Feed, after: Any, limit: int) -> list[Event]:
+        try:
+            return whole(self, after, limit)
+        except Compacted:
+            return whole(self, type(after)(self.head - len(self._events)), limit)
+
+    patch.setattr(Feed, "read", read)
+    watchers_that_skip_gaps(patch)
+
+
+def keys_without_salt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "cache_service.contexts.prefix_keys", lambda fingerprint, salt, *rest: prefix_keys(fingerprint, "", *rest)
+    )
+
+
+def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
+    whole = State.apply
+
+    def apply(self: State, event: Event) -> None:
+        whole(self, event)
+        if event.revision % 500 == 0:
+            self.directory.place(Placement(PrefixKey(b"ghost"), event.replica, event.revision, id(self) % 999, 1))
+
+    patch.setattr(State, "apply", apply)
+
+
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (reads_that_forget_epochs, "stale read"),
+        (commits_to_any_epoch, "two commits made epoch|came after epoch|stale read"),
+        (writes_under_any_token, "was accepted though"),
+        (builds_for_whoever_asks, "two builds at once"),
+        (leases_that_lapse_early, "two builds at once"),
+        (leases_that_never_lapse, "dead beyond its TTL"),
+        (watchers_that_skip_gaps, "came after revision"),
+        (a_log_that_forgets_in_silence, "came after revision"),
+        (keys_without_salt, "share"),
+        (withdrawals_that_watchers_miss, "differ|strangers|indexes"),
+    ],
+)
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:
+    plant(monkeypatch)
+    simulation = Simulation(seed=0)
+    with pytest.raises((Violation, AssertionError), match=found):
+        simulation.run(num_operations=50_000)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from cache_service.contexts import MAX_STALENESS, spliced
+from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
+from cache_service.hashing import prefix_keys
+from cache_service.state import State
+from cache_service.types import (
+    FIRST_EPOCH,
+    CommitId,
+    Context,
+    ContextId,
+    Edit,
+    Epoch,
+    Event,
+    EventKind,
+    PrefixKey,
+    Revision,
+    Version,
+)
+from tests.unit.cache_service.builders import ANNA, BORIS, placed
+
+MASK = 99
+
+
+def context_of(token_ids: tuple[int, ...], masked: tuple[int, ...] = ()) -> Context:
+    version = Version(FIRST_EPOCH, PrefixKey(b"k"), CommitId("c"))
+    return Context(ContextId("ctx-c"), "model", "salt", token_ids, masked, Revision(1), CommitId("c"), version)
+
+
+def carry_out(state: State, events: tuple[Event, ...]) -> tuple[Event, ...]:
+    for event in events:
+        state.apply(event)
+    return events
+
+
+def created(state: State, *token_ids: int, commit: str = "make", masked: tuple[int, ...] = ()) -> Context:
+    events = state.contexts.create("model", "salt", token_ids, masked, CommitId(commit), ANNA, state.next_revision)
+    carry_out(state, events)
+    return state.contexts.all()[-1]
+
+
+def commit(state: State, context: Context, epoch: int, *edits: Edit, name: str | None = None) -> tuple[Event, ...]:
+    commit_id = CommitId(name or f"commit-{state.revision}")
+    return carry_out(state, state.commit(context.id, Epoch(epoch), edits, commit_id, BORIS, state.next_revision))
+
+
+def test_a_commit_fills_a_hole_and_gets_a_key_of_its_own() -> None:
+    state = State()
+    context = created(state, 1, MASK, MASK, 4, masked=(1, 2))
+    commit(state, context, 0, Edit(1, 2, (7,)))
+    after = state.contexts.get(context.id)
+    assert (after.token_ids, after.masked, after.epoch) == ((1, 7, MASK, 4), (2,), 1)
+    assert [after.key] == prefix_keys("model", "salt", [1, 7, MASK, 4], [4])
+    assert after.past == (context.version,)
+
+
+def test_a_mask_id_in_text_is_no_hole() -> None:
+    state = State()
+    context = created(state, 1, MASK, 3)
+    commit(state, context, 0, Edit(0, 1, (MASK,)))
+    assert state.contexts.get(context.id).masked == ()
+
+
+def test_edits_move_what_follows_them() -> None:
+    context = context_of((0, 1, 2, 3, MASK, 5), masked=(4,))
+    edits = [Edit(0, 0, (MASK, MASK), masked=True), Edit(1, 3, ()), Edit(5, 6, (8, 9))]
+    assert spliced(context, edits) == ((MASK, MASK, 0, 3, MASK, 8, 9), (0, 1, 4))
+
+
+@st.composite
+def contexts_and_edits(draw: st.DrawFn) -> tuple[Context, list[Edit]]:
+    length = draw(st.integers(1, 12))
+    masked = draw(st.sets(st.integers(0, length - 1)))
+    cuts = draw(st.lists(st.integers(0, length), max_size=6).map(sorted))
+    edits = [
+        Edit(start, end, tuple(draw(st.lists(st.integers(100, 200), max_size=3))), draw(st.booleans()))
+        for start, end in zip(cuts[::2], cuts[1::2], strict=False)
+    ]
+    return context_of(tuple(range(length)), tuple(sorted(masked))), edits
+
+
+@given(contexts_and_edits())
+def test_splices_equal_slices_made_from_the_back(case: tuple[Context, list[Edit]]) -> None:
+    context, edits = case
+    want = [(token, i in context.masked) for i, token in enumerate(context.token_ids)]
+    for edit in reversed(edits):
+        want[edit.start : edit.end] = [(token, edit.masked) for token in edit.token_ids]
+    tokens, masked = spliced(context, edits)
+    assert list(tokens) == [token for token, _ in want]
+    assert list(masked) == [i for i, (_, hole) in enumerate(want) if hole]
+
+
+@pytest.mark.parametrize(
+    "edits", [[Edit(2, 1, ())], [Edit(0, 9, ())], [Edit(1, 2, ()), Edit(0, 1, ())], [Edit(0, 2, ()), Edit(1, 3, ())]]
+)
+def test_edits_out_of_order_or_range_are_refused(edits: list[Edit]) -> None:
+    with pytest.raises(InvalidRequest, match="must come after position"):
+        spliced(context_of((1, 2, 3)), edits)
+
+
+def test_of_two_commits_to_one_epoch_the_second_is_refused() -> None:
+    state = State()
+    context = created(state, 1, 2)
+    commit(state, context, 0, Edit(0, 1, (5,)))
+    with pytest.raises(StaleEpoch, match="at epoch 1, the commit was made for 0"):
+        commit(state, context, 0, Edit(1, 2, (6,)))
+
+
+def test_the_same_commit_again_changes_nothing_while_it_is_remembered() -> None:
+    state = State()
+    context = created(state, 1, 2)
+    commit(state, context, 0, Edit(0, 1, (5,)), name="mine")
+    for epoch in range(1, 1 + MAX_STALENESS):
+        assert commit(state, context, 0, Edit(0, 1, (5,)), name="mine") == ()
+        assert state.contexts.version_by(context.id, CommitId("mine")).epoch == 1
+        commit(state, context, epoch, Edit(0, 1, (5 + epoch,)))
+    commit(state, context, 1 + MAX_STALENESS, Edit(0, 1, (1,)))
+    with pytest.raises(StaleEpoch):
+        commit(state, context, 0, Edit(0, 1, (5,)), name="mine")
+
+
+def test_the_same_creation_again_makes_no_second_context() -> None:
+    state = State()
+    created(state, 1, commit="once")
+    assert state.contexts.create("m", "s", [1], [], CommitId("once"), ANNA, state.next_revision) == ()
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "masked", "named"),
+    [((), (), "tokens"), ((-1,), (), "token ids"), ((2**31,), (), "token ids"), ((1,), (1,), "masked")],
+)
+def test_contexts_that_make_no_sense_are_refused(
+    token_ids: tuple[int, ...], masked: tuple[int, ...], named: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        created(State(), *token_ids, masked=masked)
+
+
+def test_what_is_deleted_is_unknown() -> None:
+    state = State()
+    context = created(state, 1)
+    (deleted,) = carry_out(state, state.delete(context.id, ANNA, state.next_revision))
+    assert deleted.kind is EventKind.DELETED
+    with pytest.raises(UnknownContext, match=context.id):
+        state.contexts.get(context.id)
+
+
+def test_pages_list_one_tenants_contexts_in_order_of_creation() -> None:
+    state = State()
+    for i in range(5):
+        created(state, i + 1, commit=f"{i}")
+    foreign = state.contexts.create("model", "other", [1], [], CommitId("x"), ANNA, state.next_revision)
+    carry_out(state, foreign)
+    first = state.contexts.page("salt", Revision(0), 2)
+    rest = state.contexts.page("salt", first[-1].created, 99)
+    assert [context.token_ids for context in first + rest] == [(1,), (2,), (3,), (4,), (5,)]
+
+
+def test_no_key_is_shared_between_salts() -> None:
+    state = State()
+    events = [
+        state.contexts.create("model", salt, [1, 2], [], CommitId(salt), ANNA, state.next_revision)[0]
+        for salt in ("one", "two")
+    ]
+    assert len({event.context.key for event in events if event.context}) == 2
+
+
+def test_entries_of_old_epochs_are_hidden_at_once_and_withdrawn_in_the_end() -> None:
+    state = State()
+    carry_out(state, state.register(ANNA, 5.0, state.next_revision))
+    lease = state.directory.lease_of(ANNA)
+    context = created(state, 1, 2)
+    entry = placed("", ANNA, key=context.key, context=context.id)
+    carry_out(state, state.announce(lease, [entry], state.next_revision))
+    for epoch in range(MAX_STALENESS):
+        assert state.lookup([context.key], epoch) == {context.key: (entry,)}
+        commit(state, context, epoch, Edit(0, 1, (10 + epoch,)))
+        assert state.lookup([context.key], epoch) == {}
+    assert state.lookup([context.key], MAX_STALENESS) == {context.key: (entry,)}
+    events = commit(state, context, MAX_STALENESS, Edit(0, 1, (1,)))
+    assert [event.kind for event in events] == [EventKind.COMMITTED, EventKind.WITHDRAWN]
+    assert state.directory.num_placements == 0
+    with pytest.raises(StaleEpoch, match="the entry is of 0"):
+        state.announce(lease, [entry], state.next_revision)
+
+
+def test_content_that_comes_back_does_not_bring_its_old_entries_back() -> None:
+    state = State()
+    carry_out(state, state.register(ANNA, 5.0, state.next_revision))
+    context = created(state, 1, 2)
+    entry = placed("", ANNA, key=context.key, context=context.id)
+    carry_out(state, state.announce(state.directory.lease_of(ANNA), [entry], state.next_revision))
+    commit(state, context, 0, Edit(0, 1, (5,)))
+    commit(state, context, 1, Edit(0, 1, (1,)))
+    assert state.contexts.get(context.id).key == context.key
+    assert state.lookup([context.key], 0) == {}
+    assert state.lookup([context.key], 2) == {context.key: (entry,)}
+
+
+def test_deleting_a_context_ends_all_that_hangs_on_it() -> None:
+    state = State()
+    carry_out(state, state.register(ANNA, 5.0, state.next_revision))
+    lease = state.directory.lease_of(ANNA)
+    context = created(state, 1, 2)
+    entry = placed("", ANNA, key=context.key, context=context.id)
+    carry_out(state, state.announce(lease, [entry], state.next_revision))
+    carry_out(state, state.acquire(lease, context.key, FIRST_EPOCH, context.id, 5.0, state.next_revision))
+    events = carry_out(state, state.delete(context.id, BORIS, state.next_revision))
+    assert [event.kind for event in events] == [EventKind.DELETED, EventKind.RELEASED, EventKind.WITHDRAWN]
+    assert (state.directory.num_placements, len(state.builds)) == (0, 0)

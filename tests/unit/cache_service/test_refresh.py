@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import pytest
+
+from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, StaleEpoch
+from cache_service.state import State
+from cache_service.types import (
+    FIRST_EPOCH,
+    Build,
+    CommitId,
+    DepthLimit,
+    Edit,
+    Event,
+    EventKind,
+    FencingToken,
+    Lease,
+    ReplicaId,
+)
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
+
+
+def carry_out(state: State, events: tuple[Event, ...]) -> list[EventKind]:
+    for event in events:
+        state.apply(event)
+    return [event.kind for event in events]
+
+
+def joined(state: State, replica: ReplicaId) -> Lease:
+    carry_out(state, state.register(replica, 5.0, state.next_revision))
+    return state.directory.lease_of(replica)
+
+
+def acquire(state: State, lease: Lease, name: str = "a") -> Build:
+    carry_out(state, state.acquire(lease, key(name), FIRST_EPOCH, None, 2.0, state.next_revision))
+    return state.builds.under_way(key(name), FIRST_EPOCH)
+
+
+def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[EventKind]:
+    entry = placed("a", lease.replica, depth=depth)
+    return carry_out(state, state.complete(lease, build.token, entry, state.next_revision))
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+def test_one_member_builds_and_the_others_learn_who(state: State) -> None:
+    anna, boris = joined(state, ANNA), joined(state, BORIS)
+    build = acquire(state, anna)
+    assert build.replica == ANNA
+    assert acquire(state, boris) == build
+    assert acquire(state, anna) == build
+    assert acquire(state, boris, "b").replica == BORIS
+
+
+def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    assert complete(state, anna, build) == [EventKind.ANNOUNCED, EventKind.BUILT]
+    assert state.directory.lookup([key("a")]) == {key("a"): (placed("a", ANNA),)}
+    assert complete(state, anna, build) == []  # its answer was lost, and it asks again
+    assert acquire(state, anna).token > build.token
+
+
+def test_a_holder_that_slept_through_its_lease_is_fenced_off(state: State) -> None:
+    anna, boris = joined(state, ANNA), joined(state, BORIS)
+    old = acquire(state, anna)
+    assert carry_out(state, state.expire({old.lease.id}, state.next_revision)) == [EventKind.RELEASED]
+    with pytest.raises(FencedToken, match="has ended"):
+        complete(state, anna, old)
+    new = acquire(state, boris)
+    assert new.token > old.token
+    with pytest.raises(FencedToken, match=f"granted anew to 'boris' under {new.token}"):
+        complete(state, anna, old)
+    complete(state, boris, new)
+    with pytest.raises(FencedToken):
+        complete(state, anna, old)
+
+
+def test_a_token_counts_only_for_the_member_that_got_it(state: State) -> None:
+    build = acquire(state, joined(state, ANNA))
+    with pytest.raises(FencedToken):
+        complete(state, joined(state, BORIS), build)
+
+
+def test_releasing_frees_the_build(state: State) -> None:
+    anna, boris = joined(state, ANNA), joined(state, BORIS)
+    build = acquire(state, anna)
+    with pytest.raises(FencedToken):
+        state.release(anna, build.key, build.epoch, FencingToken(build.token + 1), state.next_revision)
+    assert carry_out(state, state.release(anna, build.key, build.epoch, build.token, state.next_revision)) == [
+        EventKind.RELEASED
+    ]
+    assert acquire(state, boris).replica == BORIS
+
+
+@pytest.mark.parametrize("how", ["leaves", "lapses", "registers again"])
+def test_a_members_builds_end_with_it(state: State, how: str) -> None:
+    anna = joined(state, ANNA)
+    acquire(state, anna)
+    if how == "leaves":
+        kinds = carry_out(state, state.leave(anna, state.next_revision))
+    elif how == "lapses":
+        kinds = carry_out(state, state.expire({anna.id}, state.next_revision))
+    else:
+        kinds = carry_out(state, state.register(ANNA, 5.0, state.next_revision))
+    assert kinds[:2] == [EventKind.RELEASED, EventKind.LEFT]
+    assert len(state.builds) == 0
+
+
+def test_a_lapsed_member_and_its_lapsed_build_end_once(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    lapsed = {anna.id, build.lease.id}
+    assert carry_out(state, state.expire(lapsed, state.next_revision)) == [EventKind.RELEASED, EventKind.LEFT]
+    assert state.expire(lapsed, state.next_revision) == ()
+
+
+def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
+    anna = joined(state, ANNA)
+    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    carry_out(state, made)
+    (context,) = state.contexts.all()
+    carry_out(state, state.acquire(anna, context.key, context.epoch, context.id, 2.0, state.next_revision))
+    build = state.builds.under_way(context.key, context.epoch)
+    edits = [Edit(0, 1, (5,))]
+    events = state.commit(context.id, FIRST_EPOCH, edits, CommitId("d"), BORIS, state.next_revision)
+    assert carry_out(state, events) == [EventKind.COMMITTED, EventKind.RELEASED]
+    entry = placed("", ANNA, key=context.key, context=context.id)
+    with pytest.raises(StaleEpoch):
+        state.complete(anna, build.token, entry, state.next_revision)
+    with pytest.raises(StaleEpoch):
+        state.acquire(anna, context.key, FIRST_EPOCH, context.id, 2.0, state.next_revision)
+
+
+def test_an_entry_must_be_under_its_contexts_key(state: State) -> None:
+    anna = joined(state, ANNA)
+    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    carry_out(state, made)
+    entry = placed("a", ANNA, context=state.contexts.all()[0].id)
+    with pytest.raises(InvalidRequest, match="another key"):
+        state.announce(anna, [entry], state.next_revision)
+    with pytest.raises(InvalidRequest, match="outside of any context"):
+        state.announce(anna, [placed("a", ANNA, epoch=1)], state.next_revision)
+
+
+def test_strangers_may_neither_build_nor_report(state: State) -> None:
+    anna = joined(state, ANNA)
+    carry_out(state, state.leave(anna, state.next_revision))
+    with pytest.raises(LeaseRefused):
+        acquire(state, anna)
+    with pytest.raises(LeaseRefused):
+        state.report_drift(anna, [], state.next_revision)
+    with pytest.raises(InvalidRequest, match="ttl_s of a build"):
+        state.acquire(joined(state, ANNA), key("a"), FIRST_EPOCH, None, 0.0, state.next_revision)
+
+
+def report(state: State, *reports: tuple[int, int]) -> dict[int, int]:
+    """Report (profile, depth) pairs for one prefix and bucket; the depth that then holds, by bucket."""
+    lease = joined(state, ANNA)
+    limits = [DepthLimit(key("a"), 60, depth, profile) for profile, depth in reports]
+    carry_out(state, state.report_drift(lease, limits, state.next_revision))
+    return {limit.bucket: limit.depth for limit in state.depths.lookup([key("a")])}
+
+
+def test_under_one_profile_a_limit_only_falls(state: State) -> None:
+    assert report(state, (1, 5)) == {60: 5}
+    assert report(state, (1, 7)) == {60: 5}
+    assert report(state, (1, 3), (1, 4)) == {60: 3}
+
+
+def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: State) -> None:
+    assert report(state, (1, 2)) == {60: 2}
+    assert report(state, (2, 9)) == {60: 9}
+    assert report(state, (1, 1)) == {60: 9}
+
+
+def test_limits_that_make_no_sense_are_refused(state: State) -> None:
+    with pytest.raises(InvalidRequest, match="bucket"):
+        state.report_drift(joined(state, ANNA), [DepthLimit(key("a"), 101, 1, 1)], state.next_revision)
