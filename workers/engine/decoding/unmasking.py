@@ -79,7 +79,7 @@ def how_many(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
             passed = ranked >= decoding.threshold
         case Unmasking.FACTOR:
             ordinal = torch.arange(1, len(ranked) + 1, dtype=ranked.dtype, device=ranked.device)
-            passed = (ranked >= 1 - decoding.factor / (ordinal + 1)).cumprod(0)
+            passed = ranked >= 1 - decoding.factor / (ordinal + 1)  # the bar rises: after a failure all fail
         case _:
             return slice(portion.count)
     return slice(max(1, portion.count, int(passed.sum())))
