@@ -201,6 +201,7 @@ def test_a_sheet_asked_about_again_is_read_from_the_cache(client: openai.OpenAI)
         client.chat.completions.create(
             model=model.id,
             messages=[{"role": "system", "content": sheet}, {"role": "user", "content": question}],
+            extra_body={"diffusion": {"policy": "bicache", "reuse_depth": 4}},
         )
         for question in ("How old is Mira?", "Where does Tobin live?", "Where does Anna live?")
     ]
