@@ -195,10 +195,9 @@ def check_ports(config: ClusterConfig) -> None:
         wanted.append((config.cache_service.host, config.cache_service.port, "--cache-port"))
     with contextlib.ExitStack() as stack:
         for host, port, option in wanted:
-            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
-                listener.bind((host, port))
+                stack.enter_context(socket.create_server((host, port), family=family))
             except (OSError, OverflowError) as error:
                 raise StartError(
                     f"can't listen at {host}:{port} ({error}); choose another port with {option}"

@@ -77,11 +77,11 @@ def test_a_plain_completion_of_text_and_of_the_same_tokens(system: System, clien
 
 
 def test_a_seed_repeats_an_answer(system: System, client: OpenAI) -> None:
-    def ask(seed: int) -> str | None:
-        completion = client.chat.completions.create(
-            model=system.model, messages=chat(SHEET), temperature=1.5, seed=seed
+    def ask(seed: int) -> str:
+        completion = client.completions.create(
+            model=system.model, prompt="Anything", temperature=2, seed=seed, max_tokens=24
         )
-        return completion.choices[0].message.content
+        return completion.choices[0].text
 
     answers = [ask(1), ask(1), ask(2)]
 

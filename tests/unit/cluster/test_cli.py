@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster import supervisor
+from cluster.cli import app, without_none
+from cluster.config import ClusterConfig
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+
+    assert result.exit_code == 0
+    assert result.output.startswith("palimpsest 0.")
+
+
+def test_options_become_a_configuration(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[ClusterConfig, str]] = []
+
+    def run(config: ClusterConfig, _environ: object, log_level: str) -> int:
+        started.append((config, log_level))
+        return 3
+
+    monkeypatch.setattr(supervisor, "run", run)
+    options = "--replicas 3 --host 0.0.0.0 --http-port 1 --grpc-port 2 --cache-port 4 --log-level debug"
+    result = CliRunner().invoke(app, ["serve", "--model", str(random_model), *options.split()])
+
+    [(config, log_level)] = started
+    assert result.exit_code == 3
+    assert (config.worker.model, config.replicas, log_level) == (random_model, 3, "DEBUG")
+    assert (config.http.host, config.grpc.host, config.cache_service.host) == ("0.0.0.0", "0.0.0.0", "127.0.0.1")
+    assert (config.http.port, config.grpc.port, config.cache_service.port) == (1, 2, 4)
+
+
+@pytest.mark.parametrize("options", [["--model", "no-such-model"], ["--config", "/nowhere.yaml"]])
+def test_what_is_wrong_is_told_in_a_line(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["serve", *options])
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("palimpsest: ")
+    assert options[1] in result.stderr
+
+
+def test_options_that_were_not_given_are_left_to_the_file() -> None:
+    assert without_none({"a": None, "b": {"c": None}, "d": {"e": 0, "f": None}}) == {"d": {"e": 0}}

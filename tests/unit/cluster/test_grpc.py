@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cluster.errors import ClusterError, ReplicaLostError
+from cluster.ingress.grpc import serving
+from cluster.ingress.service import InferenceService
+from protos import inference_v1_pb2 as pb
+from protos.inference_v1_pb2_grpc import InferenceStub
+from tests.unit.cluster.local import Fault, LocalWorkers
+from workers.errors import OverloadedError
+
+LOCAL = "127.0.0.1:0"
+BLOCKS = pb.DiffusionOptions(steps=16, block_length=4)
+TALK = pb.Conversation(
+    messages=[pb.Message(role="system", content="Mira is 34."), pb.Message(role="user", content="How old is Mira?")]
+)
+
+
+@pytest.fixture
+async def channel(service: InferenceService) -> AsyncIterator[grpc.aio.Channel]:
+    async with (
+        serving(service, LOCAL, frozenset()) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield channel
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> InferenceStub:
+    return InferenceStub(channel)  # type: ignore[no-untyped-call]
+
+
+async def test_a_stream_is_the_whole_answer_in_pieces(stub: InferenceStub) -> None:
+    request = pb.GenerateRequest(conversation=TALK, diffusion=BLOCKS, temperature=1.0, seed=1)
+    whole = await stub.Generate(request)
+    *pieces, last = [message async for message in stub.GenerateStream(request)]
+
+    assert len(pieces) > 1
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert (last.text, last.finish_reason, last.usage.completion_tokens) == ("", pb.FINISH_REASON_LENGTH, 16)
+    assert (whole.model, whole.diffusion.steps, whole.diffusion.replica) == ("random", 16, "local")
+
+
+async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, workers: LocalWorkers) -> None:
+    options = pb.DiffusionOptions(steps=3, block_length=2, policy="none", refresh_interval=5, reuse_depth=1)
+    await stub.Generate(
+        pb.GenerateRequest(token_ids=pb.TokenIds(ids=[7, 8]), max_tokens=4, seed=5, temperature=0.5, diffusion=options)
+    )
+    await stub.Generate(pb.GenerateRequest(text="Mira", model="random", stop=["x"], cache_salt="s"))
+
+    first, second = workers.requests
+    params = first.params
+    assert (first.token_ids, first.max_tokens) == ((7, 8), 4)
+    assert (params.num_steps, params.block_length, params.policy, params.seed) == (3, 2, "none", 5)
+    assert (params.refresh_interval, params.reuse_depth, params.temperature) == (5, 1, 0.5)
+    assert (second.max_tokens, second.params.num_steps, second.params.seed) == (16, None, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (pb.GenerateRequest(), "prompt"),
+        (pb.GenerateRequest(conversation=pb.Conversation()), "prompt"),
+        (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
+        (pb.GenerateRequest(text="a", temperature=-1), "temperature"),
+        (pb.GenerateRequest(text="a", stop=[""]), "stop"),
+        (pb.GenerateRequest(text="a", max_tokens=5000), "max_tokens"),
+        (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(policy="magic")), "magic"),
+    ],
+)
+async def test_what_can_not_be_honoured_is_refused_by_name(
+    stub: InferenceStub, wrong: pb.GenerateRequest, words: str
+) -> None:
+    for call in (stub.Generate(wrong), stub.GenerateStream(wrong).read()):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert words in (refused.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OverloadedError("full", retry_after_s=2.4), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (KeyError("secret"), grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_a_workers_error_has_its_status(
+    stub: InferenceStub, workers: LocalWorkers, error: Exception, code: grpc.StatusCode
+) -> None:
+    workers.faults = [Fault(error)]
+
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await stub.Generate(pb.GenerateRequest(text="a"))
+
+    assert failure.value.code() == code
+    assert "secret" not in (failure.value.details() or "")
+    retry_after = dict(failure.value.trailing_metadata() or ()).get("retry-after")
+    assert retry_after == ("3" if code == grpc.StatusCode.RESOURCE_EXHAUSTED else None)
+
+
+async def test_a_worker_lost_in_the_middle_of_a_stream_ends_it(stub: InferenceStub, workers: LocalWorkers) -> None:
+    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
+    call = stub.GenerateStream(pb.GenerateRequest(conversation=TALK, diffusion=BLOCKS))
+
+    assert (await call.read()).text
+    assert await call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService) -> None:
+    async with (
+        serving(service, LOCAL, frozenset({"right"})) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
+        for metadata in ((), (("authorization", "Bearer wrong"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        listed = await stub.ListModels(pb.ListModelsRequest(), metadata=(("authorization", "Bearer right"),))
+
+    assert [model.id for model in listed.models] == ["random"]
+
+
+async def test_health_follows_the_workers(service: InferenceService, workers: LocalWorkers) -> None:
+    workers.away = True
+    async with (
+        serving(service, LOCAL, frozenset()) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        asyncio.timeout(20),
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        statuses = [(await watch.read()).status]
+        workers.away = False
+        while statuses[-1] != health_pb2.HealthCheckResponse.SERVING:
+            statuses.append((await watch.read()).status)
+
+    assert statuses[0] != health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_an_address_that_can_not_be_had_is_named(service: InferenceService) -> None:
+    with pytest.raises(ClusterError, match=r"nowhere\.invalid:1.*grpc"):
+        async with serving(service, "nowhere.invalid:1", frozenset()):
+            pass
