@@ -63,6 +63,8 @@ class BiCacheConfig:
 
     refresh_interval: int = 16
     """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
+    entry_depths: int = 4
+    """Reuse depths, around the one that its first request takes, that an entry keeps boundary states for."""
     anchors: float = 1.0
     """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
     skip_refresh: bool = False
@@ -73,6 +75,7 @@ class BiCacheConfig:
     """Refreshes that may be left out in a row."""
 
     def __post_init__(self) -> None:
+        require(self.entry_depths >= 1, f"bicache.entry_depths must be at least 1, got {self.entry_depths}")
         require(0 < self.anchors <= 1, f"bicache.anchors must lie in (0, 1], got {self.anchors}")
         require(-1 <= self.skip_similarity <= 1, f"bicache.skip_similarity is a cosine, got {self.skip_similarity}")
         require(self.max_skips >= 0, f"bicache.max_skips must not be negative, got {self.max_skips}")

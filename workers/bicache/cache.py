@@ -19,6 +19,9 @@ from workers.kv.pool import PagePool, Pages
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
+MAX_REMEMBERED_KEYS = 4096
+"""Keys remembered for admission on second sight."""
+
 
 @dataclass(eq=False)
 class PrefixEntry:
@@ -33,9 +36,10 @@ class PrefixEntry:
     built: bool = False
     num_readers: int = 0
 
-    def supports(self, depth: int) -> bool:
-        """Whether it holds what reuse at `depth` reads."""
-        return depth == self.layout.kv_depth or depth in self.layout.state_depths
+    @property
+    def depths(self) -> frozenset[int]:
+        """The reuse depths it holds all for."""
+        return frozenset({self.layout.kv_depth, *self.layout.state_depths})
 
     def __repr__(self) -> str:
         state = "live" if self.built else "pending"
@@ -78,13 +82,14 @@ class Changes:
 
 
 class PrefixCache:
-    """Entries in order of last use, within a budget of bytes of the pool."""
+    """Entries in order of last use, within a budget of the pool's bytes."""
 
     def __init__(self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int) -> None:
         self._pool, self._storage, self._model = pool, storage, model
         self._budget_pages = budget_bytes // storage.page_bytes
         self._entries: OrderedDict[PrefixKey, PrefixEntry] = OrderedDict()
         self._detached: set[PrefixEntry] = set()
+        self._first_askers: OrderedDict[PrefixKey, str] = OrderedDict()
         self._num_pages = 0
         self._changes = Changes()
 
@@ -100,25 +105,26 @@ class PrefixCache:
     def size_bytes(self) -> int:
         return self.num_pages * self._storage.page_bytes
 
-    def match(self, key: PrefixKey, token_ids: tuple[int, ...], depth: int) -> PrefixHandle | None:
-        """A hold on the entry of exactly these tokens that serves `depth`, pending or live."""
+    def match(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
+        """A hold on the entry of exactly these tokens, pending or live, if it serves one of `depths`."""
         entry = self._entries.get(key)
-        if entry is None or entry.token_ids != token_ids or not entry.supports(depth):
+        if entry is None or entry.token_ids != token_ids or not entry.depths & depths:
             return None
         self._entries.move_to_end(key)
         return PrefixHandle(self, entry)
 
-    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
+    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, asker: str) -> PrefixHandle | None:
         """A hold on a new, pending entry that serves `depths`; None where the budget or the pool has no room.
 
-        An entry under the same key is replaced; the new one serves what the old one served too.
+        Others are evicted for it only if another `asker` has wanted it before: prefixes that come once don't push out
+        those that come back. An entry under the same key is replaced; the new one serves what the old one served too.
         """
         old = self._entries.get(key)
         if old is not None and old.token_ids == token_ids:
-            depths = depths | {old.layout.kv_depth, *old.layout.state_depths}
+            depths = depths | old.depths
         layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
         num_pages = layout.num_pages(self._storage, self._model.hidden_size)
-        if not self._fit(num_pages):
+        if not self._fit(num_pages, may_evict=self._is_second_sight(key, asker)):
             return None
         pages = self._pool.allocate(num_pages)
         if key in self._entries:
@@ -173,9 +179,17 @@ class PrefixCache:
         assert held == self._num_pages, f"{self!r}: {held} pages are held"
         assert self.num_pages <= self._budget_pages, f"{self!r} is over its budget"
 
-    def _fit(self, num_pages: int) -> bool:
-        over_budget = self.num_pages + num_pages - self._budget_pages
-        return num_pages <= self._budget_pages and self._evict(max(over_budget, num_pages - self._pool.num_free))
+    def _fit(self, num_pages: int, *, may_evict: bool) -> bool:
+        short = max(self.num_pages + num_pages - self._budget_pages, num_pages - self._pool.num_free)
+        return num_pages <= self._budget_pages and (short <= 0 or (may_evict and self._evict(short)))
+
+    def _is_second_sight(self, key: PrefixKey, asker: str) -> bool:
+        """Whether someone else asked for the key before, as far as memory goes back."""
+        first = self._first_askers.setdefault(key, asker)
+        self._first_askers.move_to_end(key)
+        if len(self._first_askers) > MAX_REMEMBERED_KEYS:
+            self._first_askers.popitem(last=False)
+        return first != asker
 
     def _evict(self, num_pages: int) -> bool:
         idle = [entry for entry in self._entries.values() if not entry.num_readers]

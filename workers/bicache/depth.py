@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 
 from workers.models.base import ModelConfig
@@ -28,9 +27,15 @@ class DepthTable:
         table = own if own is not None else published_table(config)
         return cls({ratio: min(depth, config.num_layers) for ratio, depth in (table or {0: 0}).items()})
 
-    @cached_property
-    def depths(self) -> frozenset[int]:
-        return frozenset(self.steps.values())
+    def near(self, depth: int, count: int) -> frozenset[int]:
+        """`depth` and the table's depths around it, `count` in all: what an entry keeps boundary states for.
+
+        Half are deeper, for requests whose prefix weighs more; the rest shallower.
+        """
+        deeper = sorted({other for other in self.steps.values() if other > depth})
+        shallower = sorted({other for other in self.steps.values() if 0 < other < depth}, reverse=True)
+        above = deeper[: (count - 1) // 2]
+        return frozenset({depth, *above, *shallower[: count - 1 - len(above)]})
 
     def lookup(self, ratio: int) -> int:
         """The depth at the largest edge that `ratio` reaches."""

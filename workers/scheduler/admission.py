@@ -29,9 +29,17 @@ class Admission:
     """Gives requests their place in memory. Holds nothing itself: what a request got is in its `ExitStack`."""
 
     def __init__(
-        self, model: ModelConfig, storage: PageStorage, pool: PagePool, cache: PrefixCache, depths: DepthTable
+        self,
+        model: ModelConfig,
+        storage: PageStorage,
+        pool: PagePool,
+        cache: PrefixCache,
+        depths: DepthTable,
+        *,
+        entry_depths: int,
     ) -> None:
         self._model, self._storage, self._pool, self._cache, self._depths = model, storage, pool, cache, depths
+        self._entry_depths = entry_depths
 
     def fits(self, task: Task) -> bool:
         """Whether the request, alone and without an entry, fits into the whole pool."""
@@ -54,14 +62,15 @@ class Admission:
         if not task.policy.reuses_prefix:
             return Cut(0)
         for candidate in reversed(task.prefixes):
-            depth = self._depth(task, candidate.num_tokens)
+            usable = self._usable_depths(task, candidate.num_tokens)
             token_ids = task.prompt[: candidate.num_tokens]
-            if depth and (handle := self._cache.match(candidate.key, token_ids, depth)):
-                return Cut(candidate.num_tokens, depth, handle, hit=True)
+            if usable and (handle := self._cache.match(candidate.key, token_ids, usable)):
+                return Cut(candidate.num_tokens, max(usable & handle.entry.depths), handle, hit=True)
         longest = self._longest(task)
         depth = self._depth(task, longest)
         if depth and longest:
-            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], {depth, *self._table_depths(task)})
+            kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._entry_depths)
+            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
             if handle:
                 return Cut(longest, depth, handle)
         return Cut(longest)
@@ -100,5 +109,8 @@ class Admission:
             return min(task.reuse_depth, self._model.num_layers)
         return self._depths.lookup(ratio_percent(num_prefix, task.total))
 
-    def _table_depths(self, task: Task) -> frozenset[int]:
-        return self._depths.depths if task.reuse_depth is None else frozenset()
+    def _usable_depths(self, task: Task, num_prefix: int) -> frozenset[int]:
+        """What an entry must serve to be a hit: the depth itself or, where the policy may choose, one near below."""
+        depth = self._depth(task, num_prefix)
+        may_choose = task.policy.adaptive and task.reuse_depth is None
+        return frozenset(range((depth + 1) // 2 if may_choose else depth, depth + 1)) - {0}

@@ -36,7 +36,9 @@ def cache(pool: PagePool) -> PrefixCache:
 
 
 def admit(cache: PrefixCache, name: str) -> PrefixHandle:
-    handle = cache.admit(key(name), TOKENS, {DEPTH})
+    handle = cache.admit(key(name), TOKENS, {DEPTH}, asker=name) or cache.admit(
+        key(name), TOKENS, {DEPTH}, asker="again"
+    )
     assert handle is not None
     cache.mark_built(handle.entry)
     return handle
@@ -44,7 +46,7 @@ def admit(cache: PrefixCache, name: str) -> PrefixHandle:
 
 def test_an_entry_lives_on_for_the_next_reader(cache: PrefixCache, pool: PagePool) -> None:
     admit(cache, "a").release()
-    with cache.match(key("a"), TOKENS, DEPTH) as hit:  # type: ignore[union-attr]
+    with cache.match(key("a"), TOKENS, {DEPTH}) as hit:  # type: ignore[union-attr]
         assert hit.entry.num_readers == 1
     assert pool.num_used == ENTRY_PAGES
     assert cache.size_bytes == ENTRY_PAGES * PAGE_BYTES
@@ -53,36 +55,45 @@ def test_an_entry_lives_on_for_the_next_reader(cache: PrefixCache, pool: PagePoo
 
 def test_a_hit_needs_the_same_tokens_and_the_depth(cache: PrefixCache) -> None:
     admit(cache, "a").release()
-    assert cache.match(key("a"), TOKENS[::-1], DEPTH) is None
-    assert cache.match(key("a"), TOKENS, 1) is None
-    assert cache.match(key("b"), TOKENS, DEPTH) is None
+    assert cache.match(key("a"), TOKENS[::-1], {DEPTH}) is None
+    assert cache.match(key("a"), TOKENS, {1}) is None
+    assert cache.match(key("b"), TOKENS, {DEPTH}) is None
 
 
 def test_the_least_recently_used_idle_entry_makes_room(cache: PrefixCache) -> None:
     held = admit(cache, "held")
     for name in ("old", "new"):
         admit(cache, name).release()
-    cache.match(key("old"), TOKENS, DEPTH).release()  # type: ignore[union-attr]
+    cache.match(key("old"), TOKENS, {DEPTH}).release()  # type: ignore[union-attr]
     admit(cache, "next").release()
-    assert cache.match(key("new"), TOKENS, DEPTH) is None
-    assert cache.match(key("old"), TOKENS, DEPTH) is not None
-    assert cache.match(key("held"), TOKENS, DEPTH) is not None
+    assert cache.match(key("new"), TOKENS, {DEPTH}) is None
+    assert cache.match(key("old"), TOKENS, {DEPTH}) is not None
+    assert cache.match(key("held"), TOKENS, {DEPTH}) is not None
     held.release()
     assert [key("new")] == cache.take_changes().gone
 
 
+def test_a_prefix_pushes_others_out_on_second_sight_only(cache: PrefixCache) -> None:
+    for name in "abc":
+        admit(cache, name).release()
+    for _ in range(2):  # one request that tries again is no second sight
+        assert cache.admit(key("d"), TOKENS, {DEPTH}, asker="first") is None
+    assert cache.num_entries == 3
+    assert cache.admit(key("d"), TOKENS, {DEPTH}, asker="second") is not None
+    assert cache.take_changes().gone == [key("a")]
+
+
 def test_no_room_beside_entries_in_use(cache: PrefixCache) -> None:
     held = [admit(cache, name) for name in "abc"]
-    assert cache.admit(key("d"), TOKENS, {DEPTH}) is None
+    assert cache.admit(key("d"), TOKENS, {DEPTH}, asker="x") is None
     assert cache.num_entries == len(held)
 
 
 def test_an_entry_for_another_depth_replaces_it_and_serves_both(cache: PrefixCache, pool: PagePool) -> None:
     reader = admit(cache, "a")
-    wider = cache.admit(key("a"), TOKENS, {1})
+    wider = cache.admit(key("a"), TOKENS, {1}, asker="x")
     assert wider is not None
-    assert wider.entry.supports(1)
-    assert wider.entry.supports(DEPTH)
+    assert wider.entry.depths == {1, DEPTH}
     used = pool.num_used
     reader.release()
     assert pool.num_used == used - ENTRY_PAGES
@@ -99,7 +110,7 @@ def test_room_is_made_only_where_it_suffices(cache: PrefixCache, pool: PagePool)
 
 
 def test_nobody_waits_for_it_so_it_is_not_built(cache: PrefixCache, pool: PagePool) -> None:
-    handle = cache.admit(key("a"), TOKENS, {DEPTH})
+    handle = cache.admit(key("a"), TOKENS, {DEPTH}, asker="x")
     assert handle is not None
     assert [entry.key for entry in cache.pending()] == [key("a")]
     handle.release()
@@ -109,10 +120,10 @@ def test_nobody_waits_for_it_so_it_is_not_built(cache: PrefixCache, pool: PagePo
 
 
 def test_a_dropped_entry_is_freed_by_its_last_reader(cache: PrefixCache, pool: PagePool) -> None:
-    handle = cache.admit(key("a"), TOKENS, {DEPTH})
+    handle = cache.admit(key("a"), TOKENS, {DEPTH}, asker="x")
     assert handle is not None
     cache.drop(handle.entry)
-    assert cache.match(key("a"), TOKENS, DEPTH) is None
+    assert cache.match(key("a"), TOKENS, {DEPTH}) is None
     assert pool.num_used == ENTRY_PAGES
     handle.release()
     assert pool.num_used == 0
@@ -135,7 +146,9 @@ def test_integrity_over_random_use(cache: PrefixCache, pool: PagePool) -> None:
                 cache.make_room(draw.randint(1, 24))
             case _:
                 depth = draw.randint(1, TINY.num_layers)
-                handle = cache.match(key(name), TOKENS, depth) or cache.admit(key(name), TOKENS, {depth})
+                handle = cache.match(key(name), TOKENS, {depth}) or cache.admit(
+                    key(name), TOKENS, {depth}, asker=str(draw.random())
+                )
                 held += [handle] if handle else []
         cache.check_integrity()
     for handle in held:
@@ -150,6 +163,14 @@ def test_depth_is_that_of_the_largest_edge_reached() -> None:
     assert (ratio_percent(1, 8), ratio_percent(3, 8)) == (12, 38)  # halves to even
 
 
+def test_an_entry_keeps_depths_around_its_first_ones() -> None:
+    table = DepthTable({0: 1, 50: 11, 60: 13, 70: 14, 80: 16, 90: 17, 95: 32})
+    assert table.near(16, 4) == {13, 14, 16, 17}
+    assert table.near(32, 4) == {14, 16, 17, 32}
+    assert table.near(1, 4) == {1, 11}
+    assert table.near(9, 1) == {9}
+
+
 def test_a_model_without_evidence_reuses_nothing() -> None:
-    assert DepthTable.for_model(TINY, None).depths == {0}
+    assert DepthTable.for_model(TINY, None).lookup(100) == 0
     assert DepthTable.for_model(TINY, {0: 9}).lookup(0) == TINY.num_layers

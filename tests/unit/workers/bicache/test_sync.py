@@ -36,7 +36,7 @@ def server_on(port: int) -> CacheServer:
 def entries() -> list[PrefixEntry]:
     storage = PageStorage(TINY, pool_bytes=1 << 20, page_tokens=4, dtype=torch.float32, device=torch.device("cpu"))
     cache = PrefixCache(PagePool(storage.num_pages), storage, TINY, budget_bytes=1 << 20)
-    handles = [cache.admit(key, tuple(range(length)), {2}) for key, length in zip(KEYS, (5, 9), strict=True)]
+    handles = [cache.admit(key, tuple(range(length)), {2}, asker="x") for key, length in zip(KEYS, (5, 9), strict=True)]
     return [handle.entry for handle in handles if handle]
 
 

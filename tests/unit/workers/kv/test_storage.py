@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tests.unit.workers.tiny import TINY
+from workers.bicache.depth import DepthTable
 from workers.kv.page_table import EntryLayout, EntryTable, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
@@ -78,3 +81,14 @@ def test_shallow_layers_read_the_entry_and_own_the_rest() -> None:
 def test_what_need_not_outlive_a_step_takes_one_layers_pages() -> None:
     layout = PrivateLayout(TINY.num_layers, num_tokens=15, shared_depth=0, shared_tokens=0, keeps_kv=False)
     assert layout.num_pages(4) == 4
+
+
+def test_an_entry_of_llada_takes_304_kib_a_token() -> None:
+    """17 layers of K/V and the states at 4 depths, instead of 768 KiB for all 32 layers."""
+    model = replace(TINY, num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=32)
+    storage = PageStorage(model, pool_bytes=1 << 30, page_tokens=16, dtype=torch.bfloat16, device=torch.device("meta"))
+    depths = DepthTable.for_model(replace(model, architecture="llada"), None).near(16, 4)
+    layout = EntryLayout.for_depths(1024, depths, model.num_layers)
+    assert layout.num_pages(storage, model.hidden_size) * storage.page_bytes == 1024 * 304 * 1024
+    everything = EntryLayout.for_depths(1024, range(33), model.num_layers)
+    assert everything.num_pages(storage, model.hidden_size) * storage.page_bytes == 1024 * (512 + 31 * 8) * 1024
