@@ -1,0 +1,56 @@
+"""The service over each store: several instances are as one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from cache_service.client import CacheClient
+from cache_service.config import ServerConfig
+from cache_service.errors import StaleEpoch
+from cache_service.server import CacheServer
+from cache_service.store.redis.store import RedisStore
+from cache_service.types import FIRST_EPOCH, Edit
+from tests.contract.conftest import Backend
+from tests.unit.cache_service.builders import ANNA, key, placed
+
+
+@pytest.fixture
+async def clients(backend: Backend) -> AsyncIterator[list[CacheClient]]:
+    """A client of each of two instances. The second does not follow the log, so it learns only what it asks for."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(2):
+            store = await backend.open()
+            server = await stack.enter_async_context(CacheServer(ServerConfig(port=0, grace_s=0.0), store))
+            clients.append(await stack.enter_async_context(CacheClient(f"127.0.0.1:{server.port}", timeout_s=10.0)))
+        if isinstance(store, RedisStore) and store._following is not None:
+            store._following.cancel()
+        yield clients
+
+
+async def test_what_one_instance_acknowledged_the_other_answers(clients: list[CacheClient]) -> None:
+    one, two = clients
+    for n in range(10):
+        lease = await one.register(ANNA, ttl_s=60.0)
+        assert await two.keep_alive(lease) == lease
+        await one.announce(lease, [placed("a", ANNA, depth=n)])
+        assert await two.lookup([key("a")]) == {key("a"): (placed("a", ANNA, depth=n),)}
+        build = await one.acquire(lease, key("a"), ttl_s=60.0)
+        await two.extend(lease, build)
+        assert await two.acquire(lease, key("a"), ttl_s=60.0) == build
+
+
+async def test_an_epoch_that_one_instance_acknowledged_is_never_behind_on_the_other(
+    clients: list[CacheClient],
+) -> None:
+    one, two = clients
+    context = await one.create_context("m", "s", [1], author=ANNA)
+    for epoch in range(10):
+        version = await one.commit(context.id, context.epoch, [Edit(0, 1, (epoch,))], author=ANNA)
+        context = await two.get_context(context.id)
+        assert context.version == version
+        with pytest.raises(StaleEpoch):
+            await two.commit(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)

@@ -1,0 +1,200 @@
+"""Contexts, builds, drift and fail-over, through the real client, server and socket."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+
+from cache_service.client import CacheClient
+from cache_service.config import ServerConfig
+from cache_service.errors import (
+    CacheServiceUnavailable,
+    FencedToken,
+    InvalidRequest,
+    StaleEpoch,
+    UnknownContext,
+)
+from cache_service.hashing import prefix_keys
+from cache_service.server import CacheServer
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock, free_port
+from cache_service.types import (
+    FIRST_EPOCH,
+    CommitId,
+    ContextId,
+    DepthLimit,
+    Edit,
+    Epoch,
+    Event,
+    EventKind,
+    Snapshot,
+)
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
+
+
+async def test_a_context_is_made_read_rewritten_and_deleted(client: CacheClient) -> None:
+    made = await client.create_context("model", "salt", [1, 99, 99, 4], masked=[1, 2], author=ANNA)
+    assert await client.get_context(made.id) == made
+    version = await client.commit(made.id, FIRST_EPOCH, [Edit(1, 2, (7,))], author=ANNA)
+    read = await client.get_context(made.id)
+    assert (read.token_ids, read.masked, read.version) == ((1, 7, 99, 4), (2,), version)
+    assert [version.key] == prefix_keys("model", "salt", [1, 7, 99, 4], [4])
+    with pytest.raises(StaleEpoch, match="at epoch 1"):
+        await client.commit(made.id, FIRST_EPOCH, [Edit(2, 3, (8,))], author=BORIS)
+    await client.delete_context(made.id, author=ANNA)
+    with pytest.raises(UnknownContext, match=made.id):
+        await client.get_context(made.id)
+
+
+async def test_requests_with_the_same_commit_id_are_carried_out_once(client: CacheClient) -> None:
+    first = await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make"))
+    assert await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make")) == first
+    edits = [Edit(0, 1, (2,))]
+    version = await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit"))
+    assert await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit")) == version
+
+
+async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheClient) -> None:
+    made = [await client.create_context("m", "s", [i], author=ANNA) for i in range(5)]
+    await client.create_context("m", "another tenant's", [9], author=ANNA)
+    page = await client.list_contexts("s", page_size=2)
+    listed = list(page.contexts)
+    while page.next_page_token is not None:
+        page = await client.list_contexts("s", page_size=2, page_token=page.next_page_token)
+        listed += page.contexts
+    assert [context.id for context in listed] == [context.id for context in made]
+    assert {context.token_ids for context in listed} == {()}
+
+
+@pytest.mark.parametrize(("size", "token"), [(1001, None), (1, "elsewhere")])
+async def test_pages_that_make_no_sense_are_refused(client: CacheClient, size: int, token: str | None) -> None:
+    with pytest.raises(InvalidRequest, match="page_"):
+        await client.list_contexts("s", page_size=size, page_token=token)
+
+
+async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    made = await client.create_context("m", "s", [1, 2], author=ANNA)
+    entry = placed("", ANNA, key=made.key, context=made.id, heat=3)
+    await client.announce(lease, [entry])
+    async with aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+        assert isinstance(snapshot, Snapshot)
+        assert snapshot.contexts == (made,)
+        version = await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (5,))], author=BORIS)
+        event = await anext(watch)
+    assert isinstance(event, Event)
+    assert event.commit is not None
+    assert (event.kind, event.replica, event.commit.version) == (EventKind.COMMITTED, BORIS, version)
+    assert await client.lookup([made.key]) == {}
+    assert await client.lookup([made.key], max_staleness=1) == {made.key: (entry,)}
+    assert await client.hottest(9) == ()
+    with pytest.raises(InvalidRequest, match="max_staleness"):
+        await client.lookup([made.key], max_staleness=5)
+
+
+async def test_one_builds_and_the_other_hears_of_it(client: CacheClient) -> None:
+    anna, boris = await client.register(ANNA, ttl_s=5.0), await client.register(BORIS, ttl_s=5.0)
+    build = await client.acquire(anna, key("a"), ttl_s=1.0)
+    async with aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+        assert isinstance(snapshot, Snapshot)
+        assert snapshot.builds == (build,)
+        assert await client.acquire(boris, key("a"), ttl_s=1.0) == build
+        await client.extend(anna, build)
+        await client.complete(anna, build, placed("a", ANNA))
+        kinds = [item.kind for item in [await anext(watch), await anext(watch)] if isinstance(item, Event)]
+    assert kinds == [EventKind.ANNOUNCED, EventKind.BUILT]
+    with pytest.raises(FencedToken):
+        await client.extend(anna, build)
+    mine = await client.acquire(boris, key("a"), ttl_s=1.0)
+    assert mine.replica == BORIS
+    await client.release(boris, mine)
+
+
+async def test_a_build_whose_holder_fell_silent_is_granted_anew(
+    server: CacheServer, client: CacheClient, clock: FakeClock
+) -> None:
+    anna, boris = await client.register(ANNA, ttl_s=60.0), await client.register(BORIS, ttl_s=60.0)
+    old = await client.acquire(anna, key("a"), ttl_s=1.0)
+    clock.advance(0.6)
+    await client.extend(anna, old)
+    clock.advance(0.6)
+    await server.service.tick()
+    assert await client.acquire(boris, key("a"), ttl_s=1.0) == old
+    clock.advance(0.6)
+    await server.service.tick()
+    new = await client.acquire(boris, key("a"), ttl_s=1.0)
+    assert new.token > old.token
+    with pytest.raises(FencedToken, match="'boris'"):
+        await client.complete(anna, old, placed("a", ANNA))
+
+
+async def test_asking_again_for_ones_own_build_begins_its_lease_again(
+    server: CacheServer, client: CacheClient, clock: FakeClock
+) -> None:
+    anna = await client.register(ANNA, ttl_s=60.0)
+    build = await client.acquire(anna, key("a"), ttl_s=1.0)
+    clock.advance(0.9)
+    assert await client.acquire(anna, key("a"), ttl_s=1.0) == build
+    clock.advance(0.9)
+    await server.service.tick()
+    await client.extend(anna, build)
+    clock.advance(1.1)  # lapsed, and no tick has ended it yet
+    assert (await client.acquire(anna, key("a"), ttl_s=1.0)).token > build.token
+
+
+async def test_drift_lowers_depths_for_all(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    limit = DepthLimit(key("a"), bucket=60, depth=3, profile=1)
+    revision = await client.report_drift(lease, [limit])
+    assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
+    assert await client.depth_limits([key("a"), key("b")]) == (limit,)
+
+
+async def test_a_draining_member_stays_listed_and_is_known_to_drain(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA)])
+    revision = await client.drain(lease)
+    assert await client.drain(lease) == revision
+    assert key("a") in await client.lookup([key("a")])
+    async with aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.draining == (ANNA,)
+
+
+async def test_the_hottest_prefixes_come_first(client: CacheClient) -> None:
+    anna, boris = await client.register(ANNA, ttl_s=5.0), await client.register(BORIS, ttl_s=5.0)
+    await client.announce(anna, [placed(name, ANNA, heat=heat) for name, heat in [("a", 2), ("b", 9), ("c", 5)]])
+    await client.announce(boris, [placed("a", BORIS, heat=7)])
+    hottest = await client.hottest(2)
+    assert [(p.key, p.replica, p.heat) for p in hottest] == [(key("b"), ANNA, 9), (key("a"), BORIS, 7)]
+
+
+async def test_a_client_fails_over_to_the_next_instance(clock: FakeClock) -> None:
+    store = MemoryStore(clock=clock)
+    async with CacheServer(ServerConfig(port=0, grace_s=0.0), store) as server:
+        away, here = f"127.0.0.1:{free_port()}", f"127.0.0.1:{server.port}"
+        async with CacheClient(f"{away}, {here}", timeout_s=10.0) as client, aclosing(client.watch()) as watch:
+            assert isinstance(await anext(watch), Snapshot)
+            lease = await client.register(ANNA, ttl_s=5.0)
+            assert await client.announce(lease, [placed("a", ANNA)]) == 2
+
+
+async def test_with_all_instances_away_the_client_says_so_in_time() -> None:
+    async with CacheClient(f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", timeout_s=5.0) as client:
+        with pytest.raises(CacheServiceUnavailable):
+            await client.get_context(ContextId("ctx-1"))
+
+
+def test_a_client_needs_a_target() -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        CacheClient(" , ")
+
+
+async def test_an_epoch_of_the_future_is_as_stale_as_one_of_the_past(client: CacheClient) -> None:
+    made = await client.create_context("m", "s", [1], author=ANNA)
+    with pytest.raises(StaleEpoch):
+        await client.commit(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)
