@@ -8,13 +8,14 @@ An overlay's own palimpsest.yaml lies on top of deploy/palimpsest.yaml, key by k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from cluster.config import load_config, serve_config_v2
+from cluster.config import load_config, parse_config, serve_config_v2, to_mapping
 from cluster.errors import ConfigError
 
 DEPLOY = Path(__file__).parent
@@ -31,6 +32,8 @@ def serve_config(overlay: Path, config: Path = CONFIG) -> dict[str, Any]:
     """What Serve runs in `overlay`: `config` with the overlay's differences, and an ingress in every worker pod.
 
     Services send HTTP and gRPC to any ready pod, so each must have a gRPC server, and no two may share a pod's port.
+    Defaults are left out: they come with the image.
+
     Raises ConfigError, naming the key at fault.
     """
     differences = yaml.safe_load((overlay / "palimpsest.yaml").read_text())
@@ -40,7 +43,17 @@ def serve_config(overlay: Path, config: Path = CONFIG) -> dict[str, Any]:
     content = serve_config_v2(settings)
     (application,) = content["applications"]
     ingress = {"name": "Ingress", "num_replicas": settings.replicas, "max_replicas_per_node": 1}
-    return {**content, "applications": [{**application, "deployments": [ingress]}]}
+    arguments = chosen(application["args"], to_mapping(parse_config({})))
+    return {**content, "applications": [{**application, "args": arguments, "deployments": [ingress]}]}
+
+
+def chosen(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `settings` that differs from `defaults`, which are nested alike."""
+    return {
+        key: chosen(value, defaults[key]) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value != defaults[key]
+    }
 
 
 def patch(content: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from cluster.config import load_config, parse_config, to_mapping
 from cluster.errors import ConfigError
 from deploy import manifests as generator
 
@@ -25,8 +26,9 @@ def serve_config(rayservice: Manifest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def arguments(serve_config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that the application will have, defaults included."""
     (application,) = serve_config["applications"]
-    return dict(application["args"])
+    return to_mapping(parse_config(application["args"]))
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +73,22 @@ def test_a_changed_difference_is_noticed_and_written(command: typer.Typer, overl
 
 def test_kustomize_carries_the_generated_config_whole(serve_config: dict[str, Any], overlay: Path) -> None:
     assert serve_config == generator.serve_config(overlay)
+
+
+def test_only_defaults_are_left_out(arguments: dict[str, Any], overlay: Path) -> None:
+    differences = yaml.safe_load((overlay / "palimpsest.yaml").read_text())
+    whole = to_mapping(load_config(generator.CONFIG, differences))
+    for server in ("http", "grpc"):
+        assert arguments[server] == {**whole.pop(server), "host": "0.0.0.0"}
+    assert {key: arguments[key] for key in whole} == whole
+
+
+def test_a_value_that_is_false_or_none_is_no_default_by_itself() -> None:
+    defaults = {"a": 1, "b": {"c": True, "d": "x"}, "e": {"f": 0}}
+    assert generator.chosen({"a": None, "b": {"c": False, "d": "x"}, "e": {"f": 0}}, defaults) == {
+        "a": None,
+        "b": {"c": False},
+    }
 
 
 def test_every_worker_pod_gets_one_replica(arguments: dict[str, Any], worker_group: Manifest) -> None:
