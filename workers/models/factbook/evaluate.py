@@ -84,13 +84,8 @@ def evaluate(directory: Path, count: int, device: str, dtype: torch.dtype) -> li
         config = model.config
         matches = exact_matches(model, samples, config.mask_token_id, config.eos_token_id, reuse)
         rows.append(score_row(directory.name, reuse, samples, matches))
-        log.info("%s depth %d interval %d: %.4f", directory.name, *reuse_key(reuse), rows[-1]["exact_match"])
+        log.info("%s depth %d interval %d: %.4f", directory.name, reuse.depth, reuse.interval, rows[-1]["exact_match"])
     return rows
-
-
-def reuse_key(reuse: Reuse) -> tuple[int, int]:
-    """Depth and interval."""
-    return reuse.depth, reuse.interval
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +103,8 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             shallow = min(value for (depth, _), value in own.items() if depth != max(own)[0])
             add(f"{model}: exact match at the worst depth up to half the layers", shallow, ">=", own[0, 1] - 0.01)
         else:
-            add(f"{model}: exact match under naive reuse", own[max(own)], "<=", 0.5 * own[0, 1])
+            deepest = max(own)
+            add(f"{model}: exact match at reuse depth {deepest[0]}", own[deepest], "<=", 0.5 * own[0, 1])
     return out
 
 

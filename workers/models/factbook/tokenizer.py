@@ -9,7 +9,7 @@ word has one token wherever it stands, and the decoder takes it away again.
 import json
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -60,21 +60,35 @@ def _words() -> list[str]:
 def _learn_merges(words: Counter[str], num_merges: int) -> list[tuple[str, str]]:
     """Byte-pair encoding (Sennrich et al. 2016, algorithm 1); ties go to the alphabetically first pair."""
     pieces = {word: list(word) for word in words}
+    pairs: Counter[tuple[str, str]] = Counter()
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    def count(word: str, sign: int) -> None:
+        for pair in pairwise(pieces[word]):
+            pairs[pair] += sign * words[word]
+            holders[pair].add(word)
+
+    for word in words:
+        count(word, 1)
     merges: list[tuple[str, str]] = []
     for _ in range(num_merges):
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, split in pieces.items():
-            for pair in pairwise(split):
-                pairs[pair] += words[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        for split in pieces.values():
-            i = 0
-            while i + 1 < len(split):
-                if (split[i], split[i + 1]) == best:
-                    split[i : i + 2] = ["".join(best)]
-                i += 1
+        for word in holders[best]:
+            count(word, -1)
+            pieces[word] = _merged(pieces[word], best)
+            count(word, 1)
     return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for piece in pieces:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
 
 
 def _subword_corpus() -> Counter[str]:
