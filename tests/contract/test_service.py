@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -18,16 +19,15 @@ from tests.unit.cache_service.builders import ANNA, key, placed
 
 
 @pytest.fixture
-async def clients(backend: Backend) -> AsyncIterator[list[CacheClient]]:
-    """A client of each of two instances. The second does not follow the log, so it learns only what it asks for."""
+async def clients(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[CacheClient]]:
+    """A client of each of two instances that don't follow the log: they learn only what they ask for."""
+    monkeypatch.setattr(RedisStore, "_follow", lambda store: asyncio.Event().wait())
+    config = ServerConfig(port=0, grace_s=0.0, tick_s=3600.0)
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(2):
-            store = await backend.open()
-            server = await stack.enter_async_context(CacheServer(ServerConfig(port=0, grace_s=0.0), store))
+            server = await stack.enter_async_context(CacheServer(config, await backend.open()))
             clients.append(await stack.enter_async_context(CacheClient(f"127.0.0.1:{server.port}", timeout_s=10.0)))
-        if isinstance(store, RedisStore) and store._following is not None:
-            store._following.cancel()
         yield clients
 
 
