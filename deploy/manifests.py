@@ -28,8 +28,8 @@ HEADER = """\
 """
 
 
-def serve_config(overlay: Path, config: Path = CONFIG) -> dict[str, Any]:
-    """What Serve runs in `overlay`: `config` with the overlay's differences, and an ingress in every worker pod.
+def serve_config(overlay: Path) -> dict[str, Any]:
+    """What Serve runs in `overlay`: the configuration with the overlay's differences, and an ingress in every worker pod.
 
     Services send HTTP and gRPC to any ready pod, so each must have a gRPC server, and no two may share a pod's port.
     Defaults are left out: they come with the image.
@@ -37,7 +37,7 @@ def serve_config(overlay: Path, config: Path = CONFIG) -> dict[str, Any]:
     Raises ConfigError, naming the key at fault.
     """
     differences = yaml.safe_load((overlay / "palimpsest.yaml").read_text())
-    settings = load_config(config, differences)
+    settings = load_config(CONFIG, differences)
     if settings.replicas == "auto":
         raise ConfigError(f"{overlay}/palimpsest.yaml: set replicas to the number of worker pods; auto can't know it")
     content = serve_config_v2(settings)
