@@ -29,7 +29,7 @@ HEADER = """\
 
 
 def serve_config(overlay: Path) -> dict[str, Any]:
-    """What Serve runs in `overlay`: the configuration with the overlay's differences, and an ingress in every worker pod.
+    """What Serve runs in `overlay`: the configuration with its differences, and an ingress in every worker pod.
 
     Services send HTTP and gRPC to any ready pod, so each must have a gRPC server, and no two may share a pod's port.
     Defaults are left out: they come with the image.
