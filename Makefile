@@ -7,10 +7,10 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos bench clean
+.PHONY: help setup serve test lint type protos manifests bench clean
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make the virtual environment (done once; done again when the pins change)
 
@@ -38,6 +38,9 @@ type: setup ## mypy --strict on the four packages
 
 protos: setup ## Regenerate the committed gRPC code
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+
+manifests: setup ## Regenerate each overlay's serveConfigV2 from deploy/palimpsest.yaml
+	$(BIN)/python -m deploy.manifests
 
 bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.fidelity --quick
