@@ -65,6 +65,11 @@ class BiCacheConfig:
     """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
     entry_depths: int = 4
     """Reuse depths, around the one that its first request takes, that an entry keeps boundary states for."""
+    probe_positions: int = 32
+    """Prefix positions at which a new entry is compared with the true states before its depth is trusted (policy
+    `lean`); 0 trusts the depth table alone."""
+    probe_similarity: float = 0.9
+    """Cosine of K/V that they must reach in every reused layer, and in the one behind."""
     anchors: float = 1.0
     """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
     skip_refresh: bool = False
@@ -76,6 +81,8 @@ class BiCacheConfig:
 
     def __post_init__(self) -> None:
         require(self.entry_depths >= 1, f"bicache.entry_depths must be at least 1, got {self.entry_depths}")
+        require(self.probe_positions >= 0, f"bicache.probe_positions must not be negative, got {self.probe_positions}")
+        require(-1 <= self.probe_similarity <= 1, f"bicache.probe_similarity is a cosine, got {self.probe_similarity}")
         require(0 < self.anchors <= 1, f"bicache.anchors must lie in (0, 1], got {self.anchors}")
         require(-1 <= self.skip_similarity <= 1, f"bicache.skip_similarity is a cosine, got {self.skip_similarity}")
         require(self.max_skips >= 0, f"bicache.max_skips must not be negative, got {self.max_skips}")

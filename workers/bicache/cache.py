@@ -34,12 +34,23 @@ class PrefixEntry:
     pages: Pages
     size_bytes: int
     built: bool = False
+    dropped: bool = False
+    """Its build failed; it never becomes live."""
     num_readers: int = 0
+    trusted: dict[int, int] = field(default_factory=dict)
+    """By ratio bucket: the depth that a comparison with true states allows."""
+    to_probe: dict[int, int] = field(default_factory=dict)
+    """Ratio buckets that are still to be compared -> tokens of the suffix to compare with."""
 
     @property
     def depths(self) -> frozenset[int]:
         """The reuse depths it holds all for."""
         return frozenset({self.layout.kv_depth, *self.layout.state_depths})
+
+    @property
+    def safe_depth(self) -> int:
+        """Layers that may be reused at any of the ratios that were looked at."""
+        return min((self.layout.kv_depth, *self.trusted.values()))
 
     def __repr__(self) -> str:
         state = "live" if self.built else "pending"
@@ -136,16 +147,18 @@ class PrefixCache:
         return PrefixHandle(self, entry)
 
     def pending(self) -> Iterator[PrefixEntry]:
-        """Entries to build, longest waiting first."""
-        return (entry for entry in self._entries.values() if not entry.built)
+        """Entries to build or to probe, least recently asked for first."""
+        return (entry for entry in self._entries.values() if not entry.built or entry.to_probe)
 
     def mark_built(self, entry: PrefixEntry) -> None:
+        """The entry is live; said again, what is known of it has changed."""
         entry.built = True
         if self._entries.get(entry.key) is entry:
             self._changes.built.append(entry)
 
     def drop(self, entry: PrefixEntry) -> None:
         """Forget an entry whose build failed; its pages are free once its readers let go."""
+        entry.dropped = True
         if self._entries.get(entry.key) is entry:
             self._remove(entry)
 
@@ -160,6 +173,7 @@ class PrefixCache:
         """Called when a reader lets go: nobody waits any more for a pending entry, nobody reads a detached one."""
         if entry.num_readers:
             return
+        entry.to_probe.clear()
         if entry in self._detached:
             self._detached.remove(entry)
             self._free(entry)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import takewhile
 
 from workers.models.base import ModelConfig
 
@@ -30,17 +31,40 @@ class DepthTable:
     def near(self, depth: int, count: int) -> frozenset[int]:
         """`depth` and the table's depths around it, `count` in all: what an entry keeps boundary states for.
 
-        Half are deeper, for requests whose prefix weighs more; the rest shallower.
+        Half are deeper, for requests whose prefix weighs more; the rest shallower, and where the table has too few of
+        them, halves: depths to fall back on.
         """
         deeper = sorted({other for other in self.steps.values() if other > depth})
         shallower = sorted({other for other in self.steps.values() if 0 < other < depth}, reverse=True)
-        above = deeper[: (count - 1) // 2]
-        return frozenset({depth, *above, *shallower[: count - 1 - len(above)]})
+        chosen = [depth, *deeper[: (count - 1) // 2]]
+        chosen += shallower[: count - len(chosen)]
+        while len(chosen) < count and min(chosen) > 1:
+            chosen.append(min(chosen) // 2)
+        return frozenset(chosen)
+
+    def edge(self, ratio: int) -> int:
+        """The bucket of a ratio: the largest edge that it reaches."""
+        return max((edge for edge in self.steps if edge <= ratio), default=0)
 
     def lookup(self, ratio: int) -> int:
         """The depth at the largest edge that `ratio` reaches."""
-        reached = [edge for edge in self.steps if edge <= ratio]
-        return self.steps[max(reached)] if reached else 0
+        return self.steps.get(self.edge(ratio), 0)
+
+
+def trusted_depth(similarities: Sequence[float], kept_depth: int, threshold: float) -> int:
+    """The largest depth whose layers, and the one behind them, all reach `threshold`.
+
+    `similarities` are those of layers 0..kept_depth, or to the last layer where all are kept. The layer behind counts
+    because its K/V come from a reused state, too.
+    """
+    num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
+    return kept_depth if num_similar == len(similarities) else max(0, num_similar - 1)
+
+
+def nominal_suffix(num_prefix: int, edge: int, context_length: int) -> int:
+    """The longest suffix with which a prefix is still in the bucket of `edge`, within the context."""
+    room = context_length - num_prefix
+    return max(1, min(room, num_prefix * (100 - edge) // max(1, edge)))
 
 
 def published_table(config: ModelConfig) -> Mapping[int, int] | None:

@@ -93,7 +93,7 @@ def placement_of(entry: PrefixEntry, replica: ReplicaId) -> Placement:
         key=entry.key,
         replica=replica,
         num_tokens=entry.layout.num_tokens,
-        safe_depth=entry.layout.kv_depth,
+        safe_depth=entry.safe_depth,
         size_bytes=entry.size_bytes,
     )
 

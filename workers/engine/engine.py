@@ -41,9 +41,9 @@ class Engine:
         self._pool = PagePool(storage.num_pages)
         self._cache = PrefixCache(self._pool, storage, config, budget_bytes=kv.entry_bytes)
         depths = DepthTable.for_model(config, loaded.depth_table)
-        admission = Admission(config, storage, self._pool, self._cache, depths, entry_depths=bicache.entry_depths)
+        admission = Admission(config, storage, self._pool, self._cache, depths, bicache)
         self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
-        self.runner = Runner(loaded.model, storage)
+        self.runner = Runner(loaded.model, storage, num_probe_positions=bicache.probe_positions)
 
     @property
     def has_work(self) -> bool:

@@ -15,6 +15,7 @@ from workers.engine.batch import Batch, Lane, assemble
 from workers.engine.decoding.adjustment import guide
 from workers.engine.decoding.decision import decide
 from workers.engine.decoding.sampling import Sampling
+from workers.engine.probe import similarities
 from workers.errors import WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -32,19 +33,23 @@ class StepFailedError(WorkerError):
 class Runner:
     """The only place where the model runs. Keeps no state between steps beyond what lies in `storage`."""
 
-    def __init__(self, model: DiffusionLM, storage: PageStorage) -> None:
-        self._model, self.storage = model, storage
+    def __init__(self, model: DiffusionLM, storage: PageStorage, *, num_probe_positions: int) -> None:
+        self._model, self.storage, self._num_probe_positions = model, storage, num_probe_positions
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Never raises: what goes wrong belongs to the builds or requests that it struck."""
         failed_builds: dict[PrefixEntry, WorkerError] = {}
+        probed: dict[PrefixEntry, dict[int, list[float]]] = {}
         for entry in plan.builds:
             try:
-                self.build(entry)
+                if not entry.built:
+                    self.build(entry)
             except Exception as error:
                 failed_builds[entry] = step_failed(error)
-        return StepResult(self._decisions(plan.turns), failed_builds)
+            else:
+                probed[entry] = self._probe(entry)
+        return StepResult(self._decisions(plan.turns), failed_builds, probed)
 
     def build(self, entry: PrefixEntry) -> None:
         """One forward of the prefix alone, as deep as the entry keeps it."""
@@ -60,6 +65,17 @@ class Runner:
             x = layer.finish(x, attend(q, storage, [Reader((slice(0, len(x)),), slots)]))
             if pages := table.state_pages.get(index + 1):
                 storage.write_states(pages, x)
+
+    def _probe(self, entry: PrefixEntry) -> dict[int, list[float]]:
+        """How like the true ones the entry's K/V are; a probe that fails finds no likeness at all."""
+        try:
+            return {
+                edge: similarities(entry, num_suffix, self._model, self.storage, self._num_probe_positions)
+                for edge, num_suffix in entry.to_probe.items()
+            }
+        except Exception:
+            logger.exception("a probe failed; its prefix is served without reuse")
+            return {edge: [0.0] for edge in entry.to_probe}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from workers.bicache.cache import PrefixCache, PrefixHandle
-from workers.bicache.depth import DepthTable, ratio_percent
+from workers.bicache.cache import PrefixCache, PrefixEntry, PrefixHandle
+from workers.bicache.depth import DepthTable, nominal_suffix, ratio_percent, trusted_depth
+from workers.config import BiCacheConfig
 from workers.kv.page_table import PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
-from workers.scheduler.task import Placing, Task
+from workers.scheduler.task import Placing, RequestId, Task
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Cut:
 
 
 class Admission:
-    """Gives requests their place in memory. Holds nothing itself: what a request got is in its `ExitStack`."""
+    """Gives requests their place in memory. What a request got is in its `ExitStack`; until then, `forget` frees it."""
 
     def __init__(
         self,
@@ -35,25 +37,68 @@ class Admission:
         pool: PagePool,
         cache: PrefixCache,
         depths: DepthTable,
-        *,
-        entry_depths: int,
+        config: BiCacheConfig,
     ) -> None:
         self._model, self._storage, self._pool, self._cache, self._depths = model, storage, pool, cache, depths
-        self._entry_depths = entry_depths
+        self._config = config
+        self._preparing: dict[RequestId, Cut] = {}
+        """Cuts of waiting requests whose entries are yet to be built or probed."""
 
     def fits(self, task: Task) -> bool:
         """Whether the request, alone and without an entry, fits into the whole pool."""
         return self._private(task, Cut(0)).num_pages(self._storage.page_tokens) <= self._pool.num_pages
 
     def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
-        """Memory for the request, or None until others free some.
+        """Memory for the request, or None until its entry is ready or others free some.
 
         `alone` says that nobody will: then a request that has no room beside its entry is placed without one.
         """
-        placed = self._settle(task, self._cut(task))
+        prepared = self._preparing.pop(task.id, None)
+        cut = self._cut(task) if prepared is None else prepared
+        if cut.handle and self._probes(task) and not self._is_probed(task, cut, cut.handle.entry):
+            self._preparing[task.id] = cut
+            return None
+        placed = self._settle(task, self._trusted(task, cut))
         if placed is None and alone:
             return self._settle(task, Cut(self._longest(task)))
         return placed
+
+    def forget(self, task: Task) -> None:
+        """Let go of what a request that is still waiting holds."""
+        cut = self._preparing.pop(task.id, None)
+        if cut and cut.handle:
+            cut.handle.release()
+
+    def learn(self, entry: PrefixEntry, edge: int, similarities: Sequence[float]) -> None:
+        """Take in how like the true K/V an entry's are in one ratio bucket, layer by layer."""
+        entry.to_probe.pop(edge, None)
+        entry.trusted[edge] = trusted_depth(similarities, entry.layout.kv_depth, self._config.probe_similarity)
+
+    def _probes(self, task: Task) -> bool:
+        return task.policy.adaptive and task.reuse_depth is None and self._config.probe_positions > 0
+
+    def _is_probed(self, task: Task, cut: Cut, entry: PrefixEntry) -> bool:
+        """Whether a depth can be decided; asks for a probe of the entry otherwise."""
+        edge = self._edge(task, cut.prefix)
+        if entry.dropped or edge in entry.trusted:
+            return True
+        entry.to_probe[edge] = nominal_suffix(cut.prefix, edge, self._model.context_length)
+        return False
+
+    def _trusted(self, task: Task, cut: Cut) -> Cut:
+        """The cut at the largest kept depth that the probe allows; without an entry where it allows none."""
+        if cut.handle is None or not self._probes(task):
+            return cut
+        entry = cut.handle.entry
+        limit = 0 if entry.dropped else min(cut.depth, entry.trusted[self._edge(task, cut.prefix)])
+        depth = max((kept for kept in entry.depths if kept <= limit), default=0)
+        if depth == 0:
+            cut.handle.release()
+            return Cut(self._longest(task))
+        return replace(cut, depth=depth)
+
+    def _edge(self, task: Task, num_prefix: int) -> int:
+        return self._depths.edge(ratio_percent(num_prefix, task.total))
 
     def _cut(self, task: Task) -> Cut:
         """1. The longest boundary with an entry that serves its depth. 2. A new entry at the longest boundary.
@@ -69,7 +114,7 @@ class Admission:
         longest = self._longest(task)
         depth = self._depth(task, longest)
         if depth and longest:
-            kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._entry_depths)
+            kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._config.entry_depths)
             handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
             if handle:
                 return Cut(longest, depth, handle)

@@ -22,7 +22,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Entries to build and passes to run; they don't depend on each other."""
+    """Entries to build or to probe, and passes to run; they don't depend on each other."""
 
     builds: tuple[PrefixEntry, ...] = ()
     turns: tuple[Turn, ...] = ()
@@ -42,10 +42,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A decision, or an error, for every turn of the plan; an error for every build that failed."""
+    """A decision, or an error, for every turn of the plan; an error for every entry whose build failed."""
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)
+    similarities: Mapping[PrefixEntry, Mapping[int, list[float]]] = field(default_factory=dict)
+    """By entry and probed ratio bucket: how like their true ones its K/V are, layer by layer."""
 
 
 @dataclass(frozen=True)

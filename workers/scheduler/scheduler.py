@@ -80,6 +80,7 @@ class Scheduler:
             sequence.resources.close()
         elif task := next((task for task in self._waiting if task.id == request_id), None):
             self._waiting.remove(task)
+            self._admission.forget(task)
         else:
             return
         self.counters.num_aborted += 1
@@ -87,8 +88,8 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Admit what has a place, then plan: every cheap pass, and expensive work within its budget.
 
-        A step takes one expensive piece of work (an entry's build, a refresh, a full pass), the longest waiting
-        first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`.
+        A step takes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the longest
+        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`.
         """
         self._admit()
         turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.ready]
@@ -127,6 +128,8 @@ class Scheduler:
     def fail_all(self, error: WorkerError) -> list[Outcome]:
         """End every running and waiting request."""
         waiting = [Failure(task.id, error) for task in self._waiting]
+        for task in self._waiting:
+            self._admission.forget(task)
         self._waiting.clear()
         return [*[self._fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
@@ -147,8 +150,11 @@ class Scheduler:
     def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
         for entry in plan.builds:
-            self.counters.num_forwards += 1
             error = result.failed_builds.get(entry)
+            probed = result.similarities.get(entry, {})
+            self.counters.num_forwards += (not entry.built) + len(probed)
+            for edge, similarities in probed.items():
+                self._admission.learn(entry, edge, similarities)
             if error is None:
                 self._cache.mark_built(entry)
                 continue

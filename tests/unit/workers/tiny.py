@@ -59,7 +59,7 @@ def engine_of(
         loaded,
         engine=engine or EngineConfig(),
         kv=kv or KVConfig(pool_bytes=POOL_BYTES, entry_bytes=POOL_BYTES // 2, page_tokens=PAGE_TOKENS),
-        bicache=bicache or BiCacheConfig(),
+        bicache=bicache or BiCacheConfig(probe_positions=0),
         replica=ReplicaId("tiny#1"),
         device=torch.device("cpu"),
         dtype=torch.float32,

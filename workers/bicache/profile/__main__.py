@@ -17,13 +17,17 @@ from workers.models.factbook.people import Split
 from workers.models.factbook.samples import CANVAS, SampleWriter
 from workers.models.loader import load_model
 
+CANVASES = (CANVAS, CANVAS, 2 * CANVAS, 4 * CANVAS)
+"""Canvas lengths taken in turn: longer ones make for smaller ratios."""
+
 
 def fact_sheets(directory: Path, count: int, seed: int) -> Iterator[ProfileSample]:
     """Questions about sheets of the training split: the evaluation split stays unseen."""
     writer = SampleWriter(Tokenizer.from_file(str(directory / "tokenizer.json")), seed, Split.TRAIN)
-    for _ in range(count):
+    for index in range(count):
         sample = writer.draw(1)
-        yield ProfileSample((*sample.prefix, *sample.suffixes[0]), len(sample.prefix), CANVAS)
+        canvas = CANVASES[index % len(CANVASES)]
+        yield ProfileSample((*sample.prefix, *sample.suffixes[0]), len(sample.prefix), canvas)
 
 
 def main(

@@ -73,7 +73,7 @@ class Counter:
             loaded,
             engine=EngineConfig(),
             kv=KVConfig(pool_bytes=1 << 34, entry_bytes=1 << 33),
-            bicache=BiCacheConfig(),
+            bicache=BiCacheConfig(probe_positions=0),
             replica="meta",  # type: ignore[arg-type]
             device=META,
             dtype=torch.bfloat16,

@@ -1,0 +1,133 @@
+"""The guard: an entry's depth is believed only where its states are like the true ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.workers.engine.reference import Decoder
+from tests.unit.workers.tiny import TINY, Answer, drain, engine_of, prompt_of, request_of, run_one, tiny_model
+from workers.api import GenerateRequest
+from workers.bicache.depth import nominal_suffix, trusted_depth
+from workers.config import BiCacheConfig
+from workers.engine import runner
+from workers.engine.engine import Engine
+from workers.models.loader import LoadedModel
+
+PREFIX, SUFFIX = 24, 8
+TABLE = {0: 0, 50: 3}
+
+
+def blind_model(first_seeing: int = TINY.num_layers) -> LoadedModel:
+    """Rows see nothing of each other in layers before `first_seeing`: there, prefix states are always true."""
+    loaded = tiny_model(2, depth_table=TABLE)
+    for layer in loaded.model.layers[:first_seeing]:  # type: ignore[attr-defined]
+        layer.o.weight.zero_()
+    return loaded
+
+
+def guarded(loaded: LoadedModel) -> Engine:
+    return engine_of(loaded, bicache=BiCacheConfig(probe_positions=8, refresh_interval=4))
+
+
+def ask(name: str = "r", seed: int = 9) -> GenerateRequest:
+    prompt = prompt_of(PREFIX) + prompt_of(4, seed)
+    return request_of(prompt, SUFFIX, prefixes=[PREFIX], request_id=name, policy="lean", block_length=4, num_steps=8)
+
+
+def depth_and_cached(engine: Engine, request: GenerateRequest) -> tuple[int, int]:
+    usage = run_one(engine, request).usage
+    assert usage is not None
+    return usage.reuse_depth, usage.cached_tokens
+
+
+def test_true_states_are_reused() -> None:
+    engine = guarded(blind_model())
+    assert depth_and_cached(engine, ask("a")) == (3, 0)
+    assert depth_and_cached(engine, ask("b", seed=1)) == (3, PREFIX)
+
+
+def test_the_layer_behind_the_reused_ones_counts() -> None:
+    """Layer 1 sees the suffix, so layer 2's K/V are false; layers 0 and 1 have true ones. Kept: depths 3 and 1."""
+    engine = guarded(blind_model(first_seeing=1))
+    assert depth_and_cached(engine, ask("a")) == (1, 0)
+    assert depth_and_cached(engine, ask("b")) == (1, PREFIX)
+
+
+def test_false_states_are_not_reused_and_the_answer_is_that_of_depth_zero() -> None:
+    loaded = tiny_model(2, depth_table=TABLE)
+    request = ask()
+    answer = run_one(guarded(loaded), request)
+    assert answer.usage is not None
+    assert answer.usage.reuse_depth == 0
+    decoder = Decoder(loaded, request.token_ids, SUFFIX, PREFIX, depth=0, interval=4)
+    assert answer.token_ids == decoder.lean(4, 8)
+
+
+def test_the_verdict_does_not_depend_on_who_asks_first() -> None:
+    depths = [
+        [depth_and_cached(engine, ask(seed=seed))[0] for seed in order]
+        for order in ((1, 2), (2, 1))
+        for engine in (guarded(blind_model(first_seeing=1)),)
+    ]
+    assert depths == [[1, 1], [1, 1]]
+
+
+def test_the_published_policies_take_the_table_at_its_word() -> None:
+    engine = guarded(tiny_model(2, depth_table=TABLE))
+    prompt = prompt_of(PREFIX + 4)
+    for policy in ("bicache", "bicache-dual"):
+        request = request_of(prompt, SUFFIX, prefixes=[PREFIX], policy=policy, request_id=policy)
+        assert depth_and_cached(engine, request)[0] == 3
+
+
+def test_aborts_while_an_entry_is_prepared_free_it() -> None:
+    engine = guarded(blind_model())
+    engine.submit(ask())
+    engine.scheduler.schedule()
+    assert engine.num_used_pages > 0
+    engine.abort("r")
+    assert engine.num_used_pages == 0
+    engine.check_integrity()
+
+
+def test_a_failed_build_or_probe_costs_the_reuse_and_not_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    for broken in ("similarities", None):
+        engine = guarded(blind_model())
+        with monkeypatch.context() as patch:
+            if broken:
+                patch.setattr(runner, broken, lambda *_: 1 / 0)
+            else:
+                patch.setattr(engine.runner, "build", lambda _: 1 / 0)
+            engine.submit(ask())
+            engine.step()
+        answers = {"r": Answer()}
+        drain(engine, answers)
+        usage = answers["r"].usage
+        assert usage is not None
+        assert usage.reuse_depth == 0
+        engine.check_integrity()
+
+
+def test_depth_ends_one_before_the_first_layer_that_differs() -> None:
+    assert trusted_depth([1.0, 0.99, 0.95, 0.5], 3, 0.9) == 2
+    assert trusted_depth([1.0, 0.5, 0.99, 0.99], 3, 0.9) == 0
+    assert trusted_depth([0.5, 1.0], 1, 0.9) == 0
+    assert trusted_depth([1.0, 1.0, 1.0, 1.0], 3, 0.9) == 3
+    assert trusted_depth([1.0, 1.0, 1.0, 1.0], 4, 0.9) == 4
+
+
+def test_the_probes_suffix_is_the_buckets_longest() -> None:
+    assert nominal_suffix(80, 80, 4096) == 20
+    assert nominal_suffix(80, 0, 200) == 120
+    assert nominal_suffix(200, 99, 4096) == 2
+
+
+def test_similarity_is_one_where_the_suffix_is_not_seen() -> None:
+    engine = guarded(blind_model(first_seeing=2))
+    engine.submit(ask())
+    plan = engine.scheduler.schedule()
+    [probed] = engine.runner.run(plan).similarities.values()
+    [by_layer] = probed.values()
+    torch.testing.assert_close(by_layer[:3], [1.0, 1.0, 1.0], atol=1e-5, rtol=0)
+    assert by_layer[3] < 0.99
