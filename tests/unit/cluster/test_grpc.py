@@ -109,8 +109,18 @@ async def test_a_worker_lost_in_the_middle_of_a_stream_ends_it(stub: InferenceSt
     workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
     call = stub.GenerateStream(pb.GenerateRequest(conversation=TALK, diffusion=BLOCKS))
 
-    assert (await call.read()).text
-    assert await call.code() == grpc.StatusCode.UNAVAILABLE
+    pieces: list[str] = []
+
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await read_into(pieces, call)
+
+    assert len(pieces) == 2
+    assert failure.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def read_into(pieces: list[str], call: grpc.aio.UnaryStreamCall) -> None:
+    async for message in call:
+        pieces.append(message.text)
 
 
 async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService) -> None:
