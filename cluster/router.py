@@ -82,6 +82,8 @@ def demand_of(pending: PendingRequest | None) -> Demand | None:
     """The work that a call to `generate` asks for; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
-            return Demand(request.request_id, len(request.token_ids), request.max_tokens, request.prefixes)
+            return Demand(
+                request.request_id, len(request.token_ids) + len(request.suffix), request.max_tokens, request.prefixes
+            )
         case _:
             return None

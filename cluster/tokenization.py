@@ -21,6 +21,8 @@ from workers.api import PrefixCandidate
 TOKEN_GRID = 128
 """A prompt of bare token ids shows no structure: it may be cut at multiples of this."""
 MAX_BOUNDARIES = 4
+ANCHOR = "."
+"""Stands for the text that a suffix follows."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -94,8 +96,16 @@ class Tokenization:
             case TokenPrompt(token_ids):
                 return self._encode_ids(token_ids)
 
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self._tokenizer)
+    def encode_suffix(self, text: str) -> tuple[int, ...]:
+        """Token ids of text that continues other text: a tokenizer may treat a text's first word in its own way."""
+        before, whole = (list(self._tokenizer(part)["input_ids"]) for part in (ANCHOR, ANCHOR + text))
+        if whole[: len(before)] == before:
+            return tuple(whole[len(before) :])
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """For text that continues that of the tokens `before`."""
+        return Detokenizer(self._tokenizer, before)
 
     def _encode_conversation(self, messages: Sequence[Message]) -> EncodedPrompt:
         """Boundaries: before the first user turn, and before the latest ones, the last included.
@@ -155,9 +165,11 @@ class Detokenizer:
     library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []
+        self._context = list(before[-1:])
+        if self._decode(self._context).endswith(BROKEN):
+            self._context = []
         self._pending: list[int] = []
 
     def push(self, token_ids: Iterable[int]) -> str:

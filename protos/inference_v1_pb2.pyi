@@ -37,21 +37,48 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DiffusionOptions(_message.Message):
-    __slots__ = ("steps", "block_length", "policy", "refresh_interval", "reuse_depth")
+    __slots__ = ("steps", "block_length", "policy", "refresh_interval", "reuse_depth", "unmasking", "timetable", "threshold", "factor", "remask", "guidance", "top_k", "min_tokens", "anchors", "skip_refresh")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_LENGTH_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     REFRESH_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     REUSE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    UNMASKING_FIELD_NUMBER: _ClassVar[int]
+    TIMETABLE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    REMASK_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_REFRESH_FIELD_NUMBER: _ClassVar[int]
     steps: int
     block_length: int
     policy: str
     refresh_interval: int
     reuse_depth: int
-    def __init__(self, steps: _Optional[int] = ..., block_length: _Optional[int] = ..., policy: _Optional[str] = ..., refresh_interval: _Optional[int] = ..., reuse_depth: _Optional[int] = ...) -> None: ...
+    unmasking: str
+    timetable: str
+    threshold: float
+    factor: float
+    remask: int
+    guidance: float
+    top_k: int
+    min_tokens: int
+    anchors: float
+    skip_refresh: bool
+    def __init__(self, steps: _Optional[int] = ..., block_length: _Optional[int] = ..., policy: _Optional[str] = ..., refresh_interval: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., unmasking: _Optional[str] = ..., timetable: _Optional[str] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., remask: _Optional[int] = ..., guidance: _Optional[float] = ..., top_k: _Optional[int] = ..., min_tokens: _Optional[int] = ..., anchors: _Optional[float] = ..., skip_refresh: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion")
+    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion", "suffix", "top_p", "logit_bias")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +89,9 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     DIFFUSION_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
     model: str
     conversation: Conversation
     text: str
@@ -72,7 +102,10 @@ class GenerateRequest(_message.Message):
     stop: _containers.RepeatedScalarFieldContainer[str]
     cache_salt: str
     diffusion: DiffusionOptions
-    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ...) -> None: ...
+    suffix: str
+    top_p: float
+    logit_bias: _containers.ScalarMap[int, float]
+    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., top_p: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens")

@@ -99,9 +99,12 @@ def call_of(request: pb.GenerateRequest) -> Call:
         raise RequestError("temperature must lie between 0 and 2", param="temperature")
     if not all(request.stop):
         raise RequestError("a stop string must not be empty", param="stop")
+    if request.suffix and request.HasField("conversation"):
+        raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
     return Call(
         request_id=uuid.uuid4().hex,
         prompt=prompt_of(request),
+        suffix=request.suffix,
         model=request.model or None,
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
         params=params_of(request),
@@ -134,6 +137,18 @@ def params_of(request: pb.GenerateRequest) -> DecodingParams:
         policy=given("policy"),
         refresh_interval=given("refresh_interval"),
         reuse_depth=given("reuse_depth"),
+        anchors=given("anchors"),
+        skip_refresh=given("skip_refresh"),
+        unmasking=given("unmasking"),
+        timetable=given("timetable"),
+        threshold=given("threshold"),
+        factor=given("factor"),
+        remask=options.remask,
+        guidance=options.guidance,
+        top_p=request.top_p if request.HasField("top_p") else 1.0,
+        top_k=given("top_k"),
+        logit_bias=tuple(request.logit_bias.items()),
+        min_tokens=options.min_tokens,
         temperature=request.temperature,
         seed=request.seed if request.HasField("seed") else None,
     )

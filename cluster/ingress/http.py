@@ -65,6 +65,7 @@ def create_app(
         return await respond(service, body, request, ChatShape, "chatcmpl")
 
     @app.post("/v1/completions", dependencies=guarded)
+    @app.post("/v1/fim/completions", dependencies=guarded)
     async def completion(body: CompletionBody, request: Request) -> Response:
         return await respond(service, body, request, CompletionShape, "cmpl")
 

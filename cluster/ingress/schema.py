@@ -29,6 +29,7 @@ def only(*neutral: Any, reason: str) -> AfterValidator:
 
 Ignored = Any
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)]
 
 
@@ -45,6 +46,16 @@ class DiffusionBody(Body):
     seed: int | None = None
     refresh_interval: int | None = Field(default=None, ge=0)
     reuse_depth: int | None = Field(default=None, ge=0)
+    anchors: float | None = Field(default=None, gt=0, le=1)
+    skip_refresh: bool | None = None
+    unmasking: str | None = None
+    timetable: str | None = None
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    factor: float | None = Field(default=None, ge=0)
+    remask: int = Field(default=0, ge=0)
+    guidance: float = Field(default=0.0, ge=0)
+    top_k: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
 
 
 class StreamOptions(Body):
@@ -58,6 +69,9 @@ class GenerationBody(Body):
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    logit_bias: dict[int, Bias] | None = None
+    """Token id -> what is added to its logits."""
     seed: int | None = None
     stop: Stop | None = None
     stream: bool = False
@@ -66,10 +80,8 @@ class GenerationBody(Body):
     diffusion: DiffusionBody = DiffusionBody()
 
     n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
-    top_p: Annotated[Any, only(1, reason="nucleus sampling is not supported")] = None
     frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
     presence_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
-    logit_bias: Annotated[Any, only({}, reason="logit bias is not supported")] = None
 
     user: Ignored = None
     metadata: Ignored = None
@@ -85,6 +97,7 @@ class GenerationBody(Body):
         return Call(
             request_id=request_id,
             prompt=self.to_prompt(),
+            suffix=self.text_behind(),
             model=self.model,
             max_tokens=self.canvas(),
             params=self._params(),
@@ -94,6 +107,10 @@ class GenerationBody(Body):
 
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
+
+    def text_behind(self) -> str:
+        """What the answer leads up to."""
+        return ""
 
     def canvas(self) -> int | None:
         return self.max_tokens
@@ -110,6 +127,18 @@ class GenerationBody(Body):
             policy=options.policy,
             refresh_interval=options.refresh_interval,
             reuse_depth=options.reuse_depth,
+            anchors=options.anchors,
+            skip_refresh=options.skip_refresh,
+            unmasking=options.unmasking,
+            timetable=options.timetable,
+            threshold=options.threshold,
+            factor=options.factor,
+            remask=options.remask,
+            guidance=options.guidance,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=options.top_k,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            min_tokens=options.min_tokens,
             temperature=self.temperature or 0.0,
             seed=options.seed if options.seed is not None else self.seed,
         )
@@ -164,13 +193,16 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """POST /v1/completions."""
+    """POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
-    suffix: Annotated[Any, only("", reason="infilling is not supported")] = None
+    suffix: str | None = None
     best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
     logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
+
+    def text_behind(self) -> str:
+        return self.suffix or ""
 
     def to_prompt(self) -> Prompt:
         prompt = self.prompt

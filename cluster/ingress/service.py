@@ -14,7 +14,7 @@ from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, 
 from cluster.ingress.events import Event, Finished, Text
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
-from cluster.tokenization import EncodedPrompt, Prompt, Tokenization
+from cluster.tokenization import Conversation, Prompt, Tokenization
 from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, ModelInfo
 
 ATTEMPTS = 3
@@ -28,6 +28,8 @@ class Call:
     request_id: str
     """Unique over all requests."""
     prompt: Prompt
+    suffix: str = ""
+    """Text that follows what is generated."""
     model: str | None = None
     """None: the model that is served."""
     max_tokens: int | None = None
@@ -145,7 +147,8 @@ class InferenceService:
     async def _events(self, call: Call, deadline: float) -> AsyncGenerator[Event, None]:
         """The last event waits until the workers' stream has ended: the replica is then known to be free again."""
         request = await self._request(call)
-        detokenizer, stops = self._tokenization.detokenizer(), StopStrings(call.stop)
+        before = () if isinstance(call.prompt, Conversation) else request.token_ids
+        detokenizer, stops = self._tokenization.detokenizer(before), StopStrings(call.stop)
         finished: Finished | None = None
         async with aclosing(self._workers.generate(request)) as chunks:
             while (chunk := await self._before(deadline, chunks)) is not None:
@@ -180,16 +183,17 @@ class InferenceService:
         if call.model not in {None, "", self.name}:
             raise ModelNotFoundError(f"model {call.model!r} is not served here; this server has {self.name!r}")
         prompt = self._tokenization.encode(call.prompt)
+        suffix = self._tokenization.encode_suffix(call.suffix)
         return GenerateRequest(
             request_id=call.request_id,
             token_ids=prompt.token_ids,
-            max_tokens=self._canvas(call.max_tokens, prompt, info.context_length),
+            max_tokens=self._canvas(call.max_tokens, len(prompt.token_ids) + len(suffix), info.context_length),
             prefixes=prompt.candidates(info.fingerprint, call.cache_salt),
             params=call.params,
+            suffix=suffix,
         )
 
-    def _canvas(self, asked: int | None, prompt: EncodedPrompt, context_length: int) -> int:
-        prompt_tokens = len(prompt.token_ids)
+    def _canvas(self, asked: int | None, prompt_tokens: int, context_length: int) -> int:
         room = context_length - prompt_tokens
         canvas = min(self._max_tokens, room) if asked is None else asked
         if canvas > room or room < 1:
