@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.registry import Collector
 
 from cache_service.types import ReplicaId
+from cluster.ingress.http import create_app
 from cluster.ingress.service import InferenceService
 from cluster.metrics import IngressMetrics
 from cluster.tokenization import Tokenization
 from tests.e2e.checkpoints import write_random_checkpoint
-from tests.unit.cluster.local import LocalWorkers
+from tests.unit.cluster.local import Connect, LocalWorkers
 from workers.config import WorkerConfig
 from workers.worker import Worker
 
@@ -40,3 +45,24 @@ def metrics() -> IngressMetrics:
 @pytest.fixture
 def service(workers: LocalWorkers, random_model: Path, metrics: IngressMetrics) -> InferenceService:
     return InferenceService(workers, Tokenization(random_model), metrics, name="random", max_tokens=16, timeout_s=30.0)
+
+
+@pytest.fixture
+def connect(service: InferenceService, metrics: IngressMetrics) -> Connect:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    async def gather() -> Collector:
+        return metrics.registry
+
+    def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
+        app = create_app(service, api_keys=api_keys, max_body_bytes=max_body_bytes, metrics=gather, lifespan=lifespan)
+        return TestClient(app, raise_server_exceptions=False)
+
+    return connect
+
+
+@pytest.fixture
+def client(connect: Connect) -> TestClient:
+    return connect()

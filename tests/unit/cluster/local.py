@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from fastapi.testclient import TestClient
+
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.worker import Worker
+
+Connect = Callable[..., TestClient]
+"""create_app's `api_keys` and `max_body_bytes` -> a client of that application."""
 
 
 @dataclass

@@ -1,48 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from prometheus_client.registry import Collector
 
 from cluster.errors import ReplicaLostError
-from cluster.ingress.http import create_app
-from cluster.ingress.service import InferenceService
-from cluster.metrics import IngressMetrics
-from tests.unit.cluster.local import Fault, LocalWorkers
+from tests.unit.cluster.local import Connect, Fault, LocalWorkers
+from workers.api import DecodingParams
 from workers.errors import InvalidRequestError, NonFiniteLogitsError, OverloadedError
 
 CHAT = "/v1/chat/completions"
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "How old is Mira?"}]}
 BLOCKS = {"diffusion": {"steps": 16, "block_length": 4}}
-
-Connect = Callable[..., TestClient]
-
-
-@pytest.fixture
-def connect(service: InferenceService, metrics: IngressMetrics) -> Connect:
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
-
-    async def gather() -> Collector:
-        return metrics.registry
-
-    def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
-        app = create_app(service, api_keys=api_keys, max_body_bytes=max_body_bytes, metrics=gather, lifespan=lifespan)
-        return TestClient(app, raise_server_exceptions=False)
-
-    return connect
-
-
-@pytest.fixture
-def client(connect: Connect) -> TestClient:
-    return connect()
 
 
 def data_of(body: str) -> list[Any]:
@@ -93,6 +64,21 @@ def test_completions_take_text_and_token_ids(client: TestClient, workers: LocalW
     assert ids == same_ids == (7, 8)
 
 
+def test_every_option_arrives(client: TestClient, workers: LocalWorkers) -> None:
+    options = {"block_length": 2, "policy": "none", "refresh_interval": 5, "reuse_depth": 0, "remask": 0}
+    sampling = {"temperature": 0.5, "top_p": 0.5, "top_k": 9, "min_tokens": 2}
+    more = {"diffusion": {"steps": 3, "seed": 6, **options}, "logit_bias": {"9": -1.5}, "seed": 5, "max_tokens": 4}
+
+    client.post(CHAT, json=TALK | sampling | more)
+    client.post(CHAT, json=TALK | {"seed": 5, "max_completion_tokens": 3})
+
+    first, second = workers.requests
+    params = first.params
+    assert {name: getattr(params, name) for name in {**options, **sampling}} == options | sampling
+    assert (params.num_steps, params.seed, params.logit_bias, first.max_tokens) == (3, 6, ((9, -1.5),), 4)
+    assert (second.params, second.max_tokens) == (DecodingParams(seed=5), 3)
+
+
 def test_parts_of_a_message_are_joined_and_a_developer_is_the_system(client: TestClient, workers: LocalWorkers) -> None:
     parts = [{"type": "text", "text": "How old "}, {"type": "text", "text": "is Mira?"}]
     for role, content in (("system", "How old is Mira?"), ("developer", parts)):
@@ -125,6 +111,8 @@ def test_what_changes_nothing_is_accepted(client: TestClient, harmless: dict[str
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 2000}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"logit_bias": {"9": 101}}, "logit_bias.9"),
         ({"stop": [""]}, "stop"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
