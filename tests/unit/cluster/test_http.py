@@ -8,7 +8,6 @@ from fastapi.testclient import TestClient
 
 from cluster.errors import ReplicaLostError
 from tests.unit.cluster.local import Connect, Fault, LocalWorkers
-from workers.api import DecodingParams
 from workers.errors import InvalidRequestError, NonFiniteLogitsError, OverloadedError
 
 CHAT = "/v1/chat/completions"
@@ -62,21 +61,6 @@ def test_completions_take_text_and_token_ids(client: TestClient, workers: LocalW
     one, same, ids, same_ids = (request.token_ids for request in workers.requests)
     assert one == same
     assert ids == same_ids == (7, 8)
-
-
-def test_every_option_arrives(client: TestClient, workers: LocalWorkers) -> None:
-    options = {"block_length": 2, "policy": "none", "refresh_interval": 5, "reuse_depth": 0, "remask": 0}
-    sampling = {"temperature": 0.5, "top_p": 0.5, "top_k": 9, "min_tokens": 2}
-    more = {"diffusion": {"steps": 3, "seed": 6, **options}, "logit_bias": {"9": -1.5}, "seed": 5, "max_tokens": 4}
-
-    client.post(CHAT, json=TALK | sampling | more)
-    client.post(CHAT, json=TALK | {"seed": 5, "max_completion_tokens": 3})
-
-    first, second = workers.requests
-    params = first.params
-    assert {name: getattr(params, name) for name in {**options, **sampling}} == options | sampling
-    assert (params.num_steps, params.seed, params.logit_bias, first.max_tokens) == (3, 6, ((9, -1.5),), 4)
-    assert (second.params, second.max_tokens) == (DecodingParams(seed=5), 3)
 
 
 def test_parts_of_a_message_are_joined_and_a_developer_is_the_system(client: TestClient, workers: LocalWorkers) -> None:
