@@ -57,6 +57,7 @@ def placement_to_pb(placement: Placement) -> pb.Placement:
         epoch=placement.epoch,
         context=placement.context,
         heat=placement.heat,
+        token=placement.token,
     )
 
 
@@ -70,6 +71,7 @@ def placement_from_pb(message: pb.Placement) -> Placement:
         epoch=Epoch(message.epoch),
         context=context_id_from_pb(message),
         heat=message.heat,
+        token=FencingToken(message.token) if message.HasField("token") else None,
     )
 
 

@@ -8,6 +8,7 @@ writer was faster, and a copy that applies the same events in the same order is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from heapq import nlargest
 
 from cache_service.errors import InvalidRequest, LeaseRefused
@@ -83,10 +84,20 @@ class Directory:
             if placement.context is None and placement.epoch != 0:
                 raise InvalidRequest(f"a prefix outside of any context stays at epoch 0, got {placement.epoch}")
         latest = {placement.key: placement for placement in placements}
-        changed = [p for p in latest.values() if self._holders.get(p.key, {}).get(p.replica) != p]
+        changed = [p for p in latest.values() if self._is_news(p)]
         return tuple(
             Event(Revision(at + i), EventKind.ANNOUNCED, p.replica, placement=p) for i, p in enumerate(changed)
         )
+
+    def _is_news(self, placement: Placement) -> bool:
+        """Whether it says more than what is known; which build made an entry goes without saying."""
+        known = self.find(placement.key, placement.replica)
+        if known is not None and known.token is not None and placement.token is None:
+            known = replace(known, token=None)
+        return placement != known
+
+    def find(self, key: PrefixKey, replica: ReplicaId) -> Placement | None:
+        return self._holders.get(key, {}).get(replica)
 
     def withdraw(self, lease: Lease, keys: Sequence[PrefixKey], at: Revision) -> tuple[Event, ...]:
         """One event for each of `keys` that the member holds."""

@@ -7,6 +7,8 @@ it refuses; see `cache_service.directory`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from typing import Self
 
 from cache_service.contexts import MAX_STALENESS, Contexts
@@ -33,6 +35,7 @@ from cache_service.types import (
 )
 
 Events = tuple[Event, ...]
+_CONTEXT_OF = attrgetter("context")
 
 
 class State:
@@ -131,11 +134,13 @@ class State:
         """Holders of each key; entries of a context only where at most `max_staleness` epochs behind its newest."""
         if not 0 <= max_staleness <= MAX_STALENESS:
             raise InvalidRequest(f"max_staleness must lie within 0 and {MAX_STALENESS} epochs, got {max_staleness}")
-        found = {
-            key: tuple(p for p in placements if self._is_fresh(p, max_staleness))
-            for key, placements in self.directory.lookup(keys).items()
-        }
-        return {key: placements for key, placements in found.items() if placements}
+        found = self.directory.lookup(keys)
+        for key, placements in tuple(found.items()):
+            if any(map(_CONTEXT_OF, placements)):
+                found[key] = tuple(p for p in placements if self._is_fresh(p, max_staleness))
+                if not found[key]:
+                    del found[key]
+        return found
 
     def hottest(self, count: int) -> tuple[Placement, ...]:
         """The prefixes that served most, hottest first, each with its hottest holder; nothing stale."""
@@ -159,11 +164,13 @@ class State:
 
     def complete(self, lease: Lease, token: FencingToken, placement: Placement, at: Revision) -> Events:
         """The placement that was built under `token`, and the end of the build; none where that was done before."""
-        self._require_current(placement.context, placement.epoch, placement.key)
-        announced = self.directory.announce(lease, [placement], at)
-        if not announced and self.builds.get(placement.key, placement.epoch) is None:
+        self.directory.require(lease)
+        made = replace(placement, token=token)
+        if self.directory.find(made.key, made.replica) == made:
             return ()
-        build = self.builds.require(lease.replica, placement.key, placement.epoch, token)
+        self._require_current(made.context, made.epoch, made.key)
+        build = self.builds.require(lease.replica, made.key, made.epoch, token)
+        announced = self.directory.announce(lease, [made], at)
         return (*announced, *self.builds.finish(build, _after(at, announced)))
 
     def release(self, lease: Lease, key: PrefixKey, epoch: Epoch, token: FencingToken, at: Revision) -> Events:

@@ -41,6 +41,8 @@ class Placement:
     """The shared context whose content at `epoch` this is; without one, the epoch is 0."""
     heat: int = 0
     """Requests that the entry has served, as of its last announcement."""
+    token: FencingToken | None = None
+    """The build that made it, set by the service; an entry that is announced without a build has none."""
 
 
 @dataclass(frozen=True, slots=True)

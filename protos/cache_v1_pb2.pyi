@@ -55,7 +55,7 @@ class Lease(_message.Message):
     def __init__(self, id: _Optional[int] = ..., replica: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("key", "replica", "num_tokens", "safe_depth", "size_bytes", "epoch", "context", "heat")
+    __slots__ = ("key", "replica", "num_tokens", "safe_depth", "size_bytes", "epoch", "context", "heat", "token")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Placement(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     HEAT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     replica: str
     num_tokens: int
@@ -72,7 +73,8 @@ class Placement(_message.Message):
     epoch: int
     context: str
     heat: int
-    def __init__(self, key: _Optional[bytes] = ..., replica: _Optional[str] = ..., num_tokens: _Optional[int] = ..., safe_depth: _Optional[int] = ..., size_bytes: _Optional[int] = ..., epoch: _Optional[int] = ..., context: _Optional[str] = ..., heat: _Optional[int] = ...) -> None: ...
+    token: int
+    def __init__(self, key: _Optional[bytes] = ..., replica: _Optional[str] = ..., num_tokens: _Optional[int] = ..., safe_depth: _Optional[int] = ..., size_bytes: _Optional[int] = ..., epoch: _Optional[int] = ..., context: _Optional[str] = ..., heat: _Optional[int] = ..., token: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("replica", "ttl_s")

@@ -20,6 +20,7 @@ from cache_service.types import (
     Epoch,
     Event,
     EventKind,
+    FencingToken,
     Lease,
     LeaseId,
     Placement,
@@ -62,7 +63,12 @@ class _Grant:
     given_up: bool = False
 
 
-_Place = tuple[PrefixKey, Epoch]
+_Place = tuple[PrefixKey, Epoch, ContextId | None]
+"""What is built once at a time. Contexts of equal content may share a build, but one's end frees it for the other."""
+
+
+def _place(build: Build) -> _Place:
+    return build.key, build.epoch, build.context
 
 
 class HistoryChecker:
@@ -82,6 +88,7 @@ class HistoryChecker:
         self._deleted: dict[ContextId, int] = {}
         self._versions: dict[tuple[ContextId, Epoch], Version] = {}
         self._grants: dict[_Place, _Grant] = {}
+        self._completions: dict[FencingToken, int] = {}
         self._salts: dict[PrefixKey, str] = {}
         self._dead: dict[ReplicaId, float] = {}
 
@@ -135,7 +142,7 @@ class HistoryChecker:
 
         `safe_until` is when the lease of the build, or of its member, can lapse at the earliest.
         """
-        place = (build.key, build.epoch)
+        place = _place(build)
         held = self._grants.get(place)
         if held is not None and build.token <= held.build.token:
             if build.token < self._tokens[place].before(began):
@@ -148,19 +155,24 @@ class HistoryChecker:
         self._grants[place] = _Grant(build, safe_until)
 
     def end_extend(self, build: Build, safe_until: float) -> None:
-        held = self._grants.get((build.key, build.epoch))
+        held = self._grants.get(_place(build))
         if held is not None and held.build.token == build.token:
             held.safe_until = max(held.safe_until, safe_until)
 
     def give_up(self, build: Build) -> None:
         """Call it before the holder asks for the end of its build, or of its membership."""
-        held = self._grants.get((build.key, build.epoch))
+        held = self._grants.get(_place(build))
         if held is not None and held.build.token == build.token:
             held.given_up = True
 
-    def end_complete(self, began: int, build: Build) -> None:
-        """No write is accepted under a token that is lower than one granted before."""
-        newest = self._tokens[build.key, build.epoch].before(began)
+    def begin_complete(self, build: Build) -> None:
+        """Call it before a completion is sent. The answer to a later one may be about this one, if it got through."""
+        self._completions.setdefault(build.token, self.begin())
+        self.give_up(build)
+
+    def end_complete(self, build: Build) -> None:
+        """No write is accepted under a token that is lower than one granted before it was first sent."""
+        newest = self._tokens[_place(build)].before(self._completions[build.token])
         if build.token < newest:
             raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")
 

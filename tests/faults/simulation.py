@@ -24,7 +24,6 @@ from cache_service.types import (
     ContextId,
     DepthLimit,
     Edit,
-    EventKind,
     Lease,
     LeaseId,
     Placement,
@@ -291,14 +290,12 @@ class Client:
             answer = yield lambda: self._extend(build)
             if answer == "extended":
                 sim.checker.end_extend(build, self._guaranteed(began))
-        sim.checker.give_up(build)
-        moment = sim.checker.begin()
+        sim.checker.begin_complete(build)
         entry = self._entry(key, context)
         outcome = yield lambda: sim.service.commit(lambda s, at: s.complete(self._lease, build.token, entry, at))
         self._build = None
         if isinstance(outcome, tuple):
-            if any(event.kind is EventKind.BUILT for event in outcome):
-                sim.checker.end_complete(moment, build)
+            sim.checker.end_complete(build)
         elif isinstance(outcome, FencedToken):
             sim.checker.end_fenced()
 

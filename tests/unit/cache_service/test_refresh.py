@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, StaleEpoch
@@ -58,7 +60,9 @@ def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None
     anna = joined(state, ANNA)
     build = acquire(state, anna)
     assert complete(state, anna, build) == [EventKind.ANNOUNCED, EventKind.BUILT]
-    assert state.directory.lookup([key("a")]) == {key("a"): (placed("a", ANNA),)}
+    made = replace(placed("a", ANNA), token=build.token)
+    assert state.directory.lookup([key("a")]) == {key("a"): (made,)}
+    assert state.announce(anna, [placed("a", ANNA)], state.next_revision) == ()
     assert complete(state, anna, build) == []  # its answer was lost, and it asks again
     assert acquire(state, anna).token > build.token
 
@@ -74,6 +78,15 @@ def test_a_holder_that_slept_through_its_lease_is_fenced_off(state: State) -> No
     with pytest.raises(FencedToken, match=f"granted anew to 'boris' under {new.token}"):
         complete(state, anna, old)
     complete(state, boris, new)
+    with pytest.raises(FencedToken):
+        complete(state, anna, old)
+
+
+def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: State) -> None:
+    anna = joined(state, ANNA)
+    carry_out(state, state.announce(anna, [placed("a", ANNA)], state.next_revision))
+    old = acquire(state, anna)
+    carry_out(state, state.expire({old.lease.id}, state.next_revision))
     with pytest.raises(FencedToken):
         complete(state, anna, old)
 
