@@ -42,7 +42,8 @@ class Setting:
 
 
 SWEEP = tuple(Setting("bicache", depth) for depth in (0, 1, 2, 4, 6, 8, 10))
-PROFILED = tuple(Setting(policy) for policy in ("none", "prefix-naive", "bicache", "lean"))
+MODELS = ["factbook", "factbook-plain"]
+POLICIES = ["prefix-naive", "bicache", "lean"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few questions and settings: under 45 s on 2 cores.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = ["factbook", "factbook-plain"],  # noqa: B006
+    model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = MODELS,
+    policy: Annotated[list[str], typer.Option(help="Policies beside `none`.")] = POLICIES,
     questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 16 with --quick).")] = None,
     sweep: Annotated[bool, typer.Option(help="Fixed reuse depths too, beyond the profile's own.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
@@ -174,8 +176,9 @@ def main(
 ) -> None:
     """Exact match by model, policy and reuse depth, as a table and JSON."""
     count = questions or (16 if quick else 2000)
-    settings = (*PROFILED, *SWEEP) if sweep and not quick else PROFILED
+    settings = [Setting("none"), *map(Setting, policy), *(SWEEP if sweep and not quick else ())]
     place = torch.device(device)
+    named = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name()
     rows: list[Row] = []
     with Progress(transient=True) as progress:
         for name in model:
@@ -185,12 +188,10 @@ def main(
                 answers = bench.answer(setting, progress)
                 baseline = baseline or answers
                 rows.append(row(name, answers, baseline))
-                progress.console.log(rows[-1])
-    named = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name()
-    report = Report("fidelity", rows, bars(rows), named)
+                report = Report("fidelity", rows, bars(rows), named)
+                if json:  # a run of hours is worth keeping where it was cut off
+                    report.write(json)
     report.print()
-    if json:
-        report.write(json)
 
 
 if __name__ == "__main__":
