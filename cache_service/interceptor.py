@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,26 +22,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], call: grpc.HandlerCallDetails
     ) -> Any:
-        handler = await continuation(call)
-        if handler is None or not call.method.startswith(_OURS):
-            return handler
-        method = call.method.rpartition("/")[2]
+        if call.method not in self._handlers:
+            handler = await continuation(call)
+            if handler is None or not call.method.startswith(_OURS):
+                return handler
+            self._handlers[call.method] = self._wrapped(call.method.rpartition("/")[2], handler)
+        return self._handlers[call.method]
+
+    def _wrapped(self, method: str, handler: Any) -> Any:
         if handler.response_streaming:
             return handler._replace(unary_stream=self._streaming(method, handler.unary_stream))
         return handler._replace(unary_unary=self._unary(method, handler.unary_unary))
 
     def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        latency = self._metrics.latency.labels(method)
+
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            start = time.perf_counter()
-            try:
+            with latency.time():
                 async with self._judged(method, context):
                     return await serve(request, context)
-            finally:
-                self._metrics.latency.labels(method).observe(time.perf_counter() - start)
 
         return call
 

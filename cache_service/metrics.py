@@ -31,5 +31,7 @@ class Metrics:
             ("revision", "Newest revision", lambda: store.state.revision),
             ("members", "Members with a live lease", lambda: len(store.state.directory.members())),
             ("placements", "Announced placements", lambda: store.state.directory.num_placements),
+            ("contexts", "Shared contexts", lambda: len(store.state.contexts)),
+            ("builds", "Builds under way", lambda: len(store.state.builds)),
         ):
             Gauge(f"palimpsest_cache_{name}", text, registry=self.registry).set_function(read)

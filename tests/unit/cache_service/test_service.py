@@ -120,6 +120,7 @@ async def test_a_watch_that_history_cannot_continue_is_refused(
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await watch.read()
     assert refusal.value.code() is grpc.StatusCode.OUT_OF_RANGE
+    assert server.service.metrics.registry.get_sample_value("palimpsest_cache_resyncs_total") == 1
 
 
 async def test_a_watch_outlives_the_service_and_gets_a_snapshot_of_its_successor(
@@ -180,6 +181,8 @@ async def test_calls_and_state_are_counted(server: CacheServer, client: CacheCli
     read = server.service.metrics.registry.get_sample_value
     assert read("palimpsest_cache_revision") == 3
     assert read("palimpsest_cache_placements") == 2
+    assert read("palimpsest_cache_members") == 1
+    assert read("palimpsest_cache_contexts") == read("palimpsest_cache_builds") == 0
     assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "OK"}) == 1
     assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "FAILED_PRECONDITION"}) == 1
     assert read("palimpsest_cache_events_total", {"kind": "announced"}) == 2
