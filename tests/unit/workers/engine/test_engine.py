@@ -291,7 +291,7 @@ def test_aborts_free_everything_within_a_step() -> None:
     draw = random.Random(0)
     loaded = tiny_model(depth_table=TABLE)
     engine = engine_of(loaded)
-    for round_ in range(60):
+    for round_ in range(334):
         for number in range(3):
             engine.submit(any_request(draw, 3 * round_ + number))
         for _ in range(draw.randint(0, 4)):
