@@ -43,7 +43,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RedisProcess]]:
 
 
 @asynccontextmanager
-async def opened(url: str, timeout_s: float = 2.0) -> AsyncIterator[RedisStore]:
+async def opened(url: str, timeout_s: float = 10.0) -> AsyncIterator[RedisStore]:
     store = await RedisStore.open(url, history=256, timeout_s=timeout_s)
     try:
         yield store
@@ -120,7 +120,7 @@ async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start:
 
 async def test_a_paused_server_is_unavailable_in_time_and_then_goes_on(start: Callable[..., RedisProcess]) -> None:
     server = start()
-    async with opened(server.url, timeout_s=0.2) as store:
+    async with opened(server.url, timeout_s=1.0) as store:
         lease = await joined(store, ANNA)
         server.pause()
         with pytest.raises(CacheServiceUnavailable):
