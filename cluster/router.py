@@ -32,6 +32,9 @@ class Result(Protocol):
 class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     """Sends a request where the prompt work left to do plus the work queued is least."""
 
+    queue_len_response_deadline_s = 0.5
+    """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
+
     def initialize_state(self, cache_service: str, uncached: float, queued: float) -> None:
         """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`."""
         self._weights = RouterWeights(uncached=uncached, queued=queued)

@@ -13,7 +13,7 @@ from cluster.errors import NotReadyError, ReplicaLostError
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.errors import OverloadedError
 
-PROBE_TIMEOUT_S = 2.0
+PROBE_TIMEOUT_S = 5.0
 
 
 class WorkerReplicas:

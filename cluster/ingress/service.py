@@ -80,6 +80,7 @@ class InferenceService:
         self._max_tokens = max_tokens
         self._timeout_s = timeout_s
         self._info: ModelInfo | None = None
+        self._probe: asyncio.Task[bool] | None = None
 
     async def ready(self) -> bool:
         """Whether a worker answers now."""
@@ -90,7 +91,9 @@ class InferenceService:
     async def model(self) -> ModelInfo:
         """The served model. Raises NotReadyError until a worker has started."""
         if self._info is None:
-            await self.ready()
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self.ready())
+            await asyncio.shield(self._probe)  # one question to the workers for all who wait
         if self._info is None:
             raise NotReadyError("no worker is ready yet; try again shortly, or watch /health")
         return self._info
