@@ -19,6 +19,11 @@ class Turn:
     sequence: Sequence
     run: Pass
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that the model computes for it."""
+        return self.run.num_rows * self.sequence.task.forwards_per_pass
+
 
 @dataclass(frozen=True)
 class StepPlan:

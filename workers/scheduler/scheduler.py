@@ -103,9 +103,9 @@ class Scheduler:
                 budget -= len(entry.token_ids)
         chosen: list[Turn] = []
         for turn in heavy:
-            if not (builds or chosen) or turn.run.num_rows <= budget:
+            if not (builds or chosen) or turn.num_rows <= budget:
                 chosen.append(turn)
-                budget -= turn.run.num_rows
+                budget -= turn.num_rows
         return StepPlan(tuple(builds), (*cheap, *chosen))
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:

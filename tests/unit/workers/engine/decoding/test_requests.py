@@ -151,6 +151,14 @@ def test_guidance_is_lladas(seed: int) -> None:
     assert answer.usage.num_forwards == 2 * answer.usage.num_steps == engine.stats().num_forwards
 
 
+def test_guided_passes_count_twice_in_the_budget() -> None:
+    for guidance, num_turns in ((1.0, 1), (0.0, 3)):
+        engine = engine_of(tiny_model(), engine=EngineConfig(max_heavy_rows=60))
+        for name in "abc":
+            engine.submit(request_of(prompt_of(12), 8, request_id=name, policy="none", guidance=guidance))
+        assert len(engine.scheduler.schedule().turns) == num_turns
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_remasking_gives_unlikely_tokens_a_second_chance(seed: int) -> None:
     draw = random.Random(seed)
