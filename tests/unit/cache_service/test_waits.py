@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from cache_service.client import CacheClient
+from cache_service.types import FIRST_EPOCH, Build, Event, EventKind, FencingToken, Revision, Snapshot
+from cache_service.waits import BuildWaits
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
+
+LONG_S = 30.0
+
+
+def build_of(token: int) -> Build:
+    return Build(key("a"), FIRST_EPOCH, ANNA, FencingToken(token), 5.0)
+
+
+def event(kind: EventKind, token: int, revision: int) -> Event:
+    return Event(Revision(revision), kind, ANNA, build=build_of(token))
+
+
+async def test_a_wait_ends_with_its_build() -> None:
+    waits = BuildWaits()
+    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
+    await asyncio.sleep(0)
+    waits.apply(event(EventKind.GRANTED, 4, 4))
+    waits.apply(event(EventKind.RELEASED, 4, 5))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waits.apply(event(EventKind.BUILT, 3, 6))
+    assert await waiting
+
+
+async def test_a_build_that_ended_before_the_wait_began_is_over() -> None:
+    waits = BuildWaits()
+    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waits.apply(event(EventKind.RELEASED, 3, 4))
+    assert await waits.over(build_of(3), LONG_S)
+
+
+async def test_a_wait_may_begin_before_the_watch_has_heard_of_the_build() -> None:
+    waits = BuildWaits()
+    waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
+    await asyncio.sleep(0)
+    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waits.apply(event(EventKind.BUILT, 3, 5))
+    assert await waiting
+
+
+async def test_a_snapshot_ends_what_it_does_not_list() -> None:
+    waits = BuildWaits()
+    waits.apply(Snapshot(Revision(3), (), (), builds=(build_of(2), build_of(3))))
+    waiting = asyncio.create_task(waits.over(build_of(2), LONG_S))
+    await asyncio.sleep(0)
+    waits.apply(Snapshot(Revision(9), (), (), builds=(build_of(3),)))
+    assert await waiting
+    assert not await waits.over(build_of(3), 0.01)
+
+
+async def test_the_loser_of_an_acquisition_waits_for_the_winner(client: CacheClient) -> None:
+    anna, boris = await client.register(ANNA, ttl_s=60.0), await client.register(BORIS, ttl_s=60.0)
+    waits = BuildWaits()
+
+    async def follow() -> None:
+        async with aclosing(client.watch()) as watch:
+            async for item in watch:
+                waits.apply(item)
+
+    following = asyncio.create_task(follow())
+    mine = await client.acquire(anna, key("a"), ttl_s=60.0)
+    theirs = await client.acquire(boris, key("a"), ttl_s=60.0)
+    waiting = asyncio.create_task(waits.over(theirs, LONG_S))
+    await client.complete(anna, mine, placed("a", ANNA))
+    assert await waiting
+    assert [p.replica for p in (await client.lookup([key("a")]))[key("a")]] == [ANNA]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
