@@ -3,7 +3,7 @@
 The published profile asks whether a prefix's K/V look alike with and without what follows (cosine similarity, over
 theta in all leading layers). That says little about the answer: layer b is never tested, though its K/V come from a
 reused state, and what looks different may be read alike. So the table here asks the model: depth b is safe where the
-tokens that it would commit are those of the exact pass, at every smaller depth too. The canvas is there, masked to
+tokens that the exact pass commits are its tokens as well, at every smaller depth too. The canvas is there, masked to
 several degrees, as in serving; it counts in the ratio. Depth 0 is always legal.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -49,18 +50,17 @@ class ProfileConfig:
     theta: float = 0.97
     """K/V similarity that the published rule asks for."""
     agreement: float = 0.97
-    """Share of tokens, other than EOS, that must stay what the exact pass predicts."""
+    """Share of tokens committed by the exact pass, EOS aside, that reuse must predict too; mean over samples."""
     bucket_percent: int = 10
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One sample: `similarity` of prefix K/V by layer, and agreeing and compared tokens by depth 0..L."""
+    """One sample: `similarity` of prefix K/V by layer, `agreement` of committed tokens by depth 0..L."""
 
     ratio: int
     similarity: tuple[float, ...]
-    agreeing: tuple[int, ...]
-    compared: tuple[int, ...]
+    agreement: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ class Profiler:
             exact_kv: list[KV] = []
             *_, exact = self._layers(self._model.embed(tokens), 0, range(self._num_layers), exact_kv)
             similarity = similarity or [cosine(a, b, prefix) for a, b in zip(alone_kv, exact_kv, strict=True)]
-            logits = self._logits(exact, masked)
-            expected = logits.argmax(-1)
+            surer, expected, rest = surer_half(masked, self._logits(exact, masked))
             for depth, reused in enumerate(self._reused(tokens, states, alone_kv)):
-                predicted = self._logits(reused, masked - prefix).argmax(-1)
+                predicted = self._logits(reused, surer - prefix).argmax(-1)
                 telling = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
                 agreeing[depth] += int(((predicted == expected) & telling).sum())
                 compared[depth] += int(telling.sum())
-            masked = self._commit_surer_half(tokens, masked, logits)
-        return Measurement(sample.ratio, tuple(similarity), tuple(agreeing), tuple(compared))
+            tokens[surer], masked = expected, rest
+        agreement = (same / all_ if all_ else 1.0 for same, all_ in zip(agreeing, compared, strict=True))
+        return Measurement(sample.ratio, tuple(similarity), tuple(agreement))
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
         """The suffix's last hidden states under reuse of 0, 1, ..., L layers."""
@@ -189,13 +189,13 @@ class Profiler:
         logits[:, self._model.config.mask_token_id] = -torch.inf
         return logits
 
-    def _commit_surer_half(self, tokens: Tensor, masked: Tensor, logits: Tensor) -> Tensor:
-        """Fix the more confident half of the masked positions; returns the others."""
-        confidence, chosen = logits.softmax(-1).max(-1)
-        order = confidence.argsort(descending=True, stable=True)
-        surer, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
-        tokens[masked[surer]] = chosen[surer]
-        return masked[rest.sort().values]
+
+def surer_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The half of the masked positions that is predicted more confidently, its tokens, and the other half."""
+    confidence, chosen = logits.softmax(-1).max(-1)
+    order = confidence.argsort(descending=True, stable=True)
+    surer, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    return masked[surer], chosen[surer], masked[rest.sort().values]
 
 
 def cosine(a: KV, b: KV, num_tokens: int) -> float:
@@ -213,15 +213,17 @@ def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profi
 
 
 def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
-    similarity = zip(*(measurement.similarity for measurement in group), strict=True)
-    agreeing = zip(*(measurement.agreeing for measurement in group), strict=True)
-    compared = zip(*(measurement.compared for measurement in group), strict=True)
     return Bucket(
         ratio=ratio,
         num_samples=len(group),
-        similarity=tuple(round(sum(layer) / len(layer), 4) for layer in similarity),
-        agreement=tuple(round(sum(same) / max(1, sum(all_)), 4) for same, all_ in zip(agreeing, compared, strict=True)),
+        similarity=means(measurement.similarity for measurement in group),
+        agreement=means(measurement.agreement for measurement in group),
     )
+
+
+def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    """Column by column."""
+    return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 
 
 def profile_model(

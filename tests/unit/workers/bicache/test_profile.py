@@ -8,13 +8,14 @@ import torch
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, prompt_of, tiny_model
 from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, profile, profile_model
+from workers.bicache.profile.heatmap import colour, save_heatmap
 from workers.models.loader import read_depth_table
 
 CPU = torch.device("cpu")
 
 
 def measured(ratio: int, agreeing: list[int], similarity: list[float]) -> Measurement:
-    return Measurement(ratio, tuple(similarity), tuple(agreeing), tuple([100] * len(agreeing)))
+    return Measurement(ratio, tuple(similarity), tuple(share / 100 for share in agreeing))
 
 
 def test_depth_ends_where_the_tokens_change() -> None:
@@ -43,10 +44,10 @@ def test_what_is_measured_is_what_a_refresh_computes() -> None:
     sample = ProfileSample(prompt_of(20, 3), 14, 8)
     measurement = Profiler(loaded.model, CPU).measure(sample)
     assert sample.ratio == measurement.ratio == 50
-    assert measurement.agreeing[0] == measurement.compared[0]
+    assert measurement.agreement[0] == 1
     assert measurement.similarity[0] > 0.999
     assert min(measurement.similarity[1:]) < 0.97
-    assert any(same < all_ for same, all_ in zip(measurement.agreeing, measurement.compared, strict=True))
+    assert min(measurement.agreement) < 1
 
 
 def test_reused_states_equal_the_references() -> None:
@@ -70,3 +71,16 @@ def test_a_saved_profile_is_read_by_the_loader(tmp_path: Path) -> None:
     made.save(tmp_path / "depth_table.json")
     assert read_depth_table(tmp_path) == made.table
     assert len(json.loads((tmp_path / "depth_table.json").read_text())["buckets"]) == 2
+
+
+def test_the_heat_map_shows_every_layer_and_bucket(tmp_path: Path) -> None:
+    made = profile(
+        [measured(23, [100, 90, 99], [1.0, 0.913]), measured(57, [100, 98, 31], [0.999, 0.25])], ProfileConfig()
+    )
+    save_heatmap(made, tmp_path / "map.svg")
+    picture = (tmp_path / "map.svg").read_text()
+    for shown in ("20&#160;%", "50&#160;%", "1.000", "0.913", "0.990", "0.980*", "0.310"):
+        assert shown in picture
+    assert "0.900*" not in picture
+    assert colour(0.5) == "black on rgb(255,0,80)"
+    assert colour(1.0) == "black on rgb(0,215,80)"
