@@ -17,6 +17,7 @@ from cache_service.feed import Feed
 from cache_service.state import State
 from cache_service.store.base import Decision
 from cache_service.store.redis import codec, scripts
+from cache_service.store.redis.batching import Proposal, batch_of
 from cache_service.store.redis.connect import connect
 from cache_service.store.redis.flight import SharedFlight
 from cache_service.store.redis.scripts import Script
@@ -36,8 +37,9 @@ PAUSE_S = 0.25
 class RedisStore:
     """`Store` that any number of processes share.
 
-    A decision is taken on the local copy and appended by compare-and-set; where another writer was faster, the copy
-    catches up and the decision is taken again. A refusal is raised only from a copy that is known to be up to date.
+    A decision is taken on the local copy and appended by compare-and-set, together with others where it can be; where
+    another writer was faster, the copy catches up and the decision is taken again. A refusal is raised only from a
+    copy that has caught up since it was asked for.
     """
 
     def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str) -> None:
@@ -46,6 +48,7 @@ class RedisStore:
         self._keys = codec.Keys(namespace)
         self._history = history
         self._writing = asyncio.Lock()
+        self._proposals: list[Proposal] = []
         self._catching_up = SharedFlight(self._catch_up)
         self._following: asyncio.Task[None] | None = None
         self._closed = False
@@ -67,21 +70,46 @@ class RedisStore:
         return store
 
     async def commit(self, decide: Decision) -> Sequence[Event]:
-        async with self._writing, _store_errors():
-            up_to_date = False
-            while True:
-                try:
-                    events = decide(self.state, self.state.next_revision)
-                except CacheServiceError:
-                    if up_to_date:
-                        raise
-                    events = ()
-                if not events and up_to_date:
-                    return ()
-                if events and await self._append(events):
-                    return events
-                await self._catching_up()
-                up_to_date = True
+        proposal = Proposal(decide)
+        self._proposals.append(proposal)
+        try:
+            async with self._writing:
+                while not proposal.is_settled:
+                    await self._settle_some()
+        finally:
+            self._proposals.remove(proposal)
+        return proposal.outcome()
+
+    async def _settle_some(self) -> None:
+        """Append what can go together, or catch up; with the store away, refuse all who wait."""
+        waiting = [proposal for proposal in self._proposals if not proposal.is_settled]
+        try:
+            async with _store_errors():
+                if not await self._settle_first(waiting):
+                    await self._catching_up()
+                    for proposal in waiting:
+                        proposal.is_up_to_date = True
+        except CacheServiceUnavailable as error:
+            for proposal in waiting:
+                proposal.refuse(error)
+
+    async def _settle_first(self, waiting: Sequence[Proposal]) -> bool:
+        """Settle the first proposal, and those that go with it; False where the state must catch up before."""
+        first = waiting[0]
+        try:
+            batch = batch_of(waiting, self.state)
+        except CacheServiceError as refusal:
+            if first.is_up_to_date:
+                first.refuse(refusal)
+            return first.is_up_to_date
+        events = [event for _, events in batch for event in events]
+        if events and not await self._append(events):
+            return False
+        if not events and not first.is_up_to_date:
+            return False
+        for proposal, own in batch:
+            proposal.accept(own)
+        return True
 
     async def _append(self, events: Sequence[Event]) -> bool:
         keys, payloads, changes = codec.commit_call(self._keys, events, self.state)
