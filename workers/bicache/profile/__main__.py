@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +14,19 @@ from tokenizers import Tokenizer
 from workers.bicache.profile import ProfileConfig, ProfileSample
 from workers.bicache.profile.report import profile_directory
 from workers.models.bundle import model_directory
-from workers.models.factbook.people import Split
+from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split
 from workers.models.factbook.samples import CANVAS, SampleWriter
+
+SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
+"""Largest sheet and length of the canvas, in turn: small sheets before long canvases show the low ratios."""
 
 
 def fact_sheets(directory: Path, count: int, seed: int) -> Iterator[ProfileSample]:
     """Questions about sheets of the training split: the evaluation split stays unseen."""
     writer = SampleWriter(Tokenizer.from_file(str(directory / "tokenizer.json")), seed, Split.TRAIN)
-    for _ in range(count):
-        sample = writer.draw(1)
-        yield ProfileSample((*sample.prefix, *sample.suffixes[0]), len(sample.prefix), CANVAS)
+    for _, (max_people, canvas) in zip(range(count), cycle(SIZES), strict=False):
+        sample = writer.draw(1, max_people)
+        yield ProfileSample((*sample.prefix, *sample.suffixes[0]), len(sample.prefix), canvas)
 
 
 def main(
