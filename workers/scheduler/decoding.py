@@ -54,5 +54,10 @@ class Decoding:
     """EOS is not chosen at positions before this one."""
 
     @property
+    def reshapes(self) -> bool:
+        """Whether q differs from p."""
+        return self.temperature > 0 or self.top_p < 1 or self.top_k is not None
+
+    @property
     def is_guided(self) -> bool:
         return self.guidance > 0

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from workers.scheduler.decoding import Decoding
 
+LEAST_TEMPERATURE = 1e-30
+"""Lower ones count as this, which float32 still tells from 0."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -68,34 +71,35 @@ def predict(logits: Tensor, sampling: Sampling) -> Prediction:
     """Choose a token for each of the rows [n, vocab]."""
     if sampling.wide:
         logits = logits.double()
-    is_mask = F.one_hot(torch.tensor(sampling.mask_token_id, device=logits.device), logits.shape[-1]).bool()
-    best = logits.masked_fill(is_mask, -torch.inf).argmax(-1)
-    filtered = filtered_logits(logits, best, sampling.decoding)
+    choosable = logits.clone()
+    choosable[:, sampling.mask_token_id] = -torch.inf
+    best = choosable.argmax(-1)
+    if not sampling.decoding.reshapes:
+        return Prediction(logits, logits, best)
+    tempered = temper(logits, sampling.decoding.temperature)
+    keep = top_p(tempered, sampling.decoding.top_p) & top_k(tempered, sampling.decoding.top_k)
+    out = ~keep.scatter(-1, best.unsqueeze(-1), value=True)  # the mask token alone may have passed
     is_greedy = sampling.decoding.temperature == 0
-    token_ids = best if is_greedy else sample(logits, filtered.isfinite() & ~is_mask, sampling)
-    return Prediction(logits, filtered, token_ids)
+    token_ids = best if is_greedy else sample(choosable.masked_fill(out, -torch.inf), sampling)
+    return Prediction(logits, tempered.masked_fill(out, -torch.inf), token_ids)
 
 
-def filtered_logits(logits: Tensor, best: Tensor, decoding: Decoding) -> Tensor:
-    """Tempered logits [n, vocab], -inf for what top-p and top-k leave out: never for the token `best` [n], because
-    the mask token alone may be what passes.
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    """Logits / temperature, the largest of a row at 0, so that nothing overflows upwards; as they are at 0."""
+    if temperature == 0:
+        return logits
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
+
+
+def sample(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Argmax of exp(logits) / (-log u)^temperature, u uniform, in float64: as LLaDA does it. int64 [n].
+
+    Draws from softmax(logits / temperature) (Gumbel-max); never where a logit is -inf.
     """
-    tempered = logits / decoding.temperature if decoding.temperature > 0 else logits
-    if decoding.top_p >= 1 and decoding.top_k is None:
-        return tempered
-    keep = top_p(tempered, decoding.top_p) & top_k(tempered, decoding.top_k)
-    return tempered.masked_fill(~keep.scatter(-1, best.unsqueeze(-1), value=True), -torch.inf)
-
-
-def sample(logits: Tensor, allowed: Tensor, sampling: Sampling) -> Tensor:
-    """Argmax of exp(logits) / (-log u)^temperature over the allowed tokens, u uniform, in float64: as LLaDA does it.
-
-    Draws from softmax(logits / temperature) over these tokens (Gumbel-max). int64 [n].
-    """
-    wide = logits.double().masked_fill(~allowed, -torch.inf)
+    wide = logits.double()
     noise = torch.rand(wide.shape, dtype=torch.float64, device=wide.device, generator=sampling.generator())
     scores = (wide - wide.amax(-1, keepdim=True)).exp() / (-noise.log()) ** sampling.decoding.temperature
-    return scores.masked_fill(~allowed, -1.0).argmax(-1)
+    return scores.masked_fill(wide.isneginf(), -1.0).argmax(-1)
 
 
 def top_p(logits: Tensor, share: float) -> Tensor:

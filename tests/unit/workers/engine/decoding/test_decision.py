@@ -130,6 +130,23 @@ def test_a_temperature_samples_the_tempered_and_filtered_softmax(temperature: fl
     assert share.sum() == share[kept].sum()
 
 
+@pytest.mark.parametrize("unmasking", [Unmasking.ENTROPY, Unmasking.TOPK_MARGIN, Unmasking.MASKGIT_PLUS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_lowest_temperature_is_greedy_and_sure(unmasking: Unmasking, dtype: torch.dtype) -> None:
+    """Even where the mask token has the largest logit; and certainty is a tie."""
+    torch.manual_seed(0)
+    logits = (8 * torch.randn(6, VOCAB)).to(dtype)
+    logits[:, MASK] = torch.tensor([60.0, *[-60.0] * 5])
+    lowest = decide(logits, range(6), Portion(6, 1.0), sampling(unmasking=unmasking, temperature=1e-300))
+    greedy = decide(logits, range(6), Portion(6, 1.0), sampling())
+    assert dict(zip(lowest.positions, lowest.token_ids, strict=True)) == dict(
+        zip(greedy.positions, greedy.token_ids, strict=True)
+    )
+    last = 0 if unmasking is Unmasking.MASKGIT_PLUS else 5
+    assert lowest.positions[-1] == last
+    assert sorted(lowest.positions[:-1]) == list(lowest.positions[:-1])
+
+
 def test_bias_moves_tokens_in_and_out() -> None:
     logits = logits_of((1, 5.0))
     assert decide(logits, [0], Portion(1, 1.0), sampling(logit_bias=((1, -100.0), (7, 2.0)))).token_ids == (7,)
