@@ -1,4 +1,4 @@
-"""The command line: `palimpsest serve`."""
+"""The command line: `palimpsest serve` and `palimpsest profile`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,41 @@ def serve(
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error
     raise typer.Exit(code)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A bundled model's name, or a directory in Hugging Face's layout.")],
+    prompts: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help='JSON lines: {"messages": [{"role", "content"}]}.')
+    ],
+    output: Annotated[
+        Path | None, typer.Option(file_okay=False, show_default="beside the weights", help="Where to write.")
+    ] = None,
+    canvas: Annotated[
+        int, typer.Option(min=1, help="Canvas tokens behind every prompt; they count in the ratio.")
+    ] = 256,
+    agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of committed tokens that reuse must leave alone.")
+    ] = 0.97,
+) -> None:
+    """Measure how deep the model's prefixes can be reused: depth_table.json, and a heat map of it."""
+    from rich.console import Console
+
+    from cluster.profiling import conversation_samples
+    from workers.bicache.profile import ProfileConfig
+    from workers.bicache.profile.report import profile_directory
+    from workers.errors import WorkerError
+    from workers.models.bundle import model_directory
+
+    try:
+        directory = model_directory(model)
+        samples = list(conversation_samples(prompts, directory, canvas))
+        config = ProfileConfig(agreement=agreement)
+        profile_directory(directory, samples, output or directory, config=config, console=Console())
+    except (ClusterError, WorkerError) as error:
+        typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
+        raise typer.Exit(2) from error
 
 
 def without_none(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""`palimpsest profile` on the bundled model and a small conversation file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from cluster.profiling import PromptFileError, conversation_samples
+from workers.models.bundle import model_directory
+from workers.models.loader import read_depth_table
+
+SHEET = {"role": "system", "content": "Mira is 34, lives in Oslo and has a fox. Tobin is 29."}
+QUESTION = {"role": "user", "content": "Who is older, Mira or Tobin?"}
+ANSWER = {"role": "assistant", "content": "Mira."}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Prompts this short gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_a_conversation_is_cut_before_its_last_user_turn(tmp_path: Path) -> None:
+    lines = [{"messages": [SHEET, QUESTION]}, "", {"messages": [SHEET, QUESTION, ANSWER, QUESTION, ANSWER]}]
+    short, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
+    assert long.token_ids[: short.prefix] == short.token_ids[: short.prefix]
+    assert short.prefix < long.prefix < len(long.token_ids)
+    assert len(long.token_ids) - long.prefix == len(short.token_ids) - short.prefix
+    assert short.canvas == 16
+
+
+@pytest.mark.parametrize("line", ["no json", {"prompt": "x"}, {"messages": [SHEET]}])
+def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: object) -> None:
+    path = write(tmp_path / "p.jsonl", {"messages": [SHEET, QUESTION]}, line)
+    with pytest.raises(PromptFileError, match="line 2"):
+        list(conversation_samples(path, model_directory("factbook"), 16))
+
+
+def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", {"messages": [SHEET, QUESTION]})
+    arguments = ["profile", "factbook", "--prompts", str(prompts), "--output", str(tmp_path), "--canvas", "8"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    table = read_depth_table(tmp_path)
+    assert table is not None
+    assert table[0] == 0
+    assert "<svg" in (tmp_path / "depth_table.svg").read_text()
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["profile", "factbook", "--prompts", str(write(tmp_path / "p.jsonl", "x"))])
+    assert done.exit_code == 2
+    assert "line 1" in done.output
