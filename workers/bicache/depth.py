@@ -42,13 +42,10 @@ class DepthTable:
             chosen.append(min(chosen) // 2)
         return frozenset(chosen)
 
-    def edge(self, ratio: int) -> int:
-        """The bucket of a ratio: the largest edge that it reaches."""
-        return max((edge for edge in self.steps if edge <= ratio), default=0)
-
     def lookup(self, ratio: int) -> int:
         """The depth at the largest edge that `ratio` reaches."""
-        return self.steps.get(self.edge(ratio), 0)
+        reached = [edge for edge in self.steps if edge <= ratio]
+        return self.steps[max(reached)] if reached else 0
 
 
 def trusted_depth(similarities: Sequence[float], kept_depth: int, threshold: float) -> int:
@@ -62,7 +59,7 @@ def trusted_depth(similarities: Sequence[float], kept_depth: int, threshold: flo
 
 
 def nominal_suffix(num_prefix: int, edge: int, context_length: int) -> int:
-    """The longest suffix with which a prefix is still in the bucket of `edge`, within the context."""
+    """The longest suffix with which a prefix makes up `edge` percent or more, within the context."""
     room = context_length - num_prefix
     return max(1, min(room, num_prefix * (100 - edge) // max(1, edge)))
 

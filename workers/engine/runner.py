@@ -70,12 +70,12 @@ class Runner:
         """How like the true ones the entry's K/V are; a probe that fails finds no likeness at all."""
         try:
             return {
-                edge: similarities(entry, num_suffix, self._model, self.storage, self._num_probe_positions)
-                for edge, num_suffix in entry.to_probe.items()
+                bucket: similarities(entry, num_suffix, self._model, self.storage, self._num_probe_positions)
+                for bucket, num_suffix in entry.to_probe.items()
             }
         except Exception:
             logger.exception("a probe failed; its prefix is served without reuse")
-            return {edge: [0.0] for edge in entry.to_probe}
+            return {bucket: [0.0] for bucket in entry.to_probe}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""

@@ -16,6 +16,8 @@ from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
 from workers.scheduler.task import Placing, RequestId, Task
 
+PROBE_BUCKET_PERCENT = 10
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -69,20 +71,20 @@ class Admission:
         if cut and cut.handle:
             cut.handle.release()
 
-    def learn(self, entry: PrefixEntry, edge: int, similarities: Sequence[float]) -> None:
+    def learn(self, entry: PrefixEntry, bucket: int, similarities: Sequence[float]) -> None:
         """Take in how like the true K/V an entry's are in one ratio bucket, layer by layer."""
-        entry.to_probe.pop(edge, None)
-        entry.trusted[edge] = trusted_depth(similarities, entry.layout.kv_depth, self._config.probe_similarity)
+        entry.to_probe.pop(bucket, None)
+        entry.trusted[bucket] = trusted_depth(similarities, entry.layout.kv_depth, self._config.probe_similarity)
 
     def _probes(self, task: Task) -> bool:
         return task.policy.adaptive and task.reuse_depth is None and self._config.probe_positions > 0
 
     def _is_probed(self, task: Task, cut: Cut, entry: PrefixEntry) -> bool:
         """Whether a depth can be decided; asks for a probe of the entry otherwise."""
-        edge = self._edge(task, cut.prefix)
-        if entry.dropped or edge in entry.trusted:
+        bucket = self._bucket(task, cut.prefix)
+        if entry.dropped or bucket in entry.trusted:
             return True
-        entry.to_probe[edge] = nominal_suffix(cut.prefix, edge, self._model.context_length)
+        entry.to_probe[bucket] = nominal_suffix(cut.prefix, bucket, self._model.context_length)
         return False
 
     def _trusted(self, task: Task, cut: Cut) -> Cut:
@@ -90,15 +92,16 @@ class Admission:
         if cut.handle is None or not self._probes(task):
             return cut
         entry = cut.handle.entry
-        limit = 0 if entry.dropped else min(cut.depth, entry.trusted[self._edge(task, cut.prefix)])
+        limit = 0 if entry.dropped else min(cut.depth, entry.trusted[self._bucket(task, cut.prefix)])
         depth = max((kept for kept in entry.depths if kept <= limit), default=0)
         if depth == 0:
             cut.handle.release()
             return Cut(self._longest(task))
         return replace(cut, depth=depth)
 
-    def _edge(self, task: Task, num_prefix: int) -> int:
-        return self._depths.edge(ratio_percent(num_prefix, task.total))
+    def _bucket(self, task: Task, num_prefix: int) -> int:
+        """Lower edge of the ratios that share a probe."""
+        return ratio_percent(num_prefix, task.total) // PROBE_BUCKET_PERCENT * PROBE_BUCKET_PERCENT
 
     def _cut(self, task: Task) -> Cut:
         """1. The longest boundary with an entry that serves its depth. 2. A new entry at the longest boundary.

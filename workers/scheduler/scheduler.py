@@ -153,8 +153,8 @@ class Scheduler:
             error = result.failed_builds.get(entry)
             probed = result.similarities.get(entry, {})
             self.counters.num_forwards += (not entry.built) + len(probed)
-            for edge, similarities in probed.items():
-                self._admission.learn(entry, edge, similarities)
+            for bucket, similarities in probed.items():
+                self._admission.learn(entry, bucket, similarities)
             if error is None:
                 self._cache.mark_built(entry)
                 continue
