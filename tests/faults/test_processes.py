@@ -92,7 +92,7 @@ async def unleash(redis: RedisProcess, instances: list[ServiceProcess]) -> Outco
     return Outcome(checker, workers, followers)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_pauses_and_kills_break_no_invariant(tmp_path: Path) -> None:
     with system(tmp_path) as (redis, instances):
         outcome = asyncio.run(unleash(redis, instances))
