@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from cache_service.errors import LeaseRefused
 from cache_service.state import State
@@ -76,6 +76,7 @@ names = st.sampled_from("abc")
 acts = st.tuples(st.sampled_from(["announce", "announce", "withdraw", "leave"]), replicas, names, st.integers(0, 1))
 
 
+@settings(deadline=None)
 @given(st.lists(acts, max_size=8))
 def test_batches_end_where_one_by_one_ends(sequence: list[tuple[str, ReplicaId, str, int]]) -> None:
     def decision(act: str, replica: ReplicaId, name: str, depth: int) -> Decision:

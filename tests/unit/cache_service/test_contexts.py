@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from cache_service.contexts import MAX_STALENESS, spliced
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
@@ -83,6 +83,7 @@ def contexts_and_edits(draw: st.DrawFn) -> tuple[Context, list[Edit]]:
     return context_of(tuple(range(length)), tuple(sorted(masked))), edits
 
 
+@settings(deadline=None)
 @given(contexts_and_edits())
 def test_splices_equal_slices_made_from_the_back(case: tuple[Context, list[Edit]]) -> None:
     context, edits = case

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from cache_service.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
 from cache_service.errors import Compacted
@@ -77,6 +77,7 @@ def test_half_a_snapshot_is_dropped_with_its_stream(cursor: Cursor) -> None:
     assert (cursor.incarnation, cursor.resume()) == ("two", 9)
 
 
+@settings(deadline=None)
 @given(
     num_placements=st.sampled_from([0, 1, PART_PLACEMENTS, PART_PLACEMENTS + 1]),
     num_contexts=st.integers(0, 2),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
+from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from cache_service.errors import CacheServiceError, InvalidRequest, LeaseRefused
@@ -143,3 +144,4 @@ class DirectoryMachine(RuleBasedStateMachine):
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase
+TestDirectoryMachine.settings = settings(deadline=None)
