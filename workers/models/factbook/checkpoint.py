@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from workers.models.factbook.samples import CANVAS
 from workers.models.factbook.tokenizer import EOS, MASK, save_tokenizer, special_id
 from workers.models.layers import Transformer
 from workers.models.llada import LLADA
@@ -64,9 +65,10 @@ def new_model(tokenizer: Tokenizer) -> Transformer:
 
 
 def save_checkpoint(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:
-    """config.json, tokenizer files and model.safetensors in bfloat16."""
+    """config.json, generation_config.json, tokenizer files and model.safetensors in bfloat16."""
     save_tokenizer(directory)
     (directory / "config.json").write_text(json.dumps(raw_config(tokenizer), indent=2) + "\n")
+    (directory / "generation_config.json").write_text(json.dumps({"max_new_tokens": CANVAS}, indent=2) + "\n")
     weights = {
         LLADA.checkpoint_name(name): parameter.detach().to("cpu", torch.bfloat16).contiguous()
         for name, parameter in model.named_parameters()
