@@ -88,6 +88,7 @@ class CacheService:
                 after = events[-1].revision
                 continue
             try:
-                await asyncio.wait_for(store.feed.wait(after), PROGRESS_S)
+                async with asyncio.timeout(PROGRESS_S):
+                    await store.feed.wait(after)
             except TimeoutError:
                 yield Update(incarnation, after)
