@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -17,16 +18,13 @@ import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
+from benchmarks.drive import Place, drive
 from benchmarks.report import Bar, Report, Row, cpu_name
 from cache_service.hashing import prefix_keys
-from cache_service.types import ReplicaId
-from workers.api import DecodingParams, GenerateChunk, GenerateRequest, PrefixCandidate
-from workers.config import BiCacheConfig, EngineConfig, KVConfig
-from workers.engine.engine import Engine
+from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
 from workers.models.factbook.evaluate import wilson
 from workers.models.factbook.samples import CANVAS, Sample, evaluation_samples
-from workers.models.loader import load_model
 
 NUM_STEPS = 16
 CONFIDENCE_Z = 1.96
@@ -62,43 +60,31 @@ class Answers:
 class Bench:
     """One model on one device, and the questions that all settings answer."""
 
-    def __init__(self, name: str, num_questions: int, device: torch.device, dtype: torch.dtype, batch: int) -> None:
-        self.name, self._device, self._dtype, self._batch = name, device, dtype, batch
+    def __init__(self, name: str, num_questions: int, place: Place, batch: int) -> None:
+        self.name, self._place, self._batch = name, place, batch
         tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
         self.samples: list[Sample] = list(evaluation_samples(tokenizer, num_questions))
 
     def answer(self, setting: Setting, progress: Progress) -> Answers:
         """All questions, `batch` at a time, through the engine that serves."""
-        loaded = load_model(model_directory(self.name), device=self._device, dtype=self._dtype)
-        engine = Engine(
-            loaded,
-            engine=EngineConfig(max_batch=self._batch, max_waiting=len(self.samples), max_heavy_rows=1 << 16),
-            kv=KVConfig(),
-            bicache=BiCacheConfig(),
-            replica=ReplicaId("fidelity"),
-            device=self._device,
-            dtype=self._dtype,
-        )
+        loaded = self._place.load(self.name)
+        engine = self._place.engine(loaded, batch=self._batch)
         task = progress.add_task(f"{self.name} {setting.policy} {setting.depth or ''}", total=len(self.samples))
-        tokens: dict[str, list[int]] = {
-            request.request_id: [] for request in self._requests(setting, loaded.fingerprint)
-        }
-        started, forwards, depths = time.perf_counter(), 0, 0
-        for request in self._requests(setting, loaded.fingerprint):
-            engine.submit(request)
-        while engine.has_work:
-            for outcome in engine.step():
-                if not isinstance(outcome, GenerateChunk):
-                    raise outcome.error
-                tokens[outcome.request_id].extend(outcome.token_ids)
-                if outcome.finish_reason and outcome.usage:
-                    forwards += outcome.usage.num_forwards
-                    depths += outcome.usage.reuse_depth
-                    progress.advance(task)
+        started = time.perf_counter()
+        requests = self._requests(setting, loaded.fingerprint)
+        answered = drive(engine, requests, on_answer=lambda: progress.advance(task))
         elapsed_s = time.perf_counter() - started
-        answers = tuple(tuple(answer) for answer in tokens.values())
-        correct = tuple(list(answer) == sample.answers[0] for answer, sample in zip(answers, self.samples, strict=True))
-        return Answers(setting, answers, correct, forwards, depths / len(answers), elapsed_s)
+        return Answers(
+            setting=setting,
+            token_ids=tuple(answer.token_ids for answer in answered),
+            correct=tuple(
+                list(answer.token_ids) == sample.answers[0]
+                for answer, sample in zip(answered, self.samples, strict=True)
+            ),
+            num_forwards=sum(answer.usage.num_forwards for answer in answered),
+            reuse_depth=fmean(answer.usage.reuse_depth for answer in answered),
+            elapsed_s=elapsed_s,
+        )
 
     def _requests(self, setting: Setting, fingerprint: str) -> Iterator[GenerateRequest]:
         params = DecodingParams(
@@ -177,12 +163,12 @@ def main(
     """Exact match by model, policy and reuse depth, as a table and JSON."""
     count = questions or (16 if quick else 2000)
     settings = [Setting("none"), *map(Setting, policy), *(SWEEP if sweep and not quick else ())]
-    place = torch.device(device)
-    named = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name()
+    place = Place(torch.device(device), getattr(torch, dtype))
+    named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
     rows: list[Row] = []
     with Progress(transient=True) as progress:
         for name in model:
-            bench = Bench(name, count, place, getattr(torch, dtype), batch)
+            bench = Bench(name, count, place, batch)
             baseline: Answers | None = None
             for setting in settings:
                 answers = bench.answer(setting, progress)

@@ -38,6 +38,7 @@ class Engine:
         config = loaded.config
         self._model, self._engine, self._bicache, self._replica = config, engine, bicache, replica
         storage = PageStorage(config, pool_bytes=kv.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device)
+        self._page_bytes = storage.page_bytes
         self._pool = PagePool(storage.num_pages)
         self._cache = PrefixCache(self._pool, storage, config, budget_bytes=kv.entry_bytes)
         depths = DepthTable.for_model(config, loaded.depth_table)
@@ -48,6 +49,10 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.num_running or self.scheduler.num_waiting)
+
+    @property
+    def page_bytes(self) -> int:
+        return self._page_bytes
 
     @property
     def num_used_pages(self) -> int:

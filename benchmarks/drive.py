@@ -1,0 +1,76 @@
+"""An engine without a server around it: requests in, whole answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from cache_service.types import ReplicaId
+from workers.api import GenerateChunk, GenerateRequest, Usage
+from workers.config import BiCacheConfig, EngineConfig, KVConfig
+from workers.engine.engine import Engine
+from workers.models.bundle import model_directory
+from workers.models.loader import LoadedModel, load_model
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One finished request."""
+
+    token_ids: tuple[int, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a benchmark runs."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def load(self, name: str) -> LoadedModel:
+        """A bundled model, or a directory."""
+        return load_model(model_directory(name), device=self.device, dtype=self.dtype)
+
+    def engine(self, loaded: LoadedModel, *, batch: int) -> Engine:
+        """An empty engine that takes any number of requests and lets refreshes run together."""
+        return Engine(
+            loaded,
+            engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=1 << 16),
+            kv=KVConfig(),
+            bicache=BiCacheConfig(),
+            replica=ReplicaId("benchmark"),
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def drive(
+    engine: Engine,
+    requests: Iterable[GenerateRequest],
+    *,
+    on_answer: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[Answered]:
+    """Run `requests` to their ends; answers in the requests' order. Raises the first failure."""
+    tokens: dict[str, list[int]] = {}
+    usages: dict[str, Usage] = {}
+    for request in requests:
+        engine.submit(request)
+        tokens[request.request_id] = []
+    while engine.has_work:
+        for outcome in engine.step():
+            if not isinstance(outcome, GenerateChunk):
+                raise outcome.error
+            tokens[outcome.request_id].extend(outcome.token_ids)
+            if outcome.finish_reason and outcome.usage:
+                usages[outcome.request_id] = outcome.usage
+                on_answer()
+        on_step()
+    return [Answered(tuple(answer), usages[name]) for name, answer in tokens.items()]

@@ -1,0 +1,155 @@
+"""How fast each cache policy decodes: policy x batch x prefix ratio, warm, in one run on one machine.
+
+All requests of a batch share one prefix, which an earlier request has brought in where the policy keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import Progress
+from tokenizers import Tokenizer
+
+from benchmarks.drive import Place, drive
+from benchmarks.report import Bar, Report, Row, cpu_name
+from cache_service.hashing import prefix_keys
+from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
+from workers.models.bundle import model_directory
+from workers.models.factbook.samples import CANVAS, Sample, evaluation_samples
+from workers.models.loader import LoadedModel
+
+NUM_STEPS = 16
+BAR_RATIO, BAR_BATCH, BAR_SPEEDUP = 80, 8, 3.0
+POLICIES = ["none", "dual", "bicache", "bicache-dual", "lean"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`batch` questions behind one prefix that is `ratio` percent of each request."""
+
+    batch: int
+    ratio: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One policy under one workload. Seconds are of the fastest of several runs: the machine's noise only adds."""
+
+    elapsed_s: float
+    num_steps: int
+    num_forwards: int
+    canvas_tokens: int
+    answer_tokens: int
+    peak_bytes: int
+
+
+class Bench:
+    """One loaded model and the prompts that every policy gets."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self._place = place
+        self._loaded: LoadedModel = place.load(name)
+        tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
+        self._samples: list[Sample] = list(evaluation_samples(tokenizer, 64))
+
+    def time(self, policy: str, workload: Workload, repeats: int) -> Timing:
+        engine = self._place.engine(self._loaded, batch=workload.batch)
+        drive(engine, self._requests(policy, Workload(1, workload.ratio), "warm-up"))
+        best: Timing | None = None
+        for repeat in range(repeats):
+            peak_pages, num_steps, before = 0, 0, engine.stats()
+
+            def observe() -> None:
+                nonlocal peak_pages, num_steps
+                peak_pages, num_steps = max(peak_pages, engine.num_used_pages), num_steps + 1
+
+            self._place.synchronize()
+            started = time.perf_counter()
+            answers = drive(engine, self._requests(policy, workload, str(repeat)), on_step=observe)
+            self._place.synchronize()
+            timing = Timing(
+                elapsed_s=time.perf_counter() - started,
+                num_steps=num_steps,
+                num_forwards=sum(answer.usage.num_forwards for answer in answers),
+                canvas_tokens=engine.stats().num_canvas_tokens - before.num_canvas_tokens,
+                answer_tokens=sum(answer.usage.completion_tokens for answer in answers),
+                peak_bytes=peak_pages * engine.page_bytes,
+            )
+            best = timing if best is None or timing.elapsed_s < best.elapsed_s else best
+        assert best is not None
+        return best
+
+    def _requests(self, policy: str, workload: Workload, label: str) -> Iterator[GenerateRequest]:
+        """Questions cut or padded to one length, behind sheets that are cut to the ratio's length."""
+        question = self._samples[0].suffixes[0]
+        num_prefix = round((len(question) + CANVAS) * workload.ratio / (100 - workload.ratio))
+        pool = [token for sample in self._samples for token in sample.prefix]
+        params = DecodingParams(num_steps=NUM_STEPS, block_length=CANVAS, policy=policy)
+        for index in range(workload.batch):
+            token_ids = (*pool[:num_prefix], *self._samples[index % len(self._samples)].suffixes[0])
+            [key] = prefix_keys(self._loaded.fingerprint, "", token_ids, [num_prefix])
+            yield GenerateRequest(f"{label}-{index}", token_ids, CANVAS, (PrefixCandidate(num_prefix, key),), params)
+
+
+def row(policy: str, workload: Workload, timing: Timing, baseline: Timing) -> Row:
+    """One line of the table; `speedup` is in canvas tokens a second, against policy `none`."""
+    speed = timing.canvas_tokens / timing.elapsed_s
+    return {
+        "policy": policy,
+        "batch": workload.batch,
+        "ratio": workload.ratio,
+        "canvas_tokens_per_s": speed,
+        "answer_tokens_per_s": timing.answer_tokens / timing.elapsed_s,
+        "tokens_per_forward": timing.canvas_tokens / timing.num_forwards,
+        "ms_per_step": 1000 * timing.elapsed_s / timing.num_steps,
+        "forwards_saved": baseline.num_forwards - timing.num_forwards,
+        "peak_mib": timing.peak_bytes / (1 << 20),
+        "speedup": speed / (baseline.canvas_tokens / baseline.elapsed_s),
+    }
+
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """`lean` against `none`, where prefixes are long and requests many."""
+    name = f"lean: canvas tokens/s against none at ratio 0.{BAR_RATIO // 10}, batch {BAR_BATCH}"
+    return [
+        Bar(name, found["speedup"], ">=", BAR_SPEEDUP)
+        for found in rows
+        if (found["policy"], found["batch"], found["ratio"]) == ("lean", BAR_BATCH, BAR_RATIO)
+    ]
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="The bar's workload alone: under 45 s on 2 cores.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
+    model: Annotated[str, typer.Option(help="A bundled model.")] = "factbook",
+    policy: Annotated[list[str], typer.Option(help="Policies to time; `none` is always first.")] = POLICIES,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Canvas tokens a second by policy, batch and prefix ratio, as a table and JSON."""
+    place = Place(torch.device(device), getattr(torch, dtype))
+    bench = Bench(model, place)
+    workloads = [Workload(batch, ratio) for batch in (1, 8, 16) for ratio in (50, 80, 90)]
+    rows: list[Row] = []
+    with Progress(transient=True) as progress:
+        for workload in progress.track([Workload(BAR_BATCH, BAR_RATIO)] if quick else workloads):
+            baseline = bench.time("none", workload, repeats=2)
+            rows.append(row("none", workload, baseline, baseline))
+            for name in policy:
+                if name != "none":
+                    rows.append(row(name, workload, bench.time(name, workload, repeats=2), baseline))
+    named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
+    report = Report("engine", rows, bars(rows), named)
+    report.print()
+    if json:
+        report.write(json)
+
+
+if __name__ == "__main__":
+    typer.run(main)
