@@ -160,7 +160,7 @@ async def test_a_unix_socket_will_do(start: Callable[..., RedisProcess], tmp_pat
 
 
 async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisProcess]) -> None:
-    server = start("--cluster-enabled", "yes")
+    server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
         await eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
