@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,16 @@ from openai import OpenAI
 
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.checkpoints import write_random_checkpoint
-from tests.e2e.system import System, running
+from tests.e2e.system import PATIENCE_S, System, running
 from workers.models.bundle import bundled_models
 
 BUNDLED = "factbook"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def orderly_end() -> None:
+    """A run that is told to end takes the systems that it started with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +48,7 @@ def knowing_system(system: System) -> System:
 
 @pytest.fixture
 def client(system: System) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{system.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{system.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -25,5 +25,10 @@ def chat(system: str, question: str = "Where does Ada live?") -> list[Any]:
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
-SLOW: dict[str, Any] = {"max_tokens": 700, "diffusion": {"steps": 700, "block_length": 700, "policy": "none"}}
-"""A request that keeps a worker busy for seconds."""
+def busy(num_tokens: int) -> dict[str, Any]:
+    """A request that takes one pass over everything for each of its tokens, and doesn't end before them."""
+    options = {"steps": num_tokens, "block_length": num_tokens, "min_tokens": num_tokens, "policy": "none"}
+    return {"max_tokens": num_tokens, "diffusion": options}
+
+
+LONG, ENDLESS = busy(96), busy(700)

@@ -17,7 +17,9 @@ import httpx2 as httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
+PATIENCE_S = 90.0
+"""Far more than anything here takes, unless the machine is busy with other things."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class System:
         return f"127.0.0.1:{self.grpc_port}"
 
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=PATIENCE_S)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60)
+        return httpx.get(self.url + path, timeout=PATIENCE_S)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum over the samples of that name which carry these labels."""
@@ -101,7 +103,7 @@ def await_ready(system: System) -> None:
 def stop(system: System, number: int = signal.SIGINT) -> int:
     """Signal the whole process group, as a terminal does at Ctrl-C, and wait for the exit code."""
     os.killpg(system.process.pid, number)
-    return system.process.wait(30)
+    return system.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -115,10 +117,12 @@ def running(model: str, log: Path, *options: str) -> Iterator[System]:
             stop(system)
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float, message: Callable[[], str] = lambda: "") -> None:
+def eventually(
+    condition: Callable[[], bool], timeout_s: float = PATIENCE_S, message: Callable[[], str] = lambda: ""
+) -> None:
     """Wait until `condition` holds; fails with `message` when it doesn't within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(message() or "the condition didn't come to hold")
-        time.sleep(0.2)
+        time.sleep(0.05)

@@ -9,7 +9,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.e2e.prompts import SLOW, chat, sheet
+from tests.e2e.prompts import LONG, chat, sheet
 from tests.e2e.system import System, eventually
 
 WORKER = "ServeReplica:palimpsest:DiffusionWorker"
@@ -25,8 +25,8 @@ def test_a_killed_worker_fails_no_request(system: System) -> None:
     body = {"messages": chat(sheet("Rosa")), "max_tokens": 8}
     held_by = replica_of(system.post("/v1/chat/completions", body).json())
     with ThreadPoolExecutor() as pool:
-        in_flight = pool.submit(system.post, "/v1/chat/completions", body | SLOW)
-        eventually(lambda: system.metric("palimpsest_worker_running", replica=held_by) == 1, 10)
+        in_flight = pool.submit(system.post, "/v1/chat/completions", body | LONG)
+        eventually(lambda: system.metric("palimpsest_worker_running", replica=held_by) == 1)
 
         system.worker(held_by).kill()
 
@@ -35,13 +35,13 @@ def test_a_killed_worker_fails_no_request(system: System) -> None:
     assert replica_of(in_flight.result().json()) != held_by
     assert [response.status_code for response in later] == [200] * 20
     assert held_by not in {replica_of(response.json()) for response in later}
-    eventually(lambda: len(system.processes(WORKER)) == 2, 30)
+    eventually(lambda: len(system.processes(WORKER)) == 2)
 
 
 def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(system: System) -> None:
     body = {"messages": chat(sheet("Stella")), "max_tokens": 8}
     first = system.post("/v1/chat/completions", body).json()
-    eventually(lambda: system.metric("palimpsest_router_placements") > 0, 10)
+    eventually(lambda: system.metric("palimpsest_router_placements") > 0)
     [service] = system.processes("-m cache_service")
 
     service.send_signal(signal.SIGKILL)
@@ -50,8 +50,8 @@ def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(s
 
     assert meanwhile.status_code == 200
     assert replica_of(meanwhile.json()) == replica_of(first)
-    eventually(lambda: serving(system.cache_port), 20)
-    eventually(lambda: system.metric("palimpsest_router_placements") > 0, 30)
+    eventually(lambda: serving(system.cache_port))
+    eventually(lambda: system.metric("palimpsest_router_placements") > 0)
     after = system.post("/v1/chat/completions", body).json()
     assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 

@@ -46,7 +46,7 @@ def test_control_c_ends_everything(tmp_path: Path, random_model: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_model: Path, number: int) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
-    eventually(lambda: len(descendants(system)) > 4, 60)
+    eventually(lambda: len(descendants(system)) > 4)
     started = descendants(system)
 
     code = stop(system, number)
@@ -57,13 +57,13 @@ def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_mod
 
 def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
-    eventually(lambda: len(descendants(system)) > 4, 60)
+    eventually(lambda: len(descendants(system)) > 4)
     started = descendants(system)
 
     system.process.kill()
     system.process.wait()
 
-    eventually(lambda: left(started) == [], 20, lambda: "\n".join(left(started)))
+    eventually(lambda: left(started) == [], message=lambda: "\n".join(left(started)))
 
 
 def test_a_taken_port_is_told_before_anything_starts(system: System, random_model: Path) -> None:
