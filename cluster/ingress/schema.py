@@ -74,10 +74,12 @@ class GenerationBody(Body):
     """Token id -> what is added to its logits."""
     seed: int | None = None
     stop: Stop | None = None
-    stream: bool = False
+    ignore_eos: bool | None = None
+    """As load generators ask of vLLM: fill the whole canvas."""
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
-    diffusion: DiffusionBody = DiffusionBody()
+    diffusion: DiffusionBody | None = None
 
     n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
     frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
@@ -119,8 +121,16 @@ class GenerationBody(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def _whole_canvas(self) -> int:
+        canvas = self.canvas()
+        if canvas is None:
+            raise RequestError(
+                "ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos"
+            )
+        return canvas
+
     def _params(self) -> DecodingParams:
-        options = self.diffusion
+        options = self.diffusion or DiffusionBody()
         return DecodingParams(
             num_steps=options.steps,
             block_length=options.block_length,
@@ -138,7 +148,7 @@ class GenerationBody(Body):
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=options.top_k,
             logit_bias=tuple((self.logit_bias or {}).items()),
-            min_tokens=options.min_tokens,
+            min_tokens=self._whole_canvas() if self.ignore_eos else options.min_tokens,
             temperature=self.temperature or 0.0,
             seed=options.seed if options.seed is not None else self.seed,
         )

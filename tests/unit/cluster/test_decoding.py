@@ -52,6 +52,15 @@ def test_every_option_arrives_over_http(client: TestClient, workers: LocalWorker
     assert params == [PARAMS, DecodingParams(**OTHERS), DecodingParams(unmasking="factor", factor=1.5)]
 
 
+def test_ignore_eos_fills_the_canvas(client: TestClient, workers: LocalWorkers) -> None:
+    body = {"prompt": "Mira", "max_tokens": 9, "stream": None, "diffusion": None}
+    assert client.post("/v1/completions", json=body | {"ignore_eos": True}).json()["usage"]["completion_tokens"] == 9
+    assert workers.requests[0].params.min_tokens == 9
+
+    refused = client.post("/v1/completions", json={"prompt": "Mira", "ignore_eos": True})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "ignore_eos")
+
+
 async def test_every_option_arrives_over_grpc(service: InferenceService, workers: LocalWorkers) -> None:
     async with (
         serving(service, "127.0.0.1:0", frozenset()) as port,
