@@ -73,14 +73,17 @@ def start_ray(config: ClusterConfig, directory: Path) -> None:
     """A Ray of our own: it joins no other one that runs on this machine, and reserves no more than is asked for."""
     replicas = 2 if config.replicas == "auto" else config.replicas
     needed = math.ceil(replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, needed),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        _temp_dir=str(directory),
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, needed),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(directory),
+        )
+    except Exception as error:
+        raise StartError(f"Ray doesn't start on this machine: {error} Is the machine busy? Then try again.") from error
 
 
 def greeting(config: ClusterConfig) -> str:
