@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,12 +59,14 @@ def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_mod
 def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
     eventually(lambda: len(descendants(system)) > 4)
-    started = descendants(system)
+    started, directories = descendants(system), run_directories(system)
 
     system.process.kill()
     system.process.wait()
 
     eventually(lambda: left(started) == [], message=lambda: "\n".join(left(started)))
+    for directory in directories:
+        shutil.rmtree(directory)
 
 
 def test_a_taken_port_is_told_before_anything_starts(system: System, random_model: Path) -> None:
