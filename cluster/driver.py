@@ -5,6 +5,7 @@ Started by `cluster.supervisor`, which ends it and whatever it leaves.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -12,8 +13,11 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import ray
 import typer
 from ray import serve
@@ -29,6 +33,7 @@ from workers.models.loader import architecture_of, check_dimensions, read_json, 
 
 OBJECT_STORE_BYTES = 128 << 20
 """Chunks are small and travel inline; Ray's own default would take a third of the memory."""
+PARENT_CHECK_S, GRACE_S = 1.0, 6.0
 SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
 QUESTION = "Where does Linus live?"
 
@@ -106,7 +111,19 @@ def reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host
 
 
+def end_with(parent: int) -> None:
+    """End this process and all of Ray some seconds after `parent`: a Ray that is starting may miss its signal."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    time.sleep(GRACE_S)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     except (ClusterError, WorkerError) as failure:
