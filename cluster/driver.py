@@ -27,6 +27,7 @@ from ray.serve.schema import LoggingConfig
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
+from cluster.supervisor import no_orphans
 from cluster.tokenization import Tokenization
 from workers.errors import WorkerError
 from workers.models.loader import architecture_of, check_dimensions, read_json, shard_files
@@ -124,9 +125,10 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except (ClusterError, WorkerError) as failure:
-        sys.exit(f"palimpsest: {failure}")
-    except KeyboardInterrupt:
-        ray.shutdown()
+    with no_orphans():
+        try:
+            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        except (ClusterError, WorkerError) as failure:
+            sys.exit(f"palimpsest: {failure}")
+        except KeyboardInterrupt:
+            ray.shutdown()
