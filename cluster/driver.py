@@ -5,7 +5,6 @@ Started by `cluster.supervisor`, which ends it and whatever it leaves.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -17,7 +16,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import ray
 import typer
 from ray import serve
@@ -27,14 +25,14 @@ from ray.serve.schema import LoggingConfig
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
-from cluster.supervisor import no_orphans
+from cluster.supervisor import GRACE_S, end_descendants, no_orphans
 from cluster.tokenization import Tokenization
 from workers.errors import WorkerError
 from workers.models.loader import architecture_of, check_dimensions, read_json, shard_files
 
 OBJECT_STORE_BYTES = 128 << 20
 """Chunks are small and travel inline; Ray's own default would take a third of the memory."""
-PARENT_CHECK_S, GRACE_S = 1.0, 6.0
+PARENT_CHECK_S = 1.0
 SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
 QUESTION = "Where does Linus live?"
 
@@ -117,9 +115,7 @@ def end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     time.sleep(GRACE_S)
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    end_descendants()
     os._exit(1)
 
 

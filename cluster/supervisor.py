@@ -146,13 +146,18 @@ def no_orphans() -> Iterator[None]:
     finally:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        this = psutil.Process()
-        for end in (psutil.Process.terminate, psutil.Process.kill):
-            remaining = this.children(recursive=True)
-            for child in remaining:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    end(child)
-            psutil.wait_procs(remaining, timeout=KILL_GRACE_S)
+        end_descendants()
+
+
+def end_descendants() -> None:
+    """Ask every process below this one to end, and kill what doesn't."""
+    this = psutil.Process()
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        remaining = this.children(recursive=True)
+        for child in remaining:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(child)
+        psutil.wait_procs(remaining, timeout=KILL_GRACE_S)
 
 
 @contextmanager
