@@ -159,14 +159,14 @@ def main(
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
     model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = MODELS,
     policy: Annotated[list[str], typer.Option(help="Policies beside `none`.")] = POLICIES,
-    questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 16 with --quick).")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 8 with --quick).")] = None,
     sweep: Annotated[bool, typer.Option(help="Fixed reuse depths too, beyond the profile's own.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     batch: Annotated[int, typer.Option(help="Requests that the engine runs together.")] = 8,
 ) -> None:
     """Exact match by model, policy and reuse depth, as a table and JSON."""
-    count = questions or (16 if quick else 2000)
+    count = questions or (8 if quick else 2000)
     settings = [Setting("none"), *map(Setting, policy), *(SWEEP if sweep and not quick else ())]
     place = Place(torch.device(device), getattr(torch, dtype))
     named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
