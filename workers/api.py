@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from cache_service.types import PrefixKey, ReplicaId
+from cache_service.types import ContextId, Epoch, PrefixKey, ReplicaId
 
 
 class FinishReason(enum.Enum):
@@ -16,11 +16,21 @@ class FinishReason(enum.Enum):
 
 
 @dataclass(frozen=True)
+class ContextEpoch:
+    """A shared context at one of its epochs."""
+
+    context: ContextId
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
 class PrefixCandidate:
     """A boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
 
     num_tokens: int
     key: PrefixKey
+    content_of: ContextEpoch | None = None
+    """The shared context whose whole content the prefix is; its entry goes stale with that epoch."""
 
 
 @dataclass(frozen=True)
