@@ -77,6 +77,34 @@ class DecodingParams:
     """Leave out refreshes while attention to the prefix stays put; policy `lean` only."""
 
 
+class ContextMode(enum.Enum):
+    """Which epoch of a shared context a request goes by."""
+
+    PIN = "pin"
+    """The one that it began with, to its end."""
+    FOLLOW = "follow"
+    """The newest at each block start."""
+
+
+@dataclass(frozen=True)
+class ContextRead:
+    """The shared context whose content at `at.epoch` the first `num_tokens` token ids of a request are."""
+
+    at: ContextEpoch
+    num_tokens: int
+    mode: ContextMode = ContextMode.PIN
+    max_staleness: int = 0
+    """In mode `follow`: epochs that the request may lie behind at a block start without adopting the newest."""
+
+    @property
+    def follows(self) -> bool:
+        return self.mode is ContextMode.FOLLOW
+
+    def is_behind(self, newest: Epoch) -> bool:
+        """By more than it may be."""
+        return newest - self.at.epoch > self.max_staleness
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """A canvas of masks to denoise behind a prompt of token ids, in front of a suffix, and holes in the prompt."""
@@ -90,6 +118,8 @@ class GenerateRequest:
     params: DecodingParams = field(default_factory=DecodingParams)
     suffix: tuple[int, ...] = ()
     """Token ids behind the canvas: text to fill up to."""
+    context: ContextRead | None = None
+    """Whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
     holes: tuple[int, ...] = ()
     """Ascending positions in `token_ids` that are denoised too, whatever ids stand there. Never filled with EOS: what
     follows them is known. Their tokens come before the canvas's.
@@ -111,6 +141,8 @@ class Usage:
     policy: str
     reuse_depth: int
     replica: ReplicaId
+    epochs: tuple[Epoch, ...] = ()
+    """Of the shared context that the request reads: those that its passes went by, in order."""
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ class BiCacheConfig:
     """Cosine of that attention, then and now, from which on it counts as unchanged."""
     max_skips: int = 3
     """Refreshes that may be left out in a row."""
+    follow_timeout_s: float = 0.5
+    """Seconds that a request in follow mode waits, at a block start, to hear of the newest epoch of its context, before
+    it goes on with the one that it has."""
 
     def __post_init__(self) -> None:
         require(self.entry_depths >= 1, f"bicache.entry_depths must be at least 1, got {self.entry_depths}")
@@ -85,6 +88,7 @@ class BiCacheConfig:
         require(-1 <= self.probe_similarity <= 1, f"bicache.probe_similarity is a cosine, got {self.probe_similarity}")
         require(0 < self.anchors <= 1, f"bicache.anchors must lie in (0, 1], got {self.anchors}")
         require(-1 <= self.skip_similarity <= 1, f"bicache.skip_similarity is a cosine, got {self.skip_similarity}")
+        require(self.follow_timeout_s > 0, f"bicache.follow_timeout_s must be positive, got {self.follow_timeout_s}")
         require(self.max_skips >= 0, f"bicache.max_skips must not be negative, got {self.max_skips}")
         require(
             self.refresh_interval >= 0,

@@ -12,11 +12,12 @@ class UnsupportedModelError(WorkerError):
 
 
 class InvalidRequestError(WorkerError):
-    """The request asks for something that can't be done; `param` names the field at fault."""
+    """The request asks for something that can't be done; `param` names the field at fault, `code` the kind of fault."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class OverloadedError(WorkerError):

@@ -10,10 +10,11 @@ import torch
 
 from cache_service.types import ReplicaId
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
+from workers.bicache.following import FollowThread
 from workers.bicache.sync import SyncThread
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, EngineClosedError
+from workers.engine.front import AsyncEngine, EngineClosedError, Follow, unanswered
 from workers.metrics import WorkerMetrics
 from workers.models.loader import load_model
 
@@ -40,10 +41,13 @@ class Worker:
         self._metrics = WorkerMetrics(replica, engine.stats)
         with ExitStack() as resources:
             listeners = []
+            follow: Follow = unanswered
             if config.cache_service is not None:
                 sync = SyncThread(config.cache_service, replica, config.lease_ttl_s)
                 listeners.append(resources.enter_context(sync).apply)
-            front = AsyncEngine(engine, on_changes=listeners, on_step=[self._metrics.observe_step])
+                following = FollowThread(config.cache_service, config.bicache.follow_timeout_s)
+                follow = resources.enter_context(following).ask
+            front = AsyncEngine(engine, on_changes=listeners, on_step=[self._metrics.observe_step], follow=follow)
             self._engine = resources.enter_context(front)
             self._resources = resources.pop_all()
 

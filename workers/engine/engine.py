@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from cache_service.types import ReplicaId
+from cache_service.types import Context, ReplicaId
 from workers.api import GenerateRequest, WorkerStats
 from workers.bicache.cache import Changes, PrefixCache
 from workers.bicache.depth import DepthTable
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
-from workers.engine.request import resolve
+from workers.engine.request import rebase, resolve
 from workers.engine.runner import Runner
 from workers.errors import WorkerError
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.loader import LoadedModel
 from workers.scheduler.admission import Admission
+from workers.scheduler.plan import Question
 from workers.scheduler.scheduler import Outcome, Scheduler
 from workers.scheduler.task import RequestId
 
@@ -48,7 +49,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.num_running or self.scheduler.num_waiting)
+        """Whether a step would do something; without it, requests may still wait for answers to their questions."""
+        return self.scheduler.has_work
 
     @property
     def page_bytes(self) -> int:
@@ -71,6 +73,28 @@ class Engine:
         plan = self.scheduler.schedule()
         result = self.runner.run(plan)
         return self.scheduler.commit(plan, result)
+
+    def take_questions(self) -> list[Question]:
+        """What requests in follow mode want to know; each question is to be answered once."""
+        return self.scheduler.take_questions()
+
+    def answer(self, question: Question, newest: Context | None) -> list[Outcome]:
+        """Let the asking request go on, with `newest` where it may not lie so far behind, else as it is.
+
+        None says that nothing newer is known: the context is gone, or nobody could be asked. An answer that nobody
+        waits for any more changes nothing. Returns the failure of a request that can't go on with `newest`.
+        """
+        sequence = self.scheduler.asking(question)
+        if sequence is None:
+            return []
+        if newest is None or not question.read.is_behind(newest.epoch):
+            self.scheduler.go_on(sequence)
+            return []
+        try:
+            self.scheduler.move(sequence, rebase(sequence.task, newest, self._model))
+        except WorkerError as error:
+            return [self.scheduler.fail(sequence, error)]
+        return []
 
     def fail_all(self, error: WorkerError) -> list[Outcome]:
         """End every request with `error`."""

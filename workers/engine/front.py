@@ -9,20 +9,31 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from workers.api import GenerateChunk, GenerateRequest, WorkerStats
+from cache_service.types import Context
+from workers.api import ContextRead, GenerateChunk, GenerateRequest, WorkerStats
 from workers.bicache.cache import Changes
 from workers.engine.engine import Engine
 from workers.engine.runner import step_failed
 from workers.errors import WorkerError
-from workers.scheduler.plan import Failure
+from workers.scheduler.plan import Failure, Question
 from workers.scheduler.scheduler import Outcome
 
 logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
+Reply = Callable[[Context | None], None]
+"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
+Follow = Callable[[ContextRead, Reply], None]
+"""Returns at once, and sees to it that every reader gets one reply."""
+
+
+def unanswered(_read: ContextRead, reply: Reply) -> None:
+    """There is nobody to ask."""
+    reply(None)
 
 
 class EngineClosedError(WorkerError):
@@ -53,9 +64,13 @@ class AsyncEngine:
         *,
         on_changes: Sequence[Callable[[Changes], None]] = (),
         on_step: Sequence[Callable[[float], None]] = (),
+        follow: Follow = unanswered,
     ) -> None:
-        """`on_changes` hears of prefix entries, `on_step` of each step's seconds; both on the engine's thread."""
+        """`on_changes` hears of prefix entries, `on_step` of each step's seconds, `follow` of what readers of shared
+        contexts want to know; all on the engine's thread.
+        """
         self._engine, self._on_changes, self._on_step = engine, on_changes, on_step
+        self._follow = follow
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
         self._closed = False
@@ -102,6 +117,10 @@ class AsyncEngine:
             with suppress(EngineClosedError):
                 self._post(lambda: self._abandon(request.request_id, stream))
 
+    def _reply(self, question: Question, newest: Context | None) -> None:
+        with suppress(EngineClosedError):
+            self._post(lambda: self._deliver(self._engine.answer(question, newest)))
+
     def _post(self, command: Command) -> None:
         with self._wake:
             if self._closed:
@@ -121,6 +140,8 @@ class AsyncEngine:
                 if changes := self._engine.take_changes():
                     for teller in self._on_changes:
                         teller(changes)
+                for question in self._engine.take_questions():
+                    self._follow(question.read, partial(self._reply, question))
                 self._deliver(outcomes)
         finally:
             with self._wake:

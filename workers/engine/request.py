@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
+from dataclasses import replace
 
-from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
+from cache_service.hashing import prefix_keys
+from cache_service.types import Context
+from workers.api import ContextEpoch, DecodingParams, GenerateRequest, PrefixCandidate
 from workers.config import BiCacheConfig, EngineConfig
 from workers.engine.checks import check
 from workers.engine.decoding.parameters import decoding_of, timing_of
@@ -17,6 +20,7 @@ from workers.scheduler.policy import POLICIES, Policy
 from workers.scheduler.task import RequestId, Task
 from workers.scheduler.timetable import Timetable
 
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 SEED_BITS = 63
 GUIDED_POLICY = "none"
 
@@ -47,6 +51,43 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
         decoding=decoding,
         seed=seed,
         focus=focus,
+        context=request.context,
+    )
+
+
+def rebase(task: Task, content: Context, model: ModelConfig) -> Task:
+    """`task` with `content` in the place of its context's older epoch; all that lies behind moves with its end.
+
+    Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
+    or of another vocabulary.
+    """
+    read = task.context
+    if read is None:
+        return task
+    shift = len(content.token_ids) - read.num_tokens
+    check(
+        task.total + shift <= model.context_length,
+        "context",
+        f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows it, "
+        f"{task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the request",
+        code=CONTEXT_LENGTH_EXCEEDED,
+    )
+    check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary")
+    prompt = content.token_ids + task.prompt[read.num_tokens :]
+    lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
+    keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
+    at = ContextEpoch(content.id, content.epoch)
+    whole = len(content.token_ids)
+    return replace(
+        task,
+        prompt=prompt,
+        prefixes=tuple(
+            PrefixCandidate(length, key, at if length == whole else None)
+            for length, key in zip(lengths, keys, strict=True)
+        ),
+        timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
+        decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
+        context=replace(read, at=at, num_tokens=whole),
     )
 
 
@@ -71,6 +112,11 @@ def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
         "holes",
         f"must be distinct ascending positions within the {num_prompt} prompt tokens, got {list(holes)}",
     )
+    read = request.context
+    if read is not None:
+        own = range(read.num_tokens, num_prompt)
+        check(0 < read.num_tokens <= num_prompt, "context", f"must fill 1 to {num_prompt} prompt tokens")
+        check(all(hole in own for hole in holes), "holes", "must lie behind the context that the prompt begins with")
 
 
 def policy_named(name: str) -> Policy:

@@ -31,6 +31,18 @@ class Canvas:
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id
 
+    def moved(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
+        """The same progress amid other text: the timetables' positions correspond one by one."""
+        to = dict(zip(self.timetable.positions, timetable.positions, strict=True))
+        canvas = Canvas(timetable, token_ids, mask_token_id=self._mask, eos_token_id=self._eos)
+        for old, new in to.items():
+            canvas.token_ids[new] = self.token_ids[old]
+        canvas._masked = {to[position] for position in self._masked}
+        canvas._probabilities = {to[position]: value for position, value in self._probabilities.items()}
+        canvas._latest = frozenset(to[position] for position in self._latest)
+        canvas._num_taken, canvas._ended = self._num_taken, self._ended
+        return canvas
+
     def masked(self, positions: range) -> list[int]:
         """The positions still to be committed, ascending."""
         return [position for position in positions if position in self._masked]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from workers.api import ContextRead
 from workers.bicache.cache import PrefixEntry
 from workers.errors import WorkerError
 from workers.scheduler.focus import Attention
@@ -23,6 +24,18 @@ class Turn:
     def num_rows(self) -> int:
         """Rows that the model computes for it."""
         return self.run.num_rows * self.sequence.task.forwards_per_pass
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is the newest content of this context? Asked at a block start of a sequence in follow mode, which has no
+    pass before `Scheduler.go_on` or `Scheduler.move` ends its waiting.
+    """
+
+    request_id: RequestId
+    block_index: int
+    read: ContextRead
+    """What the sequence goes by."""
 
 
 @dataclass(frozen=True)

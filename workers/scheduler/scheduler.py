@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cache_service.types import ReplicaId
@@ -12,8 +14,8 @@ from workers.config import EngineConfig
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
-from workers.scheduler.plan import Decision, Failure, StepPlan, StepResult, Turn
-from workers.scheduler.task import RequestId, Sequence, Task
+from workers.scheduler.plan import Decision, Failure, Question, StepPlan, StepResult, Turn
+from workers.scheduler.task import Placing, RequestId, Sequence, Task
 
 Outcome = GenerateChunk | Failure
 
@@ -46,6 +48,10 @@ class Scheduler:
         self._replica = replica
         self._waiting: deque[Task] = deque()
         self._running: dict[RequestId, Sequence] = {}
+        self._moving: dict[RequestId, Sequence] = {}
+        """Those of the waiting tasks that have run before, in another place."""
+        self._questions: list[Question] = []
+        self._stalled = False
         self._num_steps = 0
         self.counters = Counters()
 
@@ -57,6 +63,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something: there are requests, and not all of them wait for an answer."""
+        return bool(self._running or self._waiting) and not self._stalled
+
     def add(self, task: Task) -> None:
         """Queue a request. Raises OverloadedError or InvalidRequestError, and then keeps nothing of it."""
         if self.num_running + self.num_waiting >= self._config.max_batch + self._config.max_waiting:
@@ -65,14 +76,49 @@ class Scheduler:
             )
         if task.id in self._running or any(task.id == other.id for other in self._waiting):
             raise InvalidRequestError(f"request id {task.id} is in use", param="request_id")
+        self._check_fits(task)
+        self._waiting.append(task)
+        self._stalled = False
+        self.counters.num_requests += 1
+
+    def take_questions(self) -> list[Question]:
+        """Those that came up since the last call; each is to be answered once."""
+        taken, self._questions = self._questions, []
+        return taken
+
+    def asking(self, question: Question) -> Sequence | None:
+        """The sequence that still waits for the answer to `question`."""
+        sequence = self._running.get(question.request_id)
+        waits = sequence and sequence.asked and not sequence.settled and sequence.block_index == question.block_index
+        return sequence if waits else None
+
+    def go_on(self, sequence: Sequence) -> None:
+        """It has its answer, and goes on in its place."""
+        sequence.settled, self._stalled = True, False
+
+    def move(self, sequence: Sequence, task: Task) -> None:
+        """It has its answer, and goes on with `task`, the first of those that wait for a place; what it has committed
+        stays. Raises InvalidRequestError where `task` can have no place, and then has changed nothing.
+        """
+        self._check_fits(task)
+        sequence.leave_place(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
+        del self._running[task.id]
+        self._moving[task.id] = sequence
+        self._waiting.appendleft(task)
+        self.go_on(sequence)
+
+    def fail(self, sequence: Sequence, error: WorkerError) -> Failure:
+        """End a running sequence with `error`."""
+        self._end(sequence)
+        return Failure(sequence.id, error)
+
+    def _check_fits(self, task: Task) -> None:
         if not self._admission.fits(task):
             raise InvalidRequestError(
                 f"{task.total} tokens of prompt and canvas don't fit into the page pool; "
                 "lower max_tokens, or raise kv.pool_bytes",
                 param="max_tokens",
             )
-        self._waiting.append(task)
-        self.counters.num_requests += 1
 
     def abort(self, request_id: RequestId) -> None:
         """Forget a request and free all it holds; one that is unknown or done is left alone."""
@@ -80,9 +126,11 @@ class Scheduler:
             sequence.resources.close()
         elif task := next((task for task in self._waiting if task.id == request_id), None):
             self._waiting.remove(task)
+            self._moving.pop(task.id, None)
             self._admission.forget(task)
         else:
             return
+        self._stalled = False
         self.counters.num_aborted += 1
 
     def schedule(self) -> StepPlan:
@@ -92,6 +140,7 @@ class Scheduler:
         waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`.
         """
         self._admit()
+        self._ask()
         turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.ready]
         cheap = [turn for turn in turns if not turn.run.is_heavy]
         heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=lambda turn: turn.sequence.last_served)
@@ -106,7 +155,9 @@ class Scheduler:
             if not (builds or chosen) or turn.num_rows <= budget:
                 chosen.append(turn)
                 budget -= turn.num_rows
-        return StepPlan(tuple(builds), (*cheap, *chosen))
+        plan = StepPlan(tuple(builds), (*cheap, *chosen))
+        self._stalled = not (plan.builds or plan.turns) and any(not seq.settled for seq in self._following())
+        return plan
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         """Take the step's decisions in; returns what the requests' callers are to be told, in order."""
@@ -119,7 +170,7 @@ class Scheduler:
             self.counters.num_forwards += sequence.task.forwards_per_pass
             decision = result.decisions[sequence.id]
             if isinstance(decision, WorkerError):
-                outcomes.append(self._fail(sequence, decision))
+                outcomes.append(self.fail(sequence, decision))
             else:
                 outcomes.extend(self._progress(turn, decision))
         self._num_steps += 1
@@ -131,7 +182,8 @@ class Scheduler:
         for task in self._waiting:
             self._admission.forget(task)
         self._waiting.clear()
-        return [*[self._fail(sequence, error) for sequence in list(self._running.values())], *waiting]
+        self._moving.clear()
+        return [*[self.fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
     def _admit(self) -> None:
         while self._waiting and self.num_running < self._config.max_batch:
@@ -144,8 +196,23 @@ class Scheduler:
             if placing.entry:
                 self.counters.num_prefix_hits += placing.hit
                 self.counters.num_prefix_misses += not placing.hit
-            canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
-            self._running[task.id] = Sequence(task, placing, canvas, resources)
+            self._running[task.id] = self._begun(task, placing, resources)
+
+    def _begun(self, task: Task, placing: Placing, resources: ExitStack) -> Sequence:
+        if sequence := self._moving.pop(task.id, None):
+            sequence.take_place(placing, resources)
+            return sequence
+        canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
+        return Sequence(task, placing, canvas, resources)
+
+    def _following(self) -> Iterator[Sequence]:
+        return (sequence for sequence in self._running.values() if sequence.task.follows)
+
+    def _ask(self) -> None:
+        for sequence in self._following():
+            if sequence.task.context and not sequence.asked:
+                sequence.asked = True
+                self._questions.append(Question(sequence.id, sequence.block_index, sequence.task.context))
 
     def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
@@ -160,7 +227,7 @@ class Scheduler:
                 continue
             self._cache.drop(entry)
             readers = [sequence for sequence in self._running.values() if sequence.placing.entry is entry]
-            failures.extend(self._fail(sequence, error) for sequence in readers)
+            failures.extend(self.fail(sequence, error) for sequence in readers)
         return failures
 
     def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
@@ -178,22 +245,19 @@ class Scheduler:
 
     def _usage(self, sequence: Sequence) -> Usage:
         placing = sequence.placing
-        built_for_it = placing.entry is not None and not placing.hit
         return Usage(
             prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
             cached_tokens=placing.geometry.prefix if placing.hit else 0,
             num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + built_for_it,
+            num_forwards=sequence.num_forwards + placing.built_for_it,
             policy=sequence.task.policy.name,
             reuse_depth=placing.geometry.depth,
             replica=self._replica,
+            epochs=tuple(sequence.epochs),
         )
-
-    def _fail(self, sequence: Sequence, error: WorkerError) -> Failure:
-        self._end(sequence)
-        return Failure(sequence.id, error)
 
     def _end(self, sequence: Sequence) -> None:
         del self._running[sequence.id]
         sequence.resources.close()
+        self._stalled = False

@@ -10,7 +10,8 @@ from typing import NewType
 import torch
 from torch import Tensor
 
-from workers.api import PrefixCandidate
+from cache_service.types import Epoch
+from workers.api import ContextRead, PrefixCandidate
 from workers.bicache.cache import PrefixEntry
 from workers.scheduler.canvas import Canvas
 from workers.scheduler.decoding import Decoding
@@ -41,6 +42,8 @@ class Task:
     decoding: Decoding
     seed: int
     focus: FocusConfig
+    context: ContextRead | None = None
+    """Whose content the prompt begins with."""
 
     @property
     def total(self) -> int:
@@ -51,9 +54,20 @@ class Task:
         """Tokens that stay as they came."""
         return self.total - len(self.timetable.positions)
 
+    @property
+    def follows(self) -> bool:
+        return self.context is not None and self.context.follows
+
     def new_canvas(self, *, mask_token_id: int, eos_token_id: int) -> Canvas:
-        token_ids = (*self.prompt, *[mask_token_id] * self.num_canvas, *self.suffix)
+        token_ids = self._token_ids(mask_token_id)
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
+
+    def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
+        """What was committed to `canvas`, amid this task's text."""
+        return canvas.moved(self.timetable, self._token_ids(mask_token_id))
+
+    def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
+        return (*self.prompt, *[mask_token_id] * self.num_canvas, *self.suffix)
 
     @property
     def forwards_per_pass(self) -> int:
@@ -73,6 +87,11 @@ class Placing:
     slots: Tensor
     """int64 [num_layers, total]: key rows of all positions."""
 
+    @property
+    def built_for_it(self) -> bool:
+        """Whether the entry is built because of this request."""
+        return self.entry is not None and not self.hit
+
 
 class Sequence:
     """One running request. `resources` holds its pages and its prefix entry; closing it frees both."""
@@ -84,6 +103,12 @@ class Sequence:
         self.last_block_clock, self.block_clock = 0, 0
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
+        self.placed_anew = True
+        """Whether no pass has run since it got its place."""
+        self.epochs: list[Epoch] = []
+        """Of its context, those that its passes went by."""
+        self.asked, self.settled = False, False
+        """In follow mode: whether the context's newest epoch was asked for at this block start, and is known."""
         self.last_served = -1
         """Engine step in which it last had a pass."""
 
@@ -98,8 +123,9 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Whether the entry it reads, if any, is built."""
-        return self.placing.entry is None or self.placing.entry.built
+        """Whether the entry it reads, if any, is built, and the epoch it goes by, if any, settled."""
+        entry = self.placing.entry
+        return (entry is None or entry.built) and (self.settled or not self.task.follows)
 
     @property
     def block(self) -> range:
@@ -118,6 +144,7 @@ class Sequence:
             refresh_interval=self.task.refresh_interval,
             anchors=self.focus.anchors(self.canvas.all_masked) if self.step == 0 else None,
             drifted=self.step > 0 or self.focus.drifted,
+            placed_anew=self.placed_anew,
         )
 
     def next_pass(self) -> Pass:
@@ -136,10 +163,12 @@ class Sequence:
     def advance(self, done: Pass, attention: Attention | None) -> None:
         """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
         self.num_forwards += self.task.forwards_per_pass
+        self._note_epoch()
         if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
             self.focus.skip()
         if attention is not None:
             self.focus.observe(attention, refreshed=bool(done.deep))
+        self.placed_anew = False
         if not done.decode:
             self.opened = True
             return
@@ -150,6 +179,25 @@ class Sequence:
             num_steps = self.step if is_adaptive else self.task.timetable.steps_per_block
             self.last_block_clock, self.block_clock = self.block_clock, self.block_clock + num_steps
             self.block_index, self.step, self.opened = self.block_index + 1, 0, False
+            self.asked, self.settled = False, False
+
+    def leave_place(self, task: Task, canvas: Canvas) -> None:
+        """Give up pages and entry, to go on with `task` and `canvas` at the start of this block in another place."""
+        entry = self.placing.entry
+        if self.placing.built_for_it and entry is not None and entry.built:
+            self.num_forwards += 1
+        self.resources.close()
+        self.task, self.canvas = task, canvas
+
+    def take_place(self, placing: Placing, resources: ExitStack) -> None:
+        """Go on there; nothing that was kept counts any more, so that the next pass refreshes."""
+        self.placing, self.resources = placing, resources
+        self.focus, self.placed_anew = Focus(self.task.focus), True
+
+    def _note_epoch(self) -> None:
+        context = self.task.context
+        if context is not None and self.epochs[-1:] != [context.at.epoch]:
+            self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
         """Give tokens of the active block a second chance where the request asks for it; returns how many."""

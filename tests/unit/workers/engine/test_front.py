@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
+from tests.unit.workers.engine.contexts import content, reading
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
-from workers.api import GenerateRequest
+from workers.api import ContextMode, ContextRead, GenerateRequest
 from workers.bicache.cache import Changes
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, EngineClosedError
+from workers.engine.front import AsyncEngine, EngineClosedError, Reply
 from workers.engine.runner import StepFailedError
 from workers.errors import InvalidRequestError, OverloadedError
 
@@ -93,6 +95,28 @@ async def test_overload_is_told_at_once(front: AsyncEngine) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_request_waits_for_the_newest_content_of_its_context(engine: Engine) -> None:
+    asked: asyncio.Queue[tuple[ContextRead, Reply]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    old, new = content(0, prompt_of(8)), content(1, prompt_of(9, seed=1))
+    with AsyncEngine(engine, follow=lambda *question: loop.call_soon_threadsafe(asked.put_nowait, question)) as front:
+        task = asyncio.create_task(text(front, reading(old, 1)))
+        read, reply = await asked.get()
+        assert read.at.epoch == 0
+        assert front.stats().num_forwards == 0
+        reply(new)
+        assert (
+            await task
+            == run_one(engine_of(tiny_model(depth_table={0: 1})), reading(new, 1, mode=ContextMode.PIN)).token_ids
+        )
+
+
+async def test_with_nobody_to_ask_a_request_goes_on_as_it_is(front: AsyncEngine) -> None:
+    request = reading(content(0, prompt_of(8)), 2)
+    alone = engine_of(tiny_model(depth_table={0: 1}))
+    assert await text(front, request) == run_one(alone, replace(request, context=None)).token_ids
 
 
 async def test_shutdown_fails_what_is_open(engine: Engine) -> None:
