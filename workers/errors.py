@@ -30,3 +30,6 @@ class OverloadedError(WorkerError):
 
 class NonFiniteLogitsError(WorkerError):
     """The model returned NaN or infinity; the request is failed alone."""
+
+    def __init__(self, message: str = "the model returned NaN or infinite logits; check its weights and dtype") -> None:
+        super().__init__(message)

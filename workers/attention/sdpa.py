@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from workers.attention.base import Attend, Reader
 
 
 class KeyValues(Protocol):
@@ -19,28 +20,22 @@ class KeyValues(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Reader:
-    """One sequence of the batch in one layer: which query rows it has and which keys they see."""
+class SdpaBackend:
+    """Implements `workers.attention.base.Backend`."""
 
-    rows: tuple[slice, ...]
-    """Its rows among the batch's query rows."""
-    slots: Tensor
-    """int64 [T]: the key rows of all its positions. Order doesn't matter: positions are in the rotated keys."""
+    def __init__(self, pages: KeyValues) -> None:
+        self._pages = pages
 
+    def plan(self, readers: Sequence[Reader], num_layers: int) -> Attend:
+        def attend(layer: int, q: Tensor) -> Tensor:
+            out = torch.empty_like(q)
+            for reader in readers:
+                k, v = (t.transpose(0, 1) for t in self._pages.read(reader.slots[layer]))
+                for rows in (reader.base, reader.deep) if reader.asks_deep(layer, num_layers) else (reader.base,):
+                    out[rows] = scaled_dot_product(q[rows].transpose(0, 1), k, v).transpose(0, 1)
+            return out.flatten(1)
 
-def attend(q: Tensor, pages: KeyValues, readers: Sequence[Reader]) -> Tensor:
-    """Bidirectional attention: every row of a reader sees all its slots, and nothing else.
-
-    q [N, heads, head_dim] -> [N, heads * head_dim]; every row of q belongs to exactly one reader.
-    """
-    out = torch.empty_like(q)
-    for reader in readers:
-        k, v = (t.transpose(0, 1) for t in pages.read(reader.slots))
-        for rows in reader.rows:
-            query = q[rows].transpose(0, 1)
-            out[rows] = scaled_dot_product(query, k, v).transpose(0, 1)
-    return out.flatten(1)
+        return attend
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from workers.attention.sdpa import Reader
+from workers.attention.base import Reader
+from workers.engine.decoding.greedy import is_greedy
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
 from workers.scheduler.plan import Turn
+from workers.scheduler.task import RequestId
+from workers.scheduler.timetable import Portion
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,28 @@ class Lane:
     """Masked positions whose attention to the prefix is wanted."""
 
     @property
+    def id(self) -> RequestId:
+        return self.turn.sequence.id
+
+    @property
+    def portion(self) -> Portion:
+        return self.turn.sequence.portion()
+
+    @property
+    def keeps_probabilities(self) -> bool:
+        return self.turn.sequence.task.decoding.remask > 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its probabilities are taken in float64."""
+        task = self.turn.sequence.task
+        return task.policy.wide_confidence or task.decoding.unmasking.is_adaptive
+
+    @property
+    def is_greedy(self) -> bool:
+        return is_greedy(self.turn.sequence.task.decoding, self.candidates, wide=self.is_wide)
+
+    @property
     def watched_layer(self) -> int:
         """The middle one of the layers that a refresh recomputes."""
         geometry = self.turn.sequence.placing.geometry
@@ -55,11 +80,11 @@ class Lane:
         first = self.base.start - self.turn.run.rows.start
         return [first + position for position in self.watched]
 
-    def reader(self, layer: int, *, deep: bool) -> Reader:
-        """What its rows see in a layer; `deep` says whether its prefix rows ask too."""
+    @property
+    def reader(self) -> Reader:
         placing = self.turn.sequence.placing
-        joined = deep and self.turn.run.deep and layer >= placing.geometry.depth
-        return Reader((self.base, self.deep) if joined else (self.base,), placing.slots[layer])
+        geometry = placing.geometry
+        return Reader(placing.slots, self.base, self.deep, geometry.depth, placing.entry, geometry.prefix)
 
 
 @dataclass(frozen=True)
@@ -79,25 +104,23 @@ class Batch:
     def num_base(self) -> int:
         return len(self.token_ids)
 
-    @property
-    def logit_rows(self) -> list[int]:
-        return [row for lane in self.lanes for row in lane.logit_rows]
-
 
 def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) -> Batch:
-    """Lay the turns' rows side by side."""
+    """Lay the turns' rows side by side, those of turns that read the same entry as neighbours."""
     device = storage.device
+    turns = sorted(turns, key=lambda turn: id(turn.sequence.placing.entry))
     bases = list(accumulate((len(turn.run.rows) for turn in turns), initial=0))
     by_depth = sorted((turn for turn in turns if turn.run.deep), key=lambda turn: turn.sequence.placing.geometry.depth)
     deeps = list(accumulate((len(turn.run.deep) for turn in by_depth), initial=bases[-1]))
     deep_start = {turn.sequence.id: start for turn, start in zip(by_depth, deeps, strict=False)}
-    spans = [(turn, rows_index(turn.run.rows, device)) for turn in turns]
-    spans += [(turn, rows_index(turn.run.deep, device)) for turn in by_depth]
-    token_ids = [turn.sequence.canvas.token_ids[row] for turn in turns for row in turn.run.rows]
+    spans = [*((turn, turn.run.rows) for turn in turns), *((turn, turn.run.deep) for turn in by_depth)]
+    token_ids = [token for turn in turns for token in turn.sequence.canvas.token_ids[as_slice(turn.run.rows)]]
+    positions = [position for _, rows in spans for position in rows]
+    numbers = torch.tensor([*token_ids, *positions], dtype=torch.int64).to(device)
     return Batch(
-        token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=torch.cat([rows for _, rows in spans]),
-        slots=torch.cat([turn.sequence.placing.slots[:, rows] for turn, rows in spans], dim=1),
+        token_ids=numbers[: len(token_ids)],
+        positions=numbers[len(token_ids) :],
+        slots=torch.cat([select(turn.sequence.placing.slots, rows) for turn, rows in spans], dim=1),
         joins=tuple(join(turn, model, storage) for turn in by_depth),
         lanes=tuple(
             lane(turn, base, deep_start.get(turn.sequence.id, 0)) for turn, base in zip(turns, bases, strict=False)
@@ -114,14 +137,18 @@ def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
         return Join(0, model.embed(torch.tensor(token_ids, dtype=torch.int64, device=storage.device)))
     pages = placing.entry.table.state_pages[depth]
     states = storage.read_states(pages, len(placing.entry.token_ids), model.config.hidden_size)
-    return Join(depth, states[rows_index(run.deep, storage.device)])
+    return Join(depth, select(states.T, run.deep).T)
 
 
-def rows_index(rows: Sequence[int], device: torch.device) -> Tensor:
-    """int64 [len(rows)], made on the device where rows are a range."""
-    if isinstance(rows, range):
-        return torch.arange(rows.start, rows.stop, device=device)
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+def select(tensor: Tensor, columns: Sequence[int]) -> Tensor:
+    """[n, m] -> [n, len(columns)]; a view where they are a range, which costs no launch."""
+    if isinstance(columns, range):
+        return tensor[:, as_slice(columns)]
+    return tensor[:, torch.tensor(columns, dtype=torch.int64, device=tensor.device)]
+
+
+def as_slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)
 
 
 def lane(turn: Turn, base: int, deep: int) -> Lane:

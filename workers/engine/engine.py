@@ -10,7 +10,7 @@ from workers.bicache.cache import Changes, PrefixCache
 from workers.bicache.depth import DepthTable
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.request import rebase, resolve
-from workers.engine.runner import Runner
+from workers.engine.runner import Runner, backend_for
 from workers.errors import WorkerError
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
@@ -45,7 +45,8 @@ class Engine:
         depths = DepthTable.for_model(config, loaded.depth_table)
         admission = Admission(config, storage, self._pool, self._cache, depths, bicache)
         self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
-        self.runner = Runner(loaded.model, storage, num_probe_positions=bicache.probe_positions)
+        attention = backend_for(storage, config)
+        self.runner = Runner(loaded.model, storage, attention, num_probe_positions=bicache.probe_positions)
 
     @property
     def has_work(self) -> bool:

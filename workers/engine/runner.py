@@ -9,16 +9,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workers.attention.sdpa import Reader, attend
+from workers.attention.base import Backend, Reader
+from workers.attention.sdpa import SdpaBackend
 from workers.bicache.cache import PrefixEntry
 from workers.engine.batch import Batch, Lane, assemble
 from workers.engine.decoding.adjustment import guide
 from workers.engine.decoding.decision import decide
+from workers.engine.decoding.greedy import Candidates, greedy
 from workers.engine.decoding.sampling import Sampling
 from workers.engine.probe import similarities
 from workers.errors import WorkerError
 from workers.kv.storage import PageStorage
-from workers.models.base import DiffusionLM
+from workers.models.base import DiffusionLM, ModelConfig
 from workers.scheduler.focus import Attention, attention_to_prefix
 from workers.scheduler.plan import Decision, StepPlan, StepResult, Turn
 from workers.scheduler.task import RequestId
@@ -33,8 +35,11 @@ class StepFailedError(WorkerError):
 class Runner:
     """The only place where the model runs. Keeps no state between steps beyond what lies in `storage`."""
 
-    def __init__(self, model: DiffusionLM, storage: PageStorage, *, num_probe_positions: int) -> None:
-        self._model, self.storage, self._num_probe_positions = model, storage, num_probe_positions
+    def __init__(
+        self, model: DiffusionLM, storage: PageStorage, attention: Backend, *, num_probe_positions: int
+    ) -> None:
+        self._model, self.storage, self._attention = model, storage, attention
+        self._num_probe_positions = num_probe_positions
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -56,13 +61,14 @@ class Runner:
         model, storage, table, layout = self._model, self.storage, entry.table, entry.layout
         x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
         cos, sin = model.rope(torch.arange(layout.num_tokens, device=storage.device))
+        attend = self._attention.plan([Reader(table.slots, slice(0, len(x)))], model.config.num_layers)
         for index, layer in enumerate(model.stack[: layout.kv_depth]):
             q, k, v = layer.qkv(x, cos, sin)
             slots = table.slots[index]
             storage.write(slots, k, v)
             if index + 1 == model.config.num_layers:
                 return
-            x = layer.finish(x, attend(q, storage, [Reader((slice(0, len(x)),), slots)]))
+            x = layer.finish(x, attend(index, q))
             if pages := table.state_pages.get(index + 1):
                 storage.write_states(pages, x)
 
@@ -83,6 +89,7 @@ class Runner:
         watched: dict[RequestId, Attention] = {}
         x = model.embed(batch.token_ids)
         cos, sin = model.rope(batch.positions)
+        attend = self._attention.plan([lane.reader for lane in batch.lanes], model.config.num_layers)
         for index, layer in enumerate(model.stack):
             x = torch.cat((x, *(join.states for join in batch.joins if join.layer == index)))
             num_rows = len(x)
@@ -92,8 +99,7 @@ class Runner:
             is_last = index + 1 == model.config.num_layers
             if is_last:  # nothing reads what prefix rows become after it
                 x, q = x[: batch.num_base], q[: batch.num_base]
-            readers = [lane.reader(index, deep=not is_last) for lane in batch.lanes]
-            x = layer.finish(x, attend(q, storage, readers))
+            x = layer.finish(x, attend(index, q))
         return x, watched
 
     def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, Attention]]:
@@ -109,54 +115,70 @@ class Runner:
             return {}
         try:
             batch = assemble(turns, self._model, self.storage)
-            logits, watched = self._logits(batch)
-            logits.update(self._guided([turn for turn in turns if turn.sequence.task.decoding.is_guided], logits))
-            return {
-                lane.turn.sequence.id: self._decision(
-                    lane, logits[lane.turn.sequence.id], watched.get(lane.turn.sequence.id)
-                )
-                for lane in batch.lanes
-            }
+            hidden, watched = self.forward(batch)
+            found = {lane.id: decision for lane, decision in self._decide(batch.lanes, hidden)}
         except Exception as error:
             failure = step_failed(error)
             return {turn.sequence.id: failure for turn in turns}
+        return {
+            id_: replace(decision, attention=watched.get(id_)) if isinstance(decision, Decision) else decision
+            for id_, decision in found.items()
+        }
 
-    def _logits(self, batch: Batch) -> tuple[dict[RequestId, Tensor], Mapping[RequestId, Attention]]:
-        """Each request's logits at its candidates [n, vocab], and the watched attention."""
-        hidden, watched = self.forward(batch)
-        logits = self._model.logits(hidden[batch.logit_rows])
-        split = torch.split(logits, [len(lane.logit_rows) for lane in batch.lanes])
-        return {lane.turn.sequence.id: own for lane, own in zip(batch.lanes, split, strict=True)}, watched
+    def _decide(self, lanes: Sequence[Lane], hidden: Tensor) -> Iterator[tuple[Lane, Decision | WorkerError]]:
+        """All usual requests at once, then each of the others by itself."""
+        usual = [lane for lane in lanes if lane.is_greedy]
+        if usual:
+            rows = hidden[[row for lane in usual for row in lane.logit_rows]]
+            asked = [Candidates(lane.candidates, lane.portion, lane.keeps_probabilities) for lane in usual]
+            mask_token_id = self._model.config.mask_token_id
+            yield from zip(usual, greedy(rows, self._model.logits, asked, mask_token_id=mask_token_id), strict=True)
+        others = [lane for lane in lanes if not lane.is_greedy]
+        blind = self._blind([lane for lane in others if lane.turn.sequence.task.decoding.is_guided])
+        for lane in others:
+            logits = self._model.logits(hidden[list(lane.logit_rows)])
+            if lane.id in blind:
+                logits = guide(logits, blind[lane.id], lane.turn.sequence.task.decoding.guidance)
+            yield lane, self._decision(lane, logits)
 
-    def _guided(self, turns: Sequence[Turn], logits: Mapping[RequestId, Tensor]) -> dict[RequestId, Tensor]:
-        """Guidance for the turns that want it: a second forward, with their prompts masked.
+    def _blind(self, lanes: Sequence[Lane]) -> dict[RequestId, Tensor]:
+        """Logits with the prompts masked, for the lanes that guidance compares with them: a second forward.
 
         It overwrites their K/V, which is why guidance needs a policy that keeps none.
         """
-        if not turns:
+        if not lanes:
             return {}
-        batch = assemble(turns, self._model, self.storage)
-        token_ids = [token_id for turn in turns for token_id in turn.sequence.canvas.unprompted(turn.run.rows)]
-        blind, _ = self._logits(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
-        weights = {turn.sequence.id: turn.sequence.task.decoding.guidance for turn in turns}
-        return {id_: guide(logits[id_], blind[id_], weight) for id_, weight in weights.items()}
+        batch = assemble([lane.turn for lane in lanes], self._model, self.storage)
+        token_ids = [
+            token for lane in batch.lanes for token in lane.turn.sequence.canvas.unprompted(lane.turn.run.rows)
+        ]
+        hidden, _ = self.forward(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
+        return {lane.id: self._model.logits(hidden[list(lane.logit_rows)]) for lane in batch.lanes}
 
-    def _decision(self, lane: Lane, logits: Tensor, attention: Attention | None) -> Decision | WorkerError:
+    def _decision(self, lane: Lane, logits: Tensor) -> Decision | WorkerError:
         if not lane.candidates:
-            return Decision(attention=attention)
+            return Decision()
         sequence, config = lane.turn.sequence, self._model.config
         sampling = Sampling(
             decoding=sequence.task.decoding,
             generator=lambda: sequence.generator,
             mask_token_id=config.mask_token_id,
             eos_token_id=config.eos_token_id,
-            wide=sequence.task.policy.wide_confidence or sequence.task.decoding.unmasking.is_adaptive,
+            wide=lane.is_wide,
         )
         try:
-            chosen = decide(logits, lane.candidates, sequence.portion(), sampling)
-            return replace(chosen, attention=attention)
+            return decide(logits, lane.candidates, lane.portion, sampling)
         except WorkerError as error:
             return error
+
+
+def backend_for(storage: PageStorage, config: ModelConfig) -> Backend:
+    """The reference on a CPU, the kernels on a GPU, where alone there is Triton to import."""
+    if storage.device.type != "cuda":
+        return SdpaBackend(storage)
+    from workers.attention.ragged import RaggedBackend
+
+    return RaggedBackend(storage.rows, page_tokens=storage.page_tokens, num_heads=config.num_heads)
 
 
 def step_failed(error: Exception) -> WorkerError:

@@ -60,10 +60,19 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     return LoadedModel(
         name=directory.resolve().name,
         config=config,
-        model=model,
+        model=fastest(model, device),
         fingerprint=fingerprint(directory, shards, dtype),
         depth_table=read_depth_table(directory),
     )
+
+
+def fastest(model: Transformer, device: torch.device) -> DiffusionLM:
+    """The same model as it runs best on the device; only a GPU's has Triton to import."""
+    if device.type != "cuda":
+        return model
+    from workers.models.fused import FusedTransformer
+
+    return FusedTransformer(model)
 
 
 def read_json(path: Path) -> dict[str, Any]:

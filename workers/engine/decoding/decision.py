@@ -21,7 +21,7 @@ def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling:
     logits [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteLogitsError("the model returned NaN or infinite logits; check its weights and dtype")
+        raise NonFiniteLogitsError
     prediction = predict(adjust(logits, positions, sampling), sampling)
     order = rank(prediction, portion, sampling)
     chosen = prediction.token_ids[order].tolist()

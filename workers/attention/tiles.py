@@ -1,0 +1,142 @@
+r"""How a batch's attention is cut into equal pieces of work, for a range of layers in which nothing about it changes.
+
+    rows    \ keys   shared 0..S-1              private S..T-1
+    A, B (one entry) [ tiles over both ]        [ tiles of A ] [ tiles of B ]      below their depth
+    C                [ tiles over all keys of C ]
+
+A tile is some rows of one sequence (or of several that share an entry) against a run of keys. Where a row's keys are
+cut into several runs, each gives a part, and the parts are merged by their log-sum-exp, which is exact. Keys are also
+cut where there would be too few tiles to fill the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from workers.attention.base import Reader, num_rows
+
+SMALL_ROWS = 32
+"""Tiles come in two heights: this, for a decoding block, and the kernel's full one."""
+KEY_STEP = 64
+LEAST_RUN = 256
+"""Keys that a cut leaves a tile at least, so that merging stays cheap."""
+
+
+class Tile(NamedTuple):
+    """One piece of work for every head."""
+
+    first_row: int
+    num_rows: int
+    slots_address: int
+    """Of the sequence's slots [num_layers, T] in device memory."""
+    slots_stride: int
+    """Elements from one layer's slots to the next one's."""
+    first_key: int
+    num_keys: int
+    part: int
+    """Which of its rows' partial results it gives."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring rows that see the same run of one sequence's keys."""
+
+    rows: slice
+    reader: Reader
+    keys: range
+    is_last: bool = True
+    """Whether the rows see no keys behind these."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The work of the layers from `first_layer` up to the next tiling's."""
+
+    first_layer: int
+    small: tuple[Tile, ...]
+    large: tuple[Tile, ...]
+    row_parts: tuple[tuple[slice, int], ...]
+    """Rows -> how many parts they have."""
+
+    @property
+    def num_parts(self) -> int:
+        return max((count for _, count in self.row_parts), default=0)
+
+
+def tilings(
+    readers: Sequence[Reader], num_layers: int, *, num_heads: int, num_programs: int, large_rows: int
+) -> Iterator[Tiling]:
+    """For all layers, in order. `num_programs` of tile x head are wanted to fill the device."""
+    changes = {0, num_layers - 1, *(reader.depth for reader in readers if reader.depth < num_layers)}
+    for layer in sorted(changes):
+        found = list(spans(readers, layer, num_layers))
+        yield tiling(layer, found, key_run(found, -(-num_programs // num_heads), large_rows), large_rows)
+
+
+def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Span]:
+    """Rows and the keys that they see in a layer; rows that share keys come with those first."""
+    for shared, group in groupby(readers, key=lambda reader: reader.entry if layer < reader.depth else None):
+        members = list(group)
+        first_private = 0
+        if shared is not None and len(members) > 1:
+            first_private = members[0].num_shared
+            for rows in neighbours(member.base for member in members):
+                yield Span(rows, members[0], range(first_private), is_last=False)
+        for reader in members:
+            keys = range(first_private, reader.slots.shape[1])
+            yield Span(reader.base, reader, keys)
+            if reader.asks_deep(layer, num_layers):
+                yield Span(reader.deep, reader, keys)
+
+
+def neighbours(slices: Iterable[slice]) -> Iterator[slice]:
+    """The same rows in as few slices as their order allows."""
+    merged: list[slice] = []
+    for rows in slices:
+        if merged and merged[-1].stop == rows.start:
+            merged[-1] = slice(merged[-1].start, rows.stop)
+        else:
+            merged.append(rows)
+    yield from merged
+
+
+def key_run(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
+    """How many keys a tile takes on at most, so that there are about `num_tiles`."""
+    whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
+    longest = max((len(span.keys) for span in found), default=0)
+    cuts = -(-num_tiles // max(1, whole))
+    return max(LEAST_RUN, -(-longest // cuts // KEY_STEP) * KEY_STEP)
+
+
+def tiling(layer: int, found: Sequence[Span], run: int, large_rows: int) -> Tiling:
+    small: list[Tile] = []
+    large: list[Tile] = []
+    parts: list[tuple[slice, int]] = []
+    for span in found:
+        kind = small if height(span, large_rows) == SMALL_ROWS else large
+        kind.extend(cut(span, run, height(span, large_rows)))
+        if span.is_last:
+            parts.append((span.rows, num_runs(span.keys.start, run) + num_runs(len(span.keys), run)))
+    return Tiling(layer, tuple(small), tuple(large), tuple(parts))
+
+
+def height(span: Span, large_rows: int) -> int:
+    return SMALL_ROWS if num_rows(span.rows) <= SMALL_ROWS else large_rows
+
+
+def num_runs(num_keys: int, run: int) -> int:
+    return -(-num_keys // run)
+
+
+def cut(span: Span, run: int, rows: int) -> Iterator[Tile]:
+    slots = span.reader.slots
+    address, stride = slots.data_ptr(), slots.stride(0)
+    first_part = num_runs(span.keys.start, run)
+    for index, first_key in enumerate(range(span.keys.start, span.keys.stop, run)):
+        num_keys = min(run, span.keys.stop - first_key)
+        for first_row in range(span.rows.start, span.rows.stop, rows):
+            num = min(rows, span.rows.stop - first_row)
+            yield Tile(first_row, num, address, stride, first_key, num_keys, first_part + index)
