@@ -20,8 +20,10 @@ from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
+from cache_service.client import CacheClient
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.ingress import grpc
+from cluster.ingress.denoising import Denoising
 from cluster.ingress.http import create_app
 from cluster.ingress.replicas import WorkerReplicas
 from cluster.ingress.service import InferenceService
@@ -43,10 +45,12 @@ class Ingress:
         self._api_keys = config.api_keys.read(os.environ)
         self._metrics = IngressMetrics()
         self._workers = WorkerReplicas(workers)
+        self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
             self._workers,
             Tokenization(config.worker.model),
             self._metrics,
+            self._cache,
             name=config.name,
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
@@ -55,6 +59,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
             self._service,
+            Denoising(self._service, self._metrics, self._config.worker.engine.block_length),
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
@@ -64,7 +69,7 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = f"{self._config.grpc.host}:{self._config.grpc.port}"
-        async with grpc.serving(self._service, address, self._api_keys):
+        async with self._cache, grpc.serving(self._service, address, self._api_keys):
             yield
 
     async def _gather(self) -> Collector:

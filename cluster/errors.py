@@ -32,6 +32,26 @@ class ModelNotFoundError(ClusterError):
     """The request names a model that isn't served here."""
 
 
+class ContextNotFoundError(ClusterError):
+    """There is no shared context of that id, or it is another tenant's."""
+
+    param = "context"
+
+
+class ContextConflictError(ClusterError):
+    """The shared context has moved on to `current_epoch`: read it, and decide anew."""
+
+    param = "expected_epoch"
+
+    def __init__(self, message: str, *, current_epoch: int) -> None:
+        super().__init__(message)
+        self.current_epoch = current_epoch
+
+
+class ContextsUnavailableError(ClusterError):
+    """The cache service, where shared contexts live, doesn't answer."""
+
+
 class NotReadyError(ClusterError):
     """No worker replica can answer yet, or any more; trying again later may help."""
 

@@ -6,13 +6,15 @@ wrote never becomes a special token: only those that the template itself writes 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from cache_service.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
@@ -71,6 +73,17 @@ class EncodedPrompt:
         return tuple(PrefixCandidate(length, key) for length, key in zip(self.boundaries, keys, strict=True))
 
 
+@dataclass(frozen=True)
+class HoleToken:
+    """A token that no text can spell, in the place of a masked position while text goes through the tokenizer."""
+
+    text: str
+    token_id: int
+    """Outside the model's vocabulary."""
+    anchor_ids: tuple[int, ...]
+    """What `ANCHOR` becomes right behind it."""
+
+
 class Tokenization:
     """A model directory's tokenizer (tokenizer.json) and chat template."""
 
@@ -81,10 +94,14 @@ class Tokenization:
         except (OSError, ValueError) as error:
             raise TokenizerError(f"no tokenizer in {directory}: a served model needs tokenizer.json there") from error
         self._directory = directory
+        self.vocab_size = len(self._tokenizer)
+        self.hole = self._add_hole()
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self._tokenizer)
+    def _add_hole(self) -> HoleToken:
+        text = f"<hole {secrets.token_hex(16)}>"
+        self._tokenizer.add_tokens(AddedToken(text, special=False, normalized=False))
+        token_id, *anchor_ids = self._tokenizer(text + ANCHOR, add_special_tokens=False)["input_ids"]
+        return HoleToken(text, token_id, tuple(anchor_ids))
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Raises RequestError for messages that the chat template refuses, and for ids outside the vocabulary."""
@@ -96,12 +113,52 @@ class Tokenization:
             case TokenPrompt(token_ids):
                 return self._encode_ids(token_ids)
 
-    def encode_suffix(self, text: str) -> tuple[int, ...]:
-        """Token ids of text that continues other text: a tokenizer may treat a text's first word in its own way."""
-        before, whole = (list(self._tokenizer(part)["input_ids"]) for part in (ANCHOR, ANCHOR + text))
+    def encode_suffix(self, text: str, *, plain: bool = False) -> tuple[int, ...]:
+        """Token ids of text that continues other text: a tokenizer may treat a text's first word in its own way.
+
+        Special tokens in it are read as such unless it is `plain`.
+        """
+        encode = partial(self._tokenizer, split_special_tokens=plain)
+        before, whole = (list(encode(part)["input_ids"]) for part in (ANCHOR, ANCHOR + text))
         if whole[: len(before)] == before:
             return tuple(whole[len(before) :])
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(encode(text, add_special_tokens=False)["input_ids"])
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of text in which no special token is read as such."""
+        return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
+
+    def encode_behind(self, prompt: Prompt) -> EncodedPrompt:
+        """What follows a shared context; boundaries count from the context's end. Raises RequestError as `encode`."""
+        match prompt:
+            case Conversation(messages):
+                return self._continue_conversation(messages)
+            case TextPrompt(text):
+                return EncodedPrompt(self.encode_suffix(text), ())
+            case TokenPrompt(token_ids):
+                self.check_ids(token_ids)
+                return EncodedPrompt(token_ids, ())
+
+    def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """With the names of special tokens, or without."""
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; nothing where it is special, or ends inside a character."""
+        detokenizer = self.detokenizer()
+        return [detokenizer.push([token_id]) for token_id in token_ids]
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Turns through the chat template, so that more can follow. Raises RequestError."""
+        return tuple(self._render(messages, add_generation_prompt=False))
+
+    def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
+        """Raises RequestError for ids outside the vocabulary."""
+        if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
+            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """For text that continues that of the tokens `before`."""
@@ -119,6 +176,16 @@ class Tokenization:
         prefixes = (self._render(messages[:i], add_generation_prompt=False) for i in user_turns)
         lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
         return _encoded(token_ids, lengths)
+
+    def _continue_conversation(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Turns behind others, whatever those say: a system turn stands in their place, and is cut off again."""
+        others = (Message("system", ANCHOR),)
+        before = self._render(others, add_generation_prompt=False)
+        whole = self._encode_conversation((*others, *messages))
+        if list(whole.token_ids[: len(before)]) != before:
+            raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
+        boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
+        return EncodedPrompt(whole.token_ids[len(before) :], boundaries)
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         if not self._tokenizer.chat_template:
@@ -146,8 +213,7 @@ class Tokenization:
         return _encoded(token_ids, lengths)
 
     def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
-        if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
-            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param="prompt")
+        self.check_ids(token_ids)
         return _encoded(token_ids, range(TOKEN_GRID, len(token_ids), TOKEN_GRID)[-MAX_BOUNDARIES:])
 
 

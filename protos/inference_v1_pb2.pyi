@@ -7,11 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ContextMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTEXT_MODE_UNSPECIFIED: _ClassVar[ContextMode]
+    CONTEXT_MODE_PIN: _ClassVar[ContextMode]
+    CONTEXT_MODE_FOLLOW: _ClassVar[ContextMode]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+CONTEXT_MODE_UNSPECIFIED: ContextMode
+CONTEXT_MODE_PIN: ContextMode
+CONTEXT_MODE_FOLLOW: ContextMode
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -70,8 +79,18 @@ class DiffusionOptions(_message.Message):
     skip_refresh: bool
     def __init__(self, steps: _Optional[int] = ..., block_length: _Optional[int] = ..., policy: _Optional[str] = ..., refresh_interval: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., unmasking: _Optional[str] = ..., timetable: _Optional[str] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., remask: _Optional[int] = ..., guidance: _Optional[float] = ..., top_k: _Optional[int] = ..., min_tokens: _Optional[int] = ..., anchors: _Optional[float] = ..., skip_refresh: _Optional[bool] = ...) -> None: ...
 
+class ContextChoice(_message.Message):
+    __slots__ = ("id", "mode", "max_staleness")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    mode: ContextMode
+    max_staleness: int
+    def __init__(self, id: _Optional[str] = ..., mode: _Optional[_Union[ContextMode, str]] = ..., max_staleness: _Optional[int] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion", "suffix", "top_p", "logit_bias")
+    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion", "suffix", "top_p", "logit_bias", "context")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +111,7 @@ class GenerateRequest(_message.Message):
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     model: str
     conversation: Conversation
     text: str
@@ -105,7 +125,8 @@ class GenerateRequest(_message.Message):
     suffix: str
     top_p: float
     logit_bias: _containers.ScalarMap[int, float]
-    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., top_p: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
+    context: ContextChoice
+    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., top_p: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., context: _Optional[_Union[ContextChoice, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens")
@@ -131,37 +152,51 @@ class DiffusionReport(_message.Message):
     replica: str
     def __init__(self, policy: _Optional[str] = ..., steps: _Optional[int] = ..., forwards: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
 
+class ContextReport(_message.Message):
+    __slots__ = ("id", "mode", "epochs")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    mode: ContextMode
+    epochs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[str] = ..., mode: _Optional[_Union[ContextMode, str]] = ..., epochs: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class GenerateResponse(_message.Message):
-    __slots__ = ("id", "model", "text", "finish_reason", "usage", "diffusion")
+    __slots__ = ("id", "model", "text", "finish_reason", "usage", "diffusion", "context")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     DIFFUSION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     text: str
     finish_reason: FinishReason
     usage: Usage
     diffusion: DiffusionReport
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., diffusion: _Optional[_Union[DiffusionReport, _Mapping]] = ...) -> None: ...
+    context: ContextReport
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., diffusion: _Optional[_Union[DiffusionReport, _Mapping]] = ..., context: _Optional[_Union[ContextReport, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("id", "model", "text", "finish_reason", "usage", "diffusion")
+    __slots__ = ("id", "model", "text", "finish_reason", "usage", "diffusion", "context")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     DIFFUSION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     text: str
     finish_reason: FinishReason
     usage: Usage
     diffusion: DiffusionReport
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., diffusion: _Optional[_Union[DiffusionReport, _Mapping]] = ...) -> None: ...
+    context: ContextReport
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., diffusion: _Optional[_Union[DiffusionReport, _Mapping]] = ..., context: _Optional[_Union[ContextReport, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

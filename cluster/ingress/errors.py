@@ -28,9 +28,18 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
         Status(401, StatusCode.UNAUTHENTICATED, "authentication_error", "invalid_api_key"),
     ),
     (errors.ModelNotFoundError, Status(404, StatusCode.NOT_FOUND, "invalid_request_error", "model_not_found")),
+    (
+        errors.ContextNotFoundError,
+        Status(404, StatusCode.NOT_FOUND, "invalid_request_error", "context_not_found"),
+    ),
+    (errors.ContextConflictError, Status(409, StatusCode.ABORTED, "conflict_error", "epoch_conflict")),
     (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
     (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
     (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
+    (
+        errors.ContextsUnavailableError,
+        Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "contexts_unavailable"),
+    ),
     (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost")),
     (WorkerError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error")),
 )
@@ -48,11 +57,17 @@ class Reply:
     param: str | None = None
     code: str | None = None
     retry_after_s: float | None = None
+    current_epoch: int | None = None
 
-    def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error object."""
-        error = {"message": self.message, "type": self.status.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+    def body(self) -> dict[str, dict[str, str | int | None]]:
+        """OpenAI's error object; with the newest epoch where a change was made for an older one."""
+        error: dict[str, str | int | None] = {
+            "message": self.message,
+            "type": self.status.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error if self.current_epoch is None else error | {"current_epoch": self.current_epoch}}
 
 
 def reply_to(error: BaseException) -> Reply:
@@ -65,5 +80,6 @@ def reply_to(error: BaseException) -> Reply:
                 param=getattr(error, "param", None),
                 code=getattr(error, "code", None) or status.code,
                 retry_after_s=getattr(error, "retry_after_s", None),
+                current_epoch=getattr(error, "current_epoch", None),
             )
     return Reply(INTERNAL, "internal error; the server's log says more", code=INTERNAL.code)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.api import FinishReason, Usage
+from cache_service.types import ContextId
+from workers.api import ContextMode, FinishReason, Usage
+
+
+@dataclass(frozen=True)
+class ContextChoice:
+    """The shared context that a request names as its prefix."""
+
+    id: ContextId
+    mode: ContextMode = ContextMode.PIN
+    max_staleness: int = 0
+    """Epochs that it may lie behind at a block start; what it begins with is always the newest."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,8 @@ class Finished:
 
     reason: FinishReason
     usage: Usage
+    context: ContextChoice | None = None
+    """What the request named; `usage.epochs` says which of its epochs were read."""
 
 
 Event = Text | Finished

@@ -15,20 +15,23 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cache_service.contexts import MAX_STALENESS
+from cache_service.types import ContextId
 from cluster.errors import ClusterError, RequestError
 from cluster.ingress.errors import INTERNAL, reply_to
-from cluster.ingress.events import Finished, Text
+from cluster.ingress.events import ContextChoice, Finished, Text
 from cluster.ingress.keys import check_key
 from cluster.ingress.service import Call, InferenceService
 from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
-from workers.api import DecodingParams, FinishReason
+from workers.api import ContextMode, DecodingParams, FinishReason
 
 logger = logging.getLogger(__name__)
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+MODES = {ContextMode.PIN: pb.CONTEXT_MODE_PIN, ContextMode.FOLLOW: pb.CONTEXT_MODE_FOLLOW}
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
 """How often the health service asks whether a worker answers: until one does, and from then on."""
 GRACE_S = 1.0
@@ -110,7 +113,17 @@ def call_of(request: pb.GenerateRequest) -> Call:
         params=params_of(request),
         stop=tuple(request.stop),
         cache_salt=request.cache_salt,
+        context=choice_of(request.context) if request.HasField("context") else None,
     )
+
+
+def choice_of(context: pb.ContextChoice) -> ContextChoice:
+    if not context.id:
+        raise RequestError("context.id must not be empty", param="context.id")
+    if context.max_staleness > MAX_STALENESS:
+        raise RequestError(f"context.max_staleness must be at most {MAX_STALENESS}", param="context.max_staleness")
+    mode = ContextMode.FOLLOW if context.mode == pb.CONTEXT_MODE_FOLLOW else ContextMode.PIN
+    return ContextChoice(ContextId(context.id), mode, context.max_staleness)
 
 
 def prompt_of(request: pb.GenerateRequest) -> Prompt:
@@ -156,8 +169,10 @@ def params_of(request: pb.GenerateRequest) -> DecodingParams:
 
 def closing(finished: Finished) -> dict[str, Any]:
     """The fields with which an answer ends."""
-    counts = finished.usage
+    counts, named = finished.usage, finished.context
+    report = named and pb.ContextReport(id=named.id, mode=MODES[named.mode], epochs=counts.epochs)
     return {
+        "context": report,
         "finish_reason": REASONS[finished.reason],
         "usage": pb.Usage(
             prompt_tokens=counts.prompt_tokens,

@@ -27,10 +27,12 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import ClusterError, ModelNotFoundError, NotReadyError, RequestError
+from cluster.ingress.context_routes import context_routes
+from cluster.ingress.denoising import Denoising
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 from cluster.ingress.events import Event, Text
 from cluster.ingress.keys import check_key
-from cluster.ingress.schema import ChatBody, CompletionBody, GenerationBody
+from cluster.ingress.schema.generation import ChatBody, CompletionBody, GenerationBody
 from cluster.ingress.service import InferenceService
 from cluster.ingress.shapes import ChatShape, CompletionShape, Heading, Json, Shape
 from workers.errors import WorkerError
@@ -43,6 +45,7 @@ BEARER = HTTPBearer(auto_error=False)
 
 def create_app(
     service: InferenceService,
+    denoising: Denoising,
     *,
     api_keys: frozenset[str],
     max_body_bytes: int,
@@ -68,6 +71,8 @@ def create_app(
     @app.post("/v1/fim/completions", dependencies=guarded)
     async def completion(body: CompletionBody, request: Request) -> Response:
         return await respond(service, body, request, CompletionShape, "cmpl")
+
+    app.include_router(context_routes(service, denoising, explain, guarded))
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> Json:
@@ -183,8 +188,10 @@ def explain(error: Exception) -> Reply:
 
 
 def invalid(error: RequestValidationError) -> RequestError:
-    """The first thing that is wrong with a body, named by its path in the body: `messages.0.content`."""
-    first = error.errors()[0]
+    """What is wrong with a body, named by its path in the body: `messages.0.content`. Of several things the most deeply
+    nested one: where a field may be this or that, it is in the one that was meant.
+    """
+    first = max(error.errors(), key=lambda found: len(found["loc"]))
     if first["type"] == "json_invalid":
         return RequestError(f"the body is no JSON: {first['ctx']['error']}")
     path = [str(part) for part in first["loc"][1:]]

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
+from cache_service.client import CacheClient
 from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
-from cluster.ingress.events import Event, Finished, Text
+from cluster.ingress.contexts import ContextService
+from cluster.ingress.events import ContextChoice, Event, Finished, Text
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
-from cluster.tokenization import Conversation, Prompt, Tokenization
-from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, ModelInfo
+from cluster.tokenization import Conversation, EncodedPrompt, Prompt, Tokenization
+from workers.api import (
+    ContextEpoch,
+    ContextRead,
+    DecodingParams,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    ModelInfo,
+    PrefixCandidate,
+)
 
 ATTEMPTS = 3
 """Replicas that one request is given, as long as nothing of its answer was sent."""
@@ -37,6 +48,17 @@ class Call:
     params: DecodingParams = field(default_factory=DecodingParams)
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
+    context: ContextChoice | None = None
+    """Whose content the prompt follows."""
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as the workers take it."""
+
+    token_ids: tuple[int, ...]
+    prefixes: tuple[PrefixCandidate, ...]
+    context: ContextRead | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +89,17 @@ class InferenceService:
         workers: Workers,
         tokenization: Tokenization,
         metrics: IngressMetrics,
+        contexts: CacheClient,
         *,
         name: str,
         max_tokens: int,
         timeout_s: float,
     ) -> None:
-        """`max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request."""
+        """`max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` reaches
+        the cache service, where shared contexts live.
+        """
         self.name = name
+        self.contexts = ContextService(contexts, tokenization, self.model)
         self._workers = workers
         self._tokenization = tokenization
         self._metrics = metrics
@@ -98,13 +124,22 @@ class InferenceService:
             raise NotReadyError("no worker is ready yet; try again shortly, or watch /health")
         return self._info
 
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFoundError for another model than the one that is served."""
+        if name not in {None, "", self.name}:
+            raise ModelNotFoundError(f"model {name!r} is not served here; this server has {self.name!r}")
+
+    def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """With the names of special tokens, or without."""
+        return self._tokenization.text_of(token_ids, special=special)
+
     async def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
         A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
         NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
         """
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline(timeout_s)
         with self._metrics.request() as observed:
             for attempts_left in reversed(range(ATTEMPTS)):
                 silent = True
@@ -123,7 +158,7 @@ class InferenceService:
         """The whole of `generate`; raises what it raises. As nothing is sent before the end, a lost replica's
         request begins anew on another one.
         """
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline(timeout_s)
         lost = retry_if_exception_type(ReplicaLostError)
         with self._metrics.request() as observed:
             async for attempt in AsyncRetrying(retry=lost, stop=stop_after_attempt(ATTEMPTS), reraise=True):
@@ -132,7 +167,8 @@ class InferenceService:
             observed.see(answer.finished)
         return answer
 
-    def _deadline(self, timeout_s: float | None) -> float:
+    def deadline(self, timeout_s: float | None) -> float:
+        """On the event loop's clock, for a client that waits `timeout_s`; None: as long as it takes."""
         bound = self._timeout_s if timeout_s is None else min(self._timeout_s, timeout_s)
         return asyncio.get_running_loop().time() + bound
 
@@ -153,8 +189,8 @@ class InferenceService:
         before = () if isinstance(call.prompt, Conversation) else request.token_ids
         detokenizer, stops = self._tokenization.detokenizer(before), StopStrings(call.stop)
         finished: Finished | None = None
-        async with aclosing(self._workers.generate(request)) as chunks:
-            while (chunk := await self._before(deadline, chunks)) is not None:
+        async with aclosing(self.chunks(request, deadline)) as chunks:
+            async for chunk in chunks:
                 text = stops.push(detokenizer.push(chunk.token_ids))
                 if chunk.finish_reason is not None:
                     text += stops.push(detokenizer.finish()) + stops.finish()
@@ -162,12 +198,18 @@ class InferenceService:
                     yield Text(text)
                 reason = FinishReason.STOP if stops.stopped else chunk.finish_reason
                 if reason is not None and chunk.usage is not None:
-                    finished = Finished(reason, chunk.usage)
+                    finished = Finished(reason, chunk.usage, call.context)
                 if stops.stopped:
                     break
         if finished is None:
             raise ReplicaLostError("the worker ended this answer without its last part; ask again")
         yield finished
+
+    async def chunks(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[GenerateChunk, None]:
+        """Of one replica; closing the generator, or passing the deadline, stops the work. Raises as `generate`."""
+        async with aclosing(self._workers.generate(request)) as chunks:
+            while (chunk := await self._before(deadline, chunks)) is not None:
+                yield chunk
 
     async def _before(self, deadline: float, chunks: AsyncGenerator[GenerateChunk, None]) -> GenerateChunk | None:
         """The next chunk, if it comes before `deadline`; None at the end."""
@@ -183,18 +225,33 @@ class InferenceService:
 
     async def _request(self, call: Call) -> GenerateRequest:
         info = await self.model()
-        if call.model not in {None, "", self.name}:
-            raise ModelNotFoundError(f"model {call.model!r} is not served here; this server has {self.name!r}")
-        prompt = self._tokenization.encode(call.prompt)
+        self.check_model(call.model)
+        prompt = await self._prompt(call, info)
         suffix = self._tokenization.encode_suffix(call.suffix)
         return GenerateRequest(
             request_id=call.request_id,
             token_ids=prompt.token_ids,
             max_tokens=self._canvas(call.max_tokens, len(prompt.token_ids) + len(suffix), info.context_length),
-            prefixes=prompt.candidates(info.fingerprint, call.cache_salt),
+            prefixes=prompt.prefixes,
             params=call.params,
             suffix=suffix,
+            context=prompt.context,
         )
+
+    async def _prompt(self, call: Call, info: ModelInfo) -> ReadPrompt:
+        """The newest content of the context at the time of this call, if there is one, and what follows it."""
+        if call.context is None:
+            alone = self._tokenization.encode(call.prompt)
+            return ReadPrompt(alone.token_ids, alone.candidates(info.fingerprint, call.cache_salt))
+        context = await self.contexts.read_to_generate(call.context.id, call.cache_salt)
+        behind = self._tokenization.encode_behind(call.prompt)
+        num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
+        whole = EncodedPrompt(
+            context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
+        )
+        content, *others = whole.candidates(info.fingerprint, call.cache_salt)
+        read = ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness)
+        return ReadPrompt(whole.token_ids, (replace(content, content_of=at), *others), read)
 
     def _canvas(self, asked: int | None, prompt_tokens: int, context_length: int) -> int:
         room = context_length - prompt_tokens

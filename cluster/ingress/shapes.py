@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from cluster.ingress.events import Finished
 from cluster.ingress.service import Answer
-from workers.api import FinishReason
+from workers.api import FinishReason, Usage
 
 Json = dict[str, Any]
 
@@ -60,7 +60,7 @@ class ChatShape:
         return self._chunk({"content": text}, None)
 
     def closing(self, finished: Finished) -> Json:
-        return self._chunk({}, finished.reason) | {"diffusion": diffusion(finished)}
+        return self._chunk({}, finished.reason) | done(finished)
 
     def usage(self, finished: Finished) -> Json:
         return _body(self.heading, "chat.completion.chunk", [], usage=usage(finished))
@@ -83,7 +83,7 @@ class CompletionShape:
         return self._chunk(text, None)
 
     def closing(self, finished: Finished) -> Json:
-        return self._chunk("", finished.reason) | {"diffusion": diffusion(finished)}
+        return self._chunk("", finished.reason) | done(finished)
 
     def usage(self, finished: Finished) -> Json:
         return _body(self.heading, "text_completion", [], usage=usage(finished))
@@ -108,7 +108,16 @@ def _choice(reason: FinishReason | None) -> Json:
 
 
 def _accounts(finished: Finished) -> Json:
-    return {"usage": usage(finished), "diffusion": diffusion(finished)}
+    return {"usage": usage(finished), **done(finished)}
+
+
+def done(finished: Finished) -> Json:
+    """What was done, and which epochs of a named context were read."""
+    named = finished.context
+    if named is None:
+        return {"diffusion": work_done(finished.usage)}
+    context = {"id": named.id, "mode": named.mode.value, "epochs": list(finished.usage.epochs)}
+    return {"diffusion": work_done(finished.usage), "context": context}
 
 
 def usage(finished: Finished) -> Json:
@@ -121,9 +130,8 @@ def usage(finished: Finished) -> Json:
     }
 
 
-def diffusion(finished: Finished) -> Json:
-    """What was done, in the words of the request's `diffusion` object."""
-    counts = finished.usage
+def work_done(counts: Usage) -> Json:
+    """In the words of the request's `diffusion` object."""
     return {
         "policy": counts.policy,
         "steps": counts.num_steps,

@@ -9,7 +9,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.registry import Collector
 
+from cache_service.client import CacheClient
+from cache_service.testing import free_port
 from cache_service.types import ReplicaId
+from cluster.ingress.denoising import Denoising
 from cluster.ingress.http import create_app
 from cluster.ingress.service import InferenceService
 from cluster.metrics import IngressMetrics
@@ -43,21 +46,48 @@ def metrics() -> IngressMetrics:
 
 
 @pytest.fixture
-def service(workers: LocalWorkers, random_model: Path, metrics: IngressMetrics) -> InferenceService:
-    return InferenceService(workers, Tokenization(random_model), metrics, name="random", max_tokens=16, timeout_s=30.0)
+def cache_target() -> str:
+    """Nobody listens there, unless a test sees to it."""
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
-def connect(service: InferenceService, metrics: IngressMetrics) -> Connect:
+def cache(cache_target: str) -> CacheClient:
+    return CacheClient(cache_target, timeout_s=5.0)
+
+
+@pytest.fixture
+def service(workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, cache: CacheClient) -> InferenceService:
+    return InferenceService(
+        workers,
+        Tokenization(random_model),
+        metrics,
+        cache,
+        name="random",
+        max_tokens=16,
+        timeout_s=30.0,
+    )
+
+
+@pytest.fixture
+def connect(service: InferenceService, metrics: IngressMetrics, cache: CacheClient) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with cache:
+            yield
 
     async def gather() -> Collector:
         return metrics.registry
 
     def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
-        app = create_app(service, api_keys=api_keys, max_body_bytes=max_body_bytes, metrics=gather, lifespan=lifespan)
+        app = create_app(
+            service,
+            Denoising(service, metrics, 4),
+            api_keys=api_keys,
+            max_body_bytes=max_body_bytes,
+            metrics=gather,
+            lifespan=lifespan,
+        )
         return TestClient(app, raise_server_exceptions=False)
 
     return connect

@@ -1,4 +1,4 @@
-"""OpenAI's request bodies, as far as a diffusion model can honour them. The one home of pydantic.
+"""OpenAI's request bodies, as far as a diffusion model can honour them.
 
 A field that would change the answer and can't be honoured is refused by name unless it has its neutral value; a
 field that changes nothing is accepted; an unknown one is refused.
@@ -6,14 +6,18 @@ field that changes nothing is accepted; an unknown one is refused.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from cache_service.contexts import MAX_STALENESS
+from cache_service.types import ContextId
 from cluster.errors import RequestError
+from cluster.ingress.events import ContextChoice
 from cluster.ingress.service import Call
 from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from workers.api import DecodingParams
+from workers.api import ContextMode, DecodingParams
 
 
 def only(*neutral: Any, reason: str) -> AfterValidator:
@@ -58,28 +62,70 @@ class DiffusionBody(Body):
     min_tokens: int = Field(default=0, ge=0)
 
 
+class ContextBody(Body):
+    """A shared context as the prefix of a generation."""
+
+    id: NonEmpty
+    mode: Literal["pin", "follow"] = "pin"
+    max_staleness: int = Field(default=0, ge=0, le=MAX_STALENESS)
+
+    def to_choice(self) -> ContextChoice:
+        return ContextChoice(ContextId(self.id), ContextMode(self.mode), self.max_staleness)
+
+
 class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Ignored = None
 
 
-class GenerationBody(Body):
-    """What both endpoints share."""
+class SamplingBody(Body):
+    """How tokens are chosen, and for whom."""
 
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     logit_bias: dict[int, Bias] | None = None
     """Token id -> what is added to its logits."""
     seed: int | None = None
+    stream: bool | None = None
+    cache_salt: str | None = None
+    diffusion: DiffusionBody | None = None
+
+    def params(self) -> DecodingParams:
+        """Raises RequestError for what only the whole body shows to be wrong."""
+        options = self.diffusion or DiffusionBody()
+        return DecodingParams(
+            num_steps=options.steps,
+            block_length=options.block_length,
+            policy=options.policy,
+            refresh_interval=options.refresh_interval,
+            reuse_depth=options.reuse_depth,
+            anchors=options.anchors,
+            skip_refresh=options.skip_refresh,
+            unmasking=options.unmasking,
+            timetable=options.timetable,
+            threshold=options.threshold,
+            factor=options.factor,
+            remask=options.remask,
+            guidance=options.guidance,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=options.top_k,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            min_tokens=options.min_tokens,
+            temperature=self.temperature or 0.0,
+            seed=options.seed if options.seed is not None else self.seed,
+        )
+
+
+class GenerationBody(SamplingBody):
+    """What both endpoints share."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
     ignore_eos: bool | None = None
     """As load generators ask of vLLM: fill the whole canvas."""
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    cache_salt: str | None = None
-    diffusion: DiffusionBody | None = None
+    context: ContextBody | None = None
 
     n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
     frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
@@ -102,9 +148,10 @@ class GenerationBody(Body):
             suffix=self.text_behind(),
             model=self.model,
             max_tokens=self.canvas(),
-            params=self._params(),
+            params=self.params(),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             cache_salt=self.cache_salt or "",
+            context=self.context.to_choice() if self.context else None,
         )
 
     def to_prompt(self) -> Prompt:
@@ -129,29 +176,9 @@ class GenerationBody(Body):
             )
         return canvas
 
-    def _params(self) -> DecodingParams:
-        options = self.diffusion or DiffusionBody()
-        return DecodingParams(
-            num_steps=options.steps,
-            block_length=options.block_length,
-            policy=options.policy,
-            refresh_interval=options.refresh_interval,
-            reuse_depth=options.reuse_depth,
-            anchors=options.anchors,
-            skip_refresh=options.skip_refresh,
-            unmasking=options.unmasking,
-            timetable=options.timetable,
-            threshold=options.threshold,
-            factor=options.factor,
-            remask=options.remask,
-            guidance=options.guidance,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=options.top_k,
-            logit_bias=tuple((self.logit_bias or {}).items()),
-            min_tokens=self._whole_canvas() if self.ignore_eos else options.min_tokens,
-            temperature=self.temperature or 0.0,
-            seed=options.seed if options.seed is not None else self.seed,
-        )
+    def params(self) -> DecodingParams:
+        asked = super().params()
+        return replace(asked, min_tokens=self._whole_canvas()) if self.ignore_eos else asked
 
 
 class TextPart(Body):

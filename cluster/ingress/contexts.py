@@ -1,0 +1,204 @@
+"""Shared contexts as clients of the HTTP API see them. The one wall to the cache service, where contexts live."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+from cache_service.client import CacheClient, ContextPage
+from cache_service.contexts import committed, spliced
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
+from cache_service.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId, Version
+from cluster.drafting import Content, Drafting, TextContent, TokenContent
+from cluster.errors import (
+    ContextConflictError,
+    ContextNotFoundError,
+    ContextsUnavailableError,
+    RequestError,
+)
+from cluster.tokenization import Tokenization
+from workers.api import ModelInfo
+
+AUTHOR = ReplicaId("ingress")
+ATTEMPTS = 3
+"""Times that a change is sent whose answer is lost; its id sees to it that it is carried out once."""
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Positions start..end-1 of the context's tokens."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where this text stands, which must be once."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to stand in the place of something else."""
+
+    place: TokenRange | Found
+    content: TextContent | TokenContent
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What is to stand in the place of all."""
+
+    content: Content
+
+
+class ContextService:
+    """Creates, reads and changes contexts of the served model. Another tenant's are as if they weren't there.
+
+    Every method raises ContextsUnavailableError where the cache service doesn't answer in time.
+    """
+
+    def __init__(
+        self, client: CacheClient, tokenization: Tokenization, model: Callable[[], Awaitable[ModelInfo]]
+    ) -> None:
+        """`model` tells of the one that is served."""
+        self._client, self._tokenization, self._model = client, tokenization, model
+
+    async def create(self, content: Content, salt: str) -> Context:
+        """Raises RequestError for content that the model can't hold."""
+        info = await self._model()
+        draft = Drafting(self._tokenization, info.mask_token_id).whole(content)
+        check_length(len(draft.token_ids), info)
+        commit = CommitId(uuid.uuid4().hex)
+        with in_our_words():
+            async for attempt in sent_again():
+                with attempt:
+                    created = await self._client.create_context(
+                        info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
+                    )
+        return created
+
+    async def read(self, context_id: ContextId, salt: str) -> Context:
+        """The newest epoch at the time of the call. Raises ContextNotFoundError."""
+        with in_our_words():
+            context = await self._client.get_context(context_id)
+        if context.salt != salt:
+            raise ContextNotFoundError(f"there is no context {context_id!r}")
+        return context
+
+    async def read_to_generate(self, context_id: ContextId, salt: str) -> Context:
+        """The same; raises RequestError where another model's tokens are in it."""
+        context, info = await self.read(context_id, salt), await self._model()
+        if context.fingerprint != info.fingerprint:
+            raise RequestError(f"context {context_id} was made for another model than {info.name}", param="context.id")
+        return context
+
+    async def page(self, salt: str, limit: int, after: str | None) -> ContextPage:
+        """One tenant's contexts, oldest first, without tokens. Raises RequestError for an `after` that is no token."""
+        with in_our_words():
+            return await self._client.list_contexts(salt, page_size=limit, page_token=after)
+
+    async def delete(self, context_id: ContextId, salt: str) -> None:
+        """Raises ContextNotFoundError."""
+        await self.read(context_id, salt)
+        with in_our_words():
+            await self._client.delete_context(context_id, author=AUTHOR)
+
+    async def change(
+        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Change] | Rewrite
+    ) -> Context:
+        """The context at epoch `expected` + 1, as this change left it.
+
+        Raises ContextConflictError where `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
+        """
+        context = await self.read_to_generate(context_id, salt)
+        if context.epoch != expected:
+            raise conflict(context_id, expected, context.epoch)
+        info = await self._model()
+        edits = edits_of(context, changes, Drafting(self._tokenization, info.mask_token_id))
+        with in_our_words():
+            token_ids, _ = spliced(context, edits)
+        check_length(len(token_ids), info)
+        return await self.commit(context, edits)
+
+    async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
+        """What `edits` make of `context`. Raises ContextConflictError where it isn't the newest epoch any more."""
+        commit = CommitId(uuid.uuid4().hex)
+        try:
+            with in_our_words():
+                async for attempt in sent_again():
+                    with attempt:
+                        version: Version = await self._client.commit(
+                            context.id, context.epoch, edits, author=AUTHOR, commit=commit
+                        )
+        except StaleEpoch as error:
+            newest = await self.read(context.id, context.salt)
+            raise conflict(context.id, context.epoch, newest.epoch) from error
+        return committed(context, Commit(context.id, version, tuple(edits)))
+
+
+def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Drafting) -> tuple[Edit, ...]:
+    """Raises RequestError for a place that isn't there."""
+    if isinstance(changes, Rewrite):
+        return drafting.whole(changes.content).edits(0, len(context.token_ids))
+    edits = [edit for change in changes for edit in change_edits(context, change, drafting)]
+    return tuple(sorted(edits, key=lambda edit: edit.start))
+
+
+def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[Edit, ...]:
+    content = change.content
+    if isinstance(change.place, TokenRange):
+        start, end = change.place.start, change.place.end
+    else:
+        start, end, left, right = drafting.cover(context.token_ids, context.masked, change.place.text)
+        if isinstance(content, TextContent):
+            content = TextContent((left, *content.parts, right))
+        elif left or right:
+            raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
+    return drafting.behind(context.token_ids[:start], content).edits(start, end)
+
+
+def check_length(num_tokens: int, info: ModelInfo) -> None:
+    """Raises RequestError for content that leaves no room for an answer."""
+    if num_tokens >= info.context_length:
+        raise RequestError(
+            f"a shared context of {num_tokens} tokens leaves no room for an answer in the model's "
+            f"{info.context_length}: shorten it",
+            code="context_length_exceeded",
+        )
+
+
+def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
+    return ContextConflictError(
+        f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
+        current_epoch=newest,
+    )
+
+
+def sent_again() -> AsyncRetrying:
+    unanswered = retry_if_exception_type(CacheServiceUnavailable)
+    return AsyncRetrying(retry=unanswered, stop=stop_after_attempt(ATTEMPTS), reraise=True)
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """What the cache service refuses, as the ingress tells it; StaleEpoch is left to who knows what it was for."""
+    try:
+        yield
+    except StaleEpoch:
+        raise
+    except UnknownContext as error:
+        raise ContextNotFoundError(str(error)) from error
+    except InvalidRequest as error:
+        raise RequestError(str(error)) from error
+    except CacheServiceError as error:
+        raise ContextsUnavailableError(
+            "the cache service, where shared contexts live, doesn't answer; try again shortly, or see whether it runs "
+            "at cache_service.host and cache_service.port"
+        ) from error

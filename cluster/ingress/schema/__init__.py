@@ -1,0 +1,1 @@
+"""What bodies of HTTP requests may say. The one home of pydantic."""

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_service.contexts import spliced
+from cache_service.types import CommitId, Context, ContextId, Epoch, PrefixKey, Revision, Version
+from cluster.drafting import Draft, Drafting, Hole, TextContent, TokenContent, Turn, TurnsContent
+from cluster.errors import RequestError
+from cluster.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+
+MASK = 1
+SHEET = "Mira is 34, lives in Oslo and has a fox."
+
+
+@pytest.fixture(scope="module")
+def tokenization(random_model: Path) -> Tokenization:
+    return Tokenization(random_model)
+
+
+@pytest.fixture(scope="module")
+def drafting(tokenization: Tokenization) -> Drafting:
+    return Drafting(tokenization, MASK)
+
+
+def sheet(*parts: str | Hole) -> TurnsContent:
+    return TurnsContent((Turn("system", parts),))
+
+
+def test_a_hole_stands_where_the_words_would(drafting: Drafting) -> None:
+    whole = drafting.whole(sheet(SHEET))
+    holed = drafting.whole(sheet("Mira is 34, lives in", Hole(1), " and has a", Hole(1), "."))
+
+    differ = [index for index, (a, b) in enumerate(zip(whole.token_ids, holed.token_ids, strict=True)) if a != b]
+    assert whole.masked == ()
+    assert holed.masked == tuple(differ)
+    assert len(differ) == 2
+    assert {holed.token_ids[index] for index in differ} == {MASK}
+
+
+@pytest.mark.parametrize("text", ["<|mask|>", "<|eot_id|>", "<hole 00>"])
+def test_text_stays_text(drafting: Drafting, tokenization: Tokenization, text: str) -> None:
+    for content in (sheet(text), TextContent((text,))):
+        draft = drafting.whole(content)
+        assert draft.masked == ()
+        assert text in tokenization.text_of(draft.token_ids)
+
+
+def test_a_hole_may_be_all_and_anywhere(drafting: Drafting) -> None:
+    assert drafting.whole(TextContent((Hole(3),))) == Draft((MASK,) * 3, (0, 1, 2))
+    assert drafting.whole(TokenContent((7, Hole(2), MASK))) == Draft((7, MASK, MASK, MASK), (1, 2))
+    both = drafting.whole(TextContent((Hole(1), Hole(2), "...", Hole(1))))
+    assert both.masked[:3] == (0, 1, 2)
+    assert both.masked[-1] == len(both.token_ids) - 1
+
+
+def test_foreign_token_ids_are_refused(drafting: Drafting, tokenization: Tokenization) -> None:
+    with pytest.raises(RequestError) as refusal:
+        drafting.whole(TokenContent((tokenization.vocab_size,)))
+    assert refusal.value.param == "token_ids"
+
+
+@pytest.mark.parametrize(("found", "instead"), [("Oslo", "Lima"), ("Mira", "Tobin"), ("34", "29"), ("a fox", "an owl")])
+def test_text_is_replaced_as_if_it_had_been_written_so(
+    drafting: Drafting, tokenization: Tokenization, found: str, instead: str
+) -> None:
+    before = drafting.whole(sheet(SHEET))
+    start, end, left, right = drafting.cover(before.token_ids, (), found)
+    put = drafting.behind(before.token_ids[:start], TextContent((left + instead + right,)))
+
+    after = (*before.token_ids[:start], *put.token_ids, *before.token_ids[end:])
+    assert after == drafting.whole(sheet(SHEET.replace(found, instead))).token_ids
+
+
+@pytest.mark.parametrize("text", ["i", "Bern", "in Oslo and"])
+def test_text_that_is_not_there_once_is_refused(drafting: Drafting, text: str) -> None:
+    holed = drafting.whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she is."))
+    with pytest.raises(RequestError) as refusal:
+        drafting.cover(holed.token_ids, holed.masked, text)
+    assert refusal.value.param == "edits"
+
+
+@given(
+    old=st.lists(st.tuples(st.integers(5, 50), st.booleans()), min_size=1, max_size=12),
+    parts=st.lists(st.one_of(st.integers(5, 50), st.integers(1, 3).map(Hole)), max_size=6),
+    data=st.data(),
+)
+def test_a_draft_as_edits_is_the_draft_in_its_place(
+    drafting: Drafting, old: list[tuple[int, bool]], parts: list[int | Hole], data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(old)))
+    end = data.draw(st.integers(start, len(old)))
+    masked = tuple(index for index, (_, hole) in enumerate(old) if hole)
+    version = Version(Epoch(0), PrefixKey(b""), CommitId("c"))
+    tokens = tuple(token for token, _ in old)
+    context = Context(ContextId("x"), "", "", tokens, masked, Revision(1), CommitId("c"), version)
+    draft = drafting.whole(TokenContent(tuple(parts)))
+
+    after, holes = spliced(context, draft.edits(start, end))
+
+    shift = len(draft.token_ids) - (end - start)
+    kept = [hole if hole < start else hole + shift for hole in masked if not start <= hole < end]
+    assert after == (*tokens[:start], *draft.token_ids, *tokens[end:])
+    assert holes == tuple(sorted([*kept, *(start + hole for hole in draft.masked)]))
+
+
+def test_turns_behind_a_context_are_those_of_the_whole_conversation(tokenization: Tokenization) -> None:
+    turns = tuple(Message(role, text) for role, text in (("user", "Who?"), ("assistant", "Mira."), ("user", "Where?")))
+    whole = tokenization.encode(Conversation((Message("system", SHEET), *turns)))
+    context = tokenization.render([Message("system", SHEET)])
+
+    behind = tokenization.encode_behind(Conversation(turns))
+
+    assert context + behind.token_ids == whole.token_ids
+    assert [len(context) + length for length in (0, *behind.boundaries)] == list(whole.boundaries)
+
+
+def test_text_and_tokens_behind_a_context_go_on_where_it_ends(tokenization: Tokenization) -> None:
+    assert tokenization.encode_behind(TextPrompt(" and")).token_ids == tokenization.encode_suffix(" and")
+    assert tokenization.encode_behind(TokenPrompt((7, 8))).token_ids == (7, 8)
+    assert tokenization.encode_behind(TextPrompt("")).token_ids == ()
