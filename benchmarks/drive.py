@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,18 +29,19 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
+    kv: KVConfig = field(default_factory=lambda: KVConfig(pool_bytes=1 << 30))
 
     def load(self, name: str) -> LoadedModel:
         """A bundled model, or a directory."""
         return load_model(model_directory(name), device=self.device, dtype=self.dtype)
 
-    def engine(self, loaded: LoadedModel, *, batch: int) -> Engine:
+    def engine(self, loaded: LoadedModel, *, batch: int, bicache: BiCacheConfig | None = None) -> Engine:
         """An empty engine that takes any number of requests and lets refreshes run together."""
         return Engine(
             loaded,
             engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=1 << 16),
-            kv=KVConfig(),
-            bicache=BiCacheConfig(),
+            kv=self.kv,
+            bicache=bicache or BiCacheConfig(),
             replica=ReplicaId("benchmark"),
             device=self.device,
             dtype=self.dtype,

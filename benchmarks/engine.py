@@ -6,7 +6,7 @@ All requests of a batch share one prefix, which an earlier request has brought i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +16,11 @@ import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
+from benchmarks import rooflines
+from benchmarks.dimensions import DIMENSIONS
 from benchmarks.drive import Place, drive
 from benchmarks.report import Bar, Report, Row, cpu_name
+from benchmarks.rooflines import Rooflines
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
@@ -26,7 +29,8 @@ from workers.models.loader import LoadedModel
 
 NUM_STEPS = 16
 BAR_RATIO, BAR_BATCH, BAR_SPEEDUP = 80, 8, 3.0
-POLICIES = ["none", "dual", "bicache", "bicache-dual", "lean"]
+POLICIES = ("dual", "bicache", "bicache-dual", "lean")
+"""Beside `none`, which comes first."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,14 @@ class Bench:
         assert best is not None
         return best
 
+    def rows(self, progress: Progress, *, quick: bool) -> Iterator[Row]:
+        loads = [Workload(batch, ratio) for batch in (1, 8, 16) for ratio in (50, 80, 90)]
+        for workload in progress.track([Workload(BAR_BATCH, BAR_RATIO)] if quick else loads):
+            baseline = self.time("none", workload, repeats=2)
+            yield row("none", workload, baseline, baseline)
+            for name in POLICIES:
+                yield row(name, workload, self.time(name, workload, repeats=2), baseline)
+
     def _requests(self, policy: str, workload: Workload, label: str) -> Iterator[GenerateRequest]:
         """Questions cut or padded to one length, behind sheets that are cut to the ratio's length."""
         question = self._samples[0].suffixes[0]
@@ -125,30 +137,32 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="The bar's workload alone: under 45 s on 2 cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The bars' workload alone: under 45 s on 2 cores.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[str, typer.Option(help="A bundled model.")] = "factbook",
-    policy: Annotated[list[str], typer.Option(help="Policies to time; `none` is always first.")] = POLICIES,
+    model: Annotated[str, typer.Option(help=f"A bundled model, or dimensions: {', '.join(DIMENSIONS)}.")] = "factbook",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the CPU's and the GPU's.")] = None,
+    seconds: Annotated[float, typer.Option(help="With dimensions: how long each row is watched.")] = 4.0,
 ) -> None:
     """Canvas tokens a second by policy, batch and prefix ratio, as a table and JSON."""
-    place = Place(torch.device(device), getattr(torch, dtype))
-    bench = Bench(model, place)
-    workloads = [Workload(batch, ratio) for batch in (1, 8, 16) for ratio in (50, 80, 90)]
+    at = torch.device(device)
+    place = Place(at, getattr(torch, dtype or ("float32" if at.type == "cpu" else "bfloat16")))
+    named = torch.cuda.get_device_name(at) if at.type == "cuda" else cpu_name()
+    if model in DIMENSIONS and at.type != "cuda":
+        raise typer.BadParameter(f"{model} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
     rows: list[Row] = []
+    judge: Callable[[Sequence[Row]], Iterable[Bar]]
     with Progress(transient=True) as progress:
-        for workload in progress.track([Workload(BAR_BATCH, BAR_RATIO)] if quick else workloads):
-            baseline = bench.time("none", workload, repeats=2)
-            rows.append(row("none", workload, baseline, baseline))
-            for name in policy:
-                if name != "none":
-                    rows.append(row(name, workload, bench.time(name, workload, repeats=2), baseline))
-    named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
-    report = Report("engine", rows, bars(rows), named)
+        if model in DIMENSIONS:
+            found, judge = Rooflines(model, place).rows(seconds, progress, quick=quick), rooflines.judge
+        else:
+            found, judge = Bench(model, place).rows(progress, quick=quick), bars
+        for one in found:
+            rows.append(one)
+            report = Report("engine", rows, list(judge(rows)), named)
+            if json:  # what a cut-off run has measured is worth keeping
+                report.write(json)
     report.print()
-    if json:
-        report.write(json)
 
 
 if __name__ == "__main__":

@@ -42,17 +42,23 @@ class EngineConfig:
 class KVConfig:
     """The page pool. Private K/V of running requests and prefix entries share it."""
 
-    pool_bytes: int = 1024 * MIB
-    entry_bytes: int = 512 * MIB
-    """Part of the pool that prefix entries may fill; 0 serves every request without an entry."""
+    pool_bytes: int | None = None
+    """None: `device_share` of a GPU's free memory once the model is loaded; 1 GiB on a CPU."""
+    device_share: float = 0.85
+    """The rest is for the rows that a step computes, and for other programs."""
+    entry_bytes: int | None = None
+    """Part of the pool that prefix entries may fill; None is half of it, 0 serves every request without an entry."""
     page_tokens: int = 16
     """Tokens whose K and V, of one layer, a page holds."""
 
     def __post_init__(self) -> None:
-        require(self.pool_bytes > 0, f"kv.pool_bytes must be positive, got {self.pool_bytes}")
+        pool, entries = self.pool_bytes, self.entry_bytes
+        require(pool is None or pool > 0, f"kv.pool_bytes must be positive, got {pool}")
+        require(0 < self.device_share < 1, f"kv.device_share must lie between 0 and 1, got {self.device_share}")
+        require(entries is None or entries >= 0, f"kv.entry_bytes must not be negative, got {entries}")
         require(
-            0 <= self.entry_bytes <= self.pool_bytes,
-            f"kv.entry_bytes must lie in 0..kv.pool_bytes ({self.pool_bytes}), got {self.entry_bytes}",
+            pool is None or entries is None or entries <= pool,
+            f"kv.entry_bytes must lie in 0..kv.pool_bytes ({pool}), got {entries}",
         )
         require(self.page_tokens >= 1, f"kv.page_tokens must be at least 1, got {self.page_tokens}")
 

@@ -9,6 +9,7 @@ from workers.api import GenerateRequest, WorkerStats
 from workers.bicache.cache import Changes, PrefixCache
 from workers.bicache.depth import DepthTable
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
+from workers.engine.memory import memory_budget
 from workers.engine.request import rebase, resolve
 from workers.engine.runner import Runner, backend_for
 from workers.errors import WorkerError
@@ -38,10 +39,13 @@ class Engine:
         """`device` and `dtype` are the model's."""
         config = loaded.config
         self._model, self._engine, self._bicache, self._replica = config, engine, bicache, replica
-        storage = PageStorage(config, pool_bytes=kv.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device)
+        memory = memory_budget(kv, device)
+        storage = PageStorage(
+            config, pool_bytes=memory.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device
+        )
         self._page_bytes = storage.page_bytes
         self._pool = PagePool(storage.num_pages)
-        self._cache = PrefixCache(self._pool, storage, config, budget_bytes=kv.entry_bytes)
+        self._cache = PrefixCache(self._pool, storage, config, budget_bytes=memory.entry_bytes)
         depths = DepthTable.for_model(config, loaded.depth_table)
         admission = Admission(config, storage, self._pool, self._cache, depths, bicache)
         self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)

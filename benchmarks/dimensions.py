@@ -1,0 +1,72 @@
+"""Models of published dimensions with random weights: their speed is the real ones', their words aren't."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from benchmarks.drive import Place
+from workers.models.base import ModelConfig
+from workers.models.layers import RMSNorm, Transformer
+from workers.models.loader import LoadedModel, fastest
+
+WEIGHT_SCALE = 0.02
+
+LLADA_8B = ModelConfig(
+    architecture="llada",
+    num_layers=32,
+    hidden_size=4096,
+    num_heads=32,
+    num_kv_heads=32,
+    mlp_size=12288,
+    vocab_size=126464,
+    context_length=4096,
+    rope_theta=500_000.0,
+    norm_eps=1e-5,
+    mask_token_id=126336,
+    eos_token_id=126336,
+    pad_token_id=126081,
+)
+"""EOS is the mask token, which is never chosen: random answers don't end early."""
+DREAM_7B = ModelConfig(
+    architecture="dream",
+    num_layers=28,
+    hidden_size=3584,
+    num_heads=28,
+    num_kv_heads=4,
+    mlp_size=18944,
+    vocab_size=152064,
+    context_length=4096,
+    rope_theta=1_000_000.0,
+    norm_eps=1e-6,
+    mask_token_id=151666,
+    eos_token_id=151666,
+    pad_token_id=151643,
+    qkv_bias=True,
+    prediction_shift=1,
+)
+DIMENSIONS: Mapping[str, ModelConfig] = MappingProxyType({"llada-8b": LLADA_8B, "dream-7b": DREAM_7B})
+
+
+def random_model(name: str, place: Place) -> LoadedModel:
+    """Weights ~ N(0, 0.02), made on the device."""
+    config = DIMENSIONS[name]
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to(place.dtype).to_empty(device=place.device).requires_grad_(requires_grad=False).eval()
+    torch.manual_seed(0)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.fill_(1) if isinstance(module, RMSNorm) else parameter.normal_(0, WEIGHT_SCALE)
+    return LoadedModel(
+        name=name, config=config, model=fastest(model, place.device), fingerprint=f"random {name}", depth_table=None
+    )
+
+
+def weight_bytes(config: ModelConfig, itemsize: int) -> int:
+    """What one forward reads at least: all projections and the head; of the embedding only a few rows."""
+    kv_width = config.num_kv_heads * config.head_dim
+    layer = config.hidden_size * (2 * config.hidden_size + 2 * kv_width + 3 * config.mlp_size)
+    return (config.num_layers * layer + config.hidden_size * config.vocab_size) * itemsize
