@@ -127,6 +127,16 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True)
+class CopyRequest:
+    """Asks one replica for a copy of a prefix entry that it holds."""
+
+    holder: ReplicaId
+    key: PrefixKey
+    depths: tuple[int, ...] | None
+    """Ascending reuse depths that the copy must serve; None for all that the entry serves."""
+
+
+@dataclass(frozen=True)
 class Usage:
     """What a request took, so far or in the end."""
 

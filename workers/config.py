@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -102,6 +102,47 @@ class BiCacheConfig:
         )
 
 
+Transfer = Literal["auto", "always", "never"]
+RefreshPolicy = Literal["lazy", "eager"]
+
+
+@dataclass(frozen=True)
+class CoherenceConfig:
+    """How replicas share the work of building prefix entries, and the knowledge of how far to trust them."""
+
+    transfer: Transfer = "auto"
+    """Fetch entries that other replicas hold: auto, where that is estimated to be quicker than building them."""
+    patience: float = 2.0
+    """How many times as long as its own build takes a request may wait for another replica's build (transfer auto)."""
+    max_wait_s: float = 2.0
+    """The most that a request waits for another replica's build, whatever its patience."""
+    fetch_timeout_s: float = 5.0
+    """Seconds after which a fetch is given up, and the entry built."""
+    build_lease_s: float = 10.0
+    """Seconds without a sign of life after which another replica may build what this one set out to build."""
+    refresh: RefreshPolicy = "lazy"
+    """When a shared context has a new epoch: rebuild its entry when it is next asked for, or eagerly, at once."""
+    prewarm: int = 16
+    """Hottest prefixes of the cluster that a new replica fetches while it takes up work; 0 begins empty."""
+    profile: int = 0
+    """Version of the depth table. Depth limits that replicas found under an older one no longer count."""
+
+    def __post_init__(self) -> None:
+        require(self.patience >= 1, f"coherence.patience must be at least 1, got {self.patience}")
+        for name in ("max_wait_s", "fetch_timeout_s"):
+            require(getattr(self, name) > 0, f"coherence.{name} must be positive, got {getattr(self, name)}")
+        require(
+            0.1 <= self.build_lease_s <= 600,
+            f"coherence.build_lease_s must lie within 0.1 and 600 seconds, got {self.build_lease_s}",
+        )
+        for name in ("prewarm", "profile"):
+            require(getattr(self, name) >= 0, f"coherence.{name} must not be negative, got {getattr(self, name)}")
+        allowed = {"transfer": get_args(Transfer), "refresh": get_args(RefreshPolicy)}
+        for name, values in allowed.items():
+            value = getattr(self, name)
+            require(value in values, f"coherence.{name} must be one of {', '.join(values)}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """One worker: which model, on what, known to which cache service."""
@@ -120,6 +161,7 @@ class WorkerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KVConfig = field(default_factory=KVConfig)
     bicache: BiCacheConfig = field(default_factory=BiCacheConfig)
+    coherence: CoherenceConfig = field(default_factory=CoherenceConfig)
 
     def __post_init__(self) -> None:
         require(

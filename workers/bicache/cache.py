@@ -4,59 +4,28 @@ An entry is found by key, its token ids are compared, and it is held by a handle
 
     admit -> pending -(mark_built)-> live -(evict, when idle)-> gone
                 \-(drop, when the build failed)----------------> gone
+
+Where replicas share the work of building, an entry begins as awaited: it is not built before `clear`, and a copy from
+another replica may make it live instead.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from cache_service.types import PrefixKey
+from workers.bicache.entry import Changes, PrefixEntry, is_due
 from workers.kv.page_table import EntryLayout, EntryTable
-from workers.kv.pool import PagePool, Pages
+from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
 MAX_REMEMBERED_KEYS = 4096
 """Keys remembered for admission on second sight."""
-
-
-@dataclass(eq=False)
-class PrefixEntry:
-    """One prefix. Its table is valid while a handle is held."""
-
-    key: PrefixKey
-    token_ids: tuple[int, ...]
-    layout: EntryLayout
-    table: EntryTable
-    pages: Pages
-    size_bytes: int
-    built: bool = False
-    dropped: bool = False
-    """Its build failed; it never becomes live."""
-    num_readers: int = 0
-    trusted: dict[int, int] = field(default_factory=dict)
-    """By ratio bucket: the depth that a comparison with true states allows."""
-    to_probe: dict[int, int] = field(default_factory=dict)
-    """Ratio buckets that are still to be compared -> tokens of the suffix to compare with."""
-
-    @property
-    def depths(self) -> frozenset[int]:
-        """The reuse depths it holds all for."""
-        return frozenset({self.layout.kv_depth, *self.layout.state_depths})
-
-    @property
-    def safe_depth(self) -> int:
-        """Layers that may be reused at any of the ratios that were looked at."""
-        return min((self.layout.kv_depth, *self.trusted.values()))
-
-    def __repr__(self) -> str:
-        state = "live" if self.built else "pending"
-        return (
-            f"<PrefixEntry {self.key.hex()[:8]} [{len(self.token_ids)} tokens | {state}, {self.num_readers} readers]>"
-        )
+WARMER = "warmer"
+"""Who asks for entries before any request does."""
 
 
 class PrefixHandle:
@@ -81,25 +50,19 @@ class PrefixHandle:
             self._cache.settle(self.entry)
 
 
-@dataclass
-class Changes:
-    """Which keys became live and which are gone since the last look, for the cache service."""
-
-    built: list[PrefixEntry] = field(default_factory=list)
-    gone: list[PrefixKey] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.built or self.gone)
-
-
 class PrefixCache:
     """Entries in order of last use, within a budget of the pool's bytes."""
 
-    def __init__(self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int) -> None:
+    def __init__(
+        self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int, awaits: bool = False
+    ) -> None:
+        """With `awaits`, entries begin as awaited."""
         self._pool, self._storage, self._model = pool, storage, model
+        self._awaits = awaits
         self._budget_pages = budget_bytes // storage.page_bytes
         self._entries: OrderedDict[PrefixKey, PrefixEntry] = OrderedDict()
         self._detached: set[PrefixEntry] = set()
+        self._warming: dict[PrefixKey, PrefixHandle] = {}
         self._first_askers: OrderedDict[PrefixKey, str] = OrderedDict()
         self._num_pages = 0
         self._changes = Changes()
@@ -128,9 +91,12 @@ class PrefixCache:
         """A hold on a new, pending entry that serves `depths`; None where the budget or the pool has no room.
 
         Others are evicted for it only if another `asker` has wanted it before: prefixes that come once don't push out
-        those that come back. An entry under the same key is replaced; the new one serves what the old one served too.
+        those that come back. A live entry under the same key is replaced; the new one serves what the old one served
+        too. A pending one stays, for those who wait for it, and the answer is None.
         """
         old = self._entries.get(key)
+        if old is not None and not old.built:
+            return None
         if old is not None and old.token_ids == token_ids:
             depths = depths | old.depths
         layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
@@ -144,22 +110,62 @@ class PrefixCache:
         entry = PrefixEntry(key, token_ids, layout, table, pages, num_pages * self._storage.page_bytes)
         self._entries[key] = entry
         self._num_pages += num_pages
+        if self._awaits:
+            entry.awaited = True
+            self._changes.wanted.append(entry)
         return PrefixHandle(self, entry)
 
+    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
+        """A pending entry that is kept for whoever may come, until it is live. None where one is there, or no room.
+
+        Evicts nothing the first time that a key is seen.
+        """
+        if key in self._entries or (handle := self.admit(key, token_ids, depths, asker=WARMER)) is None:
+            return None
+        self._warming[key] = handle
+        return handle.entry
+
+    def find(self, key: PrefixKey) -> PrefixEntry | None:
+        """The entry under a key, pending or live."""
+        return self._entries.get(key)
+
     def pending(self) -> Iterator[PrefixEntry]:
-        """Entries to build or to probe, least recently asked for first."""
-        return (entry for entry in self._entries.values() if not entry.built or entry.to_probe)
+        """Entries to build or to probe that someone waits for, least recently asked for first."""
+        return (entry for entry in self._entries.values() if is_due(entry) and not self._is_background(entry))
+
+    def background(self) -> Iterator[PrefixEntry]:
+        """Entries to build that nobody waits for yet."""
+        warming = [handle.entry for handle in self._warming.values()]
+        return (entry for entry in warming if is_due(entry) and self._is_background(entry))
+
+    def clear(self, entry: PrefixEntry) -> None:
+        """The entry may be built here."""
+        entry.awaited = False
 
     def mark_built(self, entry: PrefixEntry) -> None:
         """The entry is live; said again, what is known of it has changed."""
-        entry.built = True
+        entry.built, entry.awaited = True, False
         if self._entries.get(entry.key) is entry:
+            self._changes.built.append(entry)
+            self._let_go(entry.key)
+
+    def count_served(self, entry: PrefixEntry) -> None:
+        """One more request reads the entry. Its heat is news each time that it has doubled."""
+        entry.num_served += 1
+        if entry.built and entry.num_served.bit_count() == 1 and self._entries.get(entry.key) is entry:
             self._changes.built.append(entry)
 
     def drop(self, entry: PrefixEntry) -> None:
         """Forget an entry whose build failed; its pages are free once its readers let go."""
         entry.dropped = True
         if self._entries.get(entry.key) is entry:
+            self._remove(entry)
+            self._let_go(entry.key)
+
+    def retire(self, key: PrefixKey) -> None:
+        """Forget a live entry; who reads it may finish. A pending one is left to those who wait for it."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.built:
             self._remove(entry)
 
     def make_room(self, num_pages: int) -> bool:
@@ -218,12 +224,18 @@ class PrefixCache:
 
     def _remove(self, entry: PrefixEntry) -> None:
         del self._entries[entry.key]
-        if entry.built:
-            self._changes.gone.append(entry.key)
+        (self._changes.gone if entry.built else self._changes.unwanted).append(entry.key)
         if entry.num_readers:
             self._detached.add(entry)
         else:
             self._free(entry)
+
+    def _is_background(self, entry: PrefixEntry) -> bool:
+        return entry.key in self._warming and entry.num_readers == 1
+
+    def _let_go(self, key: PrefixKey) -> None:
+        if handle := self._warming.pop(key, None):
+            handle.release()
 
     def _free(self, entry: PrefixEntry) -> None:
         self._num_pages -= len(entry.pages)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import takewhile
 
+from cache_service.types import DepthLimit, PrefixKey
 from workers.models.base import ModelConfig
+
+PROBE_BUCKET_PERCENT = 10
+"""Ratios from one multiple of it to the next share a probe, and a limit."""
 
 
 def ratio_percent(num_prefix: int, num_total: int) -> int:
@@ -46,6 +50,33 @@ class DepthTable:
         """The depth at the largest edge that `ratio` reaches."""
         reached = [edge for edge in self.steps if edge <= ratio]
         return self.steps[max(reached)] if reached else 0
+
+    def most_within(self, bucket: int) -> int:
+        """The deepest of the depths at ratios of the bucket."""
+        return max(self.lookup(ratio) for ratio in range(bucket, bucket + PROBE_BUCKET_PERCENT))
+
+
+class DepthLimits:
+    """The most layers that replicas found to be reusable, where that is less than the table says.
+
+    A limit counts unless it was found under an older profile than ours; under one profile it only falls.
+    """
+
+    def __init__(self, profile: int) -> None:
+        self.profile = profile
+        self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
+
+    def take(self, limit: DepthLimit) -> None:
+        known = self._limits.get(limit.key, {}).get(limit.bucket)
+        if limit.profile < self.profile:
+            return
+        if known is None or (limit.profile, -limit.depth) > (known.profile, -known.depth):
+            self._limits.setdefault(limit.key, {})[limit.bucket] = limit
+
+    def depth(self, key: PrefixKey, bucket: int) -> int | None:
+        """None where nothing was found."""
+        limit = self._limits.get(key, {}).get(bucket)
+        return limit.depth if limit else None
 
 
 def trusted_depth(similarities: Sequence[float], kept_depth: int, threshold: float) -> int:

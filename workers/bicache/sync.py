@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from cache_service.client import CacheClient
 from cache_service.errors import CacheServiceError, LeaseRefused
 from cache_service.types import Lease, Placement, PrefixKey, ReplicaId
-from workers.bicache.cache import Changes, PrefixEntry
+from workers.bicache.entry import Changes, PrefixEntry
 
 logger = logging.getLogger(__name__)
 

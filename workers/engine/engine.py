@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from cache_service.types import Context, ReplicaId
 from workers.api import GenerateRequest, WorkerStats
-from workers.bicache.cache import Changes, PrefixCache
-from workers.bicache.depth import DepthTable
+from workers.bicache.cache import PrefixCache
+from workers.bicache.depth import DepthLimits, DepthTable
+from workers.bicache.entries import Entries
+from workers.bicache.entry import Changes
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.memory import memory_budget
 from workers.engine.request import rebase, resolve
@@ -20,6 +25,8 @@ from workers.scheduler.admission import Admission
 from workers.scheduler.plan import Question
 from workers.scheduler.scheduler import Outcome, Scheduler
 from workers.scheduler.task import RequestId
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -35,8 +42,12 @@ class Engine:
         replica: ReplicaId,
         device: torch.device,
         dtype: torch.dtype,
+        profile: int = 0,
+        shares_builds: bool = False,
     ) -> None:
-        """`device` and `dtype` are the model's."""
+        """`device` and `dtype` are the model's. `profile` is the version of its depth table. With `shares_builds`, new
+        entries are built when `entries.clear` says so: somebody outside must listen to the changes.
+        """
         config = loaded.config
         self._model, self._engine, self._bicache, self._replica = config, engine, bicache, replica
         memory = memory_budget(kv, device)
@@ -45,9 +56,11 @@ class Engine:
         )
         self._page_bytes = storage.page_bytes
         self._pool = PagePool(storage.num_pages)
-        self._cache = PrefixCache(self._pool, storage, config, budget_bytes=memory.entry_bytes)
+        self._cache = PrefixCache(self._pool, storage, config, budget_bytes=memory.entry_bytes, awaits=shares_builds)
+        limits = DepthLimits(profile)
+        self.entries = Entries(self._cache, storage, limits, config, loaded.fingerprint)
         depths = DepthTable.for_model(config, loaded.depth_table)
-        admission = Admission(config, storage, self._pool, self._cache, depths, bicache)
+        admission = Admission(config, storage, self._pool, self._cache, depths, limits, bicache)
         self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
         attention = backend_for(storage, config)
         self.runner = Runner(loaded.model, storage, attention, num_probe_positions=bicache.probe_positions)
@@ -78,6 +91,11 @@ class Engine:
         plan = self.scheduler.schedule()
         result = self.runner.run(plan)
         return self.scheduler.commit(plan, result)
+
+    def tend(self, command: Callable[[Entries], T]) -> T:
+        """Carry out what others' doings ask of the entries."""
+        self.scheduler.resume()
+        return command(self.entries)
 
     def take_questions(self) -> list[Question]:
         """What requests in follow mode want to know; each question is to be answered once."""

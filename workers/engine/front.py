@@ -8,14 +8,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from cache_service.types import Context
 from workers.api import ContextRead, GenerateChunk, GenerateRequest, WorkerStats
-from workers.bicache.cache import Changes
+from workers.bicache.entries import Entries
+from workers.bicache.entry import Changes
 from workers.engine.engine import Engine
 from workers.engine.runner import step_failed
 from workers.errors import WorkerError
@@ -25,6 +27,7 @@ from workers.scheduler.scheduler import Outcome
 logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
+T = TypeVar("T")
 Reply = Callable[[Context | None], None]
 """Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
 Follow = Callable[[ContextRead, Reply], None]
@@ -121,6 +124,21 @@ class AsyncEngine:
         with suppress(EngineClosedError):
             self._post(lambda: self._deliver(self._engine.answer(question, newest)))
 
+    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+        """Run `command` on the engine's thread between two steps. Raises EngineClosedError."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self._engine.tend(command))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._post(run)
+        return future
+
     def _post(self, command: Command) -> None:
         with self._wake:
             if self._closed:
@@ -137,9 +155,7 @@ class AsyncEngine:
                 outcomes = self._step()
                 for listener in self._on_step:
                     listener(time.monotonic() - started)
-                if changes := self._engine.take_changes():
-                    for teller in self._on_changes:
-                        teller(changes)
+                self._tell_changes()
                 for question in self._engine.take_questions():
                     self._follow(question.read, partial(self._reply, question))
                 self._deliver(outcomes)
@@ -156,9 +172,15 @@ class AsyncEngine:
                 while not (self._commands or self._closed or self._engine.has_work):
                     self._wake.wait()
             self._take_commands()
+            self._tell_changes()
             if self._closed or self._engine.has_work:
                 return not self._closed
             self._engine.check_integrity()
+
+    def _tell_changes(self) -> None:
+        if changes := self._engine.take_changes():
+            for teller in self._on_changes:
+                teller(changes)
 
     def _take_commands(self) -> None:
         while self._commands:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.bicache.cache import PrefixEntry
+from workers.bicache.entry import PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
 from workers.models.layers import full_attention

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from workers.attention.base import Backend, Reader
 from workers.attention.sdpa import SdpaBackend
-from workers.bicache.cache import PrefixEntry
+from workers.bicache.entry import PrefixEntry
 from workers.engine.batch import Batch, Lane, assemble
 from workers.engine.decoding.adjustment import guide
 from workers.engine.decoding.decision import decide
@@ -45,16 +46,24 @@ class Runner:
     def run(self, plan: StepPlan) -> StepResult:
         """Never raises: what goes wrong belongs to the builds or requests that it struck."""
         failed_builds: dict[PrefixEntry, WorkerError] = {}
+        build_s: dict[PrefixEntry, float] = {}
         probed: dict[PrefixEntry, dict[int, list[float]]] = {}
         for entry in plan.builds:
             try:
                 if not entry.built:
-                    self.build(entry)
+                    build_s[entry] = self._timed_build(entry)
             except Exception as error:
                 failed_builds[entry] = step_failed(error)
             else:
                 probed[entry] = self._probe(entry)
-        return StepResult(self._decisions(plan.turns), failed_builds, probed)
+        return StepResult(self._decisions(plan.turns), failed_builds, build_s, probed)
+
+    def _timed_build(self, entry: PrefixEntry) -> float:
+        started = time.perf_counter()
+        self.build(entry)
+        if self.storage.device.type == "cuda":
+            torch.cuda.synchronize(self.storage.device)
+        return time.perf_counter() - started
 
     def build(self, entry: PrefixEntry) -> None:
         """One forward of the prefix alone, as deep as the entry keeps it."""

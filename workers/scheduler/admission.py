@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from workers.bicache.cache import PrefixCache, PrefixEntry, PrefixHandle
-from workers.bicache.depth import DepthTable, nominal_suffix, ratio_percent, trusted_depth
+from workers.bicache.cache import PrefixCache, PrefixHandle
+from workers.bicache.depth import (
+    PROBE_BUCKET_PERCENT,
+    DepthLimits,
+    DepthTable,
+    nominal_suffix,
+    ratio_percent,
+    trusted_depth,
+)
+from workers.bicache.entry import PrefixEntry
 from workers.config import BiCacheConfig
 from workers.kv.page_table import PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
@@ -15,8 +23,6 @@ from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
 from workers.scheduler.task import Placing, RequestId, Task
-
-PROBE_BUCKET_PERCENT = 10
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,11 @@ class Admission:
         pool: PagePool,
         cache: PrefixCache,
         depths: DepthTable,
+        limits: DepthLimits,
         config: BiCacheConfig,
     ) -> None:
         self._model, self._storage, self._pool, self._cache, self._depths = model, storage, pool, cache, depths
-        self._config = config
+        self._limits, self._config = limits, config
         self._preparing: dict[RequestId, Cut] = {}
         """Cuts of waiting requests whose entries are yet to be built or probed."""
 
@@ -57,13 +64,17 @@ class Admission:
         """
         prepared = self._preparing.pop(task.id, None)
         cut = self._cut(task) if prepared is None else prepared
-        if cut.handle and self._probes(task) and not self._is_probed(task, cut, cut.handle.entry):
+        if cut.handle and not self._is_prepared(task, cut, cut.handle.entry):
             self._preparing[task.id] = cut
             return None
         placed = self._settle(task, self._trusted(task, cut))
         if placed is None and alone:
             return self._settle(task, Cut(self._longest(task)))
         return placed
+
+    def is_preparing(self, task: Task) -> bool:
+        """Whether the request waits for its entry to be built, copied or probed."""
+        return task.id in self._preparing
 
     def forget(self, task: Task) -> None:
         """Let go of what a request that is still waiting holds."""
@@ -74,25 +85,36 @@ class Admission:
     def learn(self, entry: PrefixEntry, bucket: int, similarities: Sequence[float]) -> None:
         """Take in how like the true K/V an entry's are in one ratio bucket, layer by layer."""
         entry.to_probe.pop(bucket, None)
-        entry.trusted[bucket] = trusted_depth(similarities, entry.layout.kv_depth, self._config.probe_similarity)
+        kept = entry.layout.kv_depth
+        trusted = trusted_depth(similarities, kept, self._config.probe_similarity)
+        entry.trusted[bucket] = trusted
+        if trusted < min(kept, self._depths.most_within(bucket)):
+            entry.drifted[bucket] = trusted
+
+    def _may_choose(self, task: Task) -> bool:
+        """Whether the depth is ours to choose; the published policies take the table at its word."""
+        return task.policy.adaptive and task.reuse_depth is None
 
     def _probes(self, task: Task) -> bool:
-        return task.policy.adaptive and task.reuse_depth is None and self._config.probe_positions > 0
+        return self._may_choose(task) and self._config.probe_positions > 0
 
-    def _is_probed(self, task: Task, cut: Cut, entry: PrefixEntry) -> bool:
-        """Whether a depth can be decided; asks for a probe of the entry otherwise."""
+    def _is_prepared(self, task: Task, cut: Cut, entry: PrefixEntry) -> bool:
+        """Whether a depth can be decided; asks for a probe of the entry where one is missing."""
+        if entry.awaited:
+            return False
         bucket = self._bucket(task, cut.prefix)
-        if entry.dropped or bucket in entry.trusted:
+        if entry.dropped or bucket in entry.trusted or not self._probes(task):
             return True
         entry.to_probe[bucket] = nominal_suffix(cut.prefix, bucket, self._model.context_length)
         return False
 
     def _trusted(self, task: Task, cut: Cut) -> Cut:
-        """The cut at the largest kept depth that the probe allows; without an entry where it allows none."""
-        if cut.handle is None or not self._probes(task):
+        """The cut at the largest kept depth that all probes allow, ours and others'; with none, without an entry."""
+        if cut.handle is None or not (self._may_choose(task) or cut.handle.entry.dropped):
             return cut
-        entry = cut.handle.entry
-        limit = 0 if entry.dropped else min(cut.depth, entry.trusted[self._bucket(task, cut.prefix)])
+        entry, bucket = cut.handle.entry, self._bucket(task, cut.prefix)
+        found = (entry.trusted.get(bucket), self._limits.depth(entry.key, bucket), 0 if entry.dropped else None)
+        limit = min((cut.depth, *(depth for depth in found if depth is not None)))
         depth = max((kept for kept in entry.depths if kept <= limit), default=0)
         if depth == 0:
             cut.handle.release()
@@ -160,5 +182,4 @@ class Admission:
     def _usable_depths(self, task: Task, num_prefix: int) -> frozenset[int]:
         """What an entry must serve to be a hit: the depth itself or, where the policy may choose, one near below."""
         depth = self._depth(task, num_prefix)
-        may_choose = task.policy.adaptive and task.reuse_depth is None
-        return frozenset(range((depth + 1) // 2 if may_choose else depth, depth + 1)) - {0}
+        return frozenset(range((depth + 1) // 2 if self._may_choose(task) else depth, depth + 1)) - {0}

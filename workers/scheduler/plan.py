@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workers.api import ContextRead
-from workers.bicache.cache import PrefixEntry
+from workers.bicache.entry import PrefixEntry
 from workers.errors import WorkerError
 from workers.scheduler.focus import Attention
 from workers.scheduler.policy import Pass
@@ -64,6 +64,8 @@ class StepResult:
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)
+    build_s: Mapping[PrefixEntry, float] = field(default_factory=dict)
+    """Seconds that each build took."""
     similarities: Mapping[PrefixEntry, Mapping[int, list[float]]] = field(default_factory=dict)
     """By entry and probed ratio bucket: how like their true ones its K/V are, layer by layer."""
 

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 
 from cache_service.types import ReplicaId
 from workers.api import GenerateChunk, Usage
-from workers.bicache.cache import PrefixCache, PrefixEntry
+from workers.bicache.cache import PrefixCache
+from workers.bicache.entry import PrefixEntry
 from workers.config import EngineConfig
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
@@ -65,8 +67,12 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something: there are requests, and not all of them wait for an answer."""
-        return bool(self._running or self._waiting) and not self._stalled
+        """Whether a step would do something: there is work, and not all of it waits for word from outside."""
+        return bool(self._running or self._waiting or next(self._cache.background(), None)) and not self._stalled
+
+    def resume(self) -> None:
+        """Word has come from outside."""
+        self._stalled = False
 
     def add(self, task: Task) -> None:
         """Queue a request. Raises OverloadedError or InvalidRequestError, and then keeps nothing of it."""
@@ -137,7 +143,8 @@ class Scheduler:
         """Admit what has a place, then plan: every cheap pass, and expensive work within its budget.
 
         A step takes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the longest
-        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`.
+        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. An entry that
+        nobody waits for yet is built where there is no other expensive work.
         """
         self._admit()
         self._ask()
@@ -155,8 +162,10 @@ class Scheduler:
             if not (builds or chosen) or turn.num_rows <= budget:
                 chosen.append(turn)
                 budget -= turn.num_rows
+        if not (builds or chosen):
+            builds.extend(islice(self._cache.background(), 1))
         plan = StepPlan(tuple(builds), (*cheap, *chosen))
-        self._stalled = not (plan.builds or plan.turns) and any(not seq.settled for seq in self._following())
+        self._stalled = not (plan.builds or plan.turns)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
@@ -186,14 +195,21 @@ class Scheduler:
         return [*[self.fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
     def _admit(self) -> None:
-        while self._waiting and self.num_running < self._config.max_batch:
-            task = self._waiting[0]
+        """In order; who waits for an entry keeps a place of the batch, and lets those behind it pass."""
+        num_preparing = 0
+        for task in tuple(self._waiting):
+            if self.num_running + num_preparing >= self._config.max_batch:
+                return
             placed = self._admission.place(task, alone=not self._running)
             if placed is None:
-                return
-            self._waiting.popleft()
+                if not self._admission.is_preparing(task):
+                    return
+                num_preparing += 1
+                continue
+            self._waiting.remove(task)
             placing, resources = placed
             if placing.entry:
+                self._cache.count_served(placing.entry)
                 self.counters.num_prefix_hits += placing.hit
                 self.counters.num_prefix_misses += not placing.hit
             self._running[task.id] = self._begun(task, placing, resources)
@@ -223,6 +239,7 @@ class Scheduler:
             for bucket, similarities in probed.items():
                 self._admission.learn(entry, bucket, similarities)
             if error is None:
+                entry.build_s = result.build_s.get(entry, entry.build_s)
                 self._cache.mark_built(entry)
                 continue
             self._cache.drop(entry)

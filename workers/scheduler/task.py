@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cache_service.types import Epoch
 from workers.api import ContextRead, PrefixCandidate
-from workers.bicache.cache import PrefixEntry
+from workers.bicache.entry import PrefixEntry
 from workers.scheduler.canvas import Canvas
 from workers.scheduler.decoding import Decoding
 from workers.scheduler.focus import Attention, Focus, FocusConfig

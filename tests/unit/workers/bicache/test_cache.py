@@ -9,6 +9,7 @@ from cache_service.types import PrefixKey
 from tests.unit.workers.tiny import TINY
 from workers.bicache.cache import PrefixCache, PrefixHandle
 from workers.bicache.depth import DepthTable, ratio_percent
+from workers.bicache.entry import Changes
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 
@@ -27,12 +28,13 @@ def pool() -> PagePool:
     return PagePool(24)
 
 
+def storage_of_24_pages() -> PageStorage:
+    return PageStorage(TINY, pool_bytes=24 * PAGE_BYTES, page_tokens=4, dtype=torch.float32, device=torch.device("cpu"))
+
+
 @pytest.fixture
 def cache(pool: PagePool) -> PrefixCache:
-    storage = PageStorage(
-        TINY, pool_bytes=24 * PAGE_BYTES, page_tokens=4, dtype=torch.float32, device=torch.device("cpu")
-    )
-    return PrefixCache(pool, storage, TINY, budget_bytes=3 * ENTRY_PAGES * PAGE_BYTES)
+    return PrefixCache(pool, storage_of_24_pages(), TINY, budget_bytes=3 * ENTRY_PAGES * PAGE_BYTES)
 
 
 def admit(cache: PrefixCache, name: str) -> PrefixHandle:
@@ -116,7 +118,7 @@ def test_nobody_waits_for_it_so_it_is_not_built(cache: PrefixCache, pool: PagePo
     handle.release()
     assert list(cache.pending()) == []
     assert pool.num_used == 0
-    assert not cache.take_changes()
+    assert cache.take_changes() == Changes(unwanted=[key("a")])
 
 
 def test_a_dropped_entry_is_freed_by_its_last_reader(cache: PrefixCache, pool: PagePool) -> None:
@@ -174,3 +176,62 @@ def test_an_entry_keeps_depths_around_its_first_ones() -> None:
 def test_a_model_without_evidence_reuses_nothing() -> None:
     assert DepthTable.for_model(TINY, None).lookup(100) == 0
     assert DepthTable.for_model(TINY, {0: 9}).lookup(0) == TINY.num_layers
+
+
+def test_an_awaited_entry_is_built_only_when_it_is_cleared(pool: PagePool) -> None:
+    cache = PrefixCache(pool, storage_of_24_pages(), TINY, budget_bytes=24 * PAGE_BYTES, awaits=True)
+    handle = cache.admit(key("a"), TOKENS, {DEPTH}, asker="x")
+    assert handle is not None
+    assert cache.take_changes().wanted == [handle.entry]
+    assert list(cache.pending()) == []
+    cache.clear(handle.entry)
+    assert list(cache.pending()) == [handle.entry]
+
+
+def test_a_pending_entry_is_not_replaced_under_those_who_wait_for_it(cache: PrefixCache) -> None:
+    waiting = cache.admit(key("a"), TOKENS, {1}, asker="x")
+    assert waiting is not None
+    assert cache.admit(key("a"), TOKENS, {DEPTH}, asker="y") is None
+    assert list(cache.pending()) == [waiting.entry]
+
+
+def test_an_entry_is_warmed_behind_all_that_somebody_waits_for(cache: PrefixCache) -> None:
+    warmed = cache.warm(key("a"), TOKENS, {DEPTH})
+    assert warmed is not None
+    assert (list(cache.pending()), list(cache.background())) == ([], [warmed])
+    reader = cache.match(key("a"), TOKENS, {DEPTH})
+    assert reader is not None
+    assert (list(cache.pending()), list(cache.background())) == ([warmed], [])
+    reader.release()
+    cache.mark_built(warmed)
+    assert warmed.num_readers == 0
+    cache.check_integrity()
+
+
+def test_a_warmed_entry_whose_build_fails_leaves_nothing(cache: PrefixCache, pool: PagePool) -> None:
+    warmed = cache.warm(key("a"), TOKENS, {DEPTH})
+    assert warmed is not None
+    cache.drop(warmed)
+    assert pool.num_used == 0
+    cache.check_integrity()
+
+
+def test_a_retired_entry_serves_its_readers_and_nobody_else(cache: PrefixCache, pool: PagePool) -> None:
+    reader = admit(cache, "a")
+    cache.retire(key("a"))
+    assert cache.match(key("a"), TOKENS, {DEPTH}) is None
+    assert cache.take_changes().gone == [key("a")]
+    assert pool.num_used == ENTRY_PAGES
+    reader.release()
+    assert pool.num_used == 0
+    cache.check_integrity()
+
+
+def test_heat_is_news_each_time_that_it_doubles(cache: PrefixCache) -> None:
+    entry = admit(cache, "a").entry
+    cache.take_changes()
+    told = []
+    for _ in range(9):
+        cache.count_served(entry)
+        told += [entry.num_served] if cache.take_changes() else []
+    assert told == [1, 2, 4, 8]

@@ -17,7 +17,8 @@ from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from cache_service.types import Placement, PrefixKey, ReplicaId
 from tests.unit.workers.tiny import TINY
-from workers.bicache.cache import Changes, PrefixCache, PrefixEntry
+from workers.bicache.cache import PrefixCache
+from workers.bicache.entry import Changes, PrefixEntry
 from workers.bicache.sync import SyncThread
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage

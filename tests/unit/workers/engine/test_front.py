@@ -11,7 +11,7 @@ import pytest
 from tests.unit.workers.engine.contexts import content, reading
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import ContextMode, ContextRead, GenerateRequest
-from workers.bicache.cache import Changes
+from workers.bicache.entry import Changes
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
 from workers.engine.front import AsyncEngine, EngineClosedError, Reply

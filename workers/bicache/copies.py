@@ -1,0 +1,113 @@
+"""A prefix entry on its way from one replica to another: what it consists of, and what is checked on arrival. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_service.types import PrefixKey
+from workers.api import CopyRequest
+from workers.errors import WorkerError
+
+COPY_VERSION = 1
+"""Of the order of bytes in a copy's body."""
+
+
+class TransferError(WorkerError):
+    """An entry could not be fetched; it is built instead."""
+
+
+class CopyRefusedError(TransferError):
+    """A copy arrived that is not what was asked for, or not what was sent; `reason` is one word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class EntryFormat:
+    """What two replicas must have in common for the same bytes to mean the same."""
+
+    fingerprint: str
+    """Digest over weights, dtype and tokenizer."""
+    dtype: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    itemsize: int
+    version: int = COPY_VERSION
+
+    def body_bytes(self, num_tokens: int, kv_depth: int, num_states: int) -> int:
+        """Size of a copy's body."""
+        per_layer = 2 * self.num_kv_heads * self.head_dim
+        return num_tokens * (kv_depth * per_layer + num_states * self.hidden_size) * self.itemsize
+
+
+@dataclass(frozen=True)
+class EntryCopy:
+    """A whole entry by value.
+
+    The body is, in order, K and V [num_tokens, kv_heads, head_dim] of each layer below the deepest depth, then the
+    states [num_tokens, hidden] that enter each layer of `state_depths`.
+    """
+
+    format: EntryFormat
+    key: PrefixKey
+    token_ids: tuple[int, ...]
+    kv_depth: int
+    state_depths: tuple[int, ...]
+    trusted: tuple[tuple[int, int], ...]
+    """(ratio bucket, depth) that the holder's probes allow; they are a property of the prefix."""
+    body: NDArray[np.uint8]
+    checksum: bytes = b""
+    """Over all of the above; see `sealed`."""
+
+    @property
+    def depths(self) -> frozenset[int]:
+        return frozenset({self.kv_depth, *self.state_depths})
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.body.nbytes)
+
+    def digest(self) -> bytes:
+        head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.trusted)
+        digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=20)
+        digest.update(np.ascontiguousarray(self.body).data)
+        return digest.digest()
+
+    def sealed(self) -> EntryCopy:
+        """The copy with its checksum."""
+        return replace(self, checksum=self.digest())
+
+
+class Transport(Protocol):
+    """How copies travel between replicas."""
+
+    async def fetch(self, request: CopyRequest) -> EntryCopy | None:
+        """The holder's copy; None where it has none, or no longer. Raises TransferError."""
+        ...
+
+
+def check_copy(copy: EntryCopy, request: CopyRequest, mine: EntryFormat, token_ids: tuple[int, ...] | None) -> None:
+    """Raises CopyRefusedError unless the copy is what `request` asked for, of `token_ids` if they are known."""
+    if copy.format != mine:
+        raise CopyRefusedError("format", f"the copy is of {copy.format}, this replica has {mine}")
+    if copy.key != request.key:
+        raise CopyRefusedError("key", f"the copy is of {copy.key.hex()}, asked for was {request.key.hex()}")
+    if token_ids is not None and copy.token_ids != token_ids:
+        raise CopyRefusedError("tokens", f"the copy under key {copy.key.hex()} is of other tokens")
+    if request.depths is not None and copy.depths != set(request.depths):
+        raise CopyRefusedError("layout", f"the copy serves depths {sorted(copy.depths)}, not {request.depths}")
+    size = mine.body_bytes(len(copy.token_ids), copy.kv_depth, len(copy.state_depths))
+    if copy.body.dtype != np.uint8 or copy.body.shape != (size,):
+        raise CopyRefusedError("layout", f"the copy has {copy.num_bytes} bytes, its layout takes {size}")
+    if copy.checksum != copy.digest():
+        raise CopyRefusedError("checksum", f"the copy of {copy.key.hex()} was damaged on the way")

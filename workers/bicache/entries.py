@@ -1,0 +1,129 @@
+"""What other replicas' doings change in this one's entries. Runs on the engine's thread, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_service.types import DepthLimit, PrefixKey
+from workers.bicache.cache import PrefixCache
+from workers.bicache.copies import EntryCopy, EntryFormat
+from workers.bicache.depth import DepthLimits
+from workers.bicache.entry import PrefixEntry
+from workers.kv.storage import PageStorage
+from workers.models.base import ModelConfig
+
+T = TypeVar("T")
+
+
+class Entries:
+    """The cache's entries as copies go and come."""
+
+    def __init__(
+        self, cache: PrefixCache, storage: PageStorage, limits: DepthLimits, model: ModelConfig, fingerprint: str
+    ) -> None:
+        self._cache, self._storage, self._limits, self._model = cache, storage, limits, model
+        self.format = EntryFormat(
+            fingerprint=fingerprint,
+            dtype=str(storage.rows.dtype),
+            num_layers=model.num_layers,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            hidden_size=model.hidden_size,
+            itemsize=storage.rows.dtype.itemsize,
+        )
+
+    def clear(self, key: PrefixKey) -> None:
+        """The entry may be built here, if it is still wanted."""
+        if entry := self._cache.find(key):
+            self._cache.clear(entry)
+
+    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Collection[int]) -> None:
+        """Have an entry made that nobody has asked for yet, where there is room for it."""
+        self._cache.warm(key, token_ids, frozenset(depths))
+
+    def retire(self, keys: Iterable[PrefixKey]) -> None:
+        """Forget live entries whose content is out of date."""
+        for key in keys:
+            self._cache.retire(key)
+
+    def limit(self, limits: Iterable[DepthLimit]) -> None:
+        """Reuse no more than these depths from the next admission on."""
+        for limit in limits:
+            self._limits.take(limit)
+
+    def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
+        """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
+        entry = self._cache.find(key)
+        wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
+        if entry is None or wanted is None or not entry.built or not (wanted and wanted <= entry.depths):
+            return None
+        kv_depth = max(wanted)
+        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in wanted)
+        return EntryCopy(
+            format=self.format,
+            key=key,
+            token_ids=entry.token_ids,
+            kv_depth=kv_depth,
+            state_depths=state_depths,
+            trusted=tuple((bucket, min(depth, kv_depth)) for bucket, depth in sorted(entry.trusted.items())),
+            body=self._body(entry, kv_depth, state_depths),
+        )
+
+    def install(self, copy: EntryCopy) -> bool:
+        """Make the pending entry under the copy's key live. False where none is wanted, or another one is."""
+        entry = self._cache.find(copy.key)
+        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or entry.depths != copy.depths:
+            return False
+        self._fill(entry, copy)
+        entry.trusted.update(copy.trusted)
+        self._cache.mark_built(entry)
+        return True
+
+    def adopt(self, copy: EntryCopy) -> bool:
+        """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
+        return self._cache.warm(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
+
+    def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> np.ndarray:
+        parts: list[Tensor] = []
+        for layer in range(kv_depth):
+            parts += self._storage.read(entry.table.slots[layer])
+        for depth in state_depths:
+            parts.append(self._read_states(entry, depth))
+        flat = torch.cat([part.flatten() for part in parts])
+        return flat.view(torch.uint8).cpu().numpy()
+
+    def _read_states(self, entry: PrefixEntry, depth: int) -> Tensor:
+        pages = entry.table.state_pages[depth]
+        return self._storage.read_states(pages, entry.layout.num_tokens, self._model.hidden_size)
+
+    def _fill(self, entry: PrefixEntry, copy: EntryCopy) -> None:
+        num_tokens, storage = entry.layout.num_tokens, self._storage
+        heads = (num_tokens, self._model.num_kv_heads, self._model.head_dim)
+        rest = copy.body
+        for layer in range(copy.kv_depth):
+            k, rest = self._take(rest, heads)
+            v, rest = self._take(rest, heads)
+            storage.write(entry.table.slots[layer], k, v)
+        for depth in copy.state_depths:
+            states, rest = self._take(rest, (num_tokens, self._model.hidden_size))
+            storage.write_states(entry.table.state_pages[depth], states)
+
+    def _take(self, body: np.ndarray, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray]:
+        """The next tensor of a body, as a copy: the body may lie in memory that must not be written to."""
+        size = int(np.prod(shape)) * self.format.itemsize
+        part = torch.from_numpy(body[:size].copy()).view(self._storage.rows.dtype).view(shape)
+        return part.to(self._storage.device), body[size:]
+
+
+class EntriesThread(Protocol):
+    """The engine's thread, for those on others."""
+
+    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+        """Run `command` there, soon. Raises WorkerError, or the future does, where the engine has ended."""
+        ...

@@ -1,0 +1,99 @@
+"""What a build and a fetch take, estimated from those that were seen. Pure.
+
+Seconds are a line over size, fitted by least squares. Two samples of the prior never go; what was seen counts less with
+each sample after it, so that the line follows a machine whose load changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KEPT = 0.9
+"""Weight that a sample keeps at the next one."""
+FADED = 0.97
+"""Weight that all samples keep when nothing new is tried."""
+PRIOR_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Prior:
+    """`fixed_s` for nothing at all, and `unit_s` more for each unit of size; `size` is a typical one."""
+
+    fixed_s: float
+    unit_s: float
+    size: float
+
+
+@dataclass
+class Sums:
+    """Weighted sums over samples (x, y)."""
+
+    w: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def scale(self, factor: float) -> None:
+        self.w, self.x, self.y = self.w * factor, self.x * factor, self.y * factor
+        self.xx, self.xy = self.xx * factor, self.xy * factor
+
+    def add(self, x: float, y: float, weight: float) -> None:
+        self.w, self.x, self.y = self.w + weight, self.x + weight * x, self.y + weight * y
+        self.xx, self.xy = self.xx + weight * x * x, self.xy + weight * x * y
+
+
+class Line:
+    """Seconds by size. Neither the seconds of nothing nor those of a unit are ever negative."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._scale = prior.size
+        self._prior, self._seen = Sums(), Sums()
+        self._prior.add(0.0, prior.fixed_s, PRIOR_WEIGHT)
+        self._prior.add(1.0, prior.fixed_s + prior.unit_s * prior.size, PRIOR_WEIGHT)
+
+    def see(self, size: float, seconds: float) -> None:
+        """Take in one sample."""
+        self._seen.scale(KEPT)
+        self._seen.add(size / self._scale, seconds, 1.0)
+
+    def fade(self) -> None:
+        """Trust what was seen a little less: without new samples the prior comes back, and with it a new try."""
+        self._seen.scale(FADED)
+
+    def seconds(self, size: float) -> float:
+        a, b = self._prior, self._seen
+        w, x, y, xx, xy = a.w + b.w, a.x + b.x, a.y + b.y, a.xx + b.xx, a.xy + b.xy
+        slope = max(0.0, (w * xy - x * y) / (w * xx - x * x))
+        fixed = (y - slope * x) / w
+        if fixed < 0:
+            fixed, slope = 0.0, xy / xx
+        return fixed + slope * size / self._scale
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one entry."""
+
+    build_s: float
+    fetch_s: float
+
+
+class CostModel:
+    """Builds by token-layers (tokens x layers kept), fetches by bytes."""
+
+    def __init__(self, build: Prior, fetch: Prior) -> None:
+        self._build, self._fetch = Line(build), Line(fetch)
+
+    def saw_build(self, token_layers: int, seconds: float) -> None:
+        self._build.see(token_layers, seconds)
+
+    def saw_fetch(self, num_bytes: int, seconds: float) -> None:
+        self._fetch.see(num_bytes, seconds)
+
+    def passed_over_a_fetch(self) -> None:
+        """A fetch seemed too dear. One that was slow once is tried again after a while."""
+        self._fetch.fade()
+
+    def of(self, token_layers: int, num_bytes: int) -> Costs:
+        return Costs(self._build.seconds(token_layers), self._fetch.seconds(num_bytes))
