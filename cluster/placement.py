@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from cache_service.directory import Directory
 from cache_service.types import Event, PrefixKey, ReplicaId, Revision, Snapshot
@@ -30,12 +30,18 @@ class PlacementView:
         found = self._directory.lookup(tuple(keys))
         return {key: frozenset(placement.replica for placement in placements) for key, placements in found.items()}
 
+    def not_draining(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
+        """Those of `replicas` that take new work; all of them where none does."""
+        return [replica for replica in replicas if not self._directory.is_draining(replica)] or list(replicas)
+
     def apply(self, update: Snapshot | Event) -> None:
         """Take one message of a watch. An event that the view already covers changes nothing."""
         if isinstance(update, Snapshot):
             self._directory = Directory()
             for placement in update.placements:
                 self._directory.place(placement)
+            for replica in update.draining:
+                self._directory.mark_draining(replica)
         elif update.revision <= self.revision:
             return
         else:

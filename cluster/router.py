@@ -20,7 +20,7 @@ from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
-from workers.api import GenerateRequest
+from workers.api import CopyRequest, GenerateRequest
 
 
 class Result(Protocol):
@@ -52,11 +52,17 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one."""
+        """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
+
+        A replica that drains gets no new work, while there are others; copies of what it holds it still hands out.
+        """
+        by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
+        if holder := holder_of(pending_request):
+            return [[by_id[holder]]] if holder in by_id else []
+        by_id = {name: by_id[name] for name in self._view.not_draining(by_id)}
         demand = demand_of(pending_request)
         if demand is None:
-            return [candidate_replicas]
-        by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
+            return [list(by_id.values())]
         queued = {
             name: self._ledger.queued_tokens(name, self.replica_queue_len_cache.get(replica.replica_id))
             for name, replica in by_id.items()
@@ -79,6 +85,15 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
 def known_as(replica_id: ReplicaID) -> ReplicaId:
     """The name under which the replica announces its entries."""
     return ReplicaId(replica_id.unique_id)
+
+
+def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
+    """The replica that a call for a copy names: no other can serve it."""
+    match pending.args if pending else []:
+        case [CopyRequest() as request]:
+            return request.holder
+        case _:
+            return None
 
 
 def demand_of(pending: PendingRequest | None) -> Demand | None:

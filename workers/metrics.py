@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from cache_service.types import ReplicaId
 from workers.api import WorkerStats
+from workers.bicache.tally import Tally
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -54,12 +55,57 @@ class StatsCollector(Collector):
             yield metric
 
 
-class WorkerMetrics:
-    """`stats` is asked at every scrape."""
+@dataclass(frozen=True)
+class Counted:
+    """One field of `Tally` as a metric; a field that counts by some name has it as a label."""
 
-    def __init__(self, replica: ReplicaId, stats: Callable[[], WorkerStats]) -> None:
+    field: str
+    name: str
+    help: str
+    label: str | None = None
+
+
+COUNTED = (
+    Counted("built", "palimpsest_worker_entries_built", "Prefix entries that the model computed here"),
+    Counted("fetched", "palimpsest_worker_entries_fetched", "Prefix entries copied from other replicas for requests"),
+    Counted("prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before anybody asked for them"),
+    Counted("fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole"),
+    Counted("sent", "palimpsest_worker_entries_sent", "Copies of prefix entries handed out"),
+    Counted("sent_bytes", "palimpsest_worker_sent_bytes", "Bytes of copies handed out"),
+    Counted("refused", "palimpsest_worker_fetches_refused", "Fetches that came to nothing", "reason"),
+    Counted("waits", "palimpsest_worker_build_waits", "Waits for another replica's build", "outcome"),
+    Counted("fenced", "palimpsest_worker_builds_fenced", "Builds whose lease had ended before they were complete"),
+    Counted("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and told to all"),
+    Counted("retired", "palimpsest_worker_entries_retired", "Entries dropped because their context moved on"),
+)
+
+
+class TallyCollector(Collector):
+    """Reads the tally when Prometheus asks."""
+
+    def __init__(self, replica: ReplicaId, tally: Tally) -> None:
+        self._replica, self._tally = replica, tally
+
+    def collect(self) -> Iterator[Metric]:
+        for counted in COUNTED:
+            value = getattr(self._tally, counted.field)
+            labels = (*LABELS, counted.label) if counted.label else LABELS
+            metric = CounterMetricFamily(counted.name, counted.help, labels=labels)
+            if counted.label:
+                for name, number in tuple(value.items()):
+                    metric.add_metric([self._replica, name], number)
+            else:
+                metric.add_metric([self._replica], value)
+            yield metric
+
+
+class WorkerMetrics:
+    """`stats` and `tally` are read at every scrape."""
+
+    def __init__(self, replica: ReplicaId, stats: Callable[[], WorkerStats], tally: Tally) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(StatsCollector(stats))
+        self.registry.register(TallyCollector(replica, tally))
         steps = Histogram(
             "palimpsest_worker_step_seconds",
             "Duration of an engine step",

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 
 import torch
 
 from cache_service.types import ReplicaId
-from workers.api import GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
+from workers.api import CopyRequest, GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
+from workers.bicache.copies import EntryCopy, Transport, Unreachable
+from workers.bicache.entry import Changes
+from workers.bicache.estimate import CostModel, Prior
 from workers.bicache.following import FollowThread
-from workers.bicache.sync import SyncThread
+from workers.bicache.membership import Membership
+from workers.bicache.tally import Tally
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.engine import Engine
 from workers.engine.front import AsyncEngine, EngineClosedError, Follow, unanswered
 from workers.metrics import WorkerMetrics
+from workers.models.base import ModelConfig
 from workers.models.loader import load_model
+
+CPU_FLOPS, GPU_FLOPS = 3e10, 2e14
+FETCH_BYTES_PER_S = 1e9
 
 
 class Worker:
     """Runs from construction to `__del__`, which is how Serve, too, begins and ends a replica."""
 
-    def __init__(self, config: WorkerConfig, replica: ReplicaId, num_replicas: int) -> None:
-        """Load the model and start. Raises UnsupportedModelError."""
+    def __init__(
+        self,
+        config: WorkerConfig,
+        replica: ReplicaId,
+        num_replicas: int,
+        transport: Transport = Unreachable(),  # noqa: B008 (it has no state)
+    ) -> None:
+        """Load the model and start; `transport` leads to the other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)
         dtype = dtype_of(config.dtype, device)
         if device.type == "cpu":
@@ -37,18 +52,35 @@ class Worker:
             replica=replica,
             device=device,
             dtype=dtype,
+            profile=config.coherence.profile,
+            shares_builds=config.cache_service is not None and config.coherence.transfer != "never",
         )
-        self._metrics = WorkerMetrics(replica, engine.stats)
+        self._tally = Tally()
+        self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
+        listeners: list[Callable[[Changes], None]] = []
         with ExitStack() as resources:
-            listeners = []
             follow: Follow = unanswered
             if config.cache_service is not None:
-                sync = SyncThread(config.cache_service, replica, config.lease_ttl_s)
-                listeners.append(resources.enter_context(sync).apply)
                 following = FollowThread(config.cache_service, config.bicache.follow_timeout_s)
                 follow = resources.enter_context(following).ask
             front = AsyncEngine(engine, on_changes=listeners, on_step=[self._metrics.observe_step], follow=follow)
-            self._engine = resources.enter_context(front)
+            if config.cache_service is None:
+                self._engine = resources.enter_context(front)
+            else:
+                membership = Membership(
+                    config.cache_service,
+                    replica,
+                    config.lease_ttl_s,
+                    config.coherence,
+                    entries=front,
+                    transport=transport,
+                    layout=engine.entries.format,
+                    costs=cost_model(self._loaded.config, device),
+                    tally=self._tally,
+                )
+                listeners.append(resources.enter_context(membership).apply)
+                self._engine = resources.enter_context(front)
+                resources.callback(membership.drain)
             self._resources = resources.pop_all()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
@@ -56,6 +88,16 @@ class Worker:
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
+        """A copy of one of its entries, for another replica; None where it holds none that serves the depths."""
+        copying = self._engine.call(lambda entries: entries.export(request.key, request.depths))
+        copy = await asyncio.wrap_future(copying)
+        if copy is None:
+            return None
+        self._tally.sent += 1
+        self._tally.sent_bytes += copy.num_bytes
+        return await asyncio.to_thread(copy.sealed)
 
     async def stats(self) -> WorkerStats:
         return self._engine.stats()
@@ -80,7 +122,7 @@ class Worker:
             raise EngineClosedError("the engine's thread has ended; the worker's log says why")
 
     def __del__(self) -> None:
-        """Serve calls this at shutdown: fail what is open, and leave the cache service."""
+        """Serve calls this at shutdown: drain, fail what is open, and leave the cache service."""
         if hasattr(self, "_resources"):  # absent where __init__ raised
             self._resources.close()
 
@@ -89,6 +131,19 @@ def device_of(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def cost_model(model: ModelConfig, device: torch.device) -> CostModel:
+    """What builds and fetches take before any was seen: rough figures, that of fetches a hopeful one, because a fetch
+    corrects it, while a build never would.
+    """
+    flops = GPU_FLOPS if device.type == "cuda" else CPU_FLOPS
+    weights = model.hidden_size * (2 * model.hidden_size + 2 * model.num_kv_heads * model.head_dim + 3 * model.mlp_size)
+    token_layers = model.context_length * model.num_layers / 4
+    return CostModel(
+        build=Prior(fixed_s=0.002, unit_s=2 * weights / flops, size=token_layers),
+        fetch=Prior(fixed_s=0.004, unit_s=1 / FETCH_BYTES_PER_S, size=64e6),
+    )
 
 
 def dtype_of(dtype: DType, device: torch.device) -> torch.dtype:

@@ -96,6 +96,13 @@ class Transport(Protocol):
         ...
 
 
+class Unreachable:
+    """The transport of a replica that knows no way to the others."""
+
+    async def fetch(self, request: CopyRequest) -> EntryCopy | None:
+        raise TransferError(f"this replica has no way to {request.holder}")
+
+
 def check_copy(copy: EntryCopy, request: CopyRequest, mine: EntryFormat, token_ids: tuple[int, ...] | None) -> None:
     """Raises CopyRefusedError unless the copy is what `request` asked for, of `token_ids` if they are known."""
     if copy.format != mine:

@@ -73,3 +73,75 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.built or self.gone or self.wanted or self.unwanted)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A live entry as others may know it."""
+
+    key: PrefixKey
+    num_tokens: int
+    depths: frozenset[int]
+    safe_depth: int
+    size_bytes: int
+    heat: int
+    """Requests served, down to a power of two, so that it is not news at every request."""
+    drifted: tuple[tuple[int, int], ...]
+    """(ratio bucket, depth)"""
+    build_s: float | None
+
+    @property
+    def token_layers(self) -> int:
+        return self.num_tokens * max(self.depths, default=0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A pending entry that is awaited."""
+
+    key: PrefixKey
+    token_ids: tuple[int, ...]
+    depths: tuple[int, ...]
+    """Ascending."""
+    num_states: int
+
+    @property
+    def token_layers(self) -> int:
+        return len(self.token_ids) * max(self.depths)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Changes as values, for other threads."""
+
+    live: tuple[Live, ...] = ()
+    gone: tuple[PrefixKey, ...] = ()
+    wanted: tuple[Wanted, ...] = ()
+    unwanted: tuple[PrefixKey, ...] = ()
+
+    @classmethod
+    def of(cls, changes: Changes) -> Report:
+        """Called where the entries live. What has passed already is left out."""
+        return cls(
+            live=tuple(live_of(entry) for entry in changes.built),
+            gone=tuple(changes.gone),
+            wanted=tuple(wanted_of(entry) for entry in changes.wanted if entry.awaited),
+            unwanted=tuple(changes.unwanted),
+        )
+
+
+def live_of(entry: PrefixEntry) -> Live:
+    return Live(
+        key=entry.key,
+        num_tokens=len(entry.token_ids),
+        depths=entry.depths,
+        safe_depth=entry.safe_depth,
+        size_bytes=entry.size_bytes,
+        heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
+        drifted=tuple(sorted(entry.drifted.items())),
+        build_s=entry.build_s,
+    )
+
+
+def wanted_of(entry: PrefixEntry) -> Wanted:
+    return Wanted(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))

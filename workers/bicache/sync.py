@@ -1,4 +1,4 @@
-"""The one bridge to the cache service: tells it which entries this replica holds, and keeps telling it.
+"""Keeps the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
 
 Reconciles instead of replaying: `held` is what is true here, `announced` what the service was told under the present
 lease. After an outage, or a service that forgot this replica, a new lease begins with nothing announced.
@@ -8,40 +8,67 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client import CacheClient
-from cache_service.errors import CacheServiceError, LeaseRefused
-from cache_service.types import Lease, Placement, PrefixKey, ReplicaId
-from workers.bicache.entry import Changes, PrefixEntry
+from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused, StaleEpoch
+from cache_service.types import FIRST_EPOCH, Build, DepthLimit, Lease, Placement, PrefixKey, ReplicaId
+from workers.bicache.entry import Live, Report
+from workers.bicache.tally import Tally
+from workers.bicache.view import ClusterView
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVES_PER_TTL = 3
-LEAVE_TIMEOUT_S = 2.0
+FAREWELL_TIMEOUT_S = 2.0
 
 
 class PrefixSync:
     """Keeps the service's view of `replica` equal to what it holds. Lives in one event loop."""
 
-    def __init__(self, client: CacheClient, replica: ReplicaId, ttl_s: float) -> None:
+    def __init__(
+        self, client: CacheClient, replica: ReplicaId, ttl_s: float, view: ClusterView, profile: int, tally: Tally
+    ) -> None:
         self._client, self._replica, self._ttl_s = client, replica, ttl_s
-        self._held: dict[PrefixKey, Placement] = {}
+        self._view, self._profile, self._tally = view, profile, tally
+        self._held: dict[PrefixKey, Live] = {}
         self._announced: dict[PrefixKey, Placement] = {}
+        self._reported: set[DepthLimit] = set()
+        self._builds: dict[PrefixKey, Build] = {}
         self._lease: Lease | None = None
+        self.joined = asyncio.Event()
+        """Set once the service has known this replica."""
         self._wake = asyncio.Event()
 
-    def apply(self, changes: Changes) -> None:
+    @property
+    def lease(self) -> Lease | None:
+        """None while the service doesn't know this replica."""
+        return self._lease
+
+    def held(self, key: PrefixKey) -> Live | None:
+        return self._held.get(key)
+
+    def apply(self, report: Report) -> None:
         """Take in which entries came and went; the service hears of it soon."""
-        for key in changes.gone:
+        for key in report.gone:
             self._held.pop(key, None)
-        for entry in changes.built:
-            self._held[entry.key] = placement_of(entry, self._replica)
+        for live in report.live:
+            self._held[live.key] = live
+        self.wake()
+
+    def owns(self, build: Build) -> None:
+        """The entry of `build`, once it is live, is announced under its token."""
+        self._builds[build.key] = build
+
+    def disown(self, key: PrefixKey) -> Build | None:
+        """The build of `key` that was under way here, which it is no longer."""
+        return self._builds.pop(key, None)
+
+    def wake(self) -> None:
+        """Look again at what there is to tell."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -57,18 +84,29 @@ class PrefixSync:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), period_s)
 
+    async def drain(self) -> None:
+        """Take no new work, if the service can be told."""
+        await self._bid_farewell(self._client.drain)
+
     async def leave(self) -> None:
         """Stop being a member, if the service can be told."""
+        await self._bid_farewell(self._client.leave)
+
+    async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
         with suppress(CacheServiceError, TimeoutError):
             if self._lease is not None:
-                await asyncio.wait_for(self._client.leave(self._lease), LEAVE_TIMEOUT_S)
+                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                    await call(self._lease)
 
     async def _reconcile(self) -> None:
         self._wake.clear()
         try:
             if self._lease is None:
                 self._announced.clear()
+                self._reported.clear()
+                self._builds.clear()
                 self._lease = await self._client.register(self._replica, self._ttl_s)
+                self.joined.set()
             else:
                 await self._client.keep_alive(self._lease)
             await self._tell(self._lease)
@@ -77,66 +115,75 @@ class PrefixSync:
             raise
 
     async def _tell(self, lease: Lease) -> None:
-        gone = [key for key in self._announced if key not in self._held]
+        """A stale entry is not announced: only who asks for its very key, here, may still read it."""
+        told = {key: self._placement(live) for key, live in self._held.items() if not self._view.is_stale(key)}
+        gone = [key for key in self._announced if key not in told]
         if gone:
             await self._client.withdraw(lease, gone)
             for key in gone:
                 del self._announced[key]
-        new = [held for key, held in self._held.items() if self._announced.get(key) != held]
-        if new:
-            await self._client.announce(lease, new)
-            self._announced.update((placement.key, placement) for placement in new)
+        new = [placement for key, placement in told.items() if self._announced.get(key) != placement]
+        await self._announce(lease, [placement for placement in new if not await self._complete(lease, placement)])
+        await self._report_drift(lease)
 
+    async def _complete(self, lease: Lease, placement: Placement) -> bool:
+        """End our build of the entry with its announcement; False where there is none, or no longer.
 
-def placement_of(entry: PrefixEntry, replica: ReplicaId) -> Placement:
-    return Placement(
-        key=entry.key,
-        replica=replica,
-        num_tokens=entry.layout.num_tokens,
-        safe_depth=entry.safe_depth,
-        size_bytes=entry.size_bytes,
-    )
+        An entry is found by what it is made of, so one whose build was fenced off is no worse: it is announced like
+        any other, which the service refuses where it is of an old epoch.
+        """
+        build = self._builds.get(placement.key)
+        if build is None:
+            return False
+        try:
+            await self._client.complete(lease, build, placement)
+        except (FencedToken, StaleEpoch):
+            self.disown(placement.key)
+            self._tally.fenced += 1
+            return False
+        self.disown(placement.key)
+        self._announced[placement.key] = placement
+        return True
+
+    async def _announce(self, lease: Lease, placements: list[Placement]) -> None:
+        """All at once; where one is refused as stale, one by one."""
+        if not placements:
+            return
+        try:
+            await self._client.announce(lease, placements)
+        except StaleEpoch:
+            if len(placements) > 1:
+                for placement in placements:
+                    await self._announce(lease, [placement])
+                return
+            logger.info("an entry of a context that has moved on is not announced")
+        self._announced.update((placement.key, placement) for placement in placements)
+
+    async def _report_drift(self, lease: Lease) -> None:
+        found = {
+            DepthLimit(live.key, bucket, depth, self._profile)
+            for live in self._held.values()
+            for bucket, depth in live.drifted
+        }
+        if new := found - self._reported:
+            await self._client.report_drift(lease, tuple(new))
+            self._reported |= new
+            self._tally.drift_reports += len(new)
+
+    def _placement(self, live: Live) -> Placement:
+        context, epoch = self._view.context_of(live.key) or (None, FIRST_EPOCH)
+        return Placement(
+            key=live.key,
+            replica=self._replica,
+            num_tokens=live.num_tokens,
+            safe_depth=live.safe_depth,
+            size_bytes=live.size_bytes,
+            epoch=epoch,
+            context=context,
+            heat=live.heat,
+        )
 
 
 def log_first_failure(state: RetryCallState) -> None:
     if state.attempt_number == 1 and state.outcome is not None:
         logger.warning("the cache service is out of reach, going on without it: %s", state.outcome.exception())
-
-
-class SyncThread:
-    """A `PrefixSync` in an event loop and thread of its own, so that neither engine nor requests ever wait for it."""
-
-    def __init__(self, target: str, replica: ReplicaId, ttl_s: float) -> None:
-        self._client = CacheClient(target)
-        self._sync = PrefixSync(self._client, replica, ttl_s)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="prefix-sync", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the service and end the thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    def apply(self, changes: Changes) -> None:
-        """From any thread; returns at once."""
-        self._loop.call_soon_threadsafe(self._sync.apply, changes)
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._main())
-
-    async def _main(self) -> None:
-        async with self._client:
-            running = asyncio.create_task(self._sync.run())
-            await self._stop.wait()
-            running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
-            await self._sync.leave()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
-import torch
 
 from cache_service.client import CacheClient
 from cache_service.config import ServerConfig
@@ -15,13 +15,11 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
-from cache_service.types import Placement, PrefixKey, ReplicaId
-from tests.unit.workers.tiny import TINY
-from workers.bicache.cache import PrefixCache
-from workers.bicache.entry import Changes, PrefixEntry
-from workers.bicache.sync import SyncThread
-from workers.kv.pool import PagePool
-from workers.kv.storage import PageStorage
+from cache_service.types import DepthLimit, Placement, PrefixKey, ReplicaId
+from workers.bicache.entry import Live, Report
+from workers.bicache.sync import PrefixSync
+from workers.bicache.tally import Tally
+from workers.bicache.view import ClusterView
 
 REPLICA = ReplicaId("worker#1")
 TTL_S = 0.6
@@ -34,11 +32,11 @@ def server_on(port: int) -> CacheServer:
     return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
 
 
-def entries() -> list[PrefixEntry]:
-    storage = PageStorage(TINY, pool_bytes=1 << 20, page_tokens=4, dtype=torch.float32, device=torch.device("cpu"))
-    cache = PrefixCache(PagePool(storage.num_pages), storage, TINY, budget_bytes=1 << 20)
-    handles = [cache.admit(key, tuple(range(length)), {2}, asker="x") for key, length in zip(KEYS, (5, 9), strict=True)]
-    return [handle.entry for handle in handles if handle]
+def entries() -> tuple[Live, Live]:
+    def live(key: PrefixKey, num_tokens: int) -> Live:
+        return Live(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
+
+    return live(KEYS[0], 5), live(KEYS[1], 9)
 
 
 @pytest.fixture
@@ -74,22 +72,65 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
     return view
 
 
+@asynccontextmanager
+async def syncing(client: CacheClient) -> AsyncIterator[PrefixSync]:
+    sync = PrefixSync(client, REPLICA, TTL_S, ClusterView(), 0, Tally())
+    running = asyncio.create_task(sync.run())
+    yield sync
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await sync.leave()
+
+
 async def test_entries_are_announced_withdrawn_and_left(port: int, client: CacheClient) -> None:
     first, second = entries()
-    async with server_on(port):
-        with ExitStack() as stack:
-            sync = stack.enter_context(SyncThread(f"127.0.0.1:{port}", REPLICA, TTL_S))
-            sync.apply(Changes(built=[first, second]))
-            await until(held(client), [5, 9])
-            sync.apply(Changes(gone=[first.key]))
-            await until(held(client), [9])
-            await asyncio.to_thread(stack.close)
-        await until(held(client), [])
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(Report(live=(first, second)))
+        await until(held(client), [5, 9])
+        sync.apply(Report(gone=(first.key,)))
+        await until(held(client), [9])
+        await sync.leave()
+        assert await held(client)() == []
 
 
 async def test_a_service_that_forgot_everything_is_told_again(port: int, client: CacheClient) -> None:
-    with SyncThread(f"127.0.0.1:{port}", REPLICA, TTL_S) as sync:
-        sync.apply(Changes(built=entries()))  # nobody listens yet
+    async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
+        sync.apply(Report(live=entries()))  # nobody listens yet
         for _ in range(2):
             async with server_on(port):
                 await until(held(client), [5, 9])
+
+
+async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
+    first, _ = entries()
+    async with server_on(port), syncing(client) as sync:
+        await sync.joined.wait()
+        assert sync.lease is not None
+        build = await client.acquire(sync.lease, first.key, 60.0)
+        sync.owns(build)
+        await client.release(sync.lease, build)
+        sync.apply(Report(live=(first,)))
+        await until(held(client), [5])
+        [placement] = (await client.lookup([first.key]))[first.key]
+        assert placement.token is None
+
+
+async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
+    first, _ = entries()
+    async with server_on(port), syncing(client) as sync:
+        await sync.joined.wait()
+        assert sync.lease is not None
+        build = await client.acquire(sync.lease, first.key, 60.0)
+        sync.owns(build)
+        sync.apply(Report(live=(first,)))
+        await until(held(client), [5])
+        [placement] = (await client.lookup([first.key]))[first.key]
+        assert placement.token == build.token
+
+
+async def test_drift_is_told_once(port: int, client: CacheClient) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
+        await until(held(client), [5, 9])
+        assert await client.depth_limits(KEYS) == (DepthLimit(first.key, 60, 1, 0),)

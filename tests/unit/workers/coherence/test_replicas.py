@@ -1,0 +1,295 @@
+"""Whole workers and a real cache service: who builds, who copies, and what happens when either goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_service.client import CacheClient
+from cache_service.errors import CacheServiceUnavailable
+from cache_service.testing.processes import ServiceProcess
+from cache_service.types import ContextId, Edit, Event, EventKind, PrefixKey, ReplicaId, Snapshot
+from tests.unit.workers.coherence.replicas import PREFIX, Cluster, answer, ask, count, until
+from workers.api import GenerateRequest, PrefixCandidate
+from workers.bicache.copies import EntryCopy
+from workers.config import CoherenceConfig
+from workers.worker import Worker
+
+LONG_S = 60.0
+ALWAYS = CoherenceConfig(transfer="always", max_wait_s=LONG_S, prewarm=0)
+GHOST = ReplicaId("ghost")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with ServiceProcess(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, service: ServiceProcess) -> Iterator[Cluster]:
+    with Cluster(tmp_path, service.target) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def client(service: ServiceProcess) -> AsyncIterator[CacheClient]:
+    async with CacheClient(service.target, timeout_s=LONG_S) as client:
+        yield client
+
+
+def key_of(request: GenerateRequest) -> PrefixKey:
+    return request.prefixes[0].key
+
+
+async def listed(client: CacheClient, key: PrefixKey) -> set[str]:
+    try:
+        return {placement.replica for placement in (await client.lookup([key])).get(key, ())}
+    except CacheServiceUnavailable:  # the test's own connection is still finding the server
+        return set()
+
+
+async def start(cluster: Cluster, client: CacheClient, name: str, coherence: CoherenceConfig = ALWAYS) -> Worker:
+    """A worker that is a member: its first answer's entry is announced."""
+    worker = await asyncio.to_thread(cluster.start, name, coherence)
+    first = ask(seed=sum(name.encode()))
+    await answer(worker, first)
+    await until(lambda: has(client, key_of(first), name))
+    return worker
+
+
+async def has(client: CacheClient, key: PrefixKey, *names: str) -> bool:
+    return await listed(client, key) >= set(names)
+
+
+async def test_an_entry_is_built_once_and_copied_and_all_answers_are_equal(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    a, b = await start(cluster, client, "a1"), await start(cluster, client, "b1")
+    alone = await start(cluster, client, "c1", CoherenceConfig(transfer="never"))
+    first = await answer(a, ask(1))
+    await until(lambda: has(client, key_of(ask(1)), "a1"))
+    second = await answer(b, ask(1))
+    third = await answer(alone, ask(1))
+    assert first[0] == second[0] == third[0]
+    assert (await count(b, "entries_built_total"), await count(b, "entries_fetched_total")) == (1, 1)
+    assert (await count(a, "entries_sent_total"), await count(alone, "entries_fetched_total")) == (1, 0)
+    assert await count(a, "sent_bytes_total") == await count(b, "fetched_bytes_total") > 0
+    await until(lambda: has(client, key_of(ask(1)), "a1", "b1", "c1"))
+
+
+async def test_of_two_that_want_it_at_once_one_builds(cluster: Cluster, client: CacheClient) -> None:
+    a, b = await start(cluster, client, "a2"), await start(cluster, client, "b2")
+    built = await count(a, "entries_built_total") + await count(b, "entries_built_total")
+    for seed in range(2, 10):
+        first, second = await asyncio.gather(answer(a, ask(seed)), answer(b, ask(seed)))
+        assert first[0] == second[0]
+    assert await count(a, "entries_built_total") + await count(b, "entries_built_total") == built + 8
+
+
+def flipped(copy: EntryCopy) -> EntryCopy:
+    body = copy.body.copy()
+    body[len(body) // 2] ^= 1
+    return replace(copy, body=body)
+
+
+def of_other_tokens(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, token_ids=copy.token_ids[::-1]).sealed()
+
+
+def of_another_key(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, key=PrefixKey(bytes(20))).sealed()
+
+
+def of_another_model(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, format=replace(copy.format, fingerprint="other")).sealed()
+
+
+def of_another_dtype(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, format=replace(copy.format, dtype="torch.bfloat16")).sealed()
+
+
+def shallower(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, kv_depth=1, state_depths=(1,)).sealed()
+
+
+def cut_short(copy: EntryCopy) -> EntryCopy:
+    return replace(copy, body=np.ascontiguousarray(copy.body[:-4])).sealed()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (flipped, "checksum"),
+        (of_other_tokens, "tokens"),
+        (of_another_key, "key"),
+        (of_another_model, "format"),
+        (of_another_dtype, "format"),
+        (shallower, "layout"),
+        (cut_short, "layout"),
+    ],
+)
+async def test_a_copy_that_is_not_what_was_asked_for_is_refused_and_the_entry_built(
+    cluster: Cluster, client: CacheClient, tamper: Callable[[EntryCopy], EntryCopy], reason: str
+) -> None:
+    a, b = await start(cluster, client, f"a-{tamper.__name__}"), await start(cluster, client, f"b-{tamper.__name__}")
+    request = ask(sum(tamper.__name__.encode()))
+    first = await answer(a, request)
+    await until(lambda: has(client, key_of(request), f"a-{tamper.__name__}"))
+    built = await count(b, "entries_built_total")
+    cluster.neighbours.tamper = tamper
+    assert (await answer(b, request))[0] == first[0]
+    assert await count(b, "fetches_refused_total", reason=reason) == 1
+    assert await count(b, "entries_built_total") == built + 1
+
+
+async def test_a_holder_that_is_gone_costs_the_copy_and_not_the_request(cluster: Cluster, client: CacheClient) -> None:
+    a, b = await start(cluster, client, "a4"), await start(cluster, client, "b4")
+    await answer(a, ask(4))
+    await until(lambda: has(client, key_of(ask(4)), "a4"))
+    del cluster.neighbours.workers[ReplicaId("a4")]
+    assert (await answer(b, ask(4)))[1].replica == "b4"
+    assert await count(b, "fetches_refused_total", reason="lost") == 1
+
+
+async def test_a_build_whose_holder_fell_silent_is_taken_over_when_its_lease_lapses(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    worker = await start(cluster, client, "a5")
+    member = await client.register(GHOST, LONG_S)
+    await client.acquire(member, key_of(ask(5)), ttl_s=1.0)
+    await answer(worker, ask(5))
+    assert await count(worker, "build_waits_total", outcome="ended") == 1
+    await until(lambda: has(client, key_of(ask(5)), "a5"))
+    [placement] = (await client.lookup([key_of(ask(5))]))[key_of(ask(5))]
+    assert placement.token is not None
+
+
+async def test_who_has_waited_long_enough_builds_for_itself(cluster: Cluster, client: CacheClient) -> None:
+    worker = await start(cluster, client, "a6", replace(ALWAYS, max_wait_s=0.2))
+    member = await client.register(GHOST, LONG_S)
+    await client.acquire(member, key_of(ask(6)), ttl_s=LONG_S)
+    await answer(worker, ask(6))
+    assert await count(worker, "build_waits_total", outcome="given_up") == 1
+    await until(lambda: has(client, key_of(ask(6)), "a6"))
+
+
+async def test_a_request_that_leaves_gives_the_build_up(cluster: Cluster, client: CacheClient) -> None:
+    """Its neighbours wait for it in vain; the next of them builds."""
+    worker = await start(cluster, client, "a7")
+    member = await client.register(GHOST, LONG_S)
+    build = await client.acquire(member, key_of(ask(7)), ttl_s=LONG_S)
+    waiting = asyncio.create_task(answer(worker, ask(7)))
+    other = asyncio.create_task(answer(worker, ask(8, "other")))
+    await other  # passes by
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await client.release(member, build)
+    assert (await client.acquire(member, key_of(ask(7)), ttl_s=LONG_S)).replica == GHOST
+
+
+async def test_drift_that_one_finds_binds_the_others_until_there_is_a_newer_profile(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    b = await start(cluster, client, "b9", CoherenceConfig(transfer="never"))
+    newer = await start(cluster, client, "c9", CoherenceConfig(transfer="never", profile=1))
+    assert (await answer(b, ask(9)))[1].reuse_depth == 2
+    strict = await asyncio.to_thread(
+        cluster.start, "a9", CoherenceConfig(transfer="never"), probe_positions=8, probe_similarity=1.0
+    )
+    assert (await answer(strict, ask(9)))[1].reuse_depth == 0
+    await until(lambda: limited(b))
+    assert await count(strict, "drift_reports_total") == 1
+    assert (await answer(newer, ask(9)))[1].reuse_depth == 2
+
+
+async def limited(worker: Worker) -> bool:
+    return (await answer(worker, ask(9)))[1].reuse_depth == 0
+
+
+async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: CacheClient) -> None:
+    a = await start(cluster, client, "a10")
+    first = await answer(a, ask(10))
+    await until(lambda: has(client, key_of(ask(10)), "a10"))
+    late = await asyncio.to_thread(cluster.start, "b10", CoherenceConfig(transfer="always", prewarm=1000))
+    await until(lambda: has(client, key_of(ask(10)), "b10"))
+    assert await count(late, "entries_prewarmed_total") >= 1
+    second = await answer(late, ask(10))
+    assert second[0] == first[0]
+    assert second[1].cached_tokens == PREFIX
+    assert await count(late, "entries_built_total") == 0
+
+
+@pytest.mark.parametrize("refresh", ["lazy", "eager"])
+async def test_a_commit_retires_the_old_epochs_entry_and_eager_builds_the_new_one(
+    cluster: Cluster, client: CacheClient, refresh: str
+) -> None:
+    name = f"a-{refresh}"
+    worker = await start(cluster, client, name, replace(ALWAYS, refresh=refresh))  # type: ignore[arg-type]
+    prompt = ask(11).token_ids
+    author = ReplicaId("author")
+    context = await client.create_context("model", refresh, prompt[:PREFIX], author=author)
+    request = replace(ask(11, "one"), prefixes=(PrefixCandidate(PREFIX, context.key),))
+    await answer(worker, request)
+    await until(lambda: is_content_of(client, context.key, context.id))
+    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=author)
+    await until(lambda: gone(client, context.key))
+    if refresh == "eager":
+        await until(lambda: is_content_of(client, version.key, context.id))
+    changed = replace(request, token_ids=(5, *prompt[1:]), prefixes=(PrefixCandidate(PREFIX, version.key),))
+    usage = (await answer(worker, changed))[1]
+    assert usage.cached_tokens == (PREFIX if refresh == "eager" else 0)
+    assert await count(worker, "entries_retired_total") == 1
+
+
+async def is_content_of(client: CacheClient, key: PrefixKey, context: ContextId) -> bool:
+    found = (await client.lookup([key])).get(key, ())
+    return [placement.context for placement in found] == [context]
+
+
+async def gone(client: CacheClient, key: PrefixKey) -> bool:
+    return not await client.lookup([key], max_staleness=4)
+
+
+async def test_a_replica_that_ends_drains_first(cluster: Cluster, client: CacheClient) -> None:
+    worker = await start(cluster, client, "a12")
+    seen: list[EventKind] = []
+    updates = client.watch()
+    assert isinstance(await anext(updates), Snapshot)
+
+    async def watch() -> None:
+        async for update in updates:
+            if isinstance(update, Event) and update.replica == "a12":
+                seen.append(update.kind)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.to_thread(worker.__del__)
+    await until(lambda: EventKind.LEFT in seen)
+    watching.cancel()
+    assert seen == [EventKind.DRAINING, EventKind.LEFT]
+
+
+async def test_all_requests_are_served_while_the_service_is_away(tmp_path: Path) -> None:
+    service = ServiceProcess(tmp_path / "service")
+    with Cluster(tmp_path, service.target) as cluster:
+        a = await asyncio.to_thread(cluster.start, "a13", ALWAYS)
+        before = await answer(a, ask(13))
+        with service:
+            b = await asyncio.to_thread(cluster.start, "b13", ALWAYS)
+            async with CacheClient(service.target) as client:
+                await until(lambda: has(client, key_of(ask(13)), "a13"))
+                await until(lambda: asked_and_listed(client, b, "b13"))
+        after = [await answer(worker, ask(seed)) for worker in (a, b) for seed in (13, 14)]
+        assert after[0][0] == before[0]
+        assert [usage.replica for _, usage in after] == ["a13", "a13", "b13", "b13"]
+
+
+async def asked_and_listed(client: CacheClient, worker: Worker, name: str) -> bool:
+    await answer(worker, ask(15))
+    return await has(client, key_of(ask(15)), name)

@@ -1,0 +1,141 @@
+"""A replica's life among the others: everything that talks to the cache service or to replicas, in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from cache_service.client import CacheClient
+from cache_service.types import Event, ReplicaId, Snapshot
+from cache_service.waits import BuildWaits
+from workers.bicache.copies import EntryFormat, Transport
+from workers.bicache.entries import EntriesThread
+from workers.bicache.entry import Changes, Report
+from workers.bicache.estimate import CostModel
+from workers.bicache.supplier import Supplier
+from workers.bicache.sync import FAREWELL_TIMEOUT_S, PrefixSync
+from workers.bicache.tally import Tally
+from workers.bicache.view import ClusterView, News
+from workers.config import CoherenceConfig
+from workers.errors import WorkerError
+
+
+class Membership:
+    """Member of the cluster between entering and leaving the `with` block.
+
+    Neither the engine nor requests ever wait for it: it hears of changes by `apply`, and acts on the entries by
+    commands to the engine's thread.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        replica: ReplicaId,
+        ttl_s: float,
+        config: CoherenceConfig,
+        *,
+        entries: EntriesThread,
+        transport: Transport,
+        layout: EntryFormat,
+        costs: CostModel,
+        tally: Tally,
+    ) -> None:
+        self._client = CacheClient(target)
+        self._config, self._entries, self._tally = config, entries, tally
+        self._view, self._waits = ClusterView(), BuildWaits()
+        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, config.profile, tally)
+        self._supplier = Supplier(
+            replica,
+            config,
+            client=self._client,
+            sync=self._sync,
+            view=self._view,
+            waits=self._waits,
+            entries=entries,
+            transport=transport,
+            layout=layout,
+            costs=costs,
+            tally=tally,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the service and end the thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def apply(self, changes: Changes) -> None:
+        """On the engine's thread; returns at once."""
+        report = Report.of(changes)
+        with suppress(RuntimeError):  # the loop is closed: the replica is leaving
+            self._loop.call_soon_threadsafe(self._take, report)
+
+    def drain(self) -> None:
+        """Tell the others to send no new work here. From another thread; waits until they were told, if they can be."""
+        draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
+        with suppress(TimeoutError):
+            draining.result(FAREWELL_TIMEOUT_S)
+
+    # Below: this object's thread only.
+
+    def _take(self, report: Report) -> None:
+        self._supplier.apply(report)
+        self._sync.apply(report)
+
+    async def _watch(self) -> None:
+        async for update in self._client.watch():
+            news = self._view.apply(update)
+            self._waits.apply(update)
+            with suppress(WorkerError):  # the engine has ended
+                self._act(news)
+            if touches_contexts(update):
+                self._sync.wake()
+
+    def _act(self, news: News) -> None:
+        """Others' drift binds here too; a context's entry of an old epoch goes, and with `eager` the next is built."""
+        if news.limits:
+            self._entries.call(lambda entries: entries.limit(news.limits))
+        for moved in news.moved:
+            live = self._sync.held(moved.old)
+            if live is None:
+                continue
+            self._entries.call(lambda entries, old=moved.old: entries.retire([old]))  # type: ignore[misc]
+            self._tally.retired += 1
+            if self._config.refresh == "eager" and moved.context is not None:
+                self._supplier.rebuild(moved.context, live.depths)
+
+    async def _prewarm(self) -> None:
+        await self._sync.joined.wait()
+        if self._config.prewarm and self._config.transfer != "never":
+            with suppress(WorkerError):
+                await self._supplier.prewarm()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        async with self._client:
+            tasks = [asyncio.create_task(task) for task in (self._watch(), self._sync.run(), self._prewarm())]
+            await self._stop.wait()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._supplier.close()
+            await self._sync.leave()
+
+
+def touches_contexts(update: Snapshot | Event) -> bool:
+    """Whether what our entries are called may have changed."""
+    return isinstance(update, Snapshot) or bool(update.context or update.commit or update.context_id)

@@ -1,0 +1,32 @@
+"""What a replica's share in the cluster's work comes to: counts since its start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """Written in one thread, read in any."""
+
+    built: int = 0
+    """Entries that the model computed here."""
+    fetched: int = 0
+    """Entries that were copied from other replicas for requests."""
+    prewarmed: int = 0
+    """Entries that were copied before any request asked for them."""
+    sent: int = 0
+    """Copies handed out."""
+    sent_bytes: int = 0
+    fetched_bytes: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Fetches that came to nothing, by reason."""
+    waits: Counter[str] = field(default_factory=Counter)
+    """Waits for other replicas' builds: ended, or given up at the deadline."""
+    fenced: int = 0
+    """Builds whose lease had ended before they were complete."""
+    drift_reports: int = 0
+    """Depth limits found here and told to all."""
+    retired: int = 0
+    """Entries dropped because their context has a new epoch."""
