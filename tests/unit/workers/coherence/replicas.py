@@ -1,4 +1,4 @@
-"""Whole workers of one cluster in this process, which hand each other copies directly: what Serve deploys, less Serve."""
+"""Whole workers of one cluster in this process, which hand each other copies: what Serve deploys, less Serve."""
 
 from __future__ import annotations
 
