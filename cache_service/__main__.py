@@ -14,6 +14,7 @@ import typer
 from cache_service import config as configs
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError
+from cache_service.heap import tend_heap
 from cache_service.server import CacheServer
 from cache_service.store import open_store
 
@@ -31,7 +32,9 @@ async def _serve(config: ServerConfig) -> None:
     )
     async with CacheServer(config, store) as server:
         _log.info("serving on %s:%d from %r", config.host, server.port, store)
+        tending = loop.create_task(tend_heap())
         await stop.wait()
+        tending.cancel()
         _log.info("stopping")
     _log.info("stopped")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -233,8 +234,9 @@ class CacheClient:
         stream = WatchStream(self._connection)
         try:
             while True:
-                for item in await stream.read():
-                    yield item
+                items = deque(await stream.read())
+                while items:  # handed over, not kept: a snapshot is large
+                    yield items.popleft()
         finally:
             stream.cancel()
 

@@ -18,10 +18,10 @@ from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError, InvalidRequest
 from cache_service.interceptor import CallInterceptor
 from cache_service.service import CacheService
+from cache_service.servicers import events
 from cache_service.servicers.base import Servicer
 from cache_service.servicers.contexts import ContextsServicer
 from cache_service.servicers.directory import DirectoryServicer
-from cache_service.servicers.events import EventsServicer
 from cache_service.servicers.members import MembersServicer
 from cache_service.servicers.refresh import RefreshServicer
 from cache_service.store.base import Store
@@ -42,7 +42,7 @@ _SERVICERS: tuple[tuple[Callable[[Any, grpc.aio.Server], None], type[Servicer]],
     (pb_grpc.add_DirectoryServicer_to_server, DirectoryServicer),
     (pb_grpc.add_ContextsServicer_to_server, ContextsServicer),
     (pb_grpc.add_RefreshServicer_to_server, RefreshServicer),
-    (pb_grpc.add_EventsServicer_to_server, EventsServicer),
+    (events.add_to_server, events.EventsServicer),
 )
 
 

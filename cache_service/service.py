@@ -18,6 +18,9 @@ EVENT_BATCH = 1024
 PROGRESS_S = 5.0
 """An idle watcher hears of the revision this often."""
 
+_Place = tuple[Revision, str, Revision]
+"""Where a watcher stands, and where the store does: its incarnation and newest revision."""
+
 
 class CacheService:
     """What the servicers share."""
@@ -25,6 +28,7 @@ class CacheService:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.metrics = Metrics(store)
+        self._latest: tuple[_Place, Update] | None = None
 
     async def commit(self, decide: Decision) -> tuple[Event, ...]:
         events = tuple(await self.store.commit(decide))
@@ -82,13 +86,21 @@ class CacheService:
         while True:
             if store.incarnation != incarnation:
                 raise Compacted(f"revision {after} is of incarnation {incarnation!r}, this is {store.incarnation!r}")
-            events = batch_of(store.feed.read(after, EVENT_BATCH))
-            if events:
-                yield Update(incarnation, store.state.revision, events=events)
-                after = events[-1].revision
+            update = self._update_after(after)
+            if update.events:
+                yield update
+                after = update.events[-1].revision
                 continue
             try:
                 async with asyncio.timeout(PROGRESS_S):
                     await store.feed.wait(after)
             except TimeoutError:
                 yield Update(incarnation, after)
+
+    def _update_after(self, after: Revision) -> Update:
+        """The events that follow `after`. Watchers that have come equally far share one object."""
+        place = after, self.store.incarnation, self.store.state.revision
+        if self._latest is None or self._latest[0] != place:
+            events = batch_of(self.store.feed.read(after, EVENT_BATCH))
+            self._latest = place, Update(self.store.incarnation, self.store.state.revision, events=events)
+        return self._latest[1]

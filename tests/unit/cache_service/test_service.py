@@ -83,6 +83,22 @@ async def test_a_watch_begins_with_a_snapshot_and_goes_on_with_every_event(clien
         ]
 
 
+async def test_watchers_that_have_come_equally_far_share_one_message(server: CacheServer, client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    service = server.service
+    revision, incarnation = service.store.state.revision, service.store.incarnation
+    watches = [service.watch(after, incarnation) for after in (revision, revision, Revision(0))]
+    await client.announce(lease, [placed("a", ANNA)])
+    one, other, behind = [await anext(watch) for watch in watches]
+    assert one is other
+    assert [event.revision for event in one.events] == [2]
+    assert [event.revision for event in behind.events] == [1, 2]
+    await client.announce(lease, [placed("b", ANNA)])
+    one, other, behind = [await anext(watch) for watch in watches]
+    assert one is other
+    assert [event.revision for event in behind.events] == [3]
+
+
 async def test_a_large_snapshot_comes_in_parts(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     placements = [placed(f"{i}", ANNA) for i in range(10_000)]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from cache_service.heap import settle, tend_heap
+
+
+class Ring:
+    """Refers to itself, so that only the cycle collector can free it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_what_lives_is_not_walked_again() -> None:
+    ring = Ring()
+    settle(whole=True)
+    assert gc.get_freeze_count() > 0
+    assert not any(found is ring for found in gc.get_objects())
+
+
+def test_cycles_among_newer_objects_are_freed_at_the_next_turn() -> None:
+    settle(whole=True)
+    ring = weakref.ref(Ring())
+    settle(whole=False)
+    assert ring() is None
+
+
+def test_a_cycle_that_was_in_use_when_put_aside_is_freed_by_a_whole_pass() -> None:
+    ring = Ring()
+    seen = weakref.ref(ring)
+    settle(whole=False)
+    del ring
+    settle(whole=False)
+    assert seen() is not None
+    settle(whole=True)
+    assert seen() is None
+
+
+async def test_the_collector_is_as_before_once_nobody_tends_it() -> None:
+    tending = asyncio.create_task(tend_heap())
+    await asyncio.sleep(0)
+    assert gc.get_freeze_count() > 0
+    tending.cancel()
+    with suppress(asyncio.CancelledError):
+        await tending
+    assert gc.get_freeze_count() == 0
