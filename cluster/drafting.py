@@ -100,15 +100,19 @@ class Drafting:
     def behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
         """For content that follows the tokens `before`.
 
-        A tokenizer may treat a text's first word in its own way. Of the ways to read the text, that one is taken
-        which says the text in its place, in the fewest tokens.
+        A tokenizer may treat a text's first word in its own way, so the text is read behind the text that it follows,
+        where there is any; or else in another way that says it in its place.
         """
-        if isinstance(content, TokenContent) or not before:
+        if isinstance(content, TokenContent):
             return self.whole(content)
-        continuing = self._with_holes(lambda spell: self._tokenization.encode_suffix(spell(content.parts), plain=True))
-        drafts = [continuing, self.whole(content)]
-        fitting = [draft for draft in drafts if self._reads(before, draft, content.parts)]
-        return min(fitting or [continuing], key=lambda draft: len(draft.token_ids))
+        text = self._tokenization.text_at_end(before[-TAIL_TOKENS:])
+        alone, behind_any = self.whole(content), self._after(ANCHOR, content.parts)
+        ways = [self._after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
+        return next((draft for draft in ways if self._reads(before, draft, content.parts)), ways[0])
+
+    def _after(self, text: str, parts: Sequence[Part]) -> Draft:
+        encode = partial(self._tokenization.encode_suffix, after=text, plain=True)
+        return self._with_holes(lambda spell: encode(spell(parts)))
 
     def cover(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
         """Where `text` stands: the positions start..end-1 of its tokens, and what else they say before and behind it.

@@ -94,6 +94,7 @@ class Tokenization:
         except (OSError, ValueError) as error:
             raise TokenizerError(f"no tokenizer in {directory}: a served model needs tokenizer.json there") from error
         self._directory = directory
+        self._special = frozenset(self._tokenizer.all_special_ids)
         self.vocab_size = len(self._tokenizer)
         self.hole = self._add_hole()
 
@@ -113,13 +114,13 @@ class Tokenization:
             case TokenPrompt(token_ids):
                 return self._encode_ids(token_ids)
 
-    def encode_suffix(self, text: str, *, plain: bool = False) -> tuple[int, ...]:
-        """Token ids of text that continues other text: a tokenizer may treat a text's first word in its own way.
+    def encode_suffix(self, text: str, *, after: str = ANCHOR, plain: bool = False) -> tuple[int, ...]:
+        """Token ids of text that continues the text `after`: a tokenizer may treat a first word in its own way.
 
         Special tokens in it are read as such unless it is `plain`.
         """
         encode = partial(self._tokenizer, split_special_tokens=plain)
-        before, whole = (list(encode(part)["input_ids"]) for part in (ANCHOR, ANCHOR + text))
+        before, whole = (list(encode(part)["input_ids"]) for part in (after, after + text))
         if whole[: len(before)] == before:
             return tuple(whole[len(before) :])
         return tuple(encode(text, add_special_tokens=False)["input_ids"])
@@ -145,6 +146,12 @@ class Tokenization:
             list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    def text_at_end(self, token_ids: Sequence[int]) -> str:
+        """Of the tokens behind the last special one; nothing where they end inside a character, or there are none."""
+        special = [index for index, token_id in enumerate(token_ids) if token_id in self._special]
+        text = self.text_of(token_ids[special[-1] + 1 if special else 0 :])
+        return "" if text.endswith(BROKEN) else text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """What each token adds to the text; nothing where it is special, or ends inside a character."""

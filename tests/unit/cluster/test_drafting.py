@@ -63,7 +63,10 @@ def test_foreign_token_ids_are_refused(drafting: Drafting, tokenization: Tokeniz
     assert refusal.value.param == "token_ids"
 
 
-@pytest.mark.parametrize(("found", "instead"), [("Oslo", "Lima"), ("Mira", "Tobin"), ("34", "29"), ("a fox", "an owl")])
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [("Oslo", "Lima"), ("Mira", "Tobin"), ("34", "29"), ("a fox", "an owl"), ("Mira is", "Nela was"), (SHEET, "None.")],
+)
 def test_text_is_replaced_as_if_it_had_been_written_so(
     drafting: Drafting, tokenization: Tokenization, found: str, instead: str
 ) -> None:
