@@ -25,13 +25,13 @@ def similarities(
     tokens = torch.tensor([*entry.token_ids, *[model.config.mask_token_id] * num_suffix], device=device)
     rope = model.rope(torch.arange(len(tokens), device=device))
     x = model.embed(tokens)
-    found = []
+    found: list[Tensor] = []
     for index in range(min(entry.layout.kv_depth + 1, model.config.num_layers)):
         q, k, v = model.stack[index].qkv(x, *rope)
         kept_k, kept_v = entry_kv(entry, index, positions, model, storage)
         found.append((cosine(kept_k, k[positions]) + cosine(kept_v, v[positions])) / 2)
         x = model.stack[index].finish(x, full_attention(index, q, k, v).flatten(1))
-    return found
+    return torch.stack(found).tolist()  # one copy from the device
 
 
 def entry_kv(
@@ -44,6 +44,6 @@ def entry_kv(
     return k, v
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
+def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Mean over positions, all heads of a position taken together."""
-    return F.cosine_similarity(a.flatten(1).float(), b.flatten(1).float()).mean().item()
+    return F.cosine_similarity(a.flatten(1).float(), b.flatten(1).float()).mean()

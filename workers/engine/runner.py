@@ -100,7 +100,8 @@ class Runner:
         cos, sin = model.rope(batch.positions)
         attend = self._attention.plan([lane.reader for lane in batch.lanes], model.config.num_layers)
         for index, layer in enumerate(model.stack):
-            x = torch.cat((x, *(join.states for join in batch.joins if join.layer == index)))
+            if joining := [join.states for join in batch.joins if join.layer == index]:
+                x = torch.cat((x, *joining))
             num_rows = len(x)
             q, k, v = layer.qkv(x, cos[:num_rows], sin[:num_rows])
             storage.write(batch.slots[index, :num_rows], k, v)

@@ -157,8 +157,15 @@ class Sequence:
 
     @property
     def is_watched(self) -> bool:
-        """Whether its next move depends on where its masked rows look."""
-        return self.focus.is_watched and self.placing.geometry.prefix > 0
+        """Whether its next move depends on where its masked rows look in this pass: the first of a block, which may
+        refresh, or the last, after which a refresh may be left out.
+        """
+        if not (self.focus.is_watched and self.placing.geometry.prefix > 0):
+            return False
+        may_end = self.task.decoding.unmasking.is_adaptive or self.portion().count >= len(
+            self.canvas.masked(self.block)
+        )
+        return self.step == 0 or may_end
 
     def advance(self, done: Pass, attention: Attention | None) -> None:
         """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
