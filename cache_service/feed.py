@@ -60,6 +60,9 @@ class Feed:
                 raise CacheServiceUnavailable("the cache service is shutting down")
             await self._pulse.wait()
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def close(self) -> None:
         self._closed = True
         self._wake()

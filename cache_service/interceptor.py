@@ -66,6 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             code = grpc.StatusCode.OK
         except CacheServiceError as refusal:
             code = CODES.get(type(refusal), grpc.StatusCode.INTERNAL)
+            self._metrics.refusals.labels(method, refusal.reason).inc()
             await context.abort(code, str(refusal), ((REASON_KEY, refusal.reason),))
         except Exception:
             code = grpc.StatusCode.INTERNAL

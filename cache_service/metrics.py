@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cache_service.store.base import Store
+from cache_service.feed import Feed
+from cache_service.state import State
+from cache_service.store.base import Decision, Store
+from cache_service.types import Event, Lease, LeaseId
 
 LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class Metrics:
-    """One registry; gauges read the store when they are scraped."""
+    """One registry."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.calls = Counter(
-            "palimpsest_cache_calls", "Finished calls by method and status", ["method", "code"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "palimpsest_cache_call_seconds",
-            "Duration of unary calls",
-            ["method"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.events = Counter("palimpsest_cache_events", "Committed events by kind", ["kind"], registry=self.registry)
+        self.calls = self._counter("calls", "Finished calls by method and status", "method", "code")
+        self.refusals = self._counter("refusals", "Refused calls by method and reason", "method", "reason")
+        self.latency = self._histogram("call_seconds", "Duration of unary calls", "method")
+        self.store = self._histogram("store_seconds", "Duration of the store's operations", "operation")
+        self.events = self._counter("events", "Committed events by kind", "kind")
+        self.lapses = self._counter("lapses", "Members and builds that ended because their lease lapsed", "what")
+        self.resyncs = self._counter("resyncs", "Watchers sent back for a snapshot")
         self.watchers = Gauge("palimpsest_cache_watchers", "Open watch streams", registry=self.registry)
-        self.resyncs = Counter("palimpsest_cache_resyncs", "Watchers sent back for a snapshot", registry=self.registry)
-        for name, text, read in (
-            ("revision", "Newest revision", lambda: store.state.revision),
-            ("members", "Members with a live lease", lambda: len(store.state.directory.members())),
-            ("placements", "Announced placements", lambda: store.state.directory.num_placements),
-            ("contexts", "Shared contexts", lambda: len(store.state.contexts)),
-            ("builds", "Builds under way", lambda: len(store.state.builds)),
-        ):
+
+    def show(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Gauges by name, each with its text and what reads it at every scrape, from another thread."""
+        for name, (text, read) in gauges.items():
             Gauge(f"palimpsest_cache_{name}", text, registry=self.registry).set_function(read)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"palimpsest_cache_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"palimpsest_cache_{name}", text, labels, buckets=LATENCY_BUCKETS_S, registry=self.registry)
+
+
+class MeasuredStore:
+    """A `Store` that times what another one does."""
+
+    def __init__(self, store: Store, seconds: Histogram) -> None:
+        self._store = store
+        self._commit, self._sync, self._renew, self._lapsed = map(seconds.labels, ("commit", "sync", "renew", "lapsed"))
+
+    @property
+    def incarnation(self) -> str:
+        return self._store.incarnation
+
+    @property
+    def state(self) -> State:
+        return self._store.state
+
+    @property
+    def feed(self) -> Feed:
+        return self._store.feed
+
+    async def commit(self, decide: Decision) -> Sequence[Event]:
+        with self._commit.time():
+            return await self._store.commit(decide)
+
+    async def sync(self) -> None:
+        with self._sync.time():
+            await self._store.sync()
+
+    async def renew(self, lease: Lease) -> bool:
+        with self._renew.time():
+            return await self._store.renew(lease)
+
+    async def lapsed(self) -> frozenset[LeaseId]:
+        with self._lapsed.time():
+            return await self._store.lapsed()
+
+    async def close(self) -> None:
+        await self._store.close()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from cache_service.cursor import Update, batch_of, parts_of
 from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
-from cache_service.metrics import Metrics
+from cache_service.metrics import MeasuredStore, Metrics
 from cache_service.store.base import Decision, Store
 from cache_service.types import Build, ContextId, Epoch, Event, EventKind, Lease, PrefixKey, Revision
 
@@ -26,9 +26,25 @@ class CacheService:
     """What the servicers share."""
 
     def __init__(self, store: Store) -> None:
-        self.store = store
-        self.metrics = Metrics(store)
+        self.metrics = Metrics()
+        self.store: Store = MeasuredStore(store, self.metrics.store)
+        self._places: dict[object, Revision] = {}
         self._latest: tuple[_Place, Update] | None = None
+        self.metrics.show(
+            {
+                "revision": ("Newest revision", lambda: store.state.revision),
+                "members": ("Members with a live lease", lambda: len(store.state.directory.members())),
+                "placements": ("Announced placements", lambda: store.state.directory.num_placements),
+                "contexts": ("Shared contexts", lambda: len(store.state.contexts)),
+                "builds": ("Builds under way", lambda: len(store.state.builds)),
+                "history_events": ("Events kept for watchers that lag", lambda: len(store.feed)),
+                "watcher_lag_revisions": ("Changes that the slowest watcher has not been sent", self._lag),
+            }
+        )
+
+    def _lag(self) -> int:
+        revision = self.store.state.revision
+        return max(0, revision - min(self._places.values(), default=revision))
 
     async def commit(self, decide: Decision) -> tuple[Event, ...]:
         events = tuple(await self.store.commit(decide))
@@ -71,31 +87,37 @@ class CacheService:
         if not lapsed:
             return
         for event in await self.commit(lambda state, at: state.expire(lapsed, at)):
-            what = "left" if event.kind is EventKind.LEFT else "lost a build"
+            is_member = event.kind is EventKind.LEFT
+            self.metrics.lapses.labels("member" if is_member else "build").inc()
+            what = "left" if is_member else "lost a build"
             _log.info("replica %s %s: its lease lapsed", event.replica, what)
 
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
         """A snapshot where `after` is None, then all later events. Raises Compacted where they are not all known."""
-        store = self.store
+        store, watcher = self.store, object()
         if after is None:
             await store.sync()
             incarnation, snapshot = store.incarnation, store.state.snapshot()
             for part in parts_of(snapshot):
                 yield Update(incarnation, snapshot.revision, part=part)
             after = snapshot.revision
-        while True:
-            if store.incarnation != incarnation:
-                raise Compacted(f"revision {after} is of incarnation {incarnation!r}, this is {store.incarnation!r}")
-            update = self._update_after(after)
-            if update.events:
-                yield update
-                after = update.events[-1].revision
-                continue
-            try:
-                async with asyncio.timeout(PROGRESS_S):
-                    await store.feed.wait(after)
-            except TimeoutError:
-                yield Update(incarnation, after)
+        try:
+            while True:
+                self._places[watcher] = after
+                if store.incarnation != incarnation:
+                    raise Compacted(f"revision {after} is of {incarnation!r}, this is {store.incarnation!r}")
+                update = self._update_after(after)
+                if update.events:
+                    yield update
+                    after = update.events[-1].revision
+                    continue
+                try:
+                    async with asyncio.timeout(PROGRESS_S):
+                        await store.feed.wait(after)
+                except TimeoutError:
+                    yield Update(incarnation, after)
+        finally:
+            del self._places[watcher]
 
     def _update_after(self, after: Revision) -> Update:
         """The events that follow `after`. Watchers that have come equally far share one object."""

@@ -189,21 +189,6 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
         assert set(view.directory.placements()) == set(want.directory.placements())
 
 
-async def test_calls_and_state_are_counted(server: CacheServer, client: CacheClient) -> None:
-    lease = await client.register(ANNA, ttl_s=5.0)
-    await client.announce(lease, [placed("a", ANNA), placed("b", ANNA)])
-    with pytest.raises(LeaseRefused):
-        await client.announce(Lease(LeaseId(0), BORIS, 1.0), [])
-    read = server.service.metrics.registry.get_sample_value
-    assert read("palimpsest_cache_revision") == 3
-    assert read("palimpsest_cache_placements") == 2
-    assert read("palimpsest_cache_members") == 1
-    assert read("palimpsest_cache_contexts") == read("palimpsest_cache_builds") == 0
-    assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "OK"}) == 1
-    assert read("palimpsest_cache_calls_total", {"method": "Announce", "code": "FAILED_PRECONDITION"}) == 1
-    assert read("palimpsest_cache_events_total", {"kind": "announced"}) == 2
-
-
 async def test_an_occupied_port_is_an_error_that_names_the_option(server: CacheServer, clock: FakeClock) -> None:
     with pytest.raises(InvalidRequest, match="--port"):
         async with CacheServer(ServerConfig(port=server.port), MemoryStore(clock=clock)):
