@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cache_service.errors import InvalidRequest
 from cache_service.store.base import Store
 from cache_service.store.memory import MemoryStore
 
@@ -11,9 +12,14 @@ MEMORY_URL = "memory:"
 
 
 async def open_store(url: str, *, history: int, timeout_s: float, clock: Callable[[], float]) -> Store:
-    """The store that `url` names; see `cache_service.store.redis.connect` for all but `memory:`."""
+    """The store that `url` names; see `cache_service.store.redis.connect` for all but `memory:`.
+
+    Raises CacheServiceUnavailable, InvalidRequest.
+    """
     if url == MEMORY_URL:
         return MemoryStore(clock=clock, history=history)
-    from cache_service.store.redis.store import RedisStore
-
+    try:
+        from cache_service.store.redis.store import RedisStore
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(f"store: all but {MEMORY_URL} need the extra `redis` of this package: {error}") from error
     return await RedisStore.open(url, history=history, timeout_s=timeout_s)

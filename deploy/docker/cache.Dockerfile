@@ -1,4 +1,4 @@
-# The cache service: gRPC and prometheus, neither torch nor ray. Build from the repository's root:
+# The cache service: gRPC, prometheus and a Redis client, neither torch nor ray. Build from the repository's root:
 #   docker build -f deploy/docker/cache.Dockerfile -t palimpsest-cache:0.1.0 .
 ARG PYTHON=python:3.12-slim-trixie
 
@@ -8,7 +8,7 @@ RUN python -m venv /opt/venv
 WORKDIR /build
 # The packages are not here yet: this layer is rebuilt when the pins change, not when the code does.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN /opt/venv/bin/pip install --constraint constraints.txt '.[cache]'
+RUN /opt/venv/bin/pip install --constraint constraints.txt '.[redis]'
 
 FROM ${PYTHON}
 RUN useradd --uid 1000 --user-group --no-create-home palimpsest

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from cache_service.config import ServerConfig, load
 from cache_service.errors import InvalidRequest
+from cache_service.store import open_store
+from cache_service.testing import FakeClock
 
 
 def test_options_go_before_the_file(tmp_path: Path) -> None:
@@ -32,6 +35,16 @@ def test_errors_name_what_is_wrong(tmp_path: Path, text: str, named: str) -> Non
     path.write_text(text)
     with pytest.raises(InvalidRequest, match=named):
         load(path, {})
+
+
+async def test_a_store_whose_client_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("cache_service.store.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(InvalidRequest, match=r"store: .*extra `redis`"):
+        await open_store("redis://host", history=1, timeout_s=1.0, clock=clock)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
