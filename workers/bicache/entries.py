@@ -82,6 +82,7 @@ class Entries:
             return False
         self._fill(entry, copy)
         entry.trusted.update(copy.trusted)
+        entry.copied = True
         self._cache.mark_built(entry)
         return True
 

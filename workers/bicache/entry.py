@@ -26,7 +26,9 @@ class PrefixEntry:
     """Its build waits for word from outside: who builds, or a copy."""
     num_readers: int = 0
     build_s: float | None = None
-    """Seconds that its build took here; None for a copy."""
+    """Seconds that its build took here."""
+    copied: bool = False
+    """It came from another replica."""
     num_served: int = 0
     """Requests that it has served."""
     trusted: dict[int, int] = field(default_factory=dict)

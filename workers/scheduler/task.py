@@ -89,8 +89,8 @@ class Placing:
 
     @property
     def built_for_it(self) -> bool:
-        """Whether the entry is built because of this request."""
-        return self.entry is not None and not self.hit
+        """Whether the model builds the entry because of this request; a copy takes no forward."""
+        return self.entry is not None and not self.hit and not self.entry.copied
 
 
 class Sequence:

@@ -59,3 +59,14 @@ def test_a_snapshot_replaces_everything_even_by_a_lower_revision() -> None:
     view.apply(announced(3, SHEET, B))
 
     assert view.holders((SHEET, TALK)) == {SHEET: {B}, TALK: {A}}
+
+
+def test_a_draining_replica_gets_no_new_work_while_there_are_others() -> None:
+    view = PlacementView()
+    a, b = ReplicaId("a"), ReplicaId("b")
+    view.apply(Snapshot(Revision(5), (a, b), (), draining=(a,)))
+    assert view.not_draining([a, b]) == [b]
+    view.apply(Event(Revision(6), EventKind.DRAINING, b))
+    assert view.not_draining([a, b]) == [a, b]
+    view.apply(Event(Revision(7), EventKind.LEFT, a))
+    assert view.not_draining([a, b]) == [a]

@@ -1,0 +1,65 @@
+"""Two replicas on real Ray: an entry that one has built reaches the other as a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.prompts import LONG, chat, sheet
+from tests.e2e.system import System, eventually, running
+from workers.models.bundle import bundled_models
+
+
+@pytest.fixture(scope="module", params=["always", "never"])
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One that copies whatever it can, and one that never does, each with two replicas."""
+    if "factbook" not in bundled_models():
+        pytest.skip("the bundled model's weights are not in this checkout")
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    coherence = {"transfer": request.param, "max_wait_s": 30.0, "fetch_timeout_s": 30.0}
+    worker = {"dtype": "float32", "coherence": coherence}
+    (directory / "palimpsest.yaml").write_text(yaml.safe_dump({"replicas": 2, "worker": worker}))
+    with running("factbook", directory / "serve.log", "--config", str(directory / "palimpsest.yaml")) as system:
+        yield system
+
+
+def ask(system: System, **options: Any) -> tuple[str, str]:
+    """The answer, and the replica that gave it."""
+    body = {"messages": chat(sheet("Hugo")), "max_tokens": 16, **options}
+    response = system.post("/v1/chat/completions", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return answer["choices"][0]["message"]["content"], answer["diffusion"]["replica"]
+
+
+def test_another_replica_answers_the_same_whether_from_a_copy_or_from_its_own_build(
+    system: System, request: pytest.FixtureRequest
+) -> None:
+    transfers = request.node.callspec.params["system"] == "always"
+    text, first = ask(system)
+    eventually(lambda: system.metric("palimpsest_router_placements") > 0)
+    with ThreadPoolExecutor() as pool:
+        busy = [pool.submit(ask, system, **LONG) for _ in range(3)]
+        eventually(lambda: system.metric("palimpsest_worker_running", replica=first) > 0)
+        answers = {first: text}
+
+        def is_answered_elsewhere() -> bool:
+            again, replica = ask(system)
+            answers[replica] = again
+            return replica != first
+
+        eventually(is_answered_elsewhere)
+        assert all(future.result()[0] for future in busy)
+    assert len(answers) == 2
+    assert set(answers.values()) == {text}
+
+    def total(name: str) -> float:
+        return system.metric(f"palimpsest_worker_{name}")
+
+    assert (total("entries_built_total"), total("entries_fetched_total")) == ((1, 1) if transfers else (2, 0))
+    assert (total("entries_sent_total"), total("fetches_refused_total")) == ((1, 0) if transfers else (0, 0))
