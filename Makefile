@@ -46,6 +46,7 @@ bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.fidelity --quick
 	$(BIN)/python -m benchmarks.engine --quick
 	$(BIN)/python -m benchmarks.cache_service --quick
+	$(BIN)/python -m benchmarks.transfer --quick
 
 clean: ## Remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,19 +1,19 @@
 """Is a prefix entry fetched from another replica sooner than it is built anew?
 
-One replica runs behind Ray Serve as it does in `palimpsest serve`; this process is the other one. For each prefix length
-the same entry is built here, fetched here (call, Ray's object store, checks, copy into pages), and handed over without
-Ray (export, checksum, checks, copy into pages), which tells how much of a fetch is Ray's. Both have one thread.
+One replica runs behind Ray Serve as it does in `palimpsest serve`; this process is the other one. For each prefix
+length the same entry is built here, fetched here (call, Ray's object store, checks, copy into pages), and handed over
+without Ray (export, checksum, checks, copy into pages), which tells how much of a fetch is Ray's. Both have one thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import ray
@@ -55,7 +55,7 @@ def request_of(num_prefix: int, fingerprint: str) -> GenerateRequest:
 
 
 class Receiver:
-    """This process's engine, and one entry at a time that is wanted in it."""
+    """The engine of this process, and one entry at a time that is wanted in it."""
 
     def __init__(self) -> None:
         self._loaded = load_model(model_directory(MODEL), device=torch.device("cpu"), dtype=torch.float32)
@@ -134,11 +134,7 @@ def holder(directory: Path) -> Iterator[tuple[Any, ReplicaId]]:
 
 def measure(lengths: Sequence[int], repeats: int) -> Iterator[Row]:
     receiver = Receiver()
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        holder(Path(directory)) as (handle, name),
-        asyncio.Runner() as loop,
-    ):
+    with TemporaryDirectory() as directory, holder(Path(directory)) as (handle, name), asyncio.Runner() as loop:
         transport = ServeTransport("DiffusionWorker", APPLICATION)
 
         def over_ray(asked: CopyRequest) -> EntryCopy:
