@@ -1,9 +1,9 @@
 """Keeps Python's cycle collector from walking all facts again and again.
 
 Facts and events have no cycles: the last reference frees them. But the collector can't know that, and each of its full
-passes walks every one of them, while all calls wait: half a second at a million placements. So what lives is put aside
-every few seconds (`gc.freeze`), and a pass sees only what came since. Cycles that were in use when they were put aside
-are not found before the next whole pass, which is rare.
+passes walks every one of them, while all calls wait: tenths of a second where there are hundreds of thousands. So what
+lives is put aside every few seconds (`gc.freeze`), and a pass sees only what came since. Cycles that were in use when
+they were put aside are not found before the next whole pass, which is rare.
 """
 
 from __future__ import annotations
