@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import os
 import ssl
 import subprocess
 import sys
@@ -171,8 +172,9 @@ def test_urls_that_lead_nowhere_are_refused(url: str, named: str) -> None:
 def test_what_goes_wrong_is_told_without_the_password(start: Callable[..., RedisProcess], url: str) -> None:
     if url == "WRONG PASSWORD":
         url = f"redis://:{SECRET}@127.0.0.1:{start('--requirepass', 'another').port}/0"
-    command = [sys.executable, "-m", "cache_service", "--port", "0", "--store", url, "--log-level", "DEBUG"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-m", "cache_service", "--port", "0", "--log-level", "DEBUG"]
+    environment = {**os.environ, "PALIMPSEST_CACHE_STORE": url}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 1
     assert "store" in result.stderr
     assert SECRET not in result.stdout + result.stderr
