@@ -83,6 +83,13 @@ class IngressMetrics:
             registry=self.registry,
         )
 
+        self.context_commits = Counter(
+            "palimpsest_context_commits",
+            "Changes of shared contexts: accepted, or lost to a faster one",
+            ["outcome"],
+            registry=self.registry,
+        )
+
     @contextmanager
     def request(self) -> Iterator[Observed]:
         """Around one request, from its first look to its last event. One that is left early counts as cancelled."""

@@ -29,8 +29,6 @@ class PrefixCandidate:
 
     num_tokens: int
     key: PrefixKey
-    content_of: ContextEpoch | None = None
-    """The shared context whose whole content the prefix is; its entry goes stale with that epoch."""
 
 
 @dataclass(frozen=True)
@@ -195,3 +193,5 @@ class WorkerStats:
     prefix_entries: int
     prefix_bytes: int
     num_aborted: int
+    num_moved: int
+    """Times that a request went on with a newer epoch of the context that it follows."""

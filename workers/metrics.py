@@ -32,6 +32,12 @@ EXPORTED = (
     Exported("num_waiting", "palimpsest_worker_waiting", "Requests that wait for a place", GaugeMetricFamily),
     Exported("num_requests", "palimpsest_worker_requests", "Requests taken in", CounterMetricFamily),
     Exported("num_aborted", "palimpsest_worker_aborted", "Requests whose callers went away", CounterMetricFamily),
+    Exported(
+        "num_moved",
+        "palimpsest_worker_moved",
+        "Moves of requests to a newer epoch of their context",
+        CounterMetricFamily,
+    ),
     Exported("num_forwards", "palimpsest_worker_forwards", "Passes of requests and builds", CounterMetricFamily),
     Exported("num_canvas_tokens", "palimpsest_worker_canvas_tokens", "Tokens committed", CounterMetricFamily),
     Exported("num_prefix_hits", "palimpsest_worker_prefix_hits", "Requests that found an entry", CounterMetricFamily),

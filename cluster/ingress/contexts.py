@@ -20,6 +20,7 @@ from cluster.errors import (
     ContextsUnavailableError,
     RequestError,
 )
+from cluster.metrics import IngressMetrics
 from cluster.tokenization import Tokenization
 from workers.api import ModelInfo
 
@@ -65,10 +66,15 @@ class ContextService:
     """
 
     def __init__(
-        self, client: CacheClient, tokenization: Tokenization, model: Callable[[], Awaitable[ModelInfo]]
+        self,
+        client: CacheClient,
+        tokenization: Tokenization,
+        model: Callable[[], Awaitable[ModelInfo]],
+        metrics: IngressMetrics,
     ) -> None:
         """`model` tells of the one that is served."""
         self._client, self._tokenization, self._model = client, tokenization, model
+        self._commits = metrics.context_commits
 
     async def create(self, content: Content, salt: str) -> Context:
         """Raises RequestError for content that the model can't hold."""
@@ -138,8 +144,10 @@ class ContextService:
                             context.id, context.epoch, edits, author=AUTHOR, commit=commit
                         )
         except StaleEpoch as error:
+            self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
             raise conflict(context.id, context.epoch, newest.epoch) from error
+        self._commits.labels("accepted").inc()
         return committed(context, Commit(context.id, version, tuple(edits)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
@@ -99,7 +99,7 @@ class InferenceService:
         the cache service, where shared contexts live.
         """
         self.name = name
-        self.contexts = ContextService(contexts, tokenization, self.model)
+        self.contexts = ContextService(contexts, tokenization, self.model, metrics)
         self._workers = workers
         self._tokenization = tokenization
         self._metrics = metrics
@@ -249,9 +249,8 @@ class InferenceService:
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )
-        content, *others = whole.candidates(info.fingerprint, call.cache_salt)
         read = ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness)
-        return ReadPrompt(whole.token_ids, (replace(content, content_of=at), *others), read)
+        return ReadPrompt(whole.token_ids, whole.candidates(info.fingerprint, call.cache_salt), read)
 
     def _canvas(self, asked: int | None, prompt_tokens: int, context_length: int) -> int:
         room = context_length - prompt_tokens

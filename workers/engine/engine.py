@@ -142,6 +142,7 @@ class Engine:
             prefix_entries=self._cache.num_entries,
             prefix_bytes=self._cache.size_bytes,
             num_aborted=counters.num_aborted,
+            num_moved=counters.num_moved,
         )
 
     def check_integrity(self) -> None:

@@ -81,10 +81,7 @@ def rebase(task: Task, content: Context, model: ModelConfig) -> Task:
     return replace(
         task,
         prompt=prompt,
-        prefixes=tuple(
-            PrefixCandidate(length, key, at if length == whole else None)
-            for length, key in zip(lengths, keys, strict=True)
-        ),
+        prefixes=tuple(map(PrefixCandidate, lengths, keys)),
         timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
         decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
         context=replace(read, at=at, num_tokens=whole),

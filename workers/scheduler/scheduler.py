@@ -32,6 +32,7 @@ class Counters:
     num_canvas_tokens: int = 0
     num_prefix_hits: int = 0
     num_prefix_misses: int = 0
+    num_moved: int = 0
 
 
 class Scheduler:
@@ -110,6 +111,7 @@ class Scheduler:
         sequence.leave_place(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
         del self._running[task.id]
         self._moving[task.id] = sequence
+        self.counters.num_moved += 1
         self._waiting.appendleft(task)
         self.go_on(sequence)
 

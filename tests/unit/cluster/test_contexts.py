@@ -28,6 +28,7 @@ QUESTION = {"role": "user", "content": "Where does Mira live?"}
 ASK: dict[str, Any] = {"messages": [QUESTION], "max_tokens": 8}
 LIVES_IN = {"type": "text", "text": "Mira lives in"}
 HOLE = {"type": "mask", "length": 8}
+COMMITS = "palimpsest_context_commits_total"
 NONE = {"diffusion": {"policy": "none"}}
 
 
@@ -89,7 +90,6 @@ def test_a_question_behind_a_context_is_the_whole_conversation(client: TestClien
     assert behind.token_ids == whole.token_ids
     assert behind.prefixes[0].key == whole.prefixes[0].key
     assert behind.prefixes[0].key.hex() == context["versions"][0]["key"]
-    assert behind.prefixes[0].content_of == behind.context.at  # type: ignore[union-attr]
     assert asked["context"] == {"id": context["id"], "mode": "pin", "epochs": [0]}
     assert asked["usage"]["prompt_tokens"] == len(whole.token_ids)
 
@@ -311,6 +311,8 @@ async def test_a_lost_race_goes_on_with_what_the_winner_wrote(
         *blocks, last = events
         assert isinstance(last, Denoised)
         assert last.lost_races == 1
+        counted = [metrics.registry.get_sample_value(COMMITS, {"outcome": name}) for name in ("accepted", "lost")]
+        assert counted == [3, 1]
         assert [block.positions for block in blocks if isinstance(block, BlockCommitted)] == [
             (1, 2, 3, 4),
             (11, 12, 13, 14),

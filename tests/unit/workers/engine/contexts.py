@@ -33,5 +33,4 @@ def reading(
     params = {"policy": "none", "block_length": BLOCK, "num_steps": num_blocks * BLOCK} | params
     read = ContextRead(ContextEpoch(context.id, context.epoch), len(context.token_ids), mode, max_staleness)
     request = request_of(prompt, num_blocks * BLOCK, prefixes=[len(context.token_ids)], **params)
-    [candidate] = request.prefixes
-    return replace(request, context=read, prefixes=(replace(candidate, content_of=read.at),))
+    return replace(request, context=read)

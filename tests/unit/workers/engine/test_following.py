@@ -118,12 +118,14 @@ def test_others_go_on_while_one_waits_for_its_answer() -> None:
 @pytest.mark.parametrize(("max_staleness", "read"), [(0, [0, 1, 2]), (1, [0, 2]), (2, [0])])
 def test_a_staleness_budget_saves_moves(max_staleness: int, read: list[int]) -> None:
     versions = [content(epoch, prompt_of(8 + epoch, seed=epoch)) for epoch in range(3)]
+    engine = engine_of(tiny_model())
     answer = follow(
-        engine_of(tiny_model()),
+        engine,
         reading(versions[0], 3, max_staleness=max_staleness, min_tokens=12),
         dict(enumerate(versions)),
     )
     assert epochs(answer) == read
+    assert engine.stats().num_moved == len(read) - 1
 
 
 def test_a_context_that_is_gone_or_unknown_leaves_the_request_as_it_is() -> None:
