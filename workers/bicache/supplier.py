@@ -164,7 +164,8 @@ class Supplier:
         lease = self._sync.lease
         if lease is None:
             return None
-        context, epoch = self._view.context_of(wanted.key) or (None, FIRST_EPOCH)
+        content_of = self._view.context_of(wanted.key) or wanted.content_of
+        context, epoch = (content_of.context, content_of.epoch) if content_of else (None, FIRST_EPOCH)
         ttl_s = self._config.build_lease_s
         try:
             build = await self._client.acquire(lease, wanted.key, ttl_s, epoch=epoch, context=context)

@@ -14,7 +14,14 @@ from contextlib import suppress
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client import CacheClient
-from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused, StaleEpoch
+from cache_service.errors import (
+    CacheServiceError,
+    FencedToken,
+    InvalidRequest,
+    LeaseRefused,
+    StaleEpoch,
+    UnknownContext,
+)
 from cache_service.types import FIRST_EPOCH, Build, DepthLimit, Lease, Placement, PrefixKey, ReplicaId
 from workers.bicache.entry import Live, Report
 from workers.bicache.tally import Tally
@@ -24,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVES_PER_TTL = 3
 FAREWELL_TIMEOUT_S = 2.0
+OUT_OF_DATE = (StaleEpoch, UnknownContext, InvalidRequest)
+"""What the service says of the content of a context that has moved on, or is gone."""
 
 
 class PrefixSync:
@@ -137,7 +146,7 @@ class PrefixSync:
             return False
         try:
             await self._client.complete(lease, build, placement)
-        except (FencedToken, StaleEpoch):
+        except (FencedToken, *OUT_OF_DATE):
             self.disown(placement.key)
             self._tally.fenced += 1
             return False
@@ -146,12 +155,12 @@ class PrefixSync:
         return True
 
     async def _announce(self, lease: Lease, placements: list[Placement]) -> None:
-        """All at once; where one is refused as stale, one by one."""
+        """All at once; where one is refused as out of date, one by one. What is refused is not tried again as it is."""
         if not placements:
             return
         try:
             await self._client.announce(lease, placements)
-        except StaleEpoch:
+        except OUT_OF_DATE:
             if len(placements) > 1:
                 for placement in placements:
                     await self._announce(lease, [placement])
@@ -171,15 +180,15 @@ class PrefixSync:
             self._tally.drift_reports += len(new)
 
     def _placement(self, live: Live) -> Placement:
-        context, epoch = self._view.context_of(live.key) or (None, FIRST_EPOCH)
+        content_of = self._view.context_of(live.key) or live.content_of
         return Placement(
             key=live.key,
             replica=self._replica,
             num_tokens=live.num_tokens,
             safe_depth=live.safe_depth,
             size_bytes=live.size_bytes,
-            epoch=epoch,
-            context=context,
+            epoch=content_of.epoch if content_of else FIRST_EPOCH,
+            context=content_of.context if content_of else None,
             heat=live.heat,
         )
 

@@ -11,13 +11,13 @@ from cache_service.types import (
     Context,
     ContextId,
     DepthLimit,
-    Epoch,
     Event,
     PrefixKey,
     ReplicaId,
     Revision,
     Snapshot,
 )
+from workers.api import ContextEpoch
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class ClusterView:
     def holders(self, key: PrefixKey) -> frozenset[ReplicaId]:
         return frozenset(placement.replica for placement in self._directory.lookup([key]).get(key, ()))
 
-    def context_of(self, key: PrefixKey) -> tuple[ContextId, Epoch] | None:
+    def context_of(self, key: PrefixKey) -> ContextEpoch | None:
         """A context whose newest content has this key."""
         ids = self._current.get(key)
         context = self._contexts.find(min(ids)) if ids else None
-        return (context.id, context.epoch) if context else None
+        return ContextEpoch(context.id, context.epoch) if context else None
 
     def is_stale(self, key: PrefixKey) -> bool:
         """Whether the key was a context's content, and is no context's now."""

@@ -140,7 +140,8 @@ class Admission:
         depth = self._depth(task, longest)
         if depth and longest:
             kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._config.entry_depths)
-            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
+            key, content_of = task.prefixes[-1].key, task.prefixes[-1].content_of
+            handle = self._cache.admit(key, task.prompt[:longest], kept, asker=task.id, content_of=content_of)
             if handle:
                 return Cut(longest, depth, handle)
         return Cut(longest)

@@ -15,7 +15,8 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
-from cache_service.types import DepthLimit, Placement, PrefixKey, ReplicaId
+from cache_service.types import ContextId, DepthLimit, Epoch, Placement, PrefixKey, ReplicaId
+from workers.api import ContextEpoch
 from workers.bicache.entry import Live, Report
 from workers.bicache.sync import PrefixSync
 from workers.bicache.tally import Tally
@@ -134,3 +135,13 @@ async def test_drift_is_told_once(port: int, client: CacheClient) -> None:
         sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
         await until(held(client), [5, 9])
         assert await client.depth_limits(KEYS) == (DepthLimit(first.key, 60, 1, 0),)
+
+
+async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_no_other(
+    port: int, client: CacheClient
+) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        nowhere = ContextEpoch(ContextId("ctx-1"), Epoch(3))
+        sync.apply(Report(live=(replace(first, content_of=nowhere), second)))
+        await until(held(client), [9])

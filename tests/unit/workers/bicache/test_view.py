@@ -17,6 +17,7 @@ from cache_service.types import (
     PrefixKey,
     ReplicaId,
 )
+from workers.api import ContextEpoch
 from workers.bicache.view import ClusterView, Moved, News
 
 A = ReplicaId("a")
@@ -54,18 +55,18 @@ def key(*token_ids: int) -> PrefixKey:
 def test_a_commit_makes_the_old_content_stale_and_names_the_new() -> None:
     service = Service()
     context = service.create(1, 2, 3)
-    assert service.view.context_of(key(1, 2, 3)) == (context.id, Epoch(0))
+    assert service.view.context_of(key(1, 2, 3)) == ContextEpoch(context.id, Epoch(0))
     [moved] = service.commit(context, Edit(0, 1, (9,)), name="x")
     assert (moved.old, moved.context) == (key(1, 2, 3), service.state.contexts.get(context.id))
     assert service.view.is_stale(key(1, 2, 3))
-    assert service.view.context_of(key(9, 2, 3)) == (context.id, Epoch(1))
+    assert service.view.context_of(key(9, 2, 3)) == ContextEpoch(context.id, Epoch(1))
 
 
 def test_content_that_another_context_still_has_does_not_move() -> None:
     service = Service()
     first, second = service.create(1, 2, name="one"), service.create(1, 2, name="two")
     assert service.commit(first, Edit(0, 1, (9,)), name="x") == []
-    assert service.view.context_of(key(1, 2)) == (second.id, Epoch(0))
+    assert service.view.context_of(key(1, 2)) == ContextEpoch(second.id, Epoch(0))
     assert [moved.old for moved in service.commit(second, Edit(0, 1, (8,)), name="y")] == [key(1, 2)]
 
 
