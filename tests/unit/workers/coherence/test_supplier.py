@@ -1,0 +1,93 @@
+"""A replica whose watch is far behind: what it does then, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import torch
+
+from cache_service.client import CacheClient
+from cache_service.testing.processes import ServiceProcess
+from cache_service.types import ReplicaId
+from cache_service.waits import BuildWaits
+from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
+from workers.bicache.entry import Changes, Report
+from workers.bicache.supplier import Supplier
+from workers.bicache.sync import PrefixSync
+from workers.bicache.tally import Tally
+from workers.bicache.view import ClusterView
+from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
+from workers.engine.engine import Engine
+from workers.engine.front import AsyncEngine
+from workers.models.loader import load_model
+from workers.worker import cost_model
+
+CPU = torch.device("cpu")
+US = ReplicaId("us")
+CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
+
+
+def engine_for(model: Path) -> Engine:
+    return Engine(
+        load_model(model, device=CPU, dtype=torch.float32),
+        engine=EngineConfig(),
+        kv=KVConfig(pool_bytes=1 << 24, entry_bytes=1 << 23),
+        bicache=BiCacheConfig(probe_positions=0),
+        replica=US,
+        device=CPU,
+        dtype=torch.float32,
+        shares_builds=True,
+    )
+
+
+async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_path: Path) -> None:
+    """Nothing tells the view that a neighbour holds the entry; the service is asked once the build is ours."""
+    tally, loop = Tally(), asyncio.get_running_loop()
+    with ServiceProcess(tmp_path / "service") as service, Cluster(tmp_path, service.target) as cluster:
+        neighbour = await asyncio.to_thread(cluster.start, "neighbour")
+        engine = engine_for(tmp_path)
+        async with CacheClient(service.target, timeout_s=30.0) as client:
+            expected, _ = await answer(neighbour, ask(1))
+            await until(lambda: is_held(client))
+            view, listeners = ClusterView(), []
+            front = AsyncEngine(engine, on_changes=listeners)
+            sync = PrefixSync(client, US, 30.0, view, 0, tally)
+            supplier = Supplier(
+                US,
+                CONFIG,
+                client=client,
+                sync=sync,
+                view=view,
+                waits=BuildWaits(),
+                entries=front,
+                transport=cluster.neighbours,
+                layout=engine.entries.format,
+                costs=cost_model(load_model(tmp_path, device=CPU, dtype=torch.float32).config, CPU),
+                tally=tally,
+            )
+
+            def hear(changes: Changes) -> None:
+                report = Report.of(changes)
+                loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
+
+            listeners.append(hear)
+            syncing = asyncio.create_task(sync.run())
+            await sync.joined.wait()
+            with front:
+                chunks = [chunk async for chunk in front.generate(ask(1))]
+                await until(lambda: has_two_holders(client))
+            syncing.cancel()
+            await asyncio.gather(syncing, return_exceptions=True)
+            await supplier.close()
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == expected
+    assert (tally.built, tally.fetched) == (0, 1)
+
+
+async def is_held(client: CacheClient) -> bool:
+    return bool(await client.lookup([ask(1).prefixes[0].key]))
+
+
+async def has_two_holders(client: CacheClient) -> bool:
+    [placements] = (await client.lookup([ask(1).prefixes[0].key])).values()
+    return len(placements) == 2
