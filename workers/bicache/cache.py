@@ -16,7 +16,6 @@ from collections.abc import Iterator, Set
 from types import TracebackType
 
 from cache_service.types import PrefixKey
-from workers.api import ContextEpoch
 from workers.bicache.entry import Changes, PrefixEntry, is_due
 from workers.kv.page_table import EntryLayout, EntryTable
 from workers.kv.pool import PagePool
@@ -88,15 +87,7 @@ class PrefixCache:
         self._entries.move_to_end(key)
         return PrefixHandle(self, entry)
 
-    def admit(
-        self,
-        key: PrefixKey,
-        token_ids: tuple[int, ...],
-        depths: Set[int],
-        *,
-        asker: str,
-        content_of: ContextEpoch | None = None,
-    ) -> PrefixHandle | None:
+    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, asker: str) -> PrefixHandle | None:
         """A hold on a new, pending entry that serves `depths`; None where the budget or the pool has no room.
 
         Others are evicted for it only if another `asker` has wanted it before: prefixes that come once don't push out
@@ -116,8 +107,7 @@ class PrefixCache:
         if key in self._entries:
             self._remove(self._entries[key])
         table = EntryTable.lay_out(layout, pages, self._storage, self._model.hidden_size)
-        size_bytes = num_pages * self._storage.page_bytes
-        entry = PrefixEntry(key, token_ids, layout, table, pages, size_bytes, content_of)
+        entry = PrefixEntry(key, token_ids, layout, table, pages, num_pages * self._storage.page_bytes)
         self._entries[key] = entry
         self._num_pages += num_pages
         if self._awaits:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cache_service.types import PrefixKey
-from workers.api import ContextEpoch
 from workers.kv.page_table import EntryLayout, EntryTable
 from workers.kv.pool import Pages
 
@@ -20,8 +19,6 @@ class PrefixEntry:
     table: EntryTable
     pages: Pages
     size_bytes: int
-    content_of: ContextEpoch | None = None
-    """The shared context whose whole content the prefix is, as the request said that it was admitted for."""
     built: bool = False
     dropped: bool = False
     """Its build failed; it never becomes live."""
@@ -94,7 +91,6 @@ class Live:
     drifted: tuple[tuple[int, int], ...]
     """(ratio bucket, depth)"""
     build_s: float | None
-    content_of: ContextEpoch | None = None
 
     @property
     def token_layers(self) -> int:
@@ -110,7 +106,6 @@ class Wanted:
     depths: tuple[int, ...]
     """Ascending."""
     num_states: int
-    content_of: ContextEpoch | None = None
 
     @property
     def token_layers(self) -> int:
@@ -147,10 +142,8 @@ def live_of(entry: PrefixEntry) -> Live:
         heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
         drifted=tuple(sorted(entry.drifted.items())),
         build_s=entry.build_s,
-        content_of=entry.content_of,
     )
 
 
 def wanted_of(entry: PrefixEntry) -> Wanted:
-    depths, num_states = tuple(sorted(entry.depths)), len(entry.layout.state_depths)
-    return Wanted(entry.key, entry.token_ids, depths, num_states, entry.content_of)
+    return Wanted(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))

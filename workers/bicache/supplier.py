@@ -164,7 +164,7 @@ class Supplier:
         lease = self._sync.lease
         if lease is None:
             return None
-        content_of = self._view.context_of(wanted.key) or wanted.content_of
+        content_of = self._view.context_of(wanted.key)
         context, epoch = (content_of.context, content_of.epoch) if content_of else (None, FIRST_EPOCH)
         ttl_s = self._config.build_lease_s
         try:

@@ -180,7 +180,7 @@ class PrefixSync:
             self._tally.drift_reports += len(new)
 
     def _placement(self, live: Live) -> Placement:
-        content_of = self._view.context_of(live.key) or live.content_of
+        content_of = self._view.context_of(live.key)
         return Placement(
             key=live.key,
             replica=self._replica,

@@ -140,8 +140,7 @@ class Admission:
         depth = self._depth(task, longest)
         if depth and longest:
             kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._config.entry_depths)
-            key, content_of = task.prefixes[-1].key, task.prefixes[-1].content_of
-            handle = self._cache.admit(key, task.prompt[:longest], kept, asker=task.id, content_of=content_of)
+            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
             if handle:
                 return Cut(longest, depth, handle)
         return Cut(longest)

@@ -15,8 +15,19 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
-from cache_service.types import ContextId, DepthLimit, Epoch, Placement, PrefixKey, ReplicaId
-from workers.api import ContextEpoch
+from cache_service.types import (
+    CommitId,
+    Context,
+    ContextId,
+    DepthLimit,
+    Epoch,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+    Version,
+)
 from workers.bicache.entry import Live, Report
 from workers.bicache.sync import PrefixSync
 from workers.bicache.tally import Tally
@@ -74,8 +85,8 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
 
 
 @asynccontextmanager
-async def syncing(client: CacheClient) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, ClusterView(), 0, Tally())
+async def syncing(client: CacheClient, view: ClusterView | None = None) -> AsyncIterator[PrefixSync]:
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(), 0, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -141,7 +152,10 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     port: int, client: CacheClient
 ) -> None:
     first, second = entries()
-    async with server_on(port), syncing(client) as sync:
-        nowhere = ContextEpoch(ContextId("ctx-1"), Epoch(3))
-        sync.apply(Report(live=(replace(first, content_of=nowhere), second)))
+    version = Version(Epoch(3), first.key, CommitId("x"))
+    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), CommitId("x"), version)
+    behind = ClusterView()
+    behind.apply(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
+    async with server_on(port), syncing(client, behind) as sync:
+        sync.apply(Report(live=(first, second)))
         await until(held(client), [9])
