@@ -98,7 +98,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """HEAD, marked `+changes` where the working tree differs from it; "unknown" outside a checkout."""
+    """HEAD, marked `+changes` where the working tree differs from it; "unknown" outside a checkout.
+
+    PALIMPSEST_COMMIT says it for a copy of the tree without its history.
+    """
+    if told := os.environ.get("PALIMPSEST_COMMIT"):
+        return told
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -16,31 +16,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.dimensions import LLADA_8B
 from tests.unit.workers.tiny import request_of
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.batch import assemble
 from workers.engine.engine import Engine
-from workers.models.base import ModelConfig
 from workers.models.layers import Transformer
 from workers.models.loader import LoadedModel
 from workers.scheduler.plan import Decision, StepResult, Turn
 
 COST_MODEL = Path(os.environ.get("PALIMPSEST_SHARED", "../shared")) / "tools" / "cost_model.py"
-LLADA_8B = ModelConfig(
-    architecture="llada",
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    mlp_size=12288,
-    vocab_size=126464,
-    context_length=4096,
-    rope_theta=500_000.0,
-    norm_eps=1e-5,
-    mask_token_id=126336,
-    eos_token_id=126081,
-    pad_token_id=126081,
-)
 META, USER, CANVAS, STEPS, BLOCK = torch.device("meta"), 64, 256, 128, 32
 TOLERANCE = 0.03
 

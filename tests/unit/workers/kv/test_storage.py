@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
+from benchmarks.dimensions import DREAM_7B, LLADA_8B
 from tests.unit.workers.tiny import TINY
-from workers.bicache.depth import DepthTable
+from workers.bicache.depth import DepthTable, ratio_percent
+from workers.config import BiCacheConfig
 from workers.kv.page_table import EntryLayout, EntryTable, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
+from workers.models.base import ModelConfig
 
 
 def storage_of(num_pages: int, page_tokens: int = 4) -> PageStorage:
@@ -83,12 +87,28 @@ def test_what_need_not_outlive_a_step_takes_one_layers_pages() -> None:
     assert layout.num_pages(4) == 4
 
 
-def test_an_entry_of_llada_takes_304_kib_a_token() -> None:
-    """17 layers of K/V and the states at 4 depths, instead of 768 KiB for all 32 layers."""
-    model = replace(TINY, num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=32)
+@pytest.mark.parametrize(
+    ("model", "entry", "request_mib", "alone_mib"),
+    [(LLADA_8B, "304 KiB a token", "672 MiB", "1,184 MiB"), (DREAM_7B, "60 KiB a token", "73.5 MiB", "129.5 MiB")],
+    ids=lambda value: getattr(value, "architecture", None),
+)
+def test_the_documented_memory_is_what_the_pool_accounts(
+    model: ModelConfig, entry: str, request_mib: str, alone_mib: str
+) -> None:
     storage = PageStorage(model, pool_bytes=1 << 30, page_tokens=16, dtype=torch.bfloat16, device=torch.device("meta"))
-    depths = DepthTable.for_model(replace(model, architecture="llada"), None).near(16, 4)
-    layout = EntryLayout.for_depths(1024, depths, model.num_layers)
-    assert layout.num_pages(storage, model.hidden_size) * storage.page_bytes == 1024 * 304 * 1024
-    everything = EntryLayout.for_depths(1024, range(33), model.num_layers)
-    assert everything.num_pages(storage, model.hidden_size) * storage.page_bytes == 1024 * (512 + 31 * 8) * 1024
+    prefix, total = 2048, 2048 + 320
+    table = DepthTable.for_model(model, None)
+    depth = table.lookup(ratio_percent(prefix, total))
+    layout = EntryLayout.for_depths(prefix, table.near(depth, BiCacheConfig().entry_depths), model.num_layers)
+
+    def mib(shared_depth: int, shared_tokens: int) -> str:
+        pages = PrivateLayout(model.num_layers, total, shared_depth, shared_tokens, keeps_kv=True).num_pages(16)
+        return f"{pages * storage.page_bytes / (1 << 20):,.5g} MiB".replace("1184", "1,184")
+
+    kib = layout.num_pages(storage, model.hidden_size) * storage.page_bytes / prefix / 1024
+    found = (f"{kib:g} KiB a token", mib(depth, prefix), mib(0, 0))
+    assert found == (entry, request_mib, alone_mib)
+    documented = (Path(__file__).parents[4] / "docs" / "models.md").read_text()
+    assert all(f" {figure} " in documented for figure in found)
+    everything = EntryLayout.for_depths(prefix, range(model.num_layers + 1), model.num_layers)
+    assert layout.num_pages(storage, model.hidden_size) < everything.num_pages(storage, model.hidden_size) / 2
