@@ -88,6 +88,33 @@ def test_no_answer_after_an_edit_is_of_the_content_before(knowing_system: System
         assert reply["context"]["epochs"] == [context["epoch"]]
 
 
+def test_whoever_asks_after_an_edit_was_accepted_reads_it_or_a_newer_one(system: System) -> None:
+    """Requests of both modes, on both replicas, beside a writer that never pauses."""
+    context = create(system, "Sanna is 34, lives in Rome.")
+    accepted, asked = [0], {"max_tokens": 4, "diffusion": {"block_length": 2}}
+
+    def write() -> None:
+        current = context
+        for number in range(NUM_EDITS):
+            current = edit(system, current, "in " + ("Rome" if number % 2 == 0 else "Lima"), f"in {CITIES[0]}")
+            current = edit(system, current, f"in {CITIES[0]}", "in " + ("Lima" if number % 2 == 0 else "Rome"))
+            accepted.append(current["epoch"])
+
+    def ask(mode: str) -> tuple[int, list[int]]:
+        newest = accepted[-1]
+        reply = system.post(CHAT, asking(context, "Where does Sanna live?", mode=mode) | asked)
+        return newest, reply.json()["context"]["epochs"]
+
+    with ThreadPoolExecutor(3) as pool:
+        writing = pool.submit(write)
+        reads = list(pool.map(ask, ["pin", "follow"] * (NUM_EDITS // 2)))
+        writing.result()
+
+    assert all(epochs[0] >= newest for newest, epochs in reads)
+    assert all(epochs == sorted(set(epochs)) for _, epochs in reads)
+    assert reads[-1][0] > 0
+
+
 @contextmanager
 def streaming(system: System, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
     with httpx.stream("POST", system.url + CHAT, json=body | {"stream": True}, timeout=PATIENCE_S) as response:

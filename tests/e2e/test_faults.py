@@ -56,6 +56,25 @@ def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(s
     assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
+def test_a_request_that_follows_a_context_outlives_the_cache_service(system: System) -> None:
+    """It goes on with the epoch that it has; the memory store's contexts are gone with its process."""
+    made = system.post("/v1/contexts", {"messages": chat(sheet("Tilda"))[:1]}).json()
+    body = {"messages": chat("")[1:], "context": {"id": made["id"], "mode": "follow"}}
+    blocks = {"steps": 96, "block_length": 8, "min_tokens": 96, "policy": "none"}
+    [service] = system.processes("-m cache_service")
+    with ThreadPoolExecutor() as pool:
+        moved = system.metric("palimpsest_worker_forwards_total")
+        in_flight = pool.submit(system.post, "/v1/chat/completions", body | {"max_tokens": 96, "diffusion": blocks})
+        eventually(lambda: system.metric("palimpsest_worker_forwards_total") > moved)
+        service.send_signal(signal.SIGKILL)
+        answer = in_flight.result().json()
+
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["context"]["epochs"] == [0]
+    eventually(lambda: serving(system.cache_port))
+    assert system.get(f"/v1/contexts/{made['id']}").status_code == 404
+
+
 def serving(port: int) -> bool:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:

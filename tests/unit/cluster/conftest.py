@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from cache_service.client import CacheClient
 from cache_service.testing import free_port
+from cache_service.testing.processes import ServiceProcess
 from cache_service.types import ReplicaId
 from cluster.ingress.denoising import Denoising
 from cluster.ingress.http import create_app
@@ -33,6 +34,12 @@ def worker(random_model: Path) -> Iterator[Worker]:
     worker = Worker(WorkerConfig(model=random_model, num_threads=1), ReplicaId("local"), 1)
     yield worker
     worker.__del__()
+
+
+@pytest.fixture(scope="session")
+def cache_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with ServiceProcess(tmp_path_factory.mktemp("cache-service")) as process:
+        yield process
 
 
 @pytest.fixture
