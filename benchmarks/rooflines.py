@@ -88,6 +88,7 @@ class Rooflines:
         self._loaded: LoadedModel = random_model(name, place)
         self._engine = self._place.engine(self._loaded, batch=64, bicache=BiCacheConfig(probe_positions=0))
         self._num_misses = 0
+        list(self._engine.warm_up())
 
     def rows(self, seconds_each: float, progress: Progress, *, quick: bool) -> Iterator[Row]:
         """The ceilings, what a miss costs, and every policy under every workload."""

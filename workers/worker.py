@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
@@ -26,6 +27,8 @@ from workers.models.loader import load_model
 
 CPU_FLOPS, GPU_FLOPS = 3e10, 2e14
 FETCH_BYTES_PER_S = 1e9
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -55,6 +58,8 @@ class Worker:
             profile=config.coherence.profile,
             shares_builds=config.cache_service is not None and config.coherence.transfer != "never",
         )
+        for num_rows in engine.warm_up():
+            logger.info("recorded the steps of %d rows", num_rows)
         self._tally = Tally()
         self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
         listeners: list[Callable[[Changes], None]] = []

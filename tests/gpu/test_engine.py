@@ -51,3 +51,18 @@ def test_a_result_never_depends_on_its_batch(cuda: torch.device, policy: str) ->
     together = drive(place.engine(loaded, batch=16), asked)
     alone = [answer for request in asked for answer in drive(place.engine(loaded, batch=1), [request])]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+
+
+def test_recorded_steps_equal_eager_ones(cuda: torch.device) -> None:
+    """In fp32, bit for bit would be too much to ask of other tile sizes; the tokens are the same."""
+    params = [DecodingParams(num_steps=16, block_length=8, policy=policy) for policy in POLICIES]
+    place = Place(cuda, torch.float32)
+    loaded = place.load("factbook")
+    for batch in (1, 3, 24):
+        answers = []
+        for warm in (True, False):
+            engine = place.engine(loaded, batch=batch)
+            sizes = list(engine.warm_up()) if warm else []
+            assert bool(sizes) == warm
+            answers.append(drive(engine, requests(loaded.fingerprint, params)))
+        assert answers[0] == answers[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -64,6 +64,10 @@ class Engine:
         self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
         attention = backend_for(storage, config)
         self.runner = Runner(loaded.model, storage, attention, num_probe_positions=bicache.probe_positions)
+
+    def warm_up(self) -> Iterator[int]:
+        """Prepare what the first requests would else wait for; yields the rows of each graph that is recorded."""
+        yield from self.runner.warm_up()
 
     @property
     def has_work(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,6 +41,19 @@ class Runner:
     ) -> None:
         self._model, self.storage, self._attention = model, storage, attention
         self._num_probe_positions = num_probe_positions
+        self._replay: Callable[[Batch], Tensor | None] = lambda _: None
+
+    def warm_up(self) -> Iterator[int]:
+        """On a GPU, records the steps of few rows as CUDA graphs; yields the rows of each as it is done."""
+        if self.storage.device.type != "cuda":
+            return
+        from workers.attention.ragged import RaggedBackend
+        from workers.engine.graphs import GraphedForward
+
+        assert isinstance(self._attention, RaggedBackend)
+        graphs = GraphedForward(self._model, self.storage, self._attention)
+        yield from graphs.record()
+        self._replay = graphs.forward
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -94,6 +107,8 @@ class Runner:
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""
+        if (hidden := self._replay(batch)) is not None:
+            return hidden, {}
         model, storage = self._model, self.storage
         watched: dict[RequestId, Attention] = {}
         x = model.embed(batch.token_ids)

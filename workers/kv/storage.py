@@ -25,9 +25,11 @@ class PageStorage:
         self.page_elements = 2 * page_tokens * model.num_kv_heads * model.head_dim
         self.page_bytes = self.page_elements * dtype.itemsize
         self.num_pages = pool_bytes // self.page_bytes
-        shape = (self.num_pages * 2 * page_tokens, model.num_kv_heads, model.head_dim)
+        shape = ((self.num_pages + 1) * 2 * page_tokens, model.num_kv_heads, model.head_dim)
         self.rows = torch.empty(shape, dtype=dtype, device=device)
         """[rows, kv_heads, head_dim]: a token's K is row `slot`, its V row `slot + page_tokens`."""
+        self.scratch_slot = self.num_pages * 2 * page_tokens
+        """Where rows that nobody reads may be written: a page more than the pool hands out."""
 
     @property
     def device(self) -> torch.device:

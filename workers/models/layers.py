@@ -72,7 +72,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.hidden_size), freeze=False)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         if not self.embedding.weight.is_meta:  # there, torch would load its compiler to draw nothing
             nn.init.normal_(self.embedding.weight)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
