@@ -18,6 +18,7 @@ from tests.unit.workers.coherence.replicas import PREFIX, Cluster, answer, ask, 
 from workers.api import GenerateRequest, PrefixCandidate
 from workers.bicache.copies import EntryCopy
 from workers.config import CoherenceConfig
+from workers.models.bundle import bundled_models, model_directory
 from workers.worker import Worker
 
 LONG_S = 60.0
@@ -81,6 +82,29 @@ async def test_an_entry_is_built_once_and_copied_and_all_answers_are_equal(
     assert (await count(a, "entries_sent_total"), await count(alone, "entries_fetched_total")) == (1, 0)
     assert await count(a, "sent_bytes_total") == await count(b, "fetched_bytes_total") > 0
     await until(lambda: has(client, key_of(ask(1)), "a1", "b1", "c1"))
+
+
+async def test_the_bundled_model_answers_the_same_from_a_copy_which_needs_no_probe(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    if "factbook" not in bundled_models():
+        pytest.skip("the bundled model's weights are not in this checkout")
+    model = model_directory("factbook")
+    first, second, alone = [
+        await asyncio.to_thread(cluster.start, name, coherence, model=model, probe_positions=8, probe_similarity=0.0)
+        for name, coherence in (("a3", ALWAYS), ("b3", ALWAYS), ("c3", CoherenceConfig(transfer="never")))
+    ]
+    request = ask(3, policy="lean")
+    built = await answer(first, request)
+    await until(lambda: has(client, key_of(request), "a3"))
+    await answer(second, ask(30, policy="lean"))
+    await until(lambda: has(client, key_of(ask(30)), "b3"))
+    before = (await second.stats()).num_forwards
+    copied, own = await answer(second, request), await answer(alone, request)
+    assert built[0] == copied[0] == own[0]
+    assert built[1].reuse_depth == copied[1].reuse_depth == own[1].reuse_depth > 0
+    assert await count(second, "entries_fetched_total") == 1
+    assert (await second.stats()).num_forwards - before == copied[1].num_forwards == own[1].num_forwards - 1
 
 
 async def test_of_two_that_want_it_at_once_one_builds(cluster: Cluster, client: CacheClient) -> None:
