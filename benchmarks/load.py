@@ -16,7 +16,7 @@ from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, PrefixCandidate
 from workers.engine.engine import Engine
 
-WARM_UP_S = 8.0
+WARM_UP_S = 6.0
 
 
 @dataclass(frozen=True)

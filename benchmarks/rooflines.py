@@ -102,7 +102,10 @@ class Rooflines:
         for workload, policies in found:
             for policy in policies:
                 progress.update(task, description=f"P={workload.prefix}, batch {workload.batch}: {policy}")
-                yield self._row(policy, workload, self._watch(policy, workload, seconds_each))
+                row = self._row(policy, workload, self._watch(policy, workload, seconds_each))
+                yield row
+                if policy == "bicache-dual":
+                    yield self._as_published(row, workload)
                 progress.advance(task)
 
     def _watch(self, policy: str, workload: Workload, seconds_each: float) -> Sample:
@@ -149,6 +152,24 @@ class Rooflines:
             "peak_gib": sample.peak_bytes / (1 << 30),
         }
 
+    def _as_published(self, row: Row, workload: Workload) -> Row:
+        """`bicache-dual` with the logits that the published code computes and nobody reads: those of all rows at a
+        block's start, of prefix and block at every step. Derived: the measured time, and that of these products.
+        """
+        model, num_rows = self._loaded.model, 2048
+        hidden = torch.randn(num_rows, model.config.hidden_size, device=self._place.device).to(self._place.dtype)
+        row_s = seconds(lambda: model.logits(hidden)) / num_rows
+        num_blocks = workload.canvas // workload.block
+        unread = num_blocks * (workload.prefix + workload.suffix) + workload.num_steps * workload.prefix
+        token_s = 1 / row["canvas_tokens_per_s"] + unread * row_s / workload.canvas
+        return {
+            "policy": "bicache-dual, all logits (derived)",
+            "prefix": workload.prefix,
+            "batch": workload.batch,
+            "prefixes": workload.num_prefixes,
+            "canvas_tokens_per_s": 1 / token_s,
+        }
+
     def _miss(self, prefix: int) -> Row:
         """What the first request behind a prefix pays for its entry: the step that builds it."""
         self._num_misses += 1
@@ -175,7 +196,8 @@ def judge(rows: Sequence[Row]) -> Iterator[Bar]:
         if lean is None:
             continue
         yield Bar(f"batch {batch}: lean, share of its roofline", lean["roofline"], ">=", 0.55)
-        for policy, bound in (("dual", 1.5), ("bicache-dual", 1.9), ("none", 12.0)):
+        published = "bicache-dual, all logits (derived)"
+        for policy, bound in (("dual", 1.5), ("bicache-dual", 1.9), (published, 1.9), ("none", 12.0)):
             if other := found.get((policy, batch)):
                 gain = lean["canvas_tokens_per_s"] / other["canvas_tokens_per_s"]
                 yield Bar(f"batch {batch}: lean against {policy}", gain, ">=", bound)

@@ -56,7 +56,7 @@ def attend_tiles(
         keys = start + tl.arange(0, tile_keys)
         seen = keys < last_key
         slots = tl.load(slots_ptr + keys, mask=seen, other=0)
-        there = seen[:, None] & in_dim[None, :]
+        there = seen[:, None] & in_dim[None, :] if dim < dim_padded else seen[:, None]
         k = tl.load(head_ptr + slots[:, None] * (kv_heads * dim), mask=there, other=0.0)
         v = tl.load(head_ptr + (slots + page_tokens)[:, None] * (kv_heads * dim), mask=there, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)

@@ -16,10 +16,23 @@ from workers.attention.tiles import SMALL_ROWS, Tile, Tiling, tilings
 PROGRAMS_PER_PROCESSOR = 2
 TILE_FIELDS = len(Tile._fields)
 NO_TILE = Tile(0, 0, 0, 0, 0, 0, 0)
-FIXED_SMALL, FIXED_LARGE = 64, 32
-"""Tiles that a fixed plan has room for: some for each of its sequences, or many for the few that it has."""
 FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
 """(rows from which on, parts that a fixed plan has room for): the fewer rows, the more their keys are cut."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a tile is computed: rows and keys of one matrix product, and what Triton makes of it."""
+
+    num_rows: int
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+SMALL_SHAPE = Shape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
+LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
+"""The fastest of those that were tried on an H100 in bf16, at head dimension 128."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,9 @@ class RaggedBackend:
     def __init__(self, rows: Tensor, *, page_tokens: int, num_heads: int) -> None:
         """`rows` [rows, kv_heads, head_dim]: a token's V is `page_tokens` rows behind its K."""
         self._kv, self._page_tokens, self._num_heads = rows, page_tokens, num_heads
-        wide = rows.element_size() > 2
-        self._large_rows, self._tile_keys = (SMALL_ROWS, 32) if wide else (128, 64)
+        is_wide = rows.element_size() > 2
+        self._small = Shape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
+        self._large = self._small if is_wide else LARGE_SHAPE
         processors = torch.cuda.get_device_properties(rows.device).multi_processor_count if rows.is_cuda else 1
         self._num_programs = PROGRAMS_PER_PROCESSOR * processors
 
@@ -66,7 +80,7 @@ class RaggedBackend:
                 num_layers,
                 num_heads=self._num_heads,
                 num_programs=self._num_programs,
-                large_rows=self._large_rows,
+                large_rows=self._large.num_rows,
             )
         )
 
@@ -98,7 +112,7 @@ class RaggedBackend:
 
     def _run(self, launch: Launch, layer: int, q: Tensor, out: Tensor, lse: Tensor, *, in_parts: bool) -> None:
         num_rows, heads, dim = q.shape
-        for tiles, tile_rows in ((launch.small, SMALL_ROWS), (launch.large, self._large_rows)):
+        for tiles, shape in ((launch.small, self._small), (launch.large, self._large)):
             if len(tiles):
                 attend_tiles[(len(tiles), heads)](
                     q,
@@ -115,11 +129,11 @@ class RaggedBackend:
                     self._kv.shape[1],
                     dim,
                     max(16, padded(dim)),
-                    tile_rows,
-                    self._tile_keys,
+                    shape.num_rows,
+                    shape.num_keys,
                     in_parts,
-                    num_warps=8 if tile_rows == 128 else 4,
-                    num_stages=3,
+                    num_warps=shape.num_warps,
+                    num_stages=shape.num_stages,
                 )
 
 
@@ -131,9 +145,9 @@ class FixedPlan:
 
     def __init__(self, backend: RaggedBackend, num_rows: int, num_layers: int, device: torch.device) -> None:
         self._backend, self._num_rows, self._num_layers = backend, num_rows, num_layers
-        self._tiles = torch.zeros(
-            (num_layers, FIXED_SMALL + FIXED_LARGE, TILE_FIELDS), dtype=torch.int64, device=device
-        )
+        self._num_small, self._num_large = fixed_tiles(num_rows)
+        num_tiles = self._num_small + self._num_large
+        self._tiles = torch.zeros((num_layers, num_tiles, TILE_FIELDS), dtype=torch.int64, device=device)
         self._row_parts = torch.zeros((num_layers, num_rows), dtype=torch.int32, device=device)
         self._max_parts = next(parts for rows, parts in FIXED_PARTS if num_rows >= rows)
 
@@ -141,13 +155,15 @@ class FixedPlan:
         """Take in a batch; False, and nothing is changed, where it doesn't fit."""
         found = self._backend._tilings(readers, self._num_layers)
         if any(
-            len(one.small) > FIXED_SMALL or len(one.large) > FIXED_LARGE or one.num_parts > self._max_parts
+            len(one.small) > self._num_small or len(one.large) > self._num_large or one.num_parts > self._max_parts
             for one in found
         ):
             return False
         starts = [one.first_layer for one in found]
         which = torch.tensor([sum(start <= layer for start in starts) - 1 for layer in range(self._num_layers)])
-        tiles = torch.tensor([[*fill_up(one.small, FIXED_SMALL), *fill_up(one.large, FIXED_LARGE)] for one in found])
+        tiles = torch.tensor(
+            [[*fill_up(one.small, self._num_small), *fill_up(one.large, self._num_large)] for one in found]
+        )
         counts = torch.stack([parts_of_rows(one, self._num_rows) for one in found])
         self._tiles.copy_(tiles[which], non_blocking=True)
         self._row_parts.copy_(counts[which], non_blocking=True)
@@ -155,8 +171,16 @@ class FixedPlan:
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         tiles = self._tiles[layer]
-        launch = Launch(0, tiles[:FIXED_SMALL], tiles[FIXED_SMALL:], self._max_parts, self._row_parts[layer])
+        small, large = tiles[: self._num_small], tiles[self._num_small :]
+        launch = Launch(0, small, large, self._max_parts, self._row_parts[layer])
         return self._backend._attend(launch, layer, q)
+
+
+def fixed_tiles(num_rows: int) -> tuple[int, int]:
+    """Small and large tiles that a fixed plan has room for: two for each of its sequences and some for cut keys; large
+    ones where several may share an entry. Empty ones cost little, but not nothing.
+    """
+    return 24 + num_rows // 16, 12 if num_rows > SMALL_ROWS else 0
 
 
 def fill_up(tiles: Sequence[Tile], count: int) -> list[Tile]:

@@ -42,7 +42,12 @@ class PageStorage:
         return first_row[token // self.page_tokens] + token % self.page_tokens
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v [n, kv_heads, head_dim] at `slots` [n], which must not repeat."""
+        """Store k and v [n, kv_heads, head_dim] at `slots` [n], which must not repeat but for the scratch slot."""
+        if self.rows.is_cuda:
+            from workers.kv.kernels import store
+
+            store(self.rows, slots, k, v, self.page_tokens)
+            return
         self.rows.index_copy_(0, slots, k)
         self.rows.index_copy_(0, slots + self.page_tokens, v)
 
