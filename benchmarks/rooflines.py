@@ -68,7 +68,7 @@ def workloads(*, quick: bool) -> Iterator[tuple[Workload, Sequence[str]]]:
     if quick:
         yield Workload(BAR_PREFIX, 16, 1), (*published, "lean+anchors")
         return
-    for batch in (1, 16, 64):
+    for batch in (64, 16, 1):
         yield Workload(BAR_PREFIX, batch, 1), tuple(POLICIES)
     for prefix in (512, 1024, 3500):
         for batch in (1, 4, 16, 64):
@@ -134,8 +134,9 @@ class Rooflines:
         speed = sample.canvas_tokens / sample.elapsed_s
         read_s = weight_bytes(config, self._place.dtype.itemsize) / self._ceilings.copy_bytes_per_s
         page_tokens = self._place.kv.page_tokens
-        suffix_pages = sample.num_running * config.num_layers * -(-workload.suffix // page_tokens)
-        copy_pages = sample.num_running * config.num_layers * workload.prefix / page_tokens
+        num_running = max(1, sample.num_running)  # between two requests there is none
+        suffix_pages = num_running * config.num_layers * -(-workload.suffix // page_tokens)
+        copy_pages = num_running * config.num_layers * workload.prefix / page_tokens
         return {
             "policy": policy,
             "prefix": workload.prefix,
