@@ -29,6 +29,8 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
+    max_heavy_rows: int = 1 << 16
+    """A server's default is smaller; it bounds what a step's rows take beside the pool."""
     kv: KVConfig = field(default_factory=lambda: KVConfig(pool_bytes=1 << 30))
 
     def load(self, name: str) -> LoadedModel:
@@ -39,7 +41,7 @@ class Place:
         """An empty engine that takes any number of requests and lets refreshes run together."""
         return Engine(
             loaded,
-            engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=1 << 16),
+            engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=self.max_heavy_rows),
             kv=self.kv,
             bicache=bicache or BiCacheConfig(),
             replica=ReplicaId("benchmark"),

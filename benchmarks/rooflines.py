@@ -34,6 +34,7 @@ POLICIES = {
 }
 REFRESH_INTERVAL = 16
 BAR_PREFIX = 2048
+MAX_HEAVY_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Rooflines:
     """One model on one device."""
 
     def __init__(self, name: str, place: Place) -> None:
-        self._place = Place(place.device, place.dtype, KVConfig())
+        self._place = Place(place.device, place.dtype, MAX_HEAVY_ROWS, KVConfig())
         self._ceilings = ceilings(place)
         self._loaded: LoadedModel = random_model(name, place)
         self._engine = self._place.engine(self._loaded, batch=64, bicache=BiCacheConfig(probe_positions=0))
