@@ -42,7 +42,8 @@ async def test_a_store_whose_client_is_not_installed_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("cache_service.store.redis")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "redis", None)
+    for name in {"redis", *(name for name in sys.modules if name.startswith("redis."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InvalidRequest, match=r"store: .*extra `redis`"):
         await open_store("redis://host", history=1, timeout_s=1.0, clock=clock)
 
