@@ -54,11 +54,14 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     ) -> list[list[RunningReplica]]:
         """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
 
-        A replica that drains gets no new work, while there are others; copies of what it holds it still hands out.
+        A replica that drains gets no new work, while there are others; copies of what it holds it still hands out. One
+        that is gone hands out nothing: then any other is asked, and says whether it has a copy.
         """
+        if pending_request:
+            pending_request.routing_context.should_backoff = True  # else Serve asks again at once while all are full
         by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
         if holder := holder_of(pending_request):
-            return [[by_id[holder]]] if holder in by_id else []
+            return [[by_id[holder]] if holder in by_id else list(by_id.values())]
         by_id = {name: by_id[name] for name in self._view.not_draining(by_id)}
         demand = demand_of(pending_request)
         if demand is None:

@@ -36,6 +36,7 @@ def test_a_killed_worker_fails_no_request(system: System) -> None:
     assert [response.status_code for response in later] == [200] * 20
     assert held_by not in {replica_of(response.json()) for response in later}
     eventually(lambda: len(system.processes(WORKER)) == 2)
+    eventually(lambda: all(process.cpu_percent(interval=1.0) < 50 for process in system.processes(WORKER)))  # at rest
 
 
 def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(system: System) -> None:
