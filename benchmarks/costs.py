@@ -49,10 +49,7 @@ class Costs:
 
     def layers(self, count: int, rows: int, keys: int) -> int:
         """`count` layers over `rows` rows that each see `keys` keys."""
-        model = self.model
-        kv_width = model.num_kv_heads * model.head_dim
-        weights = model.hidden_size * (2 * model.hidden_size + 2 * kv_width + 3 * model.mlp_size)
-        return count * (2 * rows * weights + 4 * rows * keys * model.hidden_size)
+        return count * rows * (2 * self.model.layer_weights + 4 * keys * self.model.hidden_size)
 
     def head(self, rows: int) -> int:
         return 2 * rows * self.model.hidden_size * self.model.vocab_size

@@ -67,6 +67,4 @@ def random_model(name: str, place: Place) -> LoadedModel:
 
 def weight_bytes(config: ModelConfig, itemsize: int) -> int:
     """What one forward reads at least: all projections and the head; of the embedding only a few rows."""
-    kv_width = config.num_kv_heads * config.head_dim
-    layer = config.hidden_size * (2 * config.hidden_size + 2 * kv_width + 3 * config.mlp_size)
-    return (config.num_layers * layer + config.hidden_size * config.vocab_size) * itemsize
+    return (config.num_layers * config.layer_weights + config.hidden_size * config.vocab_size) * itemsize

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
 from cache_service.types import ReplicaId
-from workers.api import GenerateChunk, GenerateRequest, Usage
+from workers.api import DecodingParams, GenerateChunk, GenerateRequest, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine
 from workers.models.bundle import model_directory
 from workers.models.loader import LoadedModel, load_model
+
+POLICIES: Mapping[str, DecodingParams] = MappingProxyType(
+    {name: DecodingParams(policy=name) for name in ("none", "prefix-naive", "bicache", "dual", "bicache-dual", "lean")}
+    | {
+        "lean+anchors": DecodingParams(policy="lean", anchors=0.2),
+        "lean+skip-refresh": DecodingParams(policy="lean", skip_refresh=True),
+    }
+)
+"""What is compared, by the name that tables give it."""
 
 
 @dataclass(frozen=True)

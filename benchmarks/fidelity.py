@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +18,6 @@ from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -26,7 +25,7 @@ import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from benchmarks.drive import Answered, Place, drive
+from benchmarks.drive import POLICIES, Answered, Place, drive
 from benchmarks.report import Bar, Report, Row, cpu_name
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
@@ -86,15 +85,9 @@ class Setting:
         )
 
 
-POLICIES: Mapping[str, DecodingParams] = MappingProxyType(
-    {name: DecodingParams(policy=name) for name in ("prefix-naive", "bicache", "dual", "bicache-dual", "lean")}
-    | {
-        "lean+anchors": DecodingParams(policy="lean", anchors=0.2),
-        "lean+skip-refresh": DecodingParams(policy="lean", skip_refresh=True),
-    }
-)
 ONE_BLOCK_POLICIES = ("prefix-naive", "bicache", "dual", "bicache-dual", "lean")
 EIGHT_BLOCKS_POLICIES = ("dual", "bicache-dual", "lean", "lean+anchors", "lean+skip-refresh")
+BESIDE_NONE = tuple(name for name in POLICIES if name != "none")
 NOT_QUICK = ("dual", "bicache-dual", "lean+anchors")
 SWEEP = (0, 1, 2, 4, 6, 8, 10)
 MODELS = ["factbook", "factbook-plain"]
@@ -104,7 +97,7 @@ def settings_of(name: str, *, policies: Sequence[str], sweep: bool) -> list[Sett
     """All rows of one model; the first of each way to cut the canvas is policy `none`, which the others are held to."""
     found = []
     for blocks, known in ((ONE_BLOCK, ONE_BLOCK_POLICIES), (EIGHT_BLOCKS, EIGHT_BLOCKS_POLICIES)):
-        found.append(Setting("none", DecodingParams(policy="none"), blocks))
+        found.append(Setting("none", POLICIES["none"], blocks))
         found += [Setting(policy, POLICIES[policy], blocks) for policy in known if policy in policies]
     if sweep:
         profile = jsonlib.loads((model_directory(name) / "depth_table.json").read_text())
@@ -262,7 +255,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few questions and settings: under 45 s on 2 cores.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
     model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = MODELS,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Beside `none`: {', '.join(POLICIES)}.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"Beside `none`: {', '.join(BESIDE_NONE)}.")] = None,
     questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 8 with --quick).")] = None,
     sweep: Annotated[bool, typer.Option(help="Fixed reuse depths too, and the published rule's.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
@@ -272,9 +265,11 @@ def main(
 ) -> None:
     """Exact match by model, policy and reuse depth, as a table and JSON."""
     count = questions or (QUICK_QUESTIONS if quick else 2000)
-    policies = policy or [name for name in POLICIES if not (quick and name in NOT_QUICK)]
-    if unknown := [name for name in policies if name not in POLICIES]:
-        raise typer.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join(POLICIES)}", param_hint="--policy")
+    policies = policy or [name for name in BESIDE_NONE if not (quick and name in NOT_QUICK)]
+    if unknown := [name for name in policies if name not in BESIDE_NONE]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is unknown; there are {', '.join(BESIDE_NONE)}", param_hint="--policy"
+        )
     place = Place(torch.device(device), getattr(torch, dtype))
     named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
     rows: list[Row] = []

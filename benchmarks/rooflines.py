@@ -16,22 +16,13 @@ from rich.progress import Progress
 
 from benchmarks.costs import COST, Costs, Request
 from benchmarks.dimensions import random_model, weight_bytes
-from benchmarks.drive import Place
+from benchmarks.drive import POLICIES, Place
 from benchmarks.load import ConstantLoad, Sample, Workload, watch
 from benchmarks.report import Bar, Row
-from workers.api import DecodingParams
 from workers.bicache.depth import DepthTable, ratio_percent
 from workers.config import BiCacheConfig, KVConfig
 from workers.models.loader import LoadedModel
 
-POLICIES = {
-    "none": DecodingParams(policy="none"),
-    "dual": DecodingParams(policy="dual"),
-    "bicache-dual": DecodingParams(policy="bicache-dual"),
-    "lean": DecodingParams(policy="lean"),
-    "lean+anchors": DecodingParams(policy="lean", anchors=0.2),
-    "lean+skip-refresh": DecodingParams(policy="lean", skip_refresh=True),
-}
 REFRESH_INTERVAL = 16
 BAR_PREFIX = 2048
 MAX_HEAVY_ROWS = 4096
@@ -70,7 +61,7 @@ def workloads(*, quick: bool) -> Iterator[tuple[Workload, Sequence[str]]]:
         yield Workload(BAR_PREFIX, 16, 1), (*published, "lean+anchors")
         return
     for batch in (64, 16, 1):
-        yield Workload(BAR_PREFIX, batch, 1), tuple(POLICIES)
+        yield Workload(BAR_PREFIX, batch, 1), (*published, "lean+anchors", "lean+skip-refresh")
     for prefix in (512, 1024, 3500):
         for batch in (1, 4, 16, 64):
             yield Workload(prefix, batch, 1), ("dual", "lean")

@@ -143,10 +143,9 @@ def cost_model(model: ModelConfig, device: torch.device) -> CostModel:
     corrects it, while a build never would.
     """
     flops = GPU_FLOPS if device.type == "cuda" else CPU_FLOPS
-    weights = model.hidden_size * (2 * model.hidden_size + 2 * model.num_kv_heads * model.head_dim + 3 * model.mlp_size)
     token_layers = model.context_length * model.num_layers / 4
     return CostModel(
-        build=Prior(fixed_s=0.002, unit_s=2 * weights / flops, size=token_layers),
+        build=Prior(fixed_s=0.002, unit_s=2 * model.layer_weights / flops, size=token_layers),
         fetch=Prior(fixed_s=0.004, unit_s=1 / FETCH_BYTES_PER_S, size=64e6),
     )
 

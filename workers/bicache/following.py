@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from cache_service.client import CacheClient
 from cache_service.contexts import Contexts
 from cache_service.errors import CacheServiceError
 from cache_service.types import Context, ContextId, Event, Revision, Snapshot
 from workers.api import ContextRead
+from workers.bicache.threads import LoopThread
 
 Reply = Callable[[Context | None], None]
+"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
 
 
 class ContextView:
@@ -80,28 +79,15 @@ class ContextReader:
             self._view.apply(update)
 
 
-class FollowThread:
-    """A `ContextReader` in an event loop and thread of its own."""
+class FollowThread(LoopThread):
+    """A `ContextReader` in an event loop and thread of its own. Questions that are open at its end get no reply."""
 
     def __init__(self, target: str, timeout_s: float) -> None:
         """After `timeout_s` a question is answered with None."""
+        super().__init__("context-follow")
         self._client = CacheClient(target, timeout_s=timeout_s)
         self._reader = ContextReader(self._client)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
         self._asked: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, name="context-follow", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the thread; questions that are open get no reply."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
     def ask(self, read: ContextRead, reply: Reply) -> None:
         """From any thread; returns at once. `reply` is called on this object's thread with the newest content."""
@@ -114,10 +100,6 @@ class FollowThread:
 
     async def _answer(self, read: ContextRead, reply: Reply) -> None:
         reply(await self._reader.newest(read))
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._main())
 
     async def _main(self) -> None:
         async with self._client:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 from cache_service.client import CacheClient
 from cache_service.types import Event, ReplicaId, Snapshot
@@ -18,12 +15,13 @@ from workers.bicache.estimate import CostModel
 from workers.bicache.supplier import Supplier
 from workers.bicache.sync import FAREWELL_TIMEOUT_S, PrefixSync
 from workers.bicache.tally import Tally
+from workers.bicache.threads import LoopThread
 from workers.bicache.view import ClusterView, News
 from workers.config import CoherenceConfig
 from workers.errors import WorkerError
 
 
-class Membership:
+class Membership(LoopThread):
     """Member of the cluster between entering and leaving the `with` block.
 
     Neither the engine nor requests ever wait for it: it hears of changes by `apply`, and acts on the entries by
@@ -43,6 +41,7 @@ class Membership:
         costs: CostModel,
         tally: Tally,
     ) -> None:
+        super().__init__("membership")
         self._client = CacheClient(target)
         self._config, self._entries, self._tally = config, entries, tally
         self._view, self._waits = ClusterView(), BuildWaits()
@@ -60,20 +59,6 @@ class Membership:
             costs=costs,
             tally=tally,
         )
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the service and end the thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
 
     def apply(self, changes: Changes) -> None:
         """On the engine's thread; returns at once."""
@@ -120,10 +105,6 @@ class Membership:
         if self._config.prewarm and self._config.transfer != "never":
             with suppress(WorkerError):
                 await self._supplier.prewarm()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._main())
 
     async def _main(self) -> None:
         async with self._client:

@@ -18,6 +18,7 @@ from cache_service.types import Context
 from workers.api import ContextRead, GenerateChunk, GenerateRequest, WorkerStats
 from workers.bicache.entries import Entries
 from workers.bicache.entry import Changes
+from workers.bicache.following import Reply
 from workers.engine.engine import Engine
 from workers.engine.runner import step_failed
 from workers.errors import WorkerError
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 T = TypeVar("T")
-Reply = Callable[[Context | None], None]
-"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
 Follow = Callable[[ContextRead, Reply], None]
 """Returns at once, and sees to it that every reader gets one reply."""
 

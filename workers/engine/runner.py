@@ -159,12 +159,21 @@ class Runner:
             mask_token_id = self._model.config.mask_token_id
             yield from zip(usual, greedy(rows, self._model.logits, asked, mask_token_id=mask_token_id), strict=True)
         others = [lane for lane in lanes if not lane.is_greedy]
+        seeing = self._logits(others, hidden)
         blind = self._blind([lane for lane in others if lane.turn.sequence.task.decoding.is_guided])
         for lane in others:
-            logits = self._model.logits(hidden[list(lane.logit_rows)])
+            logits = seeing[lane.id]
             if lane.id in blind:
                 logits = guide(logits, blind[lane.id], lane.turn.sequence.task.decoding.guidance)
             yield lane, self._decision(lane, logits)
+
+    def _logits(self, lanes: Sequence[Lane], hidden: Tensor) -> dict[RequestId, Tensor]:
+        """Each request's logits at its candidates [n, vocab], in one product."""
+        if not lanes:
+            return {}
+        logits = self._model.logits(hidden[[row for lane in lanes for row in lane.logit_rows]])
+        split = torch.split(logits, [len(lane.logit_rows) for lane in lanes])
+        return {lane.id: own for lane, own in zip(lanes, split, strict=True)}
 
     def _blind(self, lanes: Sequence[Lane]) -> dict[RequestId, Tensor]:
         """Logits with the prompts masked, for the lanes that guidance compares with them: a second forward.
@@ -178,7 +187,7 @@ class Runner:
             token for lane in batch.lanes for token in lane.turn.sequence.canvas.unprompted(lane.turn.run.rows)
         ]
         hidden, _ = self.forward(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
-        return {lane.id: self._model.logits(hidden[list(lane.logit_rows)]) for lane in batch.lanes}
+        return self._logits(batch.lanes, hidden)
 
     def _decision(self, lane: Lane, logits: Tensor) -> Decision | WorkerError:
         if not lane.candidates:

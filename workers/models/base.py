@@ -35,6 +35,12 @@ class ModelConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def layer_weights(self) -> int:
+        """Elements of one layer's projections: a row costs twice as many FLOPs."""
+        attention = 2 * self.hidden_size + 2 * self.num_kv_heads * self.head_dim
+        return self.hidden_size * (attention + 3 * self.mlp_size)
+
+    @property
     def kv_elements_per_token(self) -> int:
         """K and V elements that one token occupies over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim

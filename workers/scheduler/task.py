@@ -162,10 +162,8 @@ class Sequence:
         """
         if not (self.focus.is_watched and self.placing.geometry.prefix > 0):
             return False
-        may_end = self.task.decoding.unmasking.is_adaptive or self.portion().count >= len(
-            self.canvas.masked(self.block)
-        )
-        return self.step == 0 or may_end
+        is_last = self.portion().count >= len(self.canvas.masked(self.block))
+        return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
     def advance(self, done: Pass, attention: Attention | None) -> None:
         """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
