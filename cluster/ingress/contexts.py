@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cache_service.client import CacheClient, ContextPage
 from cache_service.contexts import committed, spliced
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
-from cache_service.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId, Version
+from cache_service.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId
 from cluster.drafting import Content, Drafting, TextContent, TokenContent
 from cluster.errors import (
     ContextConflictError,
@@ -24,9 +25,12 @@ from cluster.metrics import IngressMetrics
 from cluster.tokenization import Tokenization
 from workers.api import ModelInfo
 
+T = TypeVar("T")
+
 AUTHOR = ReplicaId("ingress")
-ATTEMPTS = 3
-"""Times that a change is sent whose answer is lost; its id sees to it that it is carried out once."""
+PATIENCE_S = 5.0
+"""How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Rewrite:
 class ContextService:
     """Creates, reads and changes contexts of the served model. Another tenant's are as if they weren't there.
 
-    Every method raises ContextsUnavailableError where the cache service doesn't answer in time.
+    Every method raises ContextsUnavailableError where the cache service hasn't answered within `patience_s`. A change
+    has an id, which sees to it that it is carried out once however often it is sent.
     """
 
     def __init__(
@@ -71,10 +76,13 @@ class ContextService:
         tokenization: Tokenization,
         model: Callable[[], Awaitable[ModelInfo]],
         metrics: IngressMetrics,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`model` tells of the one that is served."""
         self._client, self._tokenization, self._model = client, tokenization, model
         self._commits = metrics.context_commits
+        self._patience_s = patience_s
 
     async def create(self, content: Content, salt: str) -> Context:
         """Raises RequestError for content that the model can't hold."""
@@ -83,17 +91,16 @@ class ContextService:
         check_length(len(draft.token_ids), info)
         commit = CommitId(uuid.uuid4().hex)
         with in_our_words():
-            async for attempt in sent_again():
-                with attempt:
-                    created = await self._client.create_context(
-                        info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
-                    )
-        return created
+            return await self._asked(
+                lambda: self._client.create_context(
+                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
+                )
+            )
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
         """The newest epoch at the time of the call. Raises ContextNotFoundError."""
         with in_our_words():
-            context = await self._client.get_context(context_id)
+            context = await self._asked(lambda: self._client.get_context(context_id))
         if context.salt != salt:
             raise ContextNotFoundError(f"there is no context {context_id!r}")
         return context
@@ -108,13 +115,13 @@ class ContextService:
     async def page(self, salt: str, limit: int, after: str | None) -> ContextPage:
         """One tenant's contexts, oldest first, without tokens. Raises RequestError for an `after` that is no token."""
         with in_our_words():
-            return await self._client.list_contexts(salt, page_size=limit, page_token=after)
+            return await self._asked(lambda: self._client.list_contexts(salt, page_size=limit, page_token=after))
 
     async def delete(self, context_id: ContextId, salt: str) -> None:
         """Raises ContextNotFoundError."""
         await self.read(context_id, salt)
-        with in_our_words():
-            await self._client.delete_context(context_id, author=AUTHOR)
+        with in_our_words(), suppress(UnknownContext):  # deleted just now, perhaps by a call whose answer was lost
+            await self._asked(lambda: self._client.delete_context(context_id, author=AUTHOR))
 
     async def change(
         self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Change] | Rewrite
@@ -138,17 +145,27 @@ class ContextService:
         commit = CommitId(uuid.uuid4().hex)
         try:
             with in_our_words():
-                async for attempt in sent_again():
-                    with attempt:
-                        version: Version = await self._client.commit(
-                            context.id, context.epoch, edits, author=AUTHOR, commit=commit
-                        )
+                version = await self._asked(
+                    lambda: self._client.commit(context.id, context.epoch, edits, author=AUTHOR, commit=commit)
+                )
         except StaleEpoch as error:
             self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
             raise conflict(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
         return committed(context, Commit(context.id, version, tuple(edits)))
+
+    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the service answers, if need be in the end. Raises CacheServiceError."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(CacheServiceUnavailable),
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            stop=stop_after_delay(self._patience_s),
+            reraise=True,
+        ):
+            with attempt:
+                answer = await call()
+        return answer
 
 
 def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Drafting) -> tuple[Edit, ...]:
@@ -187,11 +204,6 @@ def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextCo
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,
     )
-
-
-def sent_again() -> AsyncRetrying:
-    unanswered = retry_if_exception_type(CacheServiceUnavailable)
-    return AsyncRetrying(retry=unanswered, stop=stop_after_attempt(ATTEMPTS), reraise=True)
 
 
 @contextmanager

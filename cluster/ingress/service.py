@@ -12,7 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from cache_service.client import CacheClient
 from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
-from cluster.ingress.contexts import ContextService
+from cluster.ingress.contexts import PATIENCE_S, ContextService
 from cluster.ingress.events import ContextChoice, Event, Finished, Text
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
@@ -94,12 +94,13 @@ class InferenceService:
         name: str,
         max_tokens: int,
         timeout_s: float,
+        contexts_patience_s: float = PATIENCE_S,
     ) -> None:
         """`max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` reaches
-        the cache service, where shared contexts live.
+        the cache service, where shared contexts live; it may be silent for `contexts_patience_s`.
         """
         self.name = name
-        self.contexts = ContextService(contexts, tokenization, self.model, metrics)
+        self.contexts = ContextService(contexts, tokenization, self.model, metrics, patience_s=contexts_patience_s)
         self._workers = workers
         self._tokenization = tokenization
         self._metrics = metrics

@@ -64,7 +64,14 @@ def cache(cache_target: str) -> CacheClient:
 
 
 @pytest.fixture
-def service(workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, cache: CacheClient) -> InferenceService:
+def contexts_patience_s() -> float:
+    return 0.2
+
+
+@pytest.fixture
+def service(
+    workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, cache: CacheClient, contexts_patience_s: float
+) -> InferenceService:
     return InferenceService(
         workers,
         Tokenization(random_model),
@@ -73,6 +80,7 @@ def service(workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, 
         name="random",
         max_tokens=16,
         timeout_s=30.0,
+        contexts_patience_s=contexts_patience_s,
     )
 
 
