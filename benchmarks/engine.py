@@ -1,26 +1,33 @@
-"""How fast each cache policy decodes: policy x batch x prefix ratio, warm, in one run on one machine.
+"""How fast each cache policy decodes, warm, on one machine.
 
-All requests of a batch share one prefix, which an earlier request has brought in where the policy keeps it.
+A bundled model answers its own questions: policy x batch x prefix ratio. All requests of a batch share one prefix,
+which an earlier request has brought in where the policy keeps it.
+
+Published dimensions with random weights, or a bundled model with --rooflines, are held to what the device can do:
+policy x prefix length x batch x number of prefixes. That grid may be measured in parts.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from benchmarks import rooflines
-from benchmarks.dimensions import DIMENSIONS
+from benchmarks.costs import COST
+from benchmarks.dimensions import DIMENSIONS, random_model
 from benchmarks.drive import Place, drive
+from benchmarks.grid import QUICK, Grid, Sharing
+from benchmarks.load import Patience
+from benchmarks.parts import Parts, PartsError
 from benchmarks.report import Bar, Report, Row, cpu_name
-from benchmarks.rooflines import Rooflines
+from benchmarks.rooflines import Rooflines, judge
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
@@ -136,33 +143,90 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     ]
 
 
+def questions(model: str, place: Place, *, quick: bool, device: str) -> Iterator[Report]:
+    """The bundled model's own questions: a report each time that it has a row more."""
+    rows: list[Row] = []
+    with Progress(transient=True) as progress:
+        for found in Bench(model, place).rows(progress, quick=quick):
+            rows.append(found)
+            yield Report("engine", rows, bars(rows), device)
+
+
+def rooflines_of(loaded: LoadedModel, place: Place, grid: Grid, patience: Patience, parts: Parts) -> Iterator[Report]:
+    """What of the grid the earlier parts have not measured: a report of all parts each time that it has a row more."""
+    measured: list[Row] = []
+    workloads = list(grid.missing(loaded.name, parts))
+    if not workloads:
+        return
+    with Progress(transient=True) as progress:
+        bench = Rooflines(loaded, place, max_batch=max(grid.batch))
+        for found in bench.rows(workloads, patience, progress):
+            measured.append(found)
+            rows = parts.joined(measured)
+            yield Report("engine", rows, list(judge(rows)), parts.device, parts.origins(rows))
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="The bars' workload alone: under 45 s on 2 cores.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
     model: Annotated[str, typer.Option(help=f"A bundled model, or dimensions: {', '.join(DIMENSIONS)}.")] = "factbook",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the CPU's and the GPU's.")] = None,
-    seconds: Annotated[float, typer.Option(help="With dimensions: how long each row is watched.")] = 4.0,
+    rooflines: Annotated[
+        bool, typer.Option("--rooflines", help="Hold a bundled model to its roofline, as dimensions are.")
+    ] = False,
+    prefix: Annotated[list[int] | None, typer.Option(help="Rooflines: tokens of a prefix.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rooflines: requests at a time.")] = None,
+    prefixes: Annotated[list[Sharing] | None, typer.Option(help="Rooflines: how many a batch has.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"Rooflines: {', '.join(COST)}.")] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Rooflines: go on with what --json holds; measure what it lacks.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Rooflines: how long each row is watched.")] = Patience().watch_s,
+    warm_up: Annotated[float, typer.Option(help="Rooflines: seconds before that, at most.")] = Patience().warm_up_s,
 ) -> None:
-    """Canvas tokens a second by policy, batch and prefix ratio, as a table and JSON."""
+    """Canvas tokens a second by policy, batch and prefix, as a table and JSON."""
     at = torch.device(device)
     place = Place(at, getattr(torch, dtype or ("float32" if at.type == "cpu" else "bfloat16")))
     named = torch.cuda.get_device_name(at) if at.type == "cuda" else cpu_name()
     if model in DIMENSIONS and at.type != "cuda":
         raise typer.BadParameter(f"{model} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
-    rows: list[Row] = []
-    judge: Callable[[Sequence[Row]], Iterable[Bar]]
-    with Progress(transient=True) as progress:
-        if model in DIMENSIONS:
-            found, judge = Rooflines(model, place).rows(seconds, progress, quick=quick), rooflines.judge
-        else:
-            found, judge = Bench(model, place).rows(progress, quick=quick), bars
-        for one in found:
-            rows.append(one)
-            report = Report("engine", rows, list(judge(rows)), named)
-            if json:  # what a cut-off run has measured is worth keeping
-                report.write(json)
-    report.print()
+    picked = {"prefix": prefix, "batch": batch, "prefixes": prefixes, "policy": policy}
+    given: dict[str, Any] = {name: tuple(values) for name, values in picked.items() if values}
+    if rooflines or model in DIMENSIONS:
+        if unknown := [name for name in policy or () if name not in COST]:
+            raise typer.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join(COST)}", param_hint="--policy")
+        try:
+            parts = Parts.read(json, named) if append and json else Parts(named)
+        except PartsError as error:
+            raise typer.BadParameter(str(error), param_hint="--append") from error
+        loaded = random_model(model, place) if model in DIMENSIONS else place.load(model)
+        grid = replace(QUICK if quick else Grid(), **given)
+        check_fits(grid, loaded)
+        found = rooflines_of(loaded, place, grid, Patience(seconds, warm_up), parts)
+    elif given or append:
+        name = next(iter(given), "append")
+        raise typer.BadParameter("is for --rooflines, or dimensions", param_hint=f"--{name}")
+    else:
+        found = questions(model, place, quick=quick, device=named)
+    report = None
+    for report in found:
+        if json:  # what a cut-off run has measured is worth keeping
+            report.write(json)
+    if report is None:
+        typer.echo(f"{json} holds all of it already")
+    else:
+        report.print()
+
+
+def check_fits(grid: Grid, loaded: LoadedModel) -> None:
+    for workload in grid.workloads():
+        if workload.prefix + workload.suffix > loaded.config.context_length:
+            raise typer.BadParameter(
+                f"{workload.prefix} tokens and {workload.suffix} behind them are more than the "
+                f"{loaded.config.context_length} that {loaded.name} knows",
+                param_hint="--prefix",
+            )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, PrefixCandidate
 from workers.engine.engine import Engine
 
-WARM_UP_S = 6.0
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -52,8 +50,10 @@ class Sample:
     num_running: int
     """In the end."""
     used_pages: int
-    peak_bytes: int
-    """Device memory, the pool included."""
+    """In the end."""
+    peak_pages: int
+    peak_bytes: int | None
+    """Device memory, the pool included; None on a CPU."""
 
 
 class ConstantLoad:
@@ -94,20 +94,31 @@ class ConstantLoad:
             self._engine.abort(request_id)
 
 
-def watch(engine: Engine, place: Place, load: ConstantLoad, seconds: float, *, warm_steps: int) -> Sample:
-    """Warm up for `warm_steps`, or `WARM_UP_S` where that comes first, then watch."""
+@dataclass(frozen=True)
+class Patience:
+    """How long a load is watched, and how long it may take before that to come into its stride."""
+
+    watch_s: float = 4.0
+    warm_up_s: float = 6.0
+
+
+def watch(engine: Engine, place: Place, load: ConstantLoad, patience: Patience, *, warm_steps: int) -> Sample:
+    """Warm up for `warm_steps`, or as long as patience lasts where that comes first, then watch."""
+    on_gpu = place.device.type == "cuda"
     started = time.perf_counter()
     for _ in range(warm_steps):
         load.step()
-        if time.perf_counter() - started > WARM_UP_S:
+        if time.perf_counter() - started > patience.warm_up_s:
             break
     place.synchronize()
-    torch.cuda.reset_peak_memory_stats(place.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(place.device)
     before, started = engine.stats(), time.perf_counter()
-    times = [started]
-    while times[-1] - started < seconds or len(times) < 3:
+    times, peak_pages = [started], 0
+    while times[-1] - started < patience.watch_s or len(times) < 3:
         load.step()
         times.append(time.perf_counter())
+        peak_pages = max(peak_pages, engine.num_used_pages)
     place.synchronize()
     elapsed_s = time.perf_counter() - started
     after = engine.stats()
@@ -119,5 +130,6 @@ def watch(engine: Engine, place: Place, load: ConstantLoad, seconds: float, *, w
         step_s=median(b - a for a, b in itertools.pairwise(times)),
         num_running=after.num_running,
         used_pages=engine.num_used_pages,
-        peak_bytes=torch.cuda.max_memory_allocated(place.device),
+        peak_pages=peak_pages,
+        peak_bytes=torch.cuda.max_memory_allocated(place.device) if on_gpu else None,
     )

@@ -51,21 +51,21 @@ class Report:
     rows: Sequence[Row]
     bars: Sequence[Bar]
     device: str
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Where the rows of each part were measured, in a report that several runs made."""
 
     def print(self) -> None:
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        console = Console(width=None if sys.stdout.isatty() else 200)
         console.print(table(self.benchmark, self.rows))
         if self.bars:
             console.print(table("bars", [{**asdict(bar), "holds": bar.holds} for bar in self.bars]))
 
     def write(self, path: Path) -> None:
-        """JSON with what a reader needs to measure it again. The command is the one that ran, from the root."""
+        """JSON with what a reader needs to measure it again, of the last run where there were several."""
         content = {
             "benchmark": self.benchmark,
-            "device": self.device,
-            "versions": versions(),
-            "commit": commit(),
-            "command": command(),
+            **origin(self.device),
+            **({"parts": list(self.parts)} if self.parts else {}),
             "rows": list(self.rows),
             "bars": [{**asdict(bar), "holds": bar.holds} for bar in self.bars],
         }
@@ -85,6 +85,11 @@ def table(title: str, rows: Sequence[Row]) -> Table:
 
 def cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def origin(device: str) -> dict[str, Any]:
+    """Where this process measures: the machine, the versions, the commit, and its command, from the root."""
+    return {"device": device, "versions": versions(), "commit": commit(), "command": command()}
 
 
 def versions() -> dict[str, str]:

@@ -1,31 +1,36 @@
-"""How near an engine comes to what its device can do, at published dimensions with random weights.
+"""How near an engine comes to what its device can do, under loads in which requests come as fast as they are served.
 
 Every policy runs on the same kernels in the same process, next to the two ceilings: copying memory, multiplying
-matrices. Requests come as fast as they are served. With random weights a probe would find no likeness between cached
-and fresh states, so the depth table is trusted as it is.
+matrices. With random weights a probe would find no likeness between cached and fresh states, so the depth table is
+trusted as it is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from statistics import median
 
 import torch
 from rich.progress import Progress
+from torch.utils.benchmark import Timer
 
 from benchmarks.costs import COST, Costs, Request
-from benchmarks.dimensions import random_model, weight_bytes
+from benchmarks.dimensions import weight_bytes
 from benchmarks.drive import POLICIES, Place
-from benchmarks.load import ConstantLoad, Sample, Workload, watch
+from benchmarks.grid import BAR_PREFIX
+from benchmarks.load import ConstantLoad, Patience, Sample, Workload, watch
 from benchmarks.report import Bar, Row
 from workers.bicache.depth import DepthTable, ratio_percent
 from workers.config import BiCacheConfig, KVConfig
 from workers.models.loader import LoadedModel
+from workers.scheduler.policy import POLICIES as SCHEDULES
 
 REFRESH_INTERVAL = 16
-BAR_PREFIX = 2048
 MAX_HEAVY_ROWS = 4096
+NUM_MISSES = 3
 
 
 @dataclass(frozen=True)
@@ -38,81 +43,69 @@ class Ceilings:
 
 
 def ceilings(place: Place) -> Ceilings:
-    """A 4 GiB copy, and a product of two 8192-squared matrices in the model's type, random values."""
-    source = torch.randn(1 << 31, dtype=torch.bfloat16, device=place.device)
+    """A copy of 4 GiB (on a CPU 256 MiB), and a product of two 8192-squared (1024-squared) matrices in the model's
+    type, random values.
+    """
+    elements, width = (1 << 31, 8192) if place.device.type == "cuda" else (1 << 27, 1024)
+    source = torch.randn(elements, dtype=torch.bfloat16, device=place.device)
     target = torch.empty_like(source)
-    copy_s = seconds(lambda: target.copy_(source))
-    a, b = torch.randn(2, 8192, 8192, device=place.device).to(place.dtype)
-    matmul_s = seconds(lambda: a @ b)
-    return Ceilings(2 * source.nbytes / copy_s, 2 * 8192**3 / matmul_s)
+    copy_s = seconds(lambda: target.copy_(source), place.device)
+    a, b = torch.randn(2, width, width, device=place.device).to(place.dtype)
+    matmul_s = seconds(lambda: a @ b, place.device)
+    return Ceilings(2 * source.nbytes / copy_s, 2 * width**3 / matmul_s)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """The median run, by device events."""
-    from triton.testing import do_bench
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The median run; on a GPU by device events."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
 
-    return float(do_bench(run, return_mode="median")) / 1000
-
-
-def workloads(*, quick: bool) -> Iterator[tuple[Workload, Sequence[str]]]:
-    """Each with the policies to time under it."""
-    published = ("none", "dual", "bicache-dual", "lean")
-    if quick:
-        yield Workload(BAR_PREFIX, 16, 1), (*published, "lean+anchors")
-        return
-    for batch in (64, 16, 1):
-        yield Workload(BAR_PREFIX, batch, 1), (*published, "lean+anchors", "lean+skip-refresh")
-    for prefix in (512, 1024, 3500):
-        for batch in (1, 4, 16, 64):
-            yield Workload(prefix, batch, 1), ("dual", "lean")
-    yield Workload(BAR_PREFIX, 4, 1), published
-    for batch in (16, 64):
-        for num_prefixes in (4, batch):
-            yield Workload(BAR_PREFIX, batch, num_prefixes), ("dual", "lean")
+        return float(do_bench(run, return_mode="median")) / 1000
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange().median)
 
 
 class Rooflines:
     """One model on one device."""
 
-    def __init__(self, name: str, place: Place) -> None:
-        self._place = Place(place.device, place.dtype, MAX_HEAVY_ROWS, KVConfig())
+    def __init__(self, loaded: LoadedModel, place: Place, *, max_batch: int) -> None:
+        self._place = replace(place, max_heavy_rows=MAX_HEAVY_ROWS, kv=KVConfig())
         self._ceilings = ceilings(place)
-        self._loaded: LoadedModel = random_model(name, place)
-        self._engine = self._place.engine(self._loaded, batch=64, bicache=BiCacheConfig(probe_positions=0))
+        self._loaded = loaded
+        self._engine = self._place.engine(loaded, batch=max_batch, bicache=BiCacheConfig(probe_positions=0))
         self._num_misses = 0
         list(self._engine.warm_up())
 
-    def rows(self, seconds_each: float, progress: Progress, *, quick: bool) -> Iterator[Row]:
-        """The ceilings, what a miss costs, and every policy under every workload."""
+    def rows(
+        self, workloads: Sequence[tuple[Workload, Sequence[str]]], patience: Patience, progress: Progress
+    ) -> Iterator[Row]:
+        """The ceilings, then the policies that are named under each workload."""
         yield {"policy": "ceiling: copying, GB/s", "ceiling": self._ceilings.copy_bytes_per_s / 1e9}
         yield {"policy": "ceiling: matrix product, TFLOP/s", "ceiling": self._ceilings.matmul_flops / 1e12}
-        found = list(workloads(quick=quick))
-        for prefix in sorted({workload.prefix for workload, _ in found}):
-            self._miss(prefix)  # compiles what is still to be compiled
-            yield self._miss(prefix)
-        task = progress.add_task("", total=sum(len(policies) for _, policies in found))
-        for workload, policies in found:
+        miss_s = {workload.prefix: self._miss_s(workload.prefix) for workload, _ in workloads}
+        task = progress.add_task("", total=sum(len(policies) for _, policies in workloads))
+        for workload, policies in workloads:
             for policy in policies:
                 progress.update(task, description=f"P={workload.prefix}, batch {workload.batch}: {policy}")
-                row = self._row(policy, workload, self._watch(policy, workload, seconds_each))
+                row = self._row(policy, workload, self._watch(policy, workload, patience), miss_s[workload.prefix])
                 yield row
                 if policy == "bicache-dual":
                     yield self._as_published(row, workload)
                 progress.advance(task)
 
-    def _watch(self, policy: str, workload: Workload, seconds_each: float) -> Sample:
+    def _watch(self, policy: str, workload: Workload, patience: Patience) -> Sample:
         load = ConstantLoad(self._engine, self._loaded.config.vocab_size, workload, POLICIES[policy])
         steps_per_block = workload.num_steps * workload.block // workload.canvas
         warm_steps = 3 if policy == "none" else workload.batch + 2 * steps_per_block
         try:
-            return watch(self._engine, self._place, load, seconds_each, warm_steps=warm_steps)
+            return watch(self._engine, self._place, load, patience, warm_steps=warm_steps)
         finally:
             load.close()
 
-    def _row(self, policy: str, workload: Workload, sample: Sample) -> Row:
+    def _row(self, policy: str, workload: Workload, sample: Sample, miss_s: float) -> Row:
         config = self._loaded.config
         total = workload.prefix + workload.suffix
-        depth = DepthTable.for_model(config, None).lookup(ratio_percent(workload.prefix, total))
+        depth = DepthTable.for_model(config, self._loaded.depth_table).lookup(ratio_percent(workload.prefix, total))
         request = Request(
             workload.prefix,
             workload.user,
@@ -129,20 +122,34 @@ class Rooflines:
         num_running = max(1, sample.num_running)  # between two requests there is none
         suffix_pages = num_running * config.num_layers * -(-workload.suffix // page_tokens)
         copy_pages = num_running * config.num_layers * workload.prefix / page_tokens
-        return {
-            "policy": policy,
-            "prefix": workload.prefix,
-            "batch": workload.batch,
-            "prefixes": workload.num_prefixes,
+        row = {
+            **self._identity(policy, workload),
             "running": sample.num_running,
             "canvas_tokens_per_s": speed,
             "ms_per_step": 1000 * sample.elapsed_s / sample.num_steps,
             "median_step_ms": 1000 * sample.step_s,
+            "ms_per_forward": 1000 * sample.elapsed_s / sample.num_forwards,
             "tflops": speed * flops_per_token / 1e12,
             "roofline": speed * flops_per_token / self._ceilings.matmul_flops,
             "weight_reads": sample.step_s / read_s,
-            "prefix_copies": (sample.used_pages - suffix_pages) / copy_pages,
-            "peak_gib": sample.peak_bytes / (1 << 30),
+            "peak_pages_gib": sample.peak_pages * self._engine.page_bytes / (1 << 30),
+        }
+        if sample.peak_bytes is not None:
+            row["peak_gib"] = sample.peak_bytes / (1 << 30)
+        schedule = SCHEDULES[POLICIES[policy].policy]
+        if schedule.keeps_kv:
+            row["prefix_copies"] = (sample.used_pages - suffix_pages) / copy_pages
+        if schedule.reuses_prefix:
+            row["miss_ms"] = 1000 * miss_s
+        return row
+
+    def _identity(self, policy: str, workload: Workload) -> Row:
+        return {
+            "model": self._loaded.name,
+            "policy": policy,
+            "prefix": workload.prefix,
+            "batch": workload.batch,
+            "prefixes": workload.num_prefixes,
         }
 
     def _as_published(self, row: Row, workload: Workload) -> Row:
@@ -151,20 +158,21 @@ class Rooflines:
         """
         model, num_rows = self._loaded.model, 2048
         hidden = torch.randn(num_rows, model.config.hidden_size, device=self._place.device).to(self._place.dtype)
-        row_s = seconds(lambda: model.logits(hidden)) / num_rows
+        row_s = seconds(lambda: model.logits(hidden), self._place.device) / num_rows
         num_blocks = workload.canvas // workload.block
         unread = num_blocks * (workload.prefix + workload.suffix) + workload.num_steps * workload.prefix
         token_s = 1 / row["canvas_tokens_per_s"] + unread * row_s / workload.canvas
         return {
-            "policy": "bicache-dual, all logits (derived)",
-            "prefix": workload.prefix,
-            "batch": workload.batch,
-            "prefixes": workload.num_prefixes,
+            **self._identity("bicache-dual, all logits (derived)", workload),
             "canvas_tokens_per_s": 1 / token_s,
         }
 
-    def _miss(self, prefix: int) -> Row:
-        """What the first request behind a prefix pays for its entry: the step that builds it."""
+    def _miss_s(self, prefix: int) -> float:
+        """What the first request behind a prefix pays for its entry: the step that builds it, the median of a few."""
+        self._build_s(prefix)  # compiles what is still to be compiled
+        return median(self._build_s(prefix) for _ in range(NUM_MISSES))
+
+    def _build_s(self, prefix: int) -> float:
         self._num_misses += 1
         workload = Workload(prefix, 1, 1, seed=self._num_misses)
         load = ConstantLoad(self._engine, self._loaded.config.vocab_size, workload, POLICIES["lean"])
@@ -174,11 +182,20 @@ class Rooflines:
         self._place.synchronize()
         elapsed_s = time.perf_counter() - started
         load.close()
-        return {"policy": "a miss", "prefix": prefix, "batch": 1, "prefixes": 1, "median_step_ms": 1000 * elapsed_s}
+        return elapsed_s
 
 
 def judge(rows: Sequence[Row]) -> Iterator[Bar]:
-    """At P = 2048 with one prefix."""
+    """At P = 2048 with one prefix. What is compared was measured in one part."""
+    for _, part in groupby(sorted(rows, key=part_of), key=part_of):
+        yield from judge_part(part)
+
+
+def part_of(row: Row) -> int:
+    return int(row.get("part", 0))
+
+
+def judge_part(rows: Iterable[Row]) -> Iterator[Bar]:
     found = {
         (row["policy"], row["batch"]): row
         for row in rows
