@@ -1,8 +1,9 @@
 """Is a prefix entry fetched from another replica sooner than it is built anew?
 
 One replica runs behind Ray Serve as it does in `palimpsest serve`; this process is the other one. For each prefix
-length the same entry is built here, fetched here (call, Ray's object store, checks, copy into pages), and handed over
-without Ray (export, checksum, checks, copy into pages), which tells how much of a fetch is Ray's. Both have one thread.
+length the same entry is built here, fetched here by each tensor transport (call, Ray's object store or Ray Direct
+Transport, checks, copy into pages), and handed over without Ray (export, digest, checks, copy into pages), which tells
+how much of a fetch is Ray's. Both have one thread.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCand
 from workers.bicache.copies import EntryCopy, check_copy
 from workers.bicache.entry import PrefixEntry
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
-from workers.deployment import ServeTransport
+from workers.deployment import NIXL, OBJECT_STORE, ServeTransport
 from workers.engine.engine import Engine
 from workers.models.bundle import model_directory
 from workers.models.loader import load_model
@@ -42,6 +43,7 @@ REPEATS, QUICK_REPEATS = 15, 5
 BAR_LENGTH = 1024
 POOL_BYTES = 1 << 30
 OBJECT_STORE_BYTES = 256 << 20
+TIMEOUT_S = 60.0
 ME = ReplicaId("benchmark")
 
 
@@ -120,7 +122,7 @@ def holder(directory: Path) -> Iterator[tuple[Any, ReplicaId]]:
     """A replica behind Serve: its handle and its name."""
     with ServiceProcess(directory / "service") as service:
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False)
-        worker = {"dtype": "float32", "device": "cpu", "num_threads": 1}
+        worker = {"dtype": "float32", "device": "cpu", "num_threads": 1, "coherence": {"tensor_transport": NIXL}}
         config = located(
             parse_config({"replicas": 1, "worker": worker, "cache_service": {"port": service.port, "spawn": False}})
         )
@@ -135,24 +137,31 @@ def holder(directory: Path) -> Iterator[tuple[Any, ReplicaId]]:
 def measure(lengths: Sequence[int], repeats: int) -> Iterator[Row]:
     receiver = Receiver()
     with TemporaryDirectory() as directory, holder(Path(directory)) as (handle, name), asyncio.Runner() as loop:
-        transport = ServeTransport("DiffusionWorker", APPLICATION)
-
-        def over_ray(asked: CopyRequest) -> EntryCopy:
-            copy = loop.run(transport.fetch(asked))
-            assert copy is not None
-            return copy
-
+        ways = {name: over_ray(loop, direct=name == NIXL) for name in (OBJECT_STORE, NIXL)}
         for length in lengths:
             request = request_of(length, receiver.fingerprint)
             for _ in handle.options(stream=True).generate.remote(request):
                 pass
-            receiver.fetch(request, over_ray, name)  # the first one finds the way
+            copies = [copied(CopyRequest(name, request.prefixes[0].key, None)) for copied in ways.values()]
             builds = [receiver.build(request) for _ in range(repeats)]
-            fetches = [receiver.fetch(request, over_ray, name) for _ in range(repeats)]
-            key = request.prefixes[0].key
-            copy = over_ray(CopyRequest(name, key, None))
-            local = [receiver_alone(receiver, copy) for _ in range(repeats)]
-            yield row(length, copy, builds, fetches, local)
+            fetches = {
+                way: [receiver.fetch(request, copied, name) for _ in range(repeats)] for way, copied in ways.items()
+            }
+            local = [receiver_alone(receiver, copies[0]) for _ in range(repeats)]
+            yield row(length, copies[0], builds, fetches, local)
+
+
+def over_ray(loop: asyncio.Runner, *, direct: bool) -> Callable[[CopyRequest], EntryCopy]:
+    """One way from the replica to this process."""
+    transport = ServeTransport("DiffusionWorker", APPLICATION, direct=direct, timeout_s=TIMEOUT_S)
+
+    def copied(asked: CopyRequest) -> EntryCopy:
+        copy = loop.run(transport.fetch(asked))
+        assert copy is not None
+        assert copy.transport == (NIXL if direct else OBJECT_STORE)
+        return copy
+
+    return copied
 
 
 def receiver_alone(receiver: Receiver, copy: EntryCopy) -> float:
@@ -172,21 +181,29 @@ def receiver_alone(receiver: Receiver, copy: EntryCopy) -> float:
     return seconds
 
 
-def row(length: int, copy: EntryCopy, builds: list[float], fetches: list[float], local: list[float]) -> Row:
-    build, fetch, alone = (statistics.median(times) for times in (builds, fetches, local))
-    return {
+def row(
+    length: int, copy: EntryCopy, builds: list[float], fetches: Mapping[str, list[float]], local: list[float]
+) -> Row:
+    build, alone = statistics.median(builds), statistics.median(local)
+    found: Row = {
         "prefix_tokens": length,
         "entry_mib": copy.num_bytes / (1 << 20),
         "build_ms": 1000 * build,
-        "fetch_ms": 1000 * fetch,
         "without_ray_ms": 1000 * alone,
-        "build_over_fetch": build / fetch,
     }
+    for way, times in fetches.items():
+        fetch = statistics.median(times)
+        found |= {f"{way}_ms": 1000 * fetch, f"build_over_{way}": build / fetch}
+    return found
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    name = f"build time over fetch time at {BAR_LENGTH} prefix tokens"
-    return [Bar(name, found["build_over_fetch"], ">=", 1.0) for found in rows if found["prefix_tokens"] == BAR_LENGTH]
+    return [
+        Bar(f"build time over fetch time at {BAR_LENGTH} prefix tokens, {way}", found[f"build_over_{way}"], ">=", 1.0)
+        for found in rows
+        for way in (OBJECT_STORE, NIXL)
+        if found["prefix_tokens"] == BAR_LENGTH
+    ]
 
 
 def main(

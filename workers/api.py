@@ -132,6 +132,8 @@ class CopyRequest:
     key: PrefixKey
     depths: tuple[int, ...] | None
     """Ascending reuse depths that the copy must serve; None for all that the entry serves."""
+    direct: bool = False
+    """Whether the asker can read the copy out of the holder's memory by itself."""
 
 
 @dataclass(frozen=True)

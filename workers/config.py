@@ -103,6 +103,7 @@ class BiCacheConfig:
 
 
 Transfer = Literal["auto", "always", "never"]
+TensorTransport = Literal["auto", "nixl", "object_store"]
 RefreshPolicy = Literal["lazy", "eager"]
 
 
@@ -112,6 +113,9 @@ class CoherenceConfig:
 
     transfer: Transfer = "auto"
     """Fetch entries that other replicas hold: auto, where that is estimated to be quicker than building them."""
+    tensor_transport: TensorTransport = "auto"
+    """How a copy travels: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
+    hosts' memory; auto, by nixl on a GPU with neighbours, if nixl runs."""
     patience: float = 2.0
     """How many times as long as its own build takes a request may wait for another replica's build (transfer auto)."""
     max_wait_s: float = 2.0
@@ -137,7 +141,11 @@ class CoherenceConfig:
         )
         for name in ("prewarm", "profile"):
             require(getattr(self, name) >= 0, f"coherence.{name} must not be negative, got {getattr(self, name)}")
-        allowed = {"transfer": get_args(Transfer), "refresh": get_args(RefreshPolicy)}
+        allowed = {
+            "transfer": get_args(Transfer),
+            "tensor_transport": get_args(TensorTransport),
+            "refresh": get_args(RefreshPolicy),
+        }
         for name, values in allowed.items():
             value = getattr(self, name)
             require(value in values, f"coherence.{name} must be one of {', '.join(values)}, got {value!r}")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from ray import serve
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef, serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -12,30 +18,84 @@ from ray.serve.handle import DeploymentHandle
 from cache_service.types import ReplicaId
 from workers.api import CopyRequest
 from workers.bicache.copies import EntryCopy, TransferError
-from workers.config import WorkerConfig
-from workers.worker import Worker
+from workers.config import CoherenceConfig, WorkerConfig
+from workers.errors import WorkerError
+from workers.worker import Worker, device_of
+
+NIXL: Final = "nixl"
+OBJECT_STORE: Final = "object_store"
+NOTHING = torch.empty(0, dtype=torch.uint8)
+TRIED_BYTES = 1024
+
+logger = logging.getLogger(__name__)
+
+
+class NoDirectTransportError(WorkerError):
+    """The configuration asks for a way between the replicas' memories that there isn't here."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A body that stays in its holder's memory until it is read from there, or nobody can read it any more.
+
+    The wrapping keeps Ray from taking the reference for the reply itself.
+    """
+
+    body: ObjectRef[Any]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A copy between two replicas: all of it but its body, and its body in a form that travels."""
+
+    copy: EntryCopy
+    body: Reference | NDArray[Any]
+
+    @classmethod
+    def of(cls, copy: EntryCopy, *, direct: bool) -> Parcel:
+        rest = replace(copy, body=NOTHING)
+        if direct:
+            return cls(rest, Reference(ray.put(copy.body, _tensor_transport=NIXL)))
+        return cls(rest, copy.body.cpu().numpy())
+
+    def opened(self, timeout_s: float) -> EntryCopy:
+        """The copy, in memory of its own. Raises whatever the transport comes up with."""
+        if isinstance(self.body, Reference):
+            return replace(self.copy, body=ray.get(self.body.body, timeout=timeout_s), transport=NIXL)
+        return replace(self.copy, body=torch.from_numpy(self.body.copy()), transport=OBJECT_STORE)
 
 
 class ServeTransport:
-    """Copies by calls between replicas of one deployment: they travel through Ray's object store.
+    """Copies by calls between replicas of one deployment.
 
-    Which replica is called is said by the request; the deployment's router goes by it.
+    Which replica is called is said by the request; the deployment's router goes by it. The reply holds the copy's body,
+    and then it travels through Ray's object store, or a reference by which it is read out of the holder's memory.
     """
 
-    def __init__(self, deployment: str, application: str) -> None:
+    def __init__(self, deployment: str, application: str, *, direct: bool, timeout_s: float) -> None:
+        """`direct`: whether to ask for references; they are read within `timeout_s`."""
         self._handle: DeploymentHandle = serve.get_deployment_handle(deployment, application)
+        self._direct, self._timeout_s = direct, timeout_s
+        self._out_of_reach: set[ReplicaId] = set()
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
         """The holder's copy; None where it has none. Raises TransferError."""
-        response = self._handle.send_copy.remote(request)
+        direct = self._direct and request.holder not in self._out_of_reach
+        response = self._handle.hand_out.remote(replace(request, direct=direct))
         try:
-            copy: EntryCopy | None = await response
+            parcel: Parcel | None = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except (RayError, RayServeException) as error:
             raise TransferError(f"replica {request.holder} didn't answer: {error}") from error
-        return copy
+        if parcel is None:
+            return None
+        try:
+            return await asyncio.to_thread(parcel.opened, self._timeout_s)
+        except Exception as error:  # the direct transport's own errors have no common class
+            self._out_of_reach.add(request.holder)
+            raise TransferError(f"{request.holder}'s memory couldn't be read: {error}") from error
 
 
 class DiffusionWorker(Worker):
@@ -43,5 +103,42 @@ class DiffusionWorker(Worker):
 
     def __init__(self, config: WorkerConfig) -> None:
         context = serve.get_replica_context()
-        transport = ServeTransport(context.deployment, context.app_name)
+        self._direct = has_direct_transport(config.coherence, device_of(config.device), context.world_size)
+        transport = ServeTransport(
+            context.deployment,
+            context.app_name,
+            direct=self._direct,
+            timeout_s=config.coherence.fetch_timeout_s,
+        )
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
+
+    async def hand_out(self, request: CopyRequest) -> Parcel | None:
+        """`send_copy`, for replicas in other processes."""
+        copy = await self.send_copy(request)
+        if copy is None:
+            return None
+        return await asyncio.to_thread(Parcel.of, copy, direct=request.direct and self._direct)
+
+
+def has_direct_transport(config: CoherenceConfig, device: torch.device, num_replicas: int) -> bool:
+    """Whether copies go straight from one replica's memory into another's, which is found out by trying.
+
+    Raises NoDirectTransportError where the configuration insists on it.
+    """
+    wanted = config.tensor_transport
+    if config.transfer == "never" or wanted == "object_store":
+        return False
+    if wanted == "auto" and (device.type != "cuda" or num_replicas < 2):  # a trial starts a thread that never rests
+        return False
+    try:
+        ray.get(ray.put(torch.zeros(TRIED_BYTES, dtype=torch.uint8, device=device), _tensor_transport=NIXL))
+    except Exception as error:  # whatever nixl, its plugins or the driver object to
+        if wanted == NIXL:
+            raise NoDirectTransportError(
+                f"worker.coherence.tensor_transport is nixl, which doesn't run here ({error}): install "
+                "palimpsest[rdt], or set it to auto or object_store"
+            ) from error
+        logger.info("copies of prefix entries go through Ray's object store; nixl doesn't run here: %s", error)
+        return False
+    logger.info("copies of prefix entries go by Ray Direct Transport (nixl)")
+    return True

@@ -75,7 +75,7 @@ COUNTED = (
     Counted("built", "palimpsest_worker_entries_built", "Prefix entries that the model computed here"),
     Counted("fetched", "palimpsest_worker_entries_fetched", "Prefix entries copied from other replicas for requests"),
     Counted("prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before anybody asked for them"),
-    Counted("fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole"),
+    Counted("fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole", "transport"),
     Counted("sent", "palimpsest_worker_entries_sent", "Copies of prefix entries handed out"),
     Counted("sent_bytes", "palimpsest_worker_sent_bytes", "Bytes of copies handed out"),
     Counted("refused", "palimpsest_worker_fetches_refused", "Fetches that came to nothing", "reason"),

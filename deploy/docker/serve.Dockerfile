@@ -1,17 +1,18 @@
 # Ray head and workers, and the bundled models. Build from the repository's root:
 #   docker build -f deploy/docker/serve.Dockerfile -t palimpsest-serve:0.1.0 .
 # PyPI's torch brings CUDA. For machines without a GPU, an image of a third of the size:
-#   docker build --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ...
+#   docker build --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu --build-arg EXTRA=serve ...
 ARG PYTHON=python:3.12-slim-trixie
 
 FROM ${PYTHON} AS dependencies
 ARG PIP_EXTRA_INDEX_URL
+ARG EXTRA=rdt
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
 WORKDIR /build
 # The packages are not here yet: this layer is rebuilt when the pins change, not when the code does.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN /opt/venv/bin/pip install --constraint constraints.txt '.[serve]'
+RUN /opt/venv/bin/pip install --constraint constraints.txt ".[${EXTRA}]"
 
 FROM ${PYTHON}
 # KubeRay's probes call wget. Debian drops old versions from its mirrors, so a pin would break the build.

@@ -15,13 +15,23 @@ from tests.e2e.system import System, eventually, running
 from workers.models.bundle import bundled_models
 
 
-@pytest.fixture(scope="module", params=["always", "never"])
-def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One that copies whatever it can, and one that never does, each with two replicas."""
+@pytest.fixture(scope="module", params=["object_store", "nixl", None])
+def transport(request: pytest.FixtureRequest) -> str | None:
+    """How copies travel; None for not at all."""
+    if request.param == "nixl":
+        pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def system(transport: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Two replicas that copy whatever they can, or never do."""
     if "factbook" not in bundled_models():
         pytest.skip("the bundled model's weights are not in this checkout")
-    directory: Path = tmp_path_factory.mktemp(request.param)
-    coherence = {"transfer": request.param, "max_wait_s": 30.0, "fetch_timeout_s": 30.0}
+    directory: Path = tmp_path_factory.mktemp("transfer")
+    coherence: dict[str, Any] = {"transfer": "never"}
+    if transport:
+        coherence = {"transfer": "always", "tensor_transport": transport, "max_wait_s": 30.0, "fetch_timeout_s": 30.0}
     worker = {"dtype": "float32", "coherence": coherence}
     (directory / "palimpsest.yaml").write_text(yaml.safe_dump({"replicas": 2, "worker": worker}))
     with running("factbook", directory / "serve.log", "--config", str(directory / "palimpsest.yaml")) as system:
@@ -38,9 +48,8 @@ def ask(system: System, **options: Any) -> tuple[str, str]:
 
 
 def test_another_replica_answers_the_same_whether_from_a_copy_or_from_its_own_build(
-    system: System, request: pytest.FixtureRequest
+    system: System, transport: str | None
 ) -> None:
-    transfers = request.node.callspec.params["system"] == "always"
     text, first = ask(system)
     eventually(lambda: system.metric("palimpsest_router_placements") > 0)
     with ThreadPoolExecutor() as pool:
@@ -58,8 +67,10 @@ def test_another_replica_answers_the_same_whether_from_a_copy_or_from_its_own_bu
     assert len(answers) == 2
     assert set(answers.values()) == {text}
 
-    def total(name: str) -> float:
-        return system.metric(f"palimpsest_worker_{name}")
+    def total(name: str, **labels: str) -> float:
+        return system.metric(f"palimpsest_worker_{name}", **labels)
 
-    assert (total("entries_built_total"), total("entries_fetched_total")) == ((1, 1) if transfers else (2, 0))
-    assert (total("entries_sent_total"), total("fetches_refused_total")) == ((1, 0) if transfers else (0, 0))
+    assert (total("entries_built_total"), total("entries_fetched_total")) == ((1, 1) if transport else (2, 0))
+    assert (total("entries_sent_total"), total("fetches_refused_total")) == ((1, 0) if transport else (0, 0))
+    if transport:
+        assert total("fetched_bytes_total", transport=transport) == total("sent_bytes_total") > 0

@@ -7,14 +7,15 @@ import json
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from cache_service.types import PrefixKey
 from workers.api import CopyRequest
+from workers.bicache.checksum import checksum
 from workers.errors import WorkerError
 
-COPY_VERSION = 1
+COPY_VERSION = 2
 """Of the order of bytes in a copy's body."""
 
 
@@ -65,9 +66,12 @@ class EntryCopy:
     state_depths: tuple[int, ...]
     trusted: tuple[tuple[int, int], ...]
     """(ratio bucket, depth) that the holder's probes allow; they are a property of the prefix."""
-    body: NDArray[np.uint8]
-    checksum: bytes = b""
-    """Over all of the above; see `sealed`."""
+    body: Tensor
+    """uint8 [bytes], on any device."""
+    seal: bytes = b""
+    """A digest of all of the above; see `sealed`."""
+    transport: str = "none"
+    """What brought it here."""
 
     @property
     def depths(self) -> frozenset[int]:
@@ -75,17 +79,17 @@ class EntryCopy:
 
     @property
     def num_bytes(self) -> int:
-        return int(self.body.nbytes)
+        return self.body.nbytes
 
     def digest(self) -> bytes:
+        """Of what it is and of its bytes, which don't leave their device for it."""
         head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.trusted)
-        digest = hashlib.blake2b(json.dumps(head, sort_keys=True).encode(), digest_size=20)
-        digest.update(np.ascontiguousarray(self.body).data)
-        return digest.digest()
+        text = json.dumps((head, checksum(self.body)), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
     def sealed(self) -> EntryCopy:
-        """The copy with its checksum."""
-        return replace(self, checksum=self.digest())
+        """The copy with its digest."""
+        return replace(self, seal=self.digest())
 
 
 class Transport(Protocol):
@@ -114,7 +118,7 @@ def check_copy(copy: EntryCopy, request: CopyRequest, mine: EntryFormat, token_i
     if request.depths is not None and copy.depths != set(request.depths):
         raise CopyRefusedError("layout", f"the copy serves depths {sorted(copy.depths)}, not {request.depths}")
     size = mine.body_bytes(len(copy.token_ids), copy.kv_depth, len(copy.state_depths))
-    if copy.body.dtype != np.uint8 or copy.body.shape != (size,):
+    if copy.body.dtype != torch.uint8 or copy.body.shape != (size,):
         raise CopyRefusedError("layout", f"the copy has {copy.num_bytes} bytes, its layout takes {size}")
-    if copy.checksum != copy.digest():
+    if copy.seal != copy.digest():
         raise CopyRefusedError("checksum", f"the copy of {copy.key.hex()} was damaged on the way")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,14 +90,13 @@ class Entries:
         """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
         return self._cache.warm(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
 
-    def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> np.ndarray:
+    def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
         parts: list[Tensor] = []
         for layer in range(kv_depth):
             parts += self._storage.read(entry.table.slots[layer])
         for depth in state_depths:
             parts.append(self._read_states(entry, depth))
-        flat = torch.cat([part.flatten() for part in parts])
-        return flat.view(torch.uint8).cpu().numpy()
+        return torch.cat([part.flatten() for part in parts]).view(torch.uint8)
 
     def _read_states(self, entry: PrefixEntry, depth: int) -> Tensor:
         pages = entry.table.state_pages[depth]
@@ -115,11 +114,11 @@ class Entries:
             states, rest = self._take(rest, (num_tokens, self._model.hidden_size))
             storage.write_states(entry.table.state_pages[depth], states)
 
-    def _take(self, body: np.ndarray, shape: tuple[int, ...]) -> tuple[Tensor, np.ndarray]:
-        """The next tensor of a body, as a copy: the body may lie in memory that must not be written to."""
-        size = int(np.prod(shape)) * self.format.itemsize
-        part = torch.from_numpy(body[:size].copy()).view(self._storage.rows.dtype).view(shape)
-        return part.to(self._storage.device), body[size:]
+    def _take(self, body: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The next tensor of a body, and the rest of it."""
+        size = math.prod(shape) * self.format.itemsize
+        part = body[:size].to(self._storage.device)
+        return part.view(self._storage.rows.dtype).view(shape), body[size:]
 
 
 class EntriesThread(Protocol):

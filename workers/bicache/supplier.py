@@ -225,7 +225,7 @@ class Supplier:
             logger.warning("no copy of %s from %s: %s", request.key.hex()[:8], request.holder, error or "timeout")
             return None
         self._costs.saw_fetch(copy.num_bytes, clock() - started)
-        self._tally.fetched_bytes += copy.num_bytes
+        self._tally.fetched_bytes[copy.transport] += copy.num_bytes
         return copy
 
     def _replace(

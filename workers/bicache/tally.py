@@ -19,7 +19,8 @@ class Tally:
     sent: int = 0
     """Copies handed out."""
     sent_bytes: int = 0
-    fetched_bytes: int = 0
+    fetched_bytes: Counter[str] = field(default_factory=Counter)
+    """Of all copies that arrived whole, by what brought them."""
     refused: Counter[str] = field(default_factory=Counter)
     """Fetches that came to nothing, by reason."""
     waits: Counter[str] = field(default_factory=Counter)

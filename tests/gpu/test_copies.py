@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from workers.bicache.checksum import checksum
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 3_000_001])
+def test_a_checksum_is_the_same_on_both_devices(cuda: torch.device, size: int) -> None:
+    body = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    assert checksum(body.to(cuda)) == checksum(body)
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[None]:
+    pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
+    ray = pytest.importorskip("ray", reason="Ray isn't installed (palimpsest[serve])")
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_copy_goes_from_one_process_s_device_memory_to_another_s(cuda: torch.device, ray_cluster: None) -> None:
+    import ray
+
+    from tests.e2e.direct import Holder, a_copy
+    from workers.deployment import NIXL
+
+    holder = ray.remote(num_gpus=0.5)(Holder).remote()
+    parcel = ray.get(holder.hand_out.remote(str(cuda)))
+    opened = parcel.opened(60.0)
+    assert (opened.transport, opened.body.device.type) == (NIXL, "cuda")
+    assert opened.digest() == opened.seal == a_copy("cpu").seal
