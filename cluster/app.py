@@ -22,8 +22,8 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client import CacheClient
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
-from cluster.ingress import grpc
 from cluster.ingress.denoising import Denoising
+from cluster.ingress.grpc.server import serving
 from cluster.ingress.http import create_app
 from cluster.ingress.replicas import WorkerReplicas
 from cluster.ingress.service import InferenceService
@@ -55,11 +55,12 @@ class Ingress:
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
         )
+        self._denoising = Denoising(self._service, self._metrics, config.worker.engine.block_length)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
             self._service,
-            Denoising(self._service, self._metrics, self._config.worker.engine.block_length),
+            self._denoising,
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
@@ -69,7 +70,7 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = f"{self._config.grpc.host}:{self._config.grpc.port}"
-        async with self._cache, grpc.serving(self._service, address, self._api_keys):
+        async with self._cache, serving(self._service, self._denoising, address, self._api_keys):
             yield
 
     async def _gather(self) -> Collector:

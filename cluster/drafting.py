@@ -15,6 +15,7 @@ from cache_service.types import Edit
 from cluster.errors import RequestError
 from cluster.tokenization import ANCHOR, Message, Tokenization
 
+MAX_HOLE = 4096
 TAIL_TOKENS = 8
 """Tokens before a place that decide how text is read there."""
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from itertools import pairwise
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 
 from cache_service.types import Context, ContextId
+from cluster.ingress.contexts import DEFAULT_PAGE, MAX_PAGE, holes_of
 from cluster.ingress.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
 from cluster.ingress.errors import Reply
 from cluster.ingress.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
 from cluster.ingress.service import InferenceService
 from cluster.ingress.shapes import Json, work_done
 
-MAX_PAGE = 100
 Salt = Annotated[str, Query(alias="cache_salt")]
 
 
@@ -36,7 +36,7 @@ def context_routes(
         return heading(context) | {
             "text": service.text_of(context.token_ids, special=True),
             "token_ids": list(context.token_ids),
-            "holes": runs(context.masked),
+            "holes": [asdict(hole) for hole in holes_of(context)],
         }
 
     @router.post("", status_code=201)
@@ -45,7 +45,7 @@ def context_routes(
 
     @router.get("")
     async def page(
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20, after: str | None = None, salt: Salt = ""
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE, after: str | None = None, salt: Salt = ""
     ) -> Json:
         found = await contexts.page(salt, limit, after)
         return {
@@ -131,12 +131,3 @@ def block(event: BlockCommitted) -> Json:
 def summary(event: Denoised, whole: Callable[[Context], Json]) -> Json:
     body = {"object": "context.denoised", "created": int(time.time()), "context": whole(event.context)}
     return body | {"lost_races": event.lost_races, "diffusion": work_done(event.usage) if event.usage else None}
-
-
-def runs(positions: Sequence[int]) -> list[Json]:
-    """Ascending positions as ranges start..end-1."""
-    if not positions:
-        return []
-    breaks = [index + 1 for index, (a, b) in enumerate(pairwise(positions)) if b != a + 1]
-    edges = [0, *breaks, len(positions)]
-    return [{"start": positions[a], "end": positions[b - 1] + 1} for a, b in pairwise(edges)]

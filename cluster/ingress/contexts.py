@@ -1,4 +1,4 @@
-"""Shared contexts as clients of the HTTP API see them. The one wall to the cache service, where contexts live."""
+"""Shared contexts as clients see them, over either transport. The one wall to the cache service, where they live."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -30,6 +31,8 @@ T = TypeVar("T")
 AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
+DEFAULT_PAGE, MAX_PAGE = 20, 100
+"""Contexts that are listed at a time."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
@@ -187,6 +190,15 @@ def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
     return drafting.behind(context.token_ids[:start], content).edits(start, end)
+
+
+def holes_of(context: Context) -> tuple[TokenRange, ...]:
+    """Its masked positions as ranges, ascending."""
+    if not context.masked:
+        return ()
+    breaks = [index + 1 for index, (a, b) in enumerate(pairwise(context.masked)) if b != a + 1]
+    edges = [0, *breaks, len(context.masked)]
+    return tuple(TokenRange(context.masked[a], context.masked[b - 1] + 1) for a, b in pairwise(edges))
 
 
 def check_length(num_tokens: int, info: ModelInfo) -> None:

@@ -80,12 +80,15 @@ class Denoising:
         """`block_length` is that of a request that names none."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
-    async def run(self, call: DenoiseCall) -> AsyncGenerator[BlockCommitted | Denoised, None]:
+    async def run(
+        self, call: DenoiseCall, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[BlockCommitted | Denoised, None]:
         """A BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
 
-        Raises what `InferenceService.generate` and `ContextService` raise.
+        Closing the generator, or passing the deadline, stops the work. Raises what `InferenceService.generate` and
+        `ContextService` raise.
         """
-        deadline = self._service.deadline(None)
+        deadline = self._service.deadline(timeout_s)
         with self._metrics.request() as observed:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)

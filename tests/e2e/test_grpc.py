@@ -7,12 +7,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from protos import contexts_v1_pb2 as contexts
 from protos import inference_v1_pb2 as pb
+from protos.contexts_v1_pb2_grpc import ContextsStub
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.prompts import ANSWERS, SHEET, sheet
 from tests.e2e.system import System, eventually
 
 SERVICE = "palimpsest.inference.v1.Inference"
+CONTEXTS = "palimpsest.contexts.v1.Contexts"
 
 
 def conversation(system: str, question: str = "Where does Ada live?") -> pb.Conversation:
@@ -99,11 +102,35 @@ def test_a_cancelled_call_stops_the_work(system: System, stub: InferenceStub) ->
     eventually(lambda: system.metric("palimpsest_worker_running") == 0)
 
 
+def test_a_context_is_made_denoised_and_read(knowing_system: System, stub: InferenceStub) -> None:
+    """The model fills an answer's hole in the context, and then answers from what it wrote."""
+    turns = [
+        contexts.Turn(role="system", parts=[contexts.TextPart(text=SHEET)]),
+        contexts.Turn(role="user", parts=[contexts.TextPart(text="Where does Mira live?")]),
+        contexts.Turn(role="assistant", parts=[contexts.TextPart(hole=5)]),
+    ]
+    with grpc.insecure_channel(knowing_system.grpc_target) as channel:
+        shared = ContextsStub(channel)  # type: ignore[no-untyped-call]
+        content = contexts.ContextContent(turns=contexts.Turns(turns=turns))
+        made = shared.Create(contexts.CreateContextRequest(content=content)).context
+        request = contexts.DenoiseRequest(id=made.id, diffusion=pb.DiffusionOptions(block_length=3))
+        first, second, last = shared.Denoise(request)
+        read = shared.Get(contexts.GetContextRequest(id=made.id)).context
+
+    assert (first.block.text, second.block.text) == ("Mira lives in", "Oslo.")
+    assert (first.block.epoch, second.block.epoch) == (1, 2)
+    assert last.denoised.context == read
+    assert not read.holes
+    question = pb.Conversation(messages=[pb.Message(role="user", content="Who has a penguin?")])
+    asked = pb.GenerateRequest(conversation=question, context=pb.ContextChoice(id=made.id))
+    assert list(stub.Generate(asked).context.epochs) == [2]
+
+
 def test_health_and_reflection(system: System) -> None:
     with grpc.insecure_channel(system.grpc_target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        answers = [health.Check(health_pb2.HealthCheckRequest(service=name)) for name in ("", SERVICE)]
+        answers = [health.Check(health_pb2.HealthCheckRequest(service=name)) for name in ("", SERVICE, CONTEXTS)]
         services = ProtoReflectionDescriptorDatabase(channel).get_services()
 
     assert {answer.status for answer in answers} == {health_pb2.HealthCheckResponse.SERVING}
-    assert SERVICE in services
+    assert {SERVICE, CONTEXTS} <= set(services)

@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cache_service.types import Epoch
-from cluster.drafting import Content, Hole, Part, TextContent, TokenContent, Turn, TurnsContent
+from cluster.drafting import MAX_HOLE, Content, Hole, Part, TextContent, TokenContent, Turn, TurnsContent
 from cluster.ingress.contexts import Change, Found, Rewrite, TokenRange
 from cluster.ingress.schema.generation import Body, NonEmpty, SamplingBody, TextPart
-
-MAX_HOLE = 4096
 
 
 class MaskPart(Body):

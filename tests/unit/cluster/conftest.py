@@ -85,7 +85,12 @@ def service(
 
 
 @pytest.fixture
-def connect(service: InferenceService, metrics: IngressMetrics, cache: CacheClient) -> Connect:
+def denoising(service: InferenceService, metrics: IngressMetrics) -> Denoising:
+    return Denoising(service, metrics, 4)
+
+
+@pytest.fixture
+def connect(service: InferenceService, denoising: Denoising, metrics: IngressMetrics, cache: CacheClient) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with cache:
@@ -97,7 +102,7 @@ def connect(service: InferenceService, metrics: IngressMetrics, cache: CacheClie
     def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
         app = create_app(
             service,
-            Denoising(service, metrics, 4),
+            denoising,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
             metrics=gather,

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from fastapi.testclient import TestClient
 
-from cluster.ingress.grpc import serving
+from cluster.ingress.denoising import Denoising
+from cluster.ingress.grpc.server import serving
 from cluster.ingress.service import InferenceService
 from cluster.tokenization import Tokenization
 from protos import inference_v1_pb2 as pb
@@ -61,9 +62,11 @@ def test_ignore_eos_fills_the_canvas(client: TestClient, workers: LocalWorkers) 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "ignore_eos")
 
 
-async def test_every_option_arrives_over_grpc(service: InferenceService, workers: LocalWorkers) -> None:
+async def test_every_option_arrives_over_grpc(
+    service: InferenceService, denoising: Denoising, workers: LocalWorkers
+) -> None:
     async with (
-        serving(service, "127.0.0.1:0", frozenset()) as port,
+        serving(service, denoising, "127.0.0.1:0", frozenset()) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]

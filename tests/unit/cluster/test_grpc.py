@@ -8,7 +8,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.errors import ClusterError, ReplicaLostError
-from cluster.ingress.grpc import serving
+from cluster.ingress.denoising import Denoising
+from cluster.ingress.grpc.server import serving
 from cluster.ingress.service import InferenceService
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
@@ -23,9 +24,9 @@ TALK = pb.Conversation(
 
 
 @pytest.fixture
-async def channel(service: InferenceService) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(service: InferenceService, denoising: Denoising) -> AsyncIterator[grpc.aio.Channel]:
     async with (
-        serving(service, LOCAL, frozenset()) as port,
+        serving(service, denoising, LOCAL, frozenset()) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -123,9 +124,9 @@ async def read_into(pieces: list[str], call: grpc.aio.UnaryStreamCall) -> None:
         pieces.append(message.text)
 
 
-async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService) -> None:
+async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService, denoising: Denoising) -> None:
     async with (
-        serving(service, LOCAL, frozenset({"right"})) as port,
+        serving(service, denoising, LOCAL, frozenset({"right"})) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
@@ -138,10 +139,12 @@ async def test_keys_are_asked_for_where_they_are_configured(service: InferenceSe
     assert [model.id for model in listed.models] == ["random"]
 
 
-async def test_health_follows_the_workers(service: InferenceService, workers: LocalWorkers) -> None:
+async def test_health_follows_the_workers(
+    service: InferenceService, denoising: Denoising, workers: LocalWorkers
+) -> None:
     workers.away = True
     async with (
-        serving(service, LOCAL, frozenset()) as port,
+        serving(service, denoising, LOCAL, frozenset()) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         asyncio.timeout(20),
     ):
@@ -154,7 +157,7 @@ async def test_health_follows_the_workers(service: InferenceService, workers: Lo
     assert statuses[0] != health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_an_address_that_can_not_be_had_is_named(service: InferenceService) -> None:
+async def test_an_address_that_can_not_be_had_is_named(service: InferenceService, denoising: Denoising) -> None:
     with pytest.raises(ClusterError, match=r"nowhere\.invalid:1.*grpc"):
-        async with serving(service, "nowhere.invalid:1", frozenset()):
+        async with serving(service, denoising, "nowhere.invalid:1", frozenset()):
             pass

@@ -1,0 +1,1 @@
+"""The gRPC API: decode, call the services, encode. Protobuf classes go no further than this."""

@@ -1,0 +1,89 @@
+"""What a gRPC client writes into a shared context -> what it means. Raises RequestError for what says too little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cluster.drafting import MAX_HOLE, Content, Hole, Part, TextContent, TokenContent, Turn, TurnsContent
+from cluster.errors import RequestError
+from cluster.ingress.contexts import Change, Found, Rewrite, TokenRange
+from protos import contexts_v1_pb2 as pb
+
+ROLES = ("system", "user", "assistant")
+
+
+def content_of(message: pb.ContextContent) -> Content:
+    """The whole of a context."""
+    match message.WhichOneof("content"):
+        case "turns" if message.turns.turns:
+            return TurnsContent(tuple(map(turn_of, message.turns.turns)))
+        case "text":
+            return text_of(message.text)
+        case "tokens":
+            return tokens_of(message.tokens)
+        case _:
+            raise RequestError("give a content: turns (at least one), text or tokens", param="content")
+
+
+def changes_of(request: pb.ChangeContextRequest) -> tuple[Change, ...] | Rewrite:
+    match request.WhichOneof("change"):
+        case "edits" if request.edits.edits:
+            return tuple(map(change_of, request.edits.edits))
+        case "content":
+            return Rewrite(content_of(request.content))
+        case _:
+            raise RequestError("give a change: edits (at least one) or content", param="edits")
+
+
+def change_of(edit: pb.ContextEdit) -> Change:
+    return Change(place_of(edit), replacement_of(edit))
+
+
+def place_of(edit: pb.ContextEdit) -> TokenRange | Found:
+    match edit.WhichOneof("place"):
+        case "range":
+            return TokenRange(edit.range.start, edit.range.end)
+        case "find" if edit.find:
+            return Found(edit.find)
+        case _:
+            raise RequestError("say where an edit goes: either range or find", param="edits")
+
+
+def replacement_of(edit: pb.ContextEdit) -> TextContent | TokenContent:
+    match edit.WhichOneof("content"):
+        case "text":
+            return text_of(edit.text)
+        case "tokens":
+            return tokens_of(edit.tokens)
+        case _:
+            raise RequestError("say what an edit puts in its place: text or tokens", param="edits")
+
+
+def turn_of(turn: pb.Turn) -> Turn:
+    if turn.role not in ROLES:
+        raise RequestError(f"a turn's role must be one of {', '.join(ROLES)}, got {turn.role!r}", param="content")
+    return Turn(turn.role, parts_of(turn.parts))
+
+
+def text_of(text: pb.TextParts) -> TextContent:
+    return TextContent(parts_of(text.parts))
+
+
+def parts_of(parts: Iterable[pb.TextPart]) -> tuple[Part, ...]:
+    return tuple(hole_of(part.hole) if part.WhichOneof("part") == "hole" else part.text for part in parts)
+
+
+def tokens_of(tokens: pb.TokenParts) -> TokenContent:
+    flat: list[int | Hole] = []
+    for part in tokens.parts:
+        if part.WhichOneof("part") == "hole":
+            flat.append(hole_of(part.hole))
+        else:
+            flat += part.tokens.ids
+    return TokenContent(tuple(flat))
+
+
+def hole_of(length: int) -> Hole:
+    if not 1 <= length <= MAX_HOLE:
+        raise RequestError(f"a hole must be 1 to {MAX_HOLE} tokens long, got {length}", param="hole")
+    return Hole(length)

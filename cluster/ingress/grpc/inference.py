@@ -1,0 +1,117 @@
+"""`palimpsest.inference.v1.Inference`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from cache_service.contexts import MAX_STALENESS
+from cache_service.types import ContextId
+from cluster.errors import RequestError
+from cluster.ingress.events import ContextChoice, Finished, Text
+from cluster.ingress.grpc.calls import answered, params_of, work_done
+from cluster.ingress.service import Call, InferenceService
+from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
+from protos import inference_v1_pb2 as pb
+from protos import inference_v1_pb2_grpc as pb_grpc
+from workers.api import ContextMode, FinishReason
+
+REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+MODES = {ContextMode.PIN: pb.CONTEXT_MODE_PIN, ContextMode.FOLLOW: pb.CONTEXT_MODE_FOLLOW}
+
+
+class InferenceServicer(pb_grpc.InferenceServicer):
+    """Over an `InferenceService`."""
+
+    def __init__(self, service: InferenceService, api_keys: frozenset[str]) -> None:
+        self._service = service
+        self._api_keys = api_keys
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
+        async with answered(context, self._api_keys):
+            call = call_of(request)
+            answer = await self._service.answer(call, timeout_s=context.time_remaining())
+            return pb.GenerateResponse(
+                id=call.request_id, model=self._service.name, text=answer.text, **closing(answer.finished)
+            )
+
+    async def GenerateStream(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Any
+    ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
+        async with answered(context, self._api_keys):
+            call = call_of(request)
+            message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.name)
+            async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
+                async for event in events:
+                    match event:
+                        case Text(text):
+                            yield message(text=text)
+                        case Finished():
+                            yield message(**closing(event))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        async with answered(context, self._api_keys):
+            info = await self._service.model()
+            model = pb.Model(id=self._service.name, context_length=info.context_length, fingerprint=info.fingerprint)
+            return pb.ListModelsResponse(models=[model])
+
+
+def call_of(request: pb.GenerateRequest) -> Call:
+    """Raises RequestError for a request that says too little or too much."""
+    if request.HasField("max_tokens") and request.max_tokens < 1:
+        raise RequestError("max_tokens must be at least 1", param="max_tokens")
+    if not all(request.stop):
+        raise RequestError("a stop string must not be empty", param="stop")
+    if request.suffix and request.HasField("conversation"):
+        raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
+    return Call(
+        request_id=uuid.uuid4().hex,
+        prompt=prompt_of(request),
+        suffix=request.suffix,
+        model=request.model or None,
+        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        params=params_of(request),
+        stop=tuple(request.stop),
+        cache_salt=request.cache_salt,
+        context=choice_of(request.context) if request.HasField("context") else None,
+    )
+
+
+def choice_of(context: pb.ContextChoice) -> ContextChoice:
+    if not context.id:
+        raise RequestError("context.id must not be empty", param="context.id")
+    if context.max_staleness > MAX_STALENESS:
+        raise RequestError(f"context.max_staleness must be at most {MAX_STALENESS}", param="context.max_staleness")
+    mode = ContextMode.FOLLOW if context.mode == pb.CONTEXT_MODE_FOLLOW else ContextMode.PIN
+    return ContextChoice(ContextId(context.id), mode, context.max_staleness)
+
+
+def prompt_of(request: pb.GenerateRequest) -> Prompt:
+    match request.WhichOneof("prompt"):
+        case "conversation" if request.conversation.messages:
+            return Conversation(tuple(Message(turn.role, turn.content) for turn in request.conversation.messages))
+        case "text":
+            return TextPrompt(request.text)
+        case "token_ids":
+            return TokenPrompt(tuple(request.token_ids.ids))
+        case _:
+            raise RequestError("give a prompt: conversation (with messages), text or token_ids", param="prompt")
+
+
+def closing(finished: Finished) -> dict[str, Any]:
+    """The fields with which an answer ends."""
+    counts, named = finished.usage, finished.context
+    report = named and pb.ContextReport(id=named.id, mode=MODES[named.mode], epochs=counts.epochs)
+    return {
+        "context": report,
+        "finish_reason": REASONS[finished.reason],
+        "usage": pb.Usage(
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            cached_tokens=counts.cached_tokens,
+        ),
+        "diffusion": work_done(counts),
+    }
