@@ -22,13 +22,14 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client import CacheClient
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
+from cluster.encoding import Encoding
 from cluster.ingress.denoising import Denoising
 from cluster.ingress.grpc.server import serving
 from cluster.ingress.http import create_app
+from cluster.ingress.leaving import ClientLeftMiddleware
 from cluster.ingress.replicas import WorkerReplicas
 from cluster.ingress.service import InferenceService
 from cluster.metrics import Expositions, Federation, IngressMetrics
-from cluster.tokenization import Tokenization
 
 UNBOUNDED = 1_000_000
 """Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
@@ -48,7 +49,7 @@ class Ingress:
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
             self._workers,
-            Tokenization(config.worker.model),
+            Encoding(config.worker.model),
             self._metrics,
             self._cache,
             name=config.name,
@@ -58,7 +59,7 @@ class Ingress:
         self._denoising = Denoising(self._service, self._metrics, config.worker.engine.block_length)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(
+        app = create_app(
             self._service,
             self._denoising,
             api_keys=self._api_keys,
@@ -66,11 +67,15 @@ class Ingress:
             metrics=self._gather,
             lifespan=self._lifespan,
         )
+        app.add_middleware(ClientLeftMiddleware)
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = f"{self._config.grpc.host}:{self._config.grpc.port}"
-        async with self._cache, serving(self._service, self._denoising, address, self._api_keys):
+        longest = self._config.limits.max_body_bytes
+        server = serving(self._service, self._denoising, address, self._api_keys, max_message_bytes=longest)
+        async with self._cache, server:
             yield
 
     async def _gather(self) -> Collector:

@@ -98,7 +98,8 @@ class LimitsConfig:
     """Requests that may wait at the ingress for a replica; the next one is told to try again later."""
     max_ongoing: int = 512
     """Requests that one replica holds at a time, running or waiting in its engine."""
-    max_body_bytes: int = 8 << 20
+    max_body_bytes: int = 1 << 20
+    """Of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
     default_max_tokens: int | None = None
     """Canvas of a request that names none; None: what the model's generation_config.json says, else 128."""
 

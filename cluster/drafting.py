@@ -6,10 +6,10 @@ makes a hole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 from cache_service.types import Edit
 from cluster.errors import RequestError
@@ -62,6 +62,25 @@ class TurnsContent:
 Content = TextContent | TokenContent | TurnsContent
 
 
+def num_holes(content: Content) -> int:
+    """Masked positions that it asks for."""
+    return sum(part.length for part in parts_of(content) if isinstance(part, Hole))
+
+
+def length_written(content: Content) -> int:
+    """Characters and token ids: how much work it is to encode."""
+    return sum(len(part) if isinstance(part, str) else 1 for part in parts_of(content))
+
+
+def parts_of(content: Content) -> Iterator[str | int | Hole]:
+    match content:
+        case TurnsContent(turns):
+            for turn in turns:
+                yield from turn.parts
+        case TextContent(parts) | TokenContent(parts):
+            yield from parts
+
+
 @dataclass(frozen=True)
 class Draft:
     """Token ids; those at the ascending positions `masked` are holes and hold the model's mask id."""
@@ -72,14 +91,12 @@ class Draft:
     def edits(self, start: int, end: int) -> tuple[Edit, ...]:
         """What puts it in the place of positions start..end-1: one edit for every run of text or of holes."""
         holes = frozenset(self.masked)
-        runs: list[Edit] = []
-        for index, token_id in enumerate(self.token_ids):
-            masked = index in holes
-            if runs and runs[-1].masked == masked:
-                runs[-1] = Edit(runs[-1].start, runs[-1].end, (*runs[-1].token_ids, token_id), masked)
-            else:
-                runs.append(Edit(end if runs else start, end, (token_id,), masked))
-        return tuple(runs) or (Edit(start, end, ()),)
+        runs = [list(run) for _, run in groupby(range(len(self.token_ids)), key=holes.__contains__)]
+        edits = [
+            Edit(end if index else start, end, tuple(self.token_ids[i] for i in run), run[0] in holes)
+            for index, run in enumerate(runs)
+        ]
+        return tuple(edits) or (Edit(start, end, ()),)
 
 
 class Drafting:

@@ -31,6 +31,8 @@ class AuthenticationError(ClusterError):
 class ModelNotFoundError(ClusterError):
     """The request names a model that isn't served here."""
 
+    param = "model"
+
 
 class ContextNotFoundError(ClusterError):
     """There is no shared context of that id, or it is another tenant's."""

@@ -100,7 +100,7 @@ def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
 
 
 def demand_of(pending: PendingRequest | None) -> Demand | None:
-    """The work that a call to `generate` asks for; None for every other call."""
+    """The work that a call for an answer asks for; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
             return Demand(

@@ -60,6 +60,17 @@ class TokenPrompt:
 Prompt = Conversation | TextPrompt | TokenPrompt
 
 
+def length_of(prompt: Prompt) -> int:
+    """Characters, or token ids: how much work it is to encode."""
+    match prompt:
+        case Conversation(messages):
+            return sum(len(message.content) for message in messages)
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt(token_ids):
+            return len(token_ids)
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """Token ids and the lengths, ascending and below the whole, of the prefixes that others may share."""

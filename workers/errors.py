@@ -33,3 +33,7 @@ class NonFiniteLogitsError(WorkerError):
 
     def __init__(self, message: str = "the model returned NaN or infinite logits; check its weights and dtype") -> None:
         super().__init__(message)
+
+
+class EngineClosedError(WorkerError):
+    """The worker is shutting down; another replica can take the request."""

@@ -20,7 +20,8 @@ from workers.bicache.membership import Membership
 from workers.bicache.tally import Tally
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, EngineClosedError, Follow, unanswered
+from workers.engine.front import AsyncEngine, Follow, unanswered
+from workers.errors import EngineClosedError
 from workers.metrics import WorkerMetrics
 from workers.models.base import ModelConfig
 from workers.models.loader import load_model

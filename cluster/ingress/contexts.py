@@ -15,7 +15,8 @@ from cache_service.client import CacheClient, ContextPage
 from cache_service.contexts import committed, spliced
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
 from cache_service.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId
-from cluster.drafting import Content, Drafting, TextContent, TokenContent
+from cluster.drafting import Content, Drafting, TextContent, TokenContent, length_written, num_holes
+from cluster.encoding import Encoding
 from cluster.errors import (
     ContextConflictError,
     ContextNotFoundError,
@@ -76,21 +77,21 @@ class ContextService:
     def __init__(
         self,
         client: CacheClient,
-        tokenization: Tokenization,
+        encoding: Encoding,
         model: Callable[[], Awaitable[ModelInfo]],
         metrics: IngressMetrics,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`model` tells of the one that is served."""
-        self._client, self._tokenization, self._model = client, tokenization, model
+        self._client, self._encoding, self._model = client, encoding, model
         self._commits = metrics.context_commits
         self._patience_s = patience_s
 
     async def create(self, content: Content, salt: str) -> Context:
         """Raises RequestError for content that the model can't hold."""
         info = await self._model()
-        draft = Drafting(self._tokenization, info.mask_token_id).whole(content)
+        draft = await self._drafted([content], info, lambda drafting: drafting.whole(content))
         check_length(len(draft.token_ids), info)
         commit = CommitId(uuid.uuid4().hex)
         with in_our_words():
@@ -137,7 +138,8 @@ class ContextService:
         if context.epoch != expected:
             raise conflict(context_id, expected, context.epoch)
         info = await self._model()
-        edits = edits_of(context, changes, Drafting(self._tokenization, info.mask_token_id))
+        contents = [changes.content] if isinstance(changes, Rewrite) else [change.content for change in changes]
+        edits = await self._drafted(contents, info, lambda drafting: edits_of(context, changes, drafting))
         with in_our_words():
             token_ids, _ = spliced(context, edits)
         check_length(len(token_ids), info)
@@ -157,6 +159,15 @@ class ContextService:
             raise conflict(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
         return committed(context, Commit(context.id, version, tuple(edits)))
+
+    async def _drafted(self, contents: Sequence[Content], info: ModelInfo, draft: Callable[[Drafting], T]) -> T:
+        """Raises RequestError for more holes than the model's context holds, before there are any."""
+        check_length(sum(map(num_holes, contents)), info)
+
+        def work(tokenization: Tokenization) -> T:
+            return draft(Drafting(tokenization, info.mask_token_id))
+
+        return await self._encoding.run(sum(map(length_written, contents)), work)
 
     async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
         """What the service answers, if need be in the end. Raises CacheServiceError."""

@@ -40,6 +40,8 @@ from workers.errors import WorkerError
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_LENGTH = 64
+NO_OBJECT = {"missing", "model_attributes_type", "model_type", "dict_type"}
+"""What pydantic says of a body that is empty or no object."""
 BEARER = HTTPBearer(auto_error=False)
 
 
@@ -180,6 +182,8 @@ def explain(error: Exception) -> Reply:
             return reply_to(invalid(error))
         case HTTPException(status_code=code, detail=detail):
             phrase = HTTPStatus(code).phrase.lower().replace(" ", "_")
+            if code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                detail = "the body is too long: send less, or raise limits.max_body_bytes"
             return Reply(Status(code, StatusCode.UNKNOWN, "invalid_request_error", phrase), str(detail), code=phrase)
     reply = reply_to(error)
     if reply.status is INTERNAL:
@@ -189,9 +193,12 @@ def explain(error: Exception) -> Reply:
 
 def invalid(error: RequestValidationError) -> RequestError:
     """What is wrong with a body, named by its path in the body: `messages.0.content`. Of several things the most deeply
-    nested one: where a field may be this or that, it is in the one that was meant.
+    nested one, and no matter of types where there is another: where a field may be this or that, it is in the one that
+    was meant.
     """
-    first = max(error.errors(), key=lambda found: len(found["loc"]))
+    first = max(error.errors(), key=lambda found: (len(found["loc"]), not found["type"].endswith("_type")))
+    if first["loc"] == ("body",) and first["type"] in NO_OBJECT:
+        return RequestError("the body must be a JSON object, sent with Content-Type: application/json")
     if first["type"] == "json_invalid":
         return RequestError(f"the body is no JSON: {first['ctx']['error']}")
     path = [str(part) for part in first["loc"][1:]]

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.errors import NotReadyError, ReplicaLostError
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
-from workers.errors import OverloadedError
+from workers.errors import EngineClosedError, OverloadedError, WorkerError
 
 PROBE_TIMEOUT_S = 5.0
 
@@ -21,7 +21,7 @@ class WorkerReplicas:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
-        self._generate: Any = handle.options(method_name="generate", stream=True)
+        self._generate: Any = handle.options(method_name="replies", stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """One answer's chunks. Closing the generator before its end cancels the work.
@@ -31,8 +31,12 @@ class WorkerReplicas:
         response = self._generate.remote(request)
         ended = False
         try:
-            async for chunk in response:
-                yield chunk
+            async for reply in response:
+                if isinstance(reply, EngineClosedError):
+                    raise ReplicaLostError("the worker was shut down in the middle of this answer; ask again")
+                if isinstance(reply, WorkerError):
+                    raise reply
+                yield reply
             ended = True
         except (ActorDiedError, ActorUnavailableError) as error:
             raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error

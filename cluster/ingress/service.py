@@ -11,12 +11,13 @@ from typing import Protocol
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from cache_service.client import CacheClient
+from cluster.encoding import Encoding
 from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
 from cluster.ingress.contexts import PATIENCE_S, ContextService
 from cluster.ingress.events import ContextChoice, Event, Finished, Text
 from cluster.ingress.stops import StopStrings
 from cluster.metrics import IngressMetrics
-from cluster.tokenization import Conversation, EncodedPrompt, Prompt, Tokenization
+from cluster.tokenization import Conversation, EncodedPrompt, Prompt, length_of
 from workers.api import (
     ContextEpoch,
     ContextRead,
@@ -25,9 +26,9 @@ from workers.api import (
     GenerateChunk,
     GenerateRequest,
     ModelInfo,
-    PrefixCandidate,
 )
 
+MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 ATTEMPTS = 3
 """Replicas that one request is given, as long as nothing of its answer was sent."""
 
@@ -54,10 +55,9 @@ class Call:
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt as the workers take it."""
+    """Token ids, and whose content they begin with."""
 
-    token_ids: tuple[int, ...]
-    prefixes: tuple[PrefixCandidate, ...]
+    encoded: EncodedPrompt
     context: ContextRead | None = None
 
 
@@ -87,7 +87,7 @@ class InferenceService:
     def __init__(
         self,
         workers: Workers,
-        tokenization: Tokenization,
+        encoding: Encoding,
         metrics: IngressMetrics,
         contexts: CacheClient,
         *,
@@ -100,9 +100,10 @@ class InferenceService:
         the cache service, where shared contexts live; it may be silent for `contexts_patience_s`.
         """
         self.name = name
-        self.contexts = ContextService(contexts, tokenization, self.model, metrics, patience_s=contexts_patience_s)
+        self.contexts = ContextService(contexts, encoding, self.model, metrics, patience_s=contexts_patience_s)
         self._workers = workers
-        self._tokenization = tokenization
+        self._encoding = encoding
+        self._tokenization = encoding.tokenization
         self._metrics = metrics
         self._max_tokens = max_tokens
         self._timeout_s = timeout_s
@@ -228,12 +229,16 @@ class InferenceService:
         info = await self.model()
         self.check_model(call.model)
         prompt = await self._prompt(call, info)
-        suffix = self._tokenization.encode_suffix(call.suffix)
+        suffix = await self._encoding.run(len(call.suffix), lambda tokenizer: tokenizer.encode_suffix(call.suffix))
+        if not (prompt.encoded.token_ids or suffix):
+            raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
+        num_given = len(prompt.encoded.token_ids) + len(suffix)
+        canvas = self._canvas(call.max_tokens, num_given, info.context_length)
         return GenerateRequest(
             request_id=call.request_id,
-            token_ids=prompt.token_ids,
-            max_tokens=self._canvas(call.max_tokens, len(prompt.token_ids) + len(suffix), info.context_length),
-            prefixes=prompt.prefixes,
+            token_ids=prompt.encoded.token_ids,
+            max_tokens=canvas,
+            prefixes=prompt.encoded.candidates(info.fingerprint, call.cache_salt),
             params=call.params,
             suffix=suffix,
             context=prompt.context,
@@ -241,17 +246,16 @@ class InferenceService:
 
     async def _prompt(self, call: Call, info: ModelInfo) -> ReadPrompt:
         """The newest content of the context at the time of this call, if there is one, and what follows it."""
+        length = length_of(call.prompt)
         if call.context is None:
-            alone = self._tokenization.encode(call.prompt)
-            return ReadPrompt(alone.token_ids, alone.candidates(info.fingerprint, call.cache_salt))
+            return ReadPrompt(await self._encoding.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
         context = await self.contexts.read_to_generate(call.context.id, call.cache_salt)
-        behind = self._tokenization.encode_behind(call.prompt)
+        behind = await self._encoding.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt))
         num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )
-        read = ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness)
-        return ReadPrompt(whole.token_ids, whole.candidates(info.fingerprint, call.cache_salt), read)
+        return ReadPrompt(whole, ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness))
 
     def _canvas(self, asked: int | None, prompt_tokens: int, context_length: int) -> int:
         room = context_length - prompt_tokens

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx2 as httpx
 import openai
 import pytest
 from openai import OpenAI
 
 from tests.e2e.prompts import ANSWERS, ENDLESS, SHEET, chat, sheet
-from tests.e2e.system import System, eventually
+from tests.e2e.system import PATIENCE_S, System, eventually
+
+LOG_DELAY_S = 2.0
+"""What a worker logs arrives in the system's log by then."""
 
 
 @pytest.mark.parametrize(("question", "answer"), ANSWERS.items())
@@ -148,3 +153,17 @@ def test_a_client_that_goes_away_stops_its_work(system: System, stream: bool) ->
 
     eventually(lambda: system.metric("palimpsest_worker_aborted_total") == aborted + 1)
     eventually(lambda: system.metric("palimpsest_worker_running") == 0)
+
+
+def test_clients_that_leave_or_ask_for_the_impossible_leave_no_stack_in_the_log(system: System) -> None:
+    body = {"messages": chat(SHEET), "stream": True, "max_tokens": 700, "ignore_eos": True}
+    for _ in range(3):
+        with httpx.stream("POST", f"{system.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as response:
+            next(response.iter_bytes())
+    refused = {"messages": chat(SHEET), "diffusion": {"policy": "magic"}}
+    statuses = [system.post("/v1/chat/completions", refused).status_code for _ in range(3)]
+    eventually(lambda: system.metric("palimpsest_worker_running") == 0)
+    time.sleep(LOG_DELAY_S)
+
+    assert statuses == [400] * 3
+    assert "Traceback" not in system.log.read_text()

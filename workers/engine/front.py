@@ -21,7 +21,7 @@ from workers.bicache.entry import Changes
 from workers.bicache.following import Reply
 from workers.engine.engine import Engine
 from workers.engine.runner import step_failed
-from workers.errors import WorkerError
+from workers.errors import EngineClosedError, WorkerError
 from workers.scheduler.plan import Failure, Question
 from workers.scheduler.scheduler import Outcome
 
@@ -36,10 +36,6 @@ Follow = Callable[[ContextRead, Reply], None]
 def unanswered(_read: ContextRead, reply: Reply) -> None:
     """There is nobody to ask."""
     reply(None)
-
-
-class EngineClosedError(WorkerError):
-    """The worker is shutting down; another replica can take the request."""
 
 
 class Stream:

@@ -22,6 +22,8 @@ from workers.scheduler.timetable import Timetable
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 SEED_BITS = 63
+MAX_STEPS = 1 << 16
+"""Far more than any context has tokens; a step that commits nothing still takes a pass."""
 GUIDED_POLICY = "none"
 
 
@@ -159,9 +161,10 @@ def timetable(
         num_steps = num_blocks * -(-block_length // tokens_per_step)
     check(
         num_steps >= num_blocks,
-        "num_steps",
+        "steps",
         f"must be at least 1 for each of the {num_blocks} blocks, got {num_steps}; raise it, or raise block_length",
     )
+    check(num_steps <= MAX_STEPS, "steps", f"must be at most {MAX_STEPS}, got {num_steps}")
     return Timetable(positions, block_length, num_steps, timing_of(params, model))
 
 

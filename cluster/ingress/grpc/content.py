@@ -9,7 +9,7 @@ from cluster.errors import RequestError
 from cluster.ingress.contexts import Change, Found, Rewrite, TokenRange
 from protos import contexts_v1_pb2 as pb
 
-ROLES = ("system", "user", "assistant")
+ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}
 
 
 def content_of(message: pb.ContextContent) -> Content:
@@ -60,9 +60,7 @@ def replacement_of(edit: pb.ContextEdit) -> TextContent | TokenContent:
 
 
 def turn_of(turn: pb.Turn) -> Turn:
-    if turn.role not in ROLES:
-        raise RequestError(f"a turn's role must be one of {', '.join(ROLES)}, got {turn.role!r}", param="content")
-    return Turn(turn.role, parts_of(turn.parts))
+    return Turn(role_of(turn.role, "content"), parts_of(turn.parts))
 
 
 def text_of(text: pb.TextParts) -> TextContent:
@@ -87,3 +85,10 @@ def hole_of(length: int) -> Hole:
     if not 1 <= length <= MAX_HOLE:
         raise RequestError(f"a hole must be 1 to {MAX_HOLE} tokens long, got {length}", param="hole")
     return Hole(length)
+
+
+def role_of(role: str, param: str) -> str:
+    """What the chat template calls it."""
+    if role not in ROLES:
+        raise RequestError(f"a turn's role must be one of {', '.join(ROLES)}, got {role!r}", param=param)
+    return ROLES[role]

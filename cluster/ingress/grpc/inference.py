@@ -13,7 +13,8 @@ from cache_service.types import ContextId
 from cluster.errors import RequestError
 from cluster.ingress.events import ContextChoice, Finished, Text
 from cluster.ingress.grpc.calls import answered, params_of, work_done
-from cluster.ingress.service import Call, InferenceService
+from cluster.ingress.grpc.content import role_of
+from cluster.ingress.service import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
 from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
@@ -63,8 +64,10 @@ def call_of(request: pb.GenerateRequest) -> Call:
     """Raises RequestError for a request that says too little or too much."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
-    if not all(request.stop):
-        raise RequestError("a stop string must not be empty", param="stop")
+    if len(request.stop) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in request.stop):
+        raise RequestError(
+            f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters each", param="stop"
+        )
     if request.suffix and request.HasField("conversation"):
         raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
     return Call(
@@ -92,7 +95,8 @@ def choice_of(context: pb.ContextChoice) -> ContextChoice:
 def prompt_of(request: pb.GenerateRequest) -> Prompt:
     match request.WhichOneof("prompt"):
         case "conversation" if request.conversation.messages:
-            return Conversation(tuple(Message(turn.role, turn.content) for turn in request.conversation.messages))
+            turns = request.conversation.messages
+            return Conversation(tuple(Message(role_of(turn.role, "conversation"), turn.content) for turn in turns))
         case "text":
             return TextPrompt(request.text)
         case "token_ids":

@@ -27,13 +27,13 @@ GRACE_S = 1.0
 
 @asynccontextmanager
 async def serving(
-    service: InferenceService, denoising: Denoising, address: str, api_keys: frozenset[str]
+    service: InferenceService, denoising: Denoising, address: str, api_keys: frozenset[str], *, max_message_bytes: int
 ) -> AsyncIterator[int]:
     """A server with health and reflection at `address`, for as long as the context lasts; yields its port.
 
     Health is SERVING while a worker answers. Raises ClusterError where the address can't be had.
     """
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
     inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoising, api_keys)
     inference_v1_pb2_grpc.add_InferenceServicer_to_server(inference, server)  # type: ignore[no-untyped-call]
     contexts_v1_pb2_grpc.add_ContextsServicer_to_server(contexts, server)  # type: ignore[no-untyped-call]

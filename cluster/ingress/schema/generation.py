@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from cache_service.contexts import MAX_STALENESS
 from cache_service.types import ContextId
 from cluster.errors import RequestError
 from cluster.ingress.events import ContextChoice
-from cluster.ingress.service import Call
+from cluster.ingress.service import MAX_STOP_LENGTH, MAX_STOPS, Call
 from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from workers.api import ContextMode, DecodingParams
 
@@ -32,13 +32,30 @@ def only(*neutral: Any, reason: str) -> AfterValidator:
 
 
 Ignored = Any
-NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)]
+Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
+
+
+TokenId = Annotated[int, Field(strict=False)]
+"""As the key of an object, where JSON knows only strings."""
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """Takes no value for another type's: `"yes"` is not true, and 1.5 no number of tokens."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def whole_characters(cls, value: object) -> object:
+        r"""JSON can spell halves of a character alone (`"\ud800"`), which no text holds."""
+        texts = value if isinstance(value, list) else [value]
+        try:
+            "".join(text for text in texts if isinstance(text, str)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half a character, at position {error.start}") from error
+        return value
 
 
 class DiffusionBody(Body):
@@ -84,7 +101,7 @@ class SamplingBody(Body):
     model: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    logit_bias: dict[int, Bias] | None = None
+    logit_bias: dict[TokenId, Bias] | None = None
     """Token id -> what is added to its logits."""
     seed: int | None = None
     stream: bool | None = None
@@ -186,10 +203,8 @@ class TextPart(Body):
     text: str
 
 
-class MessageBody(BaseModel):
+class MessageBody(Body):
     """One turn. Fields of other turns' machinery (tool calls, audio) can't be put through a template here."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]

@@ -13,11 +13,11 @@ from cache_service.client import CacheClient
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from cache_service.types import ReplicaId
+from cluster.encoding import Encoding
 from cluster.ingress.denoising import Denoising
 from cluster.ingress.http import create_app
 from cluster.ingress.service import InferenceService
 from cluster.metrics import IngressMetrics
-from cluster.tokenization import Tokenization
 from tests.e2e.checkpoints import write_random_checkpoint
 from tests.unit.cluster.local import Connect, LocalWorkers
 from workers.config import WorkerConfig
@@ -74,7 +74,7 @@ def service(
 ) -> InferenceService:
     return InferenceService(
         workers,
-        Tokenization(random_model),
+        Encoding(random_model),
         metrics,
         cache,
         name="random",

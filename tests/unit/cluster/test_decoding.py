@@ -66,7 +66,7 @@ async def test_every_option_arrives_over_grpc(
     service: InferenceService, denoising: Denoising, workers: LocalWorkers
 ) -> None:
     async with (
-        serving(service, denoising, "127.0.0.1:0", frozenset()) as port,
+        serving(service, denoising, "127.0.0.1:0", frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ TALK = pb.Conversation(
 @pytest.fixture
 async def channel(service: InferenceService, denoising: Denoising) -> AsyncIterator[grpc.aio.Channel]:
     async with (
-        serving(service, denoising, LOCAL, frozenset()) as port,
+        serving(service, denoising, LOCAL, frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -71,6 +71,11 @@ async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, work
         (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
         (pb.GenerateRequest(text="a", temperature=-1), "temperature"),
         (pb.GenerateRequest(text="a", stop=[""]), "stop"),
+        (pb.GenerateRequest(text="a", stop=["x"] * 17), "stop"),
+        (pb.GenerateRequest(text="a", stop=["x" * 257]), "stop"),
+        (pb.GenerateRequest(text=""), "prompt"),
+        (pb.GenerateRequest(conversation=pb.Conversation(messages=[pb.Message(role="wizard")])), "wizard"),
+        (pb.GenerateRequest(text="a", logit_bias={5: 101}), "logit_bias"),
         (pb.GenerateRequest(text="a", max_tokens=5000), "max_tokens"),
         (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(policy="magic")), "magic"),
     ],
@@ -83,6 +88,22 @@ async def test_what_can_not_be_honoured_is_refused_by_name(
             await call
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert words in (refused.value.details() or "")
+
+
+async def test_a_developer_is_the_system(stub: InferenceStub, workers: LocalWorkers) -> None:
+    for role in ("system", "developer"):
+        turns = pb.Conversation(messages=[pb.Message(role=role, content="Mira is 34.")])
+        await stub.Generate(pb.GenerateRequest(conversation=turns, max_tokens=4))
+
+    one, two = (request.token_ids for request in workers.requests)
+    assert one == two
+
+
+async def test_a_message_that_is_too_long_is_refused(stub: InferenceStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Generate(pb.GenerateRequest(text="a" * 100_001))
+
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize(
@@ -126,7 +147,7 @@ async def read_into(pieces: list[str], call: grpc.aio.UnaryStreamCall) -> None:
 
 async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService, denoising: Denoising) -> None:
     async with (
-        serving(service, denoising, LOCAL, frozenset({"right"})) as port,
+        serving(service, denoising, LOCAL, frozenset({"right"}), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
@@ -144,7 +165,7 @@ async def test_health_follows_the_workers(
 ) -> None:
     workers.away = True
     async with (
-        serving(service, denoising, LOCAL, frozenset()) as port,
+        serving(service, denoising, LOCAL, frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         asyncio.timeout(20),
     ):
@@ -159,5 +180,5 @@ async def test_health_follows_the_workers(
 
 async def test_an_address_that_can_not_be_had_is_named(service: InferenceService, denoising: Denoising) -> None:
     with pytest.raises(ClusterError, match=r"nowhere\.invalid:1.*grpc"):
-        async with serving(service, denoising, "nowhere.invalid:1", frozenset()):
+        async with serving(service, denoising, "nowhere.invalid:1", frozenset(), max_message_bytes=100_000):
             pass

@@ -43,7 +43,7 @@ async def channel_to(
 ) -> AsyncIterator[grpc.aio.Channel]:
     async with (
         cache,
-        serving(service, denoising, "127.0.0.1:0", frozenset(keys)) as port,
+        serving(service, denoising, "127.0.0.1:0", frozenset(keys), max_message_bytes=1 << 20) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel

@@ -102,16 +102,54 @@ def test_what_changes_nothing_is_accepted(client: TestClient, harmless: dict[str
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"max_tokens": "4"}, "max_tokens"),
+        ({"max_tokens": 4.0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"stream": "yes"}, "stream"),
+        ({"cache_salt": "\ud800"}, "cache_salt"),
+        ({"stop": ["a", "\ud800"]}, "stop"),
+        ({"model": "\ud800"}, "model"),
+        ({"messages": [{"role": "user", "content": "Mira \ud83e"}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "\udd8a"}]}]},
+            "messages.0.content",
+        ),
+        ({"diffusion": {"steps": 1, "block_length": 2}}, "steps"),
         ({"diffusion": {"stepz": 4}}, "diffusion.stepz"),
         ({"diffusion": {"policy": "magic"}}, "policy"),
     ],
 )
 def test_what_can_not_be_honoured_is_refused_by_name(client: TestClient, wrong: dict[str, Any], param: str) -> None:
-    response = client.post(CHAT, json=TALK | wrong)
+    response = client.post(CHAT, content=json.dumps(TALK | wrong), headers={"content-type": "application/json"})
 
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (b"", "application/json", "JSON object"),
+        (b"[]", "application/json", "JSON object"),
+        (json.dumps(TALK).encode(), "text/plain", "Content-Type"),
+        (json.dumps(TALK | {"stop": ["x"] * 17}).encode(), "application/json", "at most 16"),
+        (json.dumps(TALK | {"model": "gpt"}).encode(), "application/json", "gpt"),
+        (b'{"messages": "' + b"x" * 20_000 + b'"}', "application/json", "max_body_bytes"),
+    ],
+)
+def test_a_refusal_says_what_to_do(client: TestClient, body: bytes, content_type: str, words: str) -> None:
+    response = client.post(CHAT, content=body, headers={"content-type": content_type})
+
+    assert response.status_code in {400, 404, 413}
+    assert words in response.json()["error"]["message"]
+
+
+def test_an_empty_prompt_is_refused_by_its_name(client: TestClient) -> None:
+    for prompt in ("", [], [[]]):
+        error = client.post("/v1/completions", json={"prompt": prompt}).json()["error"]
+        assert error["param"] == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from tests.unit.workers.models.conftest import LLADA_CONFIG
 from tests.unit.workers.tiny import request_of
 from workers.api import FinishReason
 from workers.config import KVConfig, WorkerConfig
-from workers.engine.front import EngineClosedError
-from workers.errors import InvalidRequestError, OverloadedError
+from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
 from workers.models.layers import Transformer
 from workers.models.llada import LLADA
 from workers.worker import Worker, dtype_of, threads_of

@@ -22,7 +22,9 @@ def adjust(logits: Tensor, positions: Sequence[int], sampling: Sampling) -> Tens
     if not (decoding.logit_bias or too_early):
         return logits
     logits = logits.clone()
-    for token_id, bias in decoding.logit_bias:
-        logits[:, token_id] += bias
+    if decoding.logit_bias:
+        token_ids, biases = zip(*decoding.logit_bias, strict=True)
+        columns = torch.tensor(token_ids, device=logits.device)
+        logits[:, columns] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
     logits[too_early, sampling.eos_token_id] = -torch.inf
     return logits

@@ -17,6 +17,7 @@ from workers.scheduler.timetable import Timing
 
 Named = TypeVar("Named", bound=enum.Enum)
 
+MAX_GUIDANCE, MAX_BIAS = 100.0, 100.0
 LLADA_OWN = (Unmasking.LOW_CONFIDENCE, Timing.QUOTA)
 OWN: Mapping[str, tuple[Unmasking, Timing]] = MappingProxyType({"dream": (Unmasking.ENTROPY, Timing.DREAM)})
 """Architecture -> what its authors decode with, where that isn't as LLaDA's."""
@@ -68,7 +69,7 @@ def check_sampling(params: DecodingParams) -> None:
     check(0 < share <= 1, "top_p", f"must lie in (0, 1], got {share}")
     check(count is None or count >= 1, "top_k", f"must be at least 1, got {count}")
     weight = params.guidance
-    check(math.isfinite(weight) and weight >= 0, "guidance", f"must be finite and not negative, got {weight}")
+    check(0 <= weight <= MAX_GUIDANCE, "guidance", f"must lie in 0..{MAX_GUIDANCE:g}, got {weight}")
     check(params.remask >= 0, "remask", f"must not be negative, got {params.remask}")
     least, factor = params.threshold, params.factor
     check(least is None or 0 <= least <= 1, "threshold", f"must lie in 0..1, got {least}")
@@ -106,5 +107,5 @@ def check_bias(params: DecodingParams, model: ModelConfig) -> None:
         f"names the mask token {model.mask_token_id}, which is never chosen",
     )
     check(len(set(tokens)) == len(tokens), "logit_bias", "names a token id twice")
-    endless = next((bias for _, bias in params.logit_bias if not math.isfinite(bias)), None)
-    check(endless is None, "logit_bias", f"must hold finite numbers, got {endless}; -100 rules a token out")
+    beyond = next((bias for _, bias in params.logit_bias if not -MAX_BIAS <= bias <= MAX_BIAS), None)
+    check(beyond is None, "logit_bias", f"must lie in -{MAX_BIAS:g}..{MAX_BIAS:g}, got {beyond}")

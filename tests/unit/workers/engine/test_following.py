@@ -162,7 +162,7 @@ def test_the_new_content_is_cached_under_its_own_epoch() -> None:
 
 @pytest.mark.parametrize("length", [3, 12])
 def test_the_least_length_counts_from_where_the_canvas_now_begins(length: int) -> None:
-    request = reading(content(0, prompt_of(8)), 3, min_tokens=6, logit_bias=((TINY.eos_token_id, 1000.0),))
+    request = reading(content(0, prompt_of(8)), 3, min_tokens=6, logit_bias=((TINY.eos_token_id, 100.0),))
     answer = follow(engine_of(tiny_model()), request, {1: content(1, prompt_of(length, seed=1))})
     assert len(answer.token_ids) == 6
 

@@ -14,9 +14,9 @@ from workers.api import ContextMode, ContextRead, GenerateRequest
 from workers.bicache.entry import Changes
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, EngineClosedError, Reply
+from workers.engine.front import AsyncEngine, Reply
 from workers.engine.runner import StepFailedError
-from workers.errors import InvalidRequestError, OverloadedError
+from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
 
 POLL_S = 0.005
 
