@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cache_service.types import ReplicaId
-from workers.api import CopyRequest
+from workers.api import CopyRequest, GenerateChunk, GenerateRequest
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import CoherenceConfig, WorkerConfig
 from workers.errors import WorkerError
@@ -111,6 +113,15 @@ class DiffusionWorker(Worker):
             timeout_s=config.coherence.fetch_timeout_s,
         )
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
+
+    async def replies(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | WorkerError, None]:
+        """As `generate`, with an error as the last value: what is raised, Serve logs as a fault, with its stack."""
+        async with aclosing(self.generate(request)) as chunks:
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except WorkerError as error:
+                yield error
 
     async def hand_out(self, request: CopyRequest) -> Parcel | None:
         """`send_copy`, for replicas in other processes."""
