@@ -269,10 +269,12 @@ class CreateContextResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ...) -> None: ...
 
 class GetContextRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "known_commit_id")
     ID_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    known_commit_id: str
+    def __init__(self, id: _Optional[str] = ..., known_commit_id: _Optional[str] = ...) -> None: ...
 
 class GetContextResponse(_message.Message):
     __slots__ = ("header", "context")

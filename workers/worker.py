@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
 import torch
@@ -13,14 +13,12 @@ import torch
 from cache_service.types import ReplicaId
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
 from workers.bicache.copies import EntryCopy, Transport, Unreachable
-from workers.bicache.entry import Changes
 from workers.bicache.estimate import CostModel, Prior
-from workers.bicache.following import FollowThread
 from workers.bicache.membership import Membership
 from workers.bicache.tally import Tally
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, Follow, unanswered
+from workers.engine.front import AsyncEngine
 from workers.errors import EngineClosedError
 from workers.metrics import WorkerMetrics
 from workers.models.base import ModelConfig
@@ -63,29 +61,25 @@ class Worker:
             logger.info("recorded the steps of %d rows", num_rows)
         self._tally = Tally()
         self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
-        listeners: list[Callable[[Changes], None]] = []
+        self._engine = AsyncEngine(engine, on_step=[self._metrics.observe_step])
         with ExitStack() as resources:
-            follow: Follow = unanswered
-            if config.cache_service is not None:
-                following = FollowThread(config.cache_service, config.bicache.follow_timeout_s)
-                follow = resources.enter_context(following).ask
-            front = AsyncEngine(engine, on_changes=listeners, on_step=[self._metrics.observe_step], follow=follow)
             if config.cache_service is None:
-                self._engine = resources.enter_context(front)
+                resources.enter_context(self._engine)
             else:
                 membership = Membership(
                     config.cache_service,
                     replica,
                     config.lease_ttl_s,
                     config.coherence,
-                    entries=front,
+                    follow_timeout_s=config.bicache.follow_timeout_s,
+                    entries=self._engine,
                     transport=transport,
                     layout=engine.entries.format,
                     costs=cost_model(self._loaded.config, device),
                     tally=self._tally,
                 )
-                listeners.append(resources.enter_context(membership).apply)
-                self._engine = resources.enter_context(front)
+                self._engine.connect(resources.enter_context(membership))
+                resources.enter_context(self._engine)
                 resources.callback(membership.drain)
             self._resources = resources.pop_all()
 

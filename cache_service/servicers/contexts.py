@@ -10,7 +10,7 @@ from grpc.aio import ServicerContext
 from cache_service import convert
 from cache_service.errors import InvalidRequest
 from cache_service.servicers.base import Servicer
-from cache_service.types import CommitId, ContextId, Epoch, ReplicaId, Revision
+from cache_service.types import CommitId, Context, ContextId, Epoch, ReplicaId, Revision
 from protos import cache_v1_pb2 as pb
 
 DEFAULT_PAGE = 100
@@ -31,6 +31,8 @@ class ContextsServicer(Servicer):
 
     async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:
         context = (await self.state()).contexts.get(ContextId(request.id))
+        if context.version.commit == request.known_commit_id:
+            context = without_content(context)
         return pb.GetContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
     async def List(self, request: pb.ListContextsRequest, _: ServicerContext) -> pb.ListContextsResponse:
@@ -43,7 +45,7 @@ class ContextsServicer(Servicer):
         page = (await self.state()).contexts.page(request.salt, after, size)
         return pb.ListContextsResponse(
             header=self.header(),
-            contexts=[convert.context_to_pb(replace(context, token_ids=(), masked=())) for context in page],
+            contexts=[convert.context_to_pb(without_content(context)) for context in page],
             next_page_token=str(page[-1].created) if len(page) == size else "",
         )
 
@@ -60,3 +62,7 @@ class ContextsServicer(Servicer):
         context_id, author = ContextId(request.id), ReplicaId(request.author)
         await self.commit(lambda state, at: state.delete(context_id, author, at))
         return pb.DeleteContextResponse(header=self.header())
+
+
+def without_content(context: Context) -> Context:
+    return replace(context, token_ids=(), masked=())

@@ -44,6 +44,7 @@ class Worker:
         self._contexts = contexts
         self._rng = random.Random(name)
         self._lease = Lease(LeaseId(0), self._replica, MEMBER_TTL_S)
+        self._known: dict[ContextId, Context] = {}
         self._safe_until = 0.0
         self._strays_until = 0.0
         self.refusals: Counter[str] = Counter()
@@ -100,8 +101,10 @@ class Worker:
         if not self._contexts or self._rng.random() < 0.3:
             return None
         began = self._checker.begin()
-        context = await self._client.get_context(self._rng.choice(self._contexts))
+        context_id = self._rng.choice(self._contexts)
+        context = await self._client.get_context(context_id, known=self._known.get(context_id))
         self._checker.end_get(began, context)
+        self._known[context_id] = context
         return context
 
     async def _rewrite(self) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from cache_service.client import CacheClient
 from cache_service.types import Event, ReplicaId, Snapshot
 from cache_service.waits import BuildWaits
+from workers.api import ContextRead
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entries import EntriesThread
 from workers.bicache.entry import Changes, Report
 from workers.bicache.estimate import CostModel
+from workers.bicache.following import ContextReader, Reply
 from workers.bicache.supplier import Supplier
 from workers.bicache.sync import FAREWELL_TIMEOUT_S, PrefixSync
 from workers.bicache.tally import Tally
@@ -35,17 +39,20 @@ class Membership(LoopThread):
         ttl_s: float,
         config: CoherenceConfig,
         *,
+        follow_timeout_s: float,
         entries: EntriesThread,
         transport: Transport,
         layout: EntryFormat,
         costs: CostModel,
         tally: Tally,
     ) -> None:
+        """After `follow_timeout_s` a question about a context is answered with None."""
         super().__init__("membership")
-        self._client = CacheClient(target)
+        self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
         self._config, self._entries, self._tally = config, entries, tally
         self._view, self._waits = ClusterView(), BuildWaits()
         self._sync = PrefixSync(self._client, replica, ttl_s, self._view, config.profile, tally)
+        self._reader = ContextReader(self._follow_client, self._view)
         self._supplier = Supplier(
             replica,
             config,
@@ -62,15 +69,21 @@ class Membership(LoopThread):
 
     def apply(self, changes: Changes) -> None:
         """On the engine's thread; returns at once."""
-        report = Report.of(changes)
-        with suppress(RuntimeError):  # the loop is closed: the replica is leaving
-            self._loop.call_soon_threadsafe(self._take, report)
+        self._call(partial(self._take, Report.of(changes)))
+
+    def ask(self, read: ContextRead, reply: Reply) -> None:
+        """On the engine's thread; returns at once. `reply` is called on this object's, with the newest content."""
+        self._call(partial(self._reader.ask, read, reply))
 
     def drain(self) -> None:
         """Tell the others to send no new work here. From another thread; waits until they were told, if they can be."""
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
         with suppress(TimeoutError):
             draining.result(FAREWELL_TIMEOUT_S)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the replica is leaving
+            self._loop.call_soon_threadsafe(function)
 
     # Below: this object's thread only.
 
@@ -107,12 +120,13 @@ class Membership(LoopThread):
                 await self._supplier.prewarm()
 
     async def _main(self) -> None:
-        async with self._client:
+        async with self._client, self._follow_client:
             tasks = [asyncio.create_task(task) for task in (self._watch(), self._sync.run(), self._prewarm())]
             await self._stop.wait()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._reader.close()
             await self._supplier.close()
             await self._sync.leave()
 

@@ -59,6 +59,10 @@ class ClusterView:
     def holders(self, key: PrefixKey) -> frozenset[ReplicaId]:
         return frozenset(placement.replica for placement in self._directory.lookup([key]).get(key, ()))
 
+    def context(self, context_id: ContextId) -> Context | None:
+        """Its newest content, as far as was told; None where nothing was, or that it is gone."""
+        return self._contexts.find(context_id)
+
     def context_of(self, key: PrefixKey) -> ContextEpoch | None:
         """A context whose newest content has this key."""
         ids = self._current.get(key)

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from cache_service.types import Context
 from workers.api import ContextRead, GenerateChunk, GenerateRequest, WorkerStats
@@ -29,13 +29,28 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 T = TypeVar("T")
-Follow = Callable[[ContextRead, Reply], None]
-"""Returns at once, and sees to it that every reader gets one reply."""
 
 
-def unanswered(_read: ContextRead, reply: Reply) -> None:
-    """There is nobody to ask."""
-    reply(None)
+class Outside(Protocol):
+    """Who hears of an engine's entries and knows of contexts. Called on the engine's thread; returns at once."""
+
+    def apply(self, changes: Changes) -> None:
+        """What became of prefix entries."""
+        ...
+
+    def ask(self, read: ContextRead, reply: Reply) -> None:
+        """See to it that `reply` is called, once, with the newest content of what `read` reads."""
+        ...
+
+
+class Nobody:
+    """The outside of an engine by itself."""
+
+    def apply(self, changes: Changes) -> None:
+        pass
+
+    def ask(self, _read: ContextRead, reply: Reply) -> None:
+        reply(None)
 
 
 class Stream:
@@ -60,20 +75,20 @@ class AsyncEngine:
         self,
         engine: Engine,
         *,
-        on_changes: Sequence[Callable[[Changes], None]] = (),
         on_step: Sequence[Callable[[float], None]] = (),
-        follow: Follow = unanswered,
     ) -> None:
-        """`on_changes` hears of prefix entries, `on_step` of each step's seconds, `follow` of what readers of shared
-        contexts want to know; all on the engine's thread.
-        """
-        self._engine, self._on_changes, self._on_step = engine, on_changes, on_step
-        self._follow = follow
+        """`on_step` hears of each step's seconds, on the engine's thread."""
+        self._engine, self._on_step = engine, on_step
+        self._outside: Outside = Nobody()
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
         self._closed = False
         self._streams: dict[str, Stream] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def connect(self, outside: Outside) -> None:
+        """Called before the `with` block is entered, if there is anybody outside."""
+        self._outside = outside
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -152,7 +167,7 @@ class AsyncEngine:
                     listener(time.monotonic() - started)
                 self._tell_changes()
                 for question in self._engine.take_questions():
-                    self._follow(question.read, partial(self._reply, question))
+                    self._outside.ask(question.read, partial(self._reply, question))
                 self._deliver(outcomes)
         finally:
             with self._wake:
@@ -174,8 +189,7 @@ class AsyncEngine:
 
     def _tell_changes(self) -> None:
         if changes := self._engine.take_changes():
-            for teller in self._on_changes:
-                teller(changes)
+            self._outside.apply(changes)
 
     def _take_commands(self) -> None:
         while self._commands:

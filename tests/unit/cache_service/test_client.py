@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
+import grpc
 import pytest
 
 from cache_service.client import CacheClient
@@ -30,6 +31,8 @@ from cache_service.types import (
     EventKind,
     Snapshot,
 )
+from protos import cache_v1_pb2 as pb
+from protos.cache_v1_pb2_grpc import ContextsStub
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
@@ -45,6 +48,23 @@ async def test_a_context_is_made_read_rewritten_and_deleted(client: CacheClient)
     await client.delete_context(made.id, author=ANNA)
     with pytest.raises(UnknownContext, match=made.id):
         await client.get_context(made.id)
+
+
+async def test_content_that_is_known_does_not_travel_again(server: CacheServer, client: CacheClient) -> None:
+    made = await client.create_context("m", "s", [1, 2, 3], masked=[1], author=ANNA)
+    read = await client.get_context(made.id)
+    assert await client.get_context(made.id, known=read) is read
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        request = pb.GetContextRequest(id=made.id, known_commit_id=read.version.commit)
+        answer = await ContextsStub(channel).Get(request)  # type: ignore[no-untyped-call]
+    assert (list(answer.context.token_ids), list(answer.context.masked)) == ([], [])
+
+    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (7,))], author=ANNA)
+    newest = await client.get_context(made.id, known=read)
+    assert (newest.epoch, newest.token_ids, newest.masked) == (1, (7, 2, 3), (1,))
+    await client.delete_context(made.id, author=ANNA)
+    with pytest.raises(UnknownContext):
+        await client.get_context(made.id, known=newest)
 
 
 async def test_requests_with_the_same_commit_id_are_carried_out_once(client: CacheClient) -> None:

@@ -19,7 +19,7 @@ from workers.bicache.tally import Tally
 from workers.bicache.view import ClusterView
 from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine
+from workers.engine.front import AsyncEngine, Nobody
 from workers.models.loader import load_model
 from workers.worker import cost_model
 
@@ -50,8 +50,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
         async with CacheClient(service.target, timeout_s=30.0) as client:
             expected, _ = await answer(neighbour, ask(1))
             await until(lambda: is_held(client))
-            view, listeners = ClusterView(), []
-            front = AsyncEngine(engine, on_changes=listeners)
+            view, front = ClusterView(), AsyncEngine(engine)
             sync = PrefixSync(client, US, 30.0, view, 0, tally)
             supplier = Supplier(
                 US,
@@ -67,11 +66,12 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 tally=tally,
             )
 
-            def hear(changes: Changes) -> None:
-                report = Report.of(changes)
-                loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
+            class Outside(Nobody):
+                def apply(self, changes: Changes) -> None:
+                    report = Report.of(changes)
+                    loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
 
-            listeners.append(hear)
+            front.connect(Outside())
             syncing = asyncio.create_task(sync.run())
             await sync.joined.wait()
             with front:

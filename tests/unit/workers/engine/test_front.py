@@ -14,7 +14,7 @@ from workers.api import ContextMode, ContextRead, GenerateRequest
 from workers.bicache.entry import Changes
 from workers.config import EngineConfig
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, Reply
+from workers.engine.front import AsyncEngine, Nobody, Reply
 from workers.engine.runner import StepFailedError
 from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
 
@@ -101,7 +101,14 @@ async def test_a_request_waits_for_the_newest_content_of_its_context(engine: Eng
     asked: asyncio.Queue[tuple[ContextRead, Reply]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     old, new = content(0, prompt_of(8)), content(1, prompt_of(9, seed=1))
-    with AsyncEngine(engine, follow=lambda *question: loop.call_soon_threadsafe(asked.put_nowait, question)) as front:
+
+    class Outside(Nobody):
+        def ask(self, read: ContextRead, reply: Reply) -> None:
+            loop.call_soon_threadsafe(asked.put_nowait, (read, reply))
+
+    front = AsyncEngine(engine)
+    front.connect(Outside())
+    with front:
         task = asyncio.create_task(text(front, reading(old, 1)))
         read, reply = await asked.get()
         assert read.at.epoch == 0
@@ -143,7 +150,14 @@ async def test_a_broken_step_leaves_a_working_engine(engine: Engine, monkeypatch
 async def test_entries_and_steps_are_reported(engine: Engine) -> None:
     heard: list[Changes] = []
     steps: list[float] = []
-    with AsyncEngine(engine, on_changes=[heard.append], on_step=[steps.append]) as front:
+
+    class Outside(Nobody):
+        def apply(self, changes: Changes) -> None:
+            heard.append(changes)
+
+    front = AsyncEngine(engine, on_step=[steps.append])
+    front.connect(Outside())
+    with front:
         await text(front, request_of(prompt_of(20), 8, prefixes=[16]))
     assert [len(entry.token_ids) for changes in heard for entry in changes.built] == [16]
     assert len(steps) == front.stats().num_forwards
