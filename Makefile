@@ -45,6 +45,7 @@ manifests: setup ## Regenerate each overlay's serveConfigV2 from deploy/palimpse
 bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.fidelity --quick
 	$(BIN)/python -m benchmarks.engine --quick
+	$(BIN)/python -m benchmarks.step_profile --quick
 	$(BIN)/python -m benchmarks.cache_service --quick
 	$(BIN)/python -m benchmarks.transfer --quick
 

@@ -78,11 +78,15 @@ class ConstantLoad:
                 str(index), token_ids, self._workload.canvas, (PrefixCandidate(len(prefix), key),), self._params
             )
 
-    def step(self) -> None:
+    def fill(self) -> None:
+        """Submit what is missing to the batch."""
         while len(self._open) < self._workload.batch:
             request = next(self._requests)
             self._engine.submit(request)
             self._open.add(request.request_id)
+
+    def step(self) -> None:
+        self.fill()
         for outcome in self._engine.step():
             if not isinstance(outcome, GenerateChunk):
                 raise outcome.error

@@ -1,0 +1,130 @@
+"""Where the time of an engine step goes, from the events of torch's profiler (its Chrome trace).
+
+What runs (on a GPU its kernels and copies, else torch's outermost operations on the step's thread) belongs to the step
+that launched it. Its part follows from, in this order: whether the head had begun when it was launched; its name;
+whether a layer launched it. Kernels that a CUDA graph replays have nothing but their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STEP, HEAD, LAYER = "palimpsest: step", "palimpsest: head", "palimpsest: layer"
+"""Ranges that whoever makes the profile marks."""
+
+ATTENTION, PRODUCTS, BETWEEN = "attention", "matrix products", "norms, rotations, gates"
+STORES, DECISIONS, REST, GAPS = "K/V stores", "head and decisions", "tables, embeddings, copies", "host gaps"
+PARTS = (ATTENTION, PRODUCTS, BETWEEN, STORES, DECISIONS, REST)
+
+NAMES: Sequence[tuple[str, re.Pattern[str]]] = (
+    (ATTENTION, re.compile(r"^attend_tiles|^merge_parts|^aten::scaled_dot_product|^aten::index_select$")),
+    (STORES, re.compile(r"^_store|^aten::index_copy_$")),
+    (BETWEEN, re.compile(r"^_norm|^_rotate|^_gate")),
+    (PRODUCTS, re.compile(r"gemm|gemv|nvjet|cutlass|cublas|xmma|split_?k|^aten::(linear|matmul|mm|addmm_?)$", re.I)),
+)
+ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCHES = ("cuda_runtime", "cuda_driver")
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Microseconds on the trace's clock."""
+
+    start: float
+    stop: float
+
+    def holds(self, moment: float) -> bool:
+        return self.start <= moment < self.stop
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing that ran."""
+
+    name: str
+    launched: float
+    """Microseconds on the trace's clock."""
+    ms: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """The mean of the steps in a trace."""
+
+    wall_ms: float
+    """With the profiler's own cost."""
+    ms: Mapping[str, float]
+    """By part."""
+    launches: Mapping[str, float]
+
+    @property
+    def busy_ms(self) -> float:
+        return sum(self.ms.values())
+
+
+def split(events: Iterable[Event], *, on_device: bool) -> Split:
+    """Events as `traceEvents` has them. Raises ValueError where no step is marked."""
+    whole = [event for event in events if event.get("ph") == "X"]
+    marked = {name: list(ranges(whole, name)) for name in (STEP, HEAD, LAYER)}
+    steps = marked[STEP]
+    if not steps:
+        raise ValueError("the trace has no step")
+    [thread] = {event["tid"] for event in whole if is_mark(event, STEP)}
+    ms: Counter[str] = Counter()
+    launches: Counter[str] = Counter()
+    for work in device_work(whole) if on_device else host_work(whole, thread):
+        step = next((step for step in steps if step.holds(work.launched)), None)
+        if step:
+            part = part_of(work, step, marked[HEAD], marked[LAYER])
+            ms[part] += work.ms
+            launches[part] += 1
+    count = len(steps)
+    return Split(
+        wall_ms=sum(step.stop - step.start for step in steps) / 1000 / count,
+        ms={part: ms[part] / count for part in PARTS},
+        launches={part: launches[part] / count for part in PARTS},
+    )
+
+
+def part_of(work: Work, step: Range, heads: Iterable[Range], layers: Iterable[Range]) -> str:
+    if any(step.holds(head.start) and head.start <= work.launched for head in heads):
+        return DECISIONS
+    for part, pattern in NAMES:
+        if pattern.search(work.name):
+            return part
+    return BETWEEN if any(layer.holds(work.launched) for layer in layers) else REST
+
+
+def is_mark(event: Event, name: str) -> bool:
+    return event.get("cat") == "user_annotation" and event["name"] == name
+
+
+def ranges(events: Iterable[Event], name: str) -> Iterator[Range]:
+    for event in events:
+        if is_mark(event, name):
+            yield Range(event["ts"], event["ts"] + event["dur"])
+
+
+def device_work(events: Sequence[Event]) -> Iterator[Work]:
+    """A kernel was launched when the call of its correlation was made; all kernels of a graph have the graph's."""
+    called = {event["args"]["correlation"]: event["ts"] for event in events if event.get("cat") in LAUNCHES}
+    for event in events:
+        if event.get("cat") in ON_DEVICE:
+            launched = called.get(event["args"].get("correlation"), event["ts"])
+            yield Work(event["name"], launched, event["dur"] / 1000)
+
+
+def host_work(events: Iterable[Event], thread: int) -> Iterator[Work]:
+    """Operations that are no part of another one."""
+    until = float("-inf")
+    operations = (event for event in events if event.get("cat") == "cpu_op" and event["tid"] == thread)
+    for event in sorted(operations, key=lambda event: (event["ts"], -event["dur"])):
+        if event["ts"] >= until:
+            until = event["ts"] + event["dur"]
+            yield Work(event["name"], event["ts"], event["dur"] / 1000)
