@@ -103,8 +103,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
     """The workers, for a cluster with that many GPUs."""
     from workers.deployment import DiffusionWorker  # torch comes with it, which an ingress has no use for
 
-    on_gpu = config.worker.device == "cuda" or (config.worker.device == "auto" and num_gpus > 0)
-    replicas = config.replicas if config.replicas != "auto" else max(1, num_gpus) if on_gpu else 2
+    on_gpu, replicas = config.is_on_gpus(num_gpus), config.num_replicas(num_gpus)
     threads = config.worker.num_threads
     if threads is None and not on_gpu:
         threads = max(1, (os.cpu_count() or 1) // replicas)

@@ -22,6 +22,8 @@ from workers.models.bundle import model_directory
 APPLICATION = "palimpsest"
 """The application's name in Serve."""
 DEFAULT_MAX_TOKENS = 128
+LEAST_STORE_BYTES = 75 << 20
+"""Ray's own limit."""
 INJECTED = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file says once, at its top level."""
 
@@ -111,6 +113,16 @@ class ResourcesConfig:
     worker_cpus: float = 1.0
     """CPUs a worker replica; a fraction lets several replicas share one."""
     ingress_cpus: float = 0.1
+    object_store_bytes: int | Literal["auto"] = "auto"
+    """Shared memory of Ray's object store under `palimpsest serve`; auto: room for the copies of prefix entries that
+    are on their way at a time, as far as the machine has it."""
+
+    def __post_init__(self) -> None:
+        size = self.object_store_bytes
+        if size != "auto" and size < LEAST_STORE_BYTES:
+            raise ValueError(
+                f"resources.object_store_bytes must be at least {LEAST_STORE_BYTES} (75 MiB), or auto; got {size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,16 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.replicas != "auto" and self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, or auto; got {self.replicas}")
+
+    def is_on_gpus(self, num_gpus: int) -> bool:
+        """Whether workers run on GPUs, in a cluster that has so many."""
+        return self.worker.device == "cuda" or (self.worker.device == "auto" and num_gpus > 0)
+
+    def num_replicas(self, num_gpus: int) -> int:
+        """Worker replicas in a cluster with so many GPUs."""
+        if self.replicas != "auto":
+            return self.replicas
+        return max(1, num_gpus) if self.is_on_gpus(num_gpus) else 2
 
     @property
     def name(self) -> str:

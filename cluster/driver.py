@@ -14,9 +14,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import ray
+import torch
 import typer
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -25,13 +29,20 @@ from ray.serve.schema import LoggingConfig
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
+from cluster.object_store import Memory, heaviest_copy_bytes, store_size
 from cluster.supervisor import GRACE_S, end_descendants, no_orphans
 from cluster.tokenization import Tokenization
+from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
+from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, read_json, shard_files
+from workers.worker import dtype_of
 
-OBJECT_STORE_BYTES = 128 << 20
-"""Chunks are small and travel inline; Ray's own default would take a third of the memory."""
+logger = logging.getLogger(__name__)
+
+LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of the container, by version of cgroups."""
+SHARED_MEMORY = Path("/dev/shm")
 PARENT_CHECK_S = 1.0
 SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
 QUESTION = "Where does Linus live?"
@@ -43,10 +54,12 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     Ray and Serve have much to say about themselves; that is shown from DEBUG on.
     """
     config = located(parse_config(json.loads(config_file.read_text())))
-    check_model(config.worker.model)
+    model = checked_model(config.worker.model)
     level = "INFO" if log_level == "DEBUG" else "WARNING"
     logging.getLogger("ray.serve").setLevel(level)
-    start_ray(config, ray_directory)
+    num_gpus = 0 if config.worker.device == "cpu" else torch.cuda.device_count()
+    store_bytes = object_store_bytes(config, model, num_gpus, memory_of_machine())
+    start_ray(config, ray_directory, config.num_replicas(num_gpus), store_bytes)
     logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
     serve.start(http_options=http, logging_config=logs)
@@ -58,12 +71,38 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     signal.pause()
 
 
-def check_model(directory: Path) -> None:
+def checked_model(directory: Path) -> ModelConfig:
     """What can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
     raw = read_json(directory / "config.json")
-    check_dimensions(architecture_of(raw, directory).parse_config(raw), directory)
+    model = architecture_of(raw, directory).parse_config(raw)
+    check_dimensions(model, directory)
     shard_files(directory)
     Tokenization(directory)
+    return model
+
+
+def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int, memory: Memory) -> int:
+    """For Ray on a machine; warns where copies will be slow. Raises StartError."""
+    worker, on_gpus = config.worker, config.is_on_gpus(num_gpus)
+    itemsize = dtype_of(worker.dtype, torch.device("cuda" if on_gpus else "cpu")).itemsize
+    entry_bytes = worker.kv.entry_bytes
+    if not on_gpus or worker.kv.pool_bytes is not None:
+        entry_bytes = memory_budget(worker.kv, torch.device("cpu")).entry_bytes
+    heaviest = heaviest_copy_bytes(model, worker.bicache.entry_depths, itemsize, entry_bytes)
+    size = store_size(config, config.num_replicas(num_gpus), heaviest, memory)
+    if size.warning:
+        logger.warning(size.warning)
+    return size.num_bytes
+
+
+def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
+    """Of the container, where this is one."""
+    limits = [psutil.virtual_memory().total]
+    for file in limit_files:
+        with suppress(OSError, ValueError):  # the other version's, or "max"
+            limits.append(int(file.read_text()))
+    total = min(limits)
+    return Memory(total, psutil.disk_usage(str(SHARED_MEMORY)).free if SHARED_MEMORY.exists() else total)
 
 
 def reasons() -> str:
@@ -73,15 +112,14 @@ def reasons() -> str:
     return "; ".join(f"{name}: {lines[-1]}" for name, lines in said.items() if lines)
 
 
-def start_ray(config: ClusterConfig, directory: Path) -> None:
+def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
     """A Ray of our own: it joins no other one that runs on this machine, and reserves no more than is asked for."""
-    replicas = 2 if config.replicas == "auto" else config.replicas
-    needed = math.ceil(replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
+    needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
     try:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, needed),
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=store_bytes,
             include_dashboard=False,
             logging_level=logging.WARNING,
             _temp_dir=str(directory),

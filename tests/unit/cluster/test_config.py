@@ -64,6 +64,8 @@ def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_mod
         ({"worker": {"model": "x"}}, ["worker.model", "top level"]),
         ({"replicas": 0}, ["replicas must be at least 1"]),
         ({"replicas": "two"}, ["two", "config.replicas"]),
+        ({"resources": {"object_store_bytes": 1 << 20}}, ["resources.object_store_bytes must be at least 78643200"]),
+        ({"resources": {"object_store_bytes": "much"}}, ["much", "config.resources.object_store_bytes"]),
     ],
 )
 def test_what_is_wrong_is_named(random_model: Path, content: dict[str, Any], words: list[str]) -> None:

@@ -1,0 +1,92 @@
+"""How much memory Ray's object store gets on one machine: copies of prefix entries pass through it. Pure.
+
+A copy that finds no room there goes through files, tens of times slower; so does everything if the store itself finds
+no room in shared memory. What isn't used of it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config import ClusterConfig
+from cluster.errors import StartError
+from workers.models.base import ModelConfig
+
+LEAST_BYTES = 128 << 20
+"""For what isn't a copy: chunks are small and travel inline."""
+COPIES_A_REPLICA = 2
+"""That are on their way at a time: one for a request, and one ahead of any."""
+SHARE_OF_MEMORY, SHARE_OF_SHARED = 0.3, 0.9
+"""What the store may take by itself; the rest is for models and for others."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one machine, or of the container on it that this is."""
+
+    total_bytes: int
+    shared_bytes: int
+    """Free in /dev/shm, where Ray keeps the store."""
+
+
+@dataclass(frozen=True)
+class StoreSize:
+    num_bytes: int
+    warning: str | None = None
+    """What an operator should know."""
+
+
+def heaviest_copy_bytes(model: ModelConfig, entry_depths: int, itemsize: int, entry_bytes: int | None) -> int:
+    """Of a prefix that fills the model's context: K and V of all layers, and boundary states at `entry_depths` of them.
+
+    `itemsize` is that of the compute dtype. `entry_bytes`: all that a replica's entries may fill, if that is known.
+    """
+    elements = model.kv_elements_per_token + entry_depths * model.hidden_size
+    heaviest = model.context_length * elements * itemsize
+    return heaviest if entry_bytes is None else min(heaviest, entry_bytes)
+
+
+def passes_copies(config: ClusterConfig, num_replicas: int) -> bool:
+    """Whether copies may go through the object store."""
+    coherence = config.worker.coherence
+    return num_replicas > 1 and coherence.transfer != "never" and coherence.tensor_transport != "nixl"
+
+
+def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory: Memory) -> StoreSize:
+    """What `resources.object_store_bytes` says; auto: room for the copies of all replicas, as far as there is memory.
+
+    Raises StartError for a size that this machine hasn't got.
+    """
+    copied_bytes = copy_bytes if passes_copies(config, num_replicas) else 0
+    asked = config.resources.object_store_bytes
+    if asked == "auto":
+        wanted = max(LEAST_BYTES, COPIES_A_REPLICA * num_replicas * copied_bytes)
+        room = int(min(SHARE_OF_MEMORY * memory.total_bytes, SHARE_OF_SHARED * memory.shared_bytes))
+        num_bytes = max(LEAST_BYTES, min(wanted, room))
+    else:
+        check_room(asked, memory)
+        num_bytes = asked
+    if num_bytes < copied_bytes:
+        return StoreSize(num_bytes, too_small(num_bytes, copied_bytes, memory))
+    return StoreSize(num_bytes)
+
+
+def check_room(asked: int, memory: Memory) -> None:
+    for free_bytes, what in ((memory.total_bytes, "memory"), (memory.shared_bytes, "room in /dev/shm")):
+        if asked > free_bytes:
+            raise StartError(
+                f"resources.object_store_bytes is {mib(asked)}, and this machine has {mib(free_bytes)} of {what}: "
+                "lower it, set it to auto, or give a container more (docker run --shm-size)"
+            )
+
+
+def too_small(num_bytes: int, copied_bytes: int, memory: Memory) -> str:
+    return (
+        f"copies of prefix entries may take up to {mib(copied_bytes)}, and Ray's object store has {mib(num_bytes)}: "
+        "what finds no room there goes through files, and is slow. Set resources.object_store_bytes, with more room in "
+        f"/dev/shm (now {mib(memory.shared_bytes)}; docker run --shm-size), or worker.coherence.transfer to never"
+    )
+
+
+def mib(num_bytes: int) -> str:
+    return f"{num_bytes >> 20} MiB"
