@@ -35,7 +35,7 @@ class StaleEpoch(CacheServiceError):
 
 
 class FencedToken(CacheServiceError):
-    """A newer build of the same entry was granted: drop what was built under this token."""
+    """The build has ended, or was granted anew: nothing more is done under this token."""
 
     reason = "fenced-token"
 
