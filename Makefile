@@ -7,7 +7,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos manifests bench clean
+.PHONY: help setup serve test lint type protos manifests bench charts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.step_profile --quick
 	$(BIN)/python -m benchmarks.cache_service --quick
 	$(BIN)/python -m benchmarks.transfer --quick
+
+charts: setup ## Draw docs/charts anew from benchmarks/results
+	$(BIN)/python -m benchmarks.charts
 
 clean: ## Remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
