@@ -11,8 +11,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cache_service.client import CacheClient
+from cache_service.errors import CacheServiceUnavailable
 from cache_service.hashing import prefix_keys
-from cache_service.types import ReplicaId
+from cache_service.types import PrefixKey, ReplicaId
 from tests.unit.workers.test_worker import write_llada
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate, Usage
 from workers.bicache.copies import EntryCopy, TransferError
@@ -21,6 +23,8 @@ from workers.worker import Worker
 
 POLL_S = 0.02
 PREFIX, CANVAS = 40, 8
+LONG_S = 60.0
+ALWAYS = CoherenceConfig(transfer="always", max_wait_s=LONG_S, prewarm=0)
 
 
 @dataclass
@@ -108,3 +112,27 @@ async def until(condition: Callable[[], object]) -> None:
         if await result if asyncio.iscoroutine(result) else result:
             return
         await asyncio.sleep(POLL_S)
+
+
+def key_of(request: GenerateRequest) -> PrefixKey:
+    return request.prefixes[0].key
+
+
+async def listed(client: CacheClient, key: PrefixKey) -> set[str]:
+    try:
+        return {placement.replica for placement in (await client.lookup([key])).get(key, ())}
+    except CacheServiceUnavailable:  # the test's own connection is still finding the server
+        return set()
+
+
+async def start(cluster: Cluster, client: CacheClient, name: str, coherence: CoherenceConfig = ALWAYS) -> Worker:
+    """A worker that is a member: its first answer's entry is announced."""
+    worker = await asyncio.to_thread(cluster.start, name, coherence)
+    first = ask(seed=sum(name.encode()))
+    await answer(worker, first)
+    await until(lambda: has(client, key_of(first), name))
+    return worker
+
+
+async def has(client: CacheClient, key: PrefixKey, *names: str) -> bool:
+    return await listed(client, key) >= set(names)

@@ -3,68 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cache_service.client import CacheClient
-from cache_service.errors import CacheServiceUnavailable
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ContextId, Edit, Event, EventKind, PrefixKey, ReplicaId, Snapshot
-from tests.unit.workers.coherence.replicas import PREFIX, Cluster, answer, ask, count, until
-from workers.api import GenerateRequest, PrefixCandidate
+from cache_service.types import Event, EventKind, PrefixKey, ReplicaId, Snapshot
+from tests.unit.workers.coherence.replicas import (
+    ALWAYS,
+    LONG_S,
+    PREFIX,
+    Cluster,
+    answer,
+    ask,
+    count,
+    has,
+    key_of,
+    start,
+    until,
+)
 from workers.bicache.copies import EntryCopy
 from workers.config import CoherenceConfig
 from workers.models.bundle import bundled_models, model_directory
 from workers.worker import Worker
 
-LONG_S = 60.0
-ALWAYS = CoherenceConfig(transfer="always", max_wait_s=LONG_S, prewarm=0)
 GHOST = ReplicaId("ghost")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    with ServiceProcess(tmp_path_factory.mktemp("service")) as service:
-        yield service
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, service: ServiceProcess) -> Iterator[Cluster]:
-    with Cluster(tmp_path, service.target) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def client(service: ServiceProcess) -> AsyncIterator[CacheClient]:
-    async with CacheClient(service.target, timeout_s=LONG_S) as client:
-        yield client
-
-
-def key_of(request: GenerateRequest) -> PrefixKey:
-    return request.prefixes[0].key
-
-
-async def listed(client: CacheClient, key: PrefixKey) -> set[str]:
-    try:
-        return {placement.replica for placement in (await client.lookup([key])).get(key, ())}
-    except CacheServiceUnavailable:  # the test's own connection is still finding the server
-        return set()
-
-
-async def start(cluster: Cluster, client: CacheClient, name: str, coherence: CoherenceConfig = ALWAYS) -> Worker:
-    """A worker that is a member: its first answer's entry is announced."""
-    worker = await asyncio.to_thread(cluster.start, name, coherence)
-    first = ask(seed=sum(name.encode()))
-    await answer(worker, first)
-    await until(lambda: has(client, key_of(first), name))
-    return worker
-
-
-async def has(client: CacheClient, key: PrefixKey, *names: str) -> bool:
-    return await listed(client, key) >= set(names)
 
 
 async def test_an_entry_is_built_once_and_copied_and_all_answers_are_equal(
@@ -248,37 +214,6 @@ async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: C
     assert second[0] == first[0]
     assert second[1].cached_tokens == PREFIX
     assert await count(late, "entries_built_total") == 0
-
-
-@pytest.mark.parametrize("refresh", ["lazy", "eager"])
-async def test_a_commit_retires_the_old_epochs_entry_and_eager_builds_the_new_one(
-    cluster: Cluster, client: CacheClient, refresh: str
-) -> None:
-    name = f"a-{refresh}"
-    worker = await start(cluster, client, name, replace(ALWAYS, refresh=refresh))  # type: ignore[arg-type]
-    prompt = ask(11).token_ids
-    author = ReplicaId("author")
-    context = await client.create_context("model", refresh, prompt[:PREFIX], author=author)
-    request = replace(ask(11, "one"), prefixes=(PrefixCandidate(PREFIX, context.key),))
-    await answer(worker, request)
-    await until(lambda: is_content_of(client, context.key, context.id))
-    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=author)
-    await until(lambda: gone(client, context.key))
-    if refresh == "eager":
-        await until(lambda: is_content_of(client, version.key, context.id))
-    changed = replace(request, token_ids=(5, *prompt[1:]), prefixes=(PrefixCandidate(PREFIX, version.key),))
-    usage = (await answer(worker, changed))[1]
-    assert usage.cached_tokens == (PREFIX if refresh == "eager" else 0)
-    assert await count(worker, "entries_retired_total") == 1
-
-
-async def is_content_of(client: CacheClient, key: PrefixKey, context: ContextId) -> bool:
-    found = (await client.lookup([key])).get(key, ())
-    return [placement.context for placement in found] == [context]
-
-
-async def gone(client: CacheClient, key: PrefixKey) -> bool:
-    return not await client.lookup([key], max_staleness=4)
 
 
 async def test_a_replica_that_ends_drains_first(cluster: Cluster, client: CacheClient) -> None:
