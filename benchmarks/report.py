@@ -69,7 +69,9 @@ class Report:
             "rows": list(self.rows),
             "bars": [{**asdict(bar), "holds": bar.holds} for bar in self.bars],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        new = path.with_name(f"{path.name}.new")  # a run that is cut off here leaves the last report whole
+        new.write_text(json.dumps(content, indent=1) + "\n")
+        new.replace(path)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

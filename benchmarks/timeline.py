@@ -113,7 +113,8 @@ def ranges(events: Iterable[Event], name: str) -> Iterator[Range]:
 
 def device_work(events: Sequence[Event]) -> Iterator[Work]:
     """A kernel was launched when the call of its correlation was made; all kernels of a graph have the graph's."""
-    called = {event["args"]["correlation"]: event["ts"] for event in events if event.get("cat") in LAUNCHES}
+    calls = [event for event in events if event.get("cat") in LAUNCHES and "correlation" in event["args"]]
+    called = {event["args"]["correlation"]: event["ts"] for event in calls}
     for event in events:
         if event.get("cat") in ON_DEVICE:
             launched = called.get(event["args"].get("correlation"), event["ts"])
