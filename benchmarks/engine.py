@@ -196,6 +196,8 @@ def main(
     if rooflines or model in DIMENSIONS:
         if unknown := [name for name in policy or () if name not in COST]:
             raise typer.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join(COST)}", param_hint="--policy")
+        if append and not json:
+            raise typer.BadParameter("needs --json, the file to go on with", param_hint="--append")
         try:
             parts = Parts.read(json, named) if append and json else Parts(named)
         except PartsError as error:

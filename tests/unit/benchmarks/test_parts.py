@@ -135,5 +135,7 @@ def test_what_does_not_fit_the_model_or_the_benchmark_is_refused() -> None:
         main(model="factbook", device="cpu", rooflines=True, prefix=[1800])
     with pytest.raises(typer.BadParameter, match="'lane' is unknown; there are none, "):
         main(model="factbook", device="cpu", rooflines=True, policy=["lane"])
+    with pytest.raises(typer.BadParameter, match="needs --json"):
+        main(model="factbook", device="cpu", rooflines=True, append=True)
     with pytest.raises(typer.BadParameter, match="is for --rooflines"):
         main(model="factbook", device="cpu", batch=[4])
