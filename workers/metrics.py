@@ -15,6 +15,7 @@ from workers.bicache.tally import Tally
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,14 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.observe_step = steps.labels(replica).observe
+        requests = Histogram(
+            "palimpsest_worker_request_seconds",
+            "Duration of answered requests in the engine, from their arrival to their last token",
+            LABELS,
+            buckets=REQUEST_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.observe_request = requests.labels(replica).observe
 
     def render(self) -> str:
         """The text exposition format."""

@@ -61,7 +61,9 @@ class Worker:
             logger.info("recorded the steps of %d rows", num_rows)
         self._tally = Tally()
         self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
-        self._engine = AsyncEngine(engine, on_step=[self._metrics.observe_step])
+        self._engine = AsyncEngine(
+            engine, on_step=[self._metrics.observe_step], on_answer=[self._metrics.observe_request]
+        )
         with ExitStack() as resources:
             if config.cache_service is None:
                 resources.enter_context(self._engine)

@@ -91,13 +91,13 @@ def start(model: str, log: Path, *options: str) -> System:
     return System(process, log, Path(model).name, http, grpc, cache)
 
 
-def await_ready(system: System) -> None:
+def await_ready(system: System, timeout_s: float = START_TIMEOUT_S) -> None:
     def ready() -> bool:
         if system.process.poll() is not None:
             raise AssertionError(f"the system ended while it started:\n{system.log.read_text()}")
         return "Ask it:" in system.log.read_text()
 
-    eventually(ready, START_TIMEOUT_S, lambda: f"not ready:\n{system.log.read_text()}")
+    eventually(ready, timeout_s, lambda: f"not ready:\n{system.log.read_text()}")
 
 
 def stop(system: System, number: int = signal.SIGINT) -> int:
@@ -107,10 +107,10 @@ def stop(system: System, number: int = signal.SIGINT) -> int:
 
 
 @contextmanager
-def running(model: str, log: Path, *options: str) -> Iterator[System]:
+def running(model: str, log: Path, *options: str, timeout_s: float = START_TIMEOUT_S) -> Iterator[System]:
     system = start(model, log, *options)
     try:
-        await_ready(system)
+        await_ready(system, timeout_s)
         yield system
     finally:
         if system.process.poll() is None:

@@ -54,18 +54,36 @@ class Nobody:
 
 
 class Stream:
-    """What one caller reads, fed from the engine's thread."""
+    """What one caller reads, on the caller's event loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        self.started = time.monotonic()
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
 
     def put(self, outcome: Outcome) -> None:
-        with suppress(RuntimeError):  # the caller's loop is closed, and the caller with it
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, outcome)
+        self._queue.put_nowait(outcome)
 
     async def get(self) -> Outcome:
         return await self._queue.get()
+
+
+Told = tuple[Stream, Outcome]
+
+
+def tell(told: Sequence[Told]) -> None:
+    """From any thread: wakes each event loop once, however many of its streams there is news for."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Told]] = {}
+    for stream, outcome in told:
+        by_loop.setdefault(stream.loop, []).append((stream, outcome))
+    for loop, news in by_loop.items():
+        with suppress(RuntimeError):  # the callers' loop is closed, and the callers with it
+            loop.call_soon_threadsafe(put_all, news)
+
+
+def put_all(told: Sequence[Told]) -> None:
+    for stream, outcome in told:
+        stream.put(outcome)
 
 
 class AsyncEngine:
@@ -76,9 +94,10 @@ class AsyncEngine:
         engine: Engine,
         *,
         on_step: Sequence[Callable[[float], None]] = (),
+        on_answer: Sequence[Callable[[float], None]] = (),
     ) -> None:
-        """`on_step` hears of each step's seconds, on the engine's thread."""
-        self._engine, self._on_step = engine, on_step
+        """On the engine's thread, `on_step` hears of each step's seconds and `on_answer` of each answered request's."""
+        self._engine, self._on_step, self._on_answer = engine, on_step, on_answer
         self._outside: Outside = Nobody()
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -202,17 +221,23 @@ class AsyncEngine:
             return self._engine.fail_all(step_failed(error))
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
+        told: list[Told] = []
         for outcome in outcomes:
             stream = self._streams[outcome.request_id]
-            if isinstance(outcome, Failure) or outcome.finish_reason is not None:
+            told.append((stream, outcome))
+            if isinstance(outcome, Failure):
                 del self._streams[outcome.request_id]
-            stream.put(outcome)
+            elif outcome.finish_reason is not None:
+                del self._streams[outcome.request_id]
+                for listener in self._on_answer:
+                    listener(time.monotonic() - stream.started)
+        tell(told)
 
     def _submit(self, request: GenerateRequest, stream: Stream) -> None:
         try:
             self._engine.submit(request)
         except WorkerError as error:
-            stream.put(Failure(request.request_id, error))
+            tell([(stream, Failure(request.request_id, error))])
         else:
             self._streams[request.request_id] = stream
 

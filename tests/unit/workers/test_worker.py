@@ -53,6 +53,7 @@ async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
     assert (info.context_length, info.mask_token_id, info.eos_token_id) == (256, 96, 95)
     assert (await worker.stats()).num_requests == 1
     assert 'palimpsest_worker_requests_total{replica="w#1"} 1.0' in await worker.metrics()
+    assert 'palimpsest_worker_request_seconds_count{replica="w#1"} 1.0' in await worker.metrics()
     assert f'palimpsest_worker_step_seconds_count{{replica="w#1"}} {usage.num_forwards}.0' in await worker.metrics()
     worker.check_health()
 

@@ -161,3 +161,15 @@ async def test_entries_and_steps_are_reported(engine: Engine) -> None:
         await text(front, request_of(prompt_of(20), 8, prefixes=[16]))
     assert [len(entry.token_ids) for changes in heard for entry in changes.built] == [16]
     assert len(steps) == front.stats().num_forwards
+
+
+async def test_answered_requests_are_reported_and_abandoned_ones_are_not(engine: Engine) -> None:
+    durations: list[float] = []
+    with AsyncEngine(engine, on_answer=[durations.append]) as front:
+        task = asyncio.create_task(text(front, long_request("a")))
+        await until(lambda: front.num_running == 1)
+        task.cancel()
+        await asyncio.gather(*(text(front, request_of([1, 2], 4, request_id=name)) for name in "bc"))
+        await until(lambda: front.num_running == 0)
+    assert len(durations) == 2
+    assert all(duration > 0 for duration in durations)
