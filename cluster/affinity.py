@@ -8,6 +8,7 @@ spreads, and the copies follow.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,11 @@ class RouterWeights:
     """A prompt token that the replica holds in no prefix entry."""
     queued: float = 1.0
     """A token of work that was sent to the replica and isn't finished."""
+
+    def __post_init__(self) -> None:
+        for name, weight in (("uncached", self.uncached), ("queued", self.queued)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"router.{name} must be finite and not negative, got {weight}")
 
 
 @dataclass(frozen=True)

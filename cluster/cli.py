@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 from importlib.metadata import version
@@ -10,12 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config import load_config, located
+from cluster.config import default_max_tokens, load_config, located
 from cluster.errors import ClusterError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Serve diffusion language models from a Ray cluster."
 )
+
+
+class LogLevel(enum.Enum):
+    """Those of Python's logging that make a difference here."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
 
 
 def show_version(wanted: bool) -> None:
@@ -48,12 +58,14 @@ def serve(
     http_port: Annotated[int | None, typer.Option(show_default="8000", help="Port of the HTTP server.")] = None,
     grpc_port: Annotated[int | None, typer.Option(show_default="9000", help="Port of the gRPC server.")] = None,
     cache_port: Annotated[int | None, typer.Option(show_default="7070", help="Port of the cache service.")] = None,
-    log_level: Annotated[str, typer.Option(help="As in Python's logging.")] = "INFO",
+    log_level: Annotated[LogLevel, typer.Option(case_sensitive=False, help="The least that is logged.")] = (
+        LogLevel.INFO
+    ),
 ) -> None:
     """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""
     from cluster import supervisor
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given: dict[str, Any] = {
         "model": model,
         "replicas": replicas,
@@ -62,7 +74,10 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        code = supervisor.run(located(load_config(config, without_none(given))), os.environ, log_level.upper())
+        settled = located(load_config(config, without_none(given)))
+        settled.api_keys.read(os.environ)
+        default_max_tokens(settled)
+        code = supervisor.run(settled, os.environ, log_level.value)
     except ClusterError as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error
@@ -88,7 +103,7 @@ def profile(
     """Measure how deep the model's prefixes can be reused: depth_table.json, and a heat map of it."""
     from rich.console import Console
 
-    from cluster.profiling import conversation_samples
+    from cluster.profiling import PromptFileError, conversation_samples, output_directory
     from workers.bicache.profile import ProfileConfig
     from workers.bicache.profile.report import profile_directory
     from workers.errors import WorkerError
@@ -97,8 +112,11 @@ def profile(
     try:
         directory = model_directory(model)
         samples = list(conversation_samples(prompts, directory, canvas))
+        if not samples:
+            raise PromptFileError(f"no conversation in {prompts} has turns before its last user turn to be reused")
+        written = output_directory(output or directory)
         config = ProfileConfig(agreement=agreement)
-        profile_directory(directory, samples, output or directory, config=config, console=Console())
+        profile_directory(directory, samples, written, config=config, console=Console())
     except (ClusterError, WorkerError) as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ from cattrs.strategies import configure_union_passthrough
 
 from cluster.affinity import RouterWeights
 from cluster.errors import ConfigError
-from workers.config import WorkerConfig
+from workers.config import WorkerConfig, require
 from workers.errors import UnsupportedModelError
 from workers.models.bundle import model_directory
 
@@ -24,8 +25,13 @@ APPLICATION = "palimpsest"
 DEFAULT_MAX_TOKENS = 128
 LEAST_STORE_BYTES = 75 << 20
 """Ray's own limit."""
+LAST_PORT = 65535
 INJECTED = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file says once, at its top level."""
+
+
+def require_port(server: str, port: int) -> None:
+    require(0 <= port <= LAST_PORT, f"{server}.port must lie in 0..{LAST_PORT}, got {port}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class HttpConfig:
     host: str = "127.0.0.1"
     port: int = 8000
 
+    def __post_init__(self) -> None:
+        require_port("http", self.port)
+
 
 @dataclass(frozen=True)
 class GrpcConfig:
@@ -42,6 +51,9 @@ class GrpcConfig:
 
     host: str = "127.0.0.1"
     port: int = 9000
+
+    def __post_init__(self) -> None:
+        require_port("grpc", self.port)
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,9 @@ class CacheServiceConfig:
     host: str = "127.0.0.1"
     port: int = 7070
     spawn: bool = True
+
+    def __post_init__(self) -> None:
+        require_port("cache_service", self.port)
 
     @property
     def target(self) -> str:
@@ -105,6 +120,13 @@ class LimitsConfig:
     default_max_tokens: int | None = None
     """Canvas of a request that names none; None: what the model's generation_config.json says, else 128."""
 
+    def __post_init__(self) -> None:
+        timeout = self.request_timeout_s
+        require(0 < timeout < math.inf, f"limits.request_timeout_s must be positive and finite, got {timeout}")
+        for name in ("max_queued", "max_ongoing", "max_body_bytes", "default_max_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"limits.{name} must be at least 1, got {value}")
+
 
 @dataclass(frozen=True)
 class ResourcesConfig:
@@ -118,6 +140,9 @@ class ResourcesConfig:
     are on their way at a time, as far as the machine has it."""
 
     def __post_init__(self) -> None:
+        for name in ("worker_cpus", "ingress_cpus"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"resources.{name} must be finite and not negative, got {value}")
         size = self.object_store_bytes
         if size != "auto" and size < LEAST_STORE_BYTES:
             raise ValueError(
@@ -172,7 +197,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
     if path is not None:
         try:
             content = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a mapping of keys is expected at the top")
@@ -254,10 +279,14 @@ def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """A value that should have been a mapping stays, to be refused by its name."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = _merged(below or {}, value) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            merged[key] = value
+        elif below is None or isinstance(below, Mapping):
+            merged[key] = _merged(below or {}, value)
     return merged
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ class PromptFileError(ClusterError):
     """A line of the file is no conversation."""
 
 
+class OutputError(ClusterError):
+    """There is no writing to where the table should go."""
+
+
 def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[ProfileSample]:
     """Each line's conversation, cut before its last user turn, with a canvas of `canvas` tokens behind it.
 
@@ -23,19 +28,36 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
     turns behind the last user turn are left out. Raises PromptFileError with the line's number.
     """
     tokenization = Tokenization(directory)
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptFileError(f"{path} can't be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             prompt = tokenization.encode(Conversation(messages_of(line, f"{path}, line {number}")))
             if prompt.boundaries:
                 yield ProfileSample(prompt.token_ids, prompt.boundaries[-1], canvas)
 
 
+def output_directory(path: Path) -> Path:
+    """`path`, made where it isn't there yet. Raises OutputError, before anything is measured."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{error}; choose another directory with --output") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path} can't be written to; choose another directory with --output")
+    return path
+
+
 def messages_of(line: str, place: str) -> tuple[Message, ...]:
     try:
         turns: list[dict[str, Any]] = json.loads(line)["messages"]
         messages = [Message(str(turn["role"]), str(turn["content"])) for turn in turns]
+        for message in messages:
+            message.content.encode()  # JSON can spell half a character, which no text holds
         last = max(index for index, message in enumerate(messages) if message.role == "user")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PromptFileError(
             f'{place}: expected {{"messages": [{{"role": ..., "content": ...}}]}} with a user turn: {error!r}'
         ) from error

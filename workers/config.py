@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 MIB = 1 << 20
+POLICY_NAMES = ("none", "prefix-naive", "bicache", "dual", "bicache-dual", "lean")
 
 
 def require(condition: bool, message: str) -> None:
@@ -35,6 +37,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_heavy_rows", "block_length", "tokens_per_step"):
             require(getattr(self, name) >= 1, f"engine.{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.policy in POLICY_NAMES, f"engine.policy must be one of {', '.join(POLICY_NAMES)}, got {self.policy!r}"
+        )
         require(self.max_waiting >= 0, f"engine.max_waiting must not be negative, got {self.max_waiting}")
 
 
@@ -176,4 +181,5 @@ class WorkerConfig:
             self.num_threads is None or self.num_threads >= 1,
             f"worker.num_threads must be at least 1, got {self.num_threads}",
         )
-        require(self.lease_ttl_s > 0, f"worker.lease_ttl_s must be positive, got {self.lease_ttl_s}")
+        ttl_s = self.lease_ttl_s
+        require(0 < ttl_s < math.inf, f"worker.lease_ttl_s must be positive and finite, got {ttl_s}")

@@ -44,5 +44,21 @@ def test_what_is_wrong_is_told_in_a_line(options: list[str]) -> None:
     assert options[1] in result.stderr
 
 
+def test_an_unknown_log_level_is_refused() -> None:
+    result = CliRunner().invoke(app, ["serve", "--log-level", "loud"])
+
+    assert result.exit_code == 2
+    assert "--log-level" in result.output
+
+
+def test_keys_that_are_nowhere_are_told_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("api_keys: {env: PALIMPSEST_KEYS_OF_NOBODY}")
+    result = CliRunner().invoke(app, ["serve", "--config", str(file)])
+
+    assert result.exit_code == 2
+    assert "PALIMPSEST_KEYS_OF_NOBODY" in result.stderr
+
+
 def test_options_that_were_not_given_are_left_to_the_file() -> None:
     assert without_none({"a": None, "b": {"c": None}, "d": {"e": 0, "f": None}}) == {"d": {"e": 0}}

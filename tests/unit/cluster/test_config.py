@@ -62,6 +62,19 @@ def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_mod
         ({"worker": {"engine": {"max_batch": 0}}}, ["max_batch must be at least 1"]),
         ({"worker": {"device": "tpu"}}, ["tpu", "config.worker.device"]),
         ({"worker": {"model": "x"}}, ["worker.model", "top level"]),
+        ({"worker": {"engine": {"policy": "psychic"}}}, ["engine.policy must be one of", "lean", "psychic"]),
+        ({"worker": {"lease_ttl_s": float("inf")}}, ["worker.lease_ttl_s", "inf"]),
+        ({"http": {"port": 65_536}}, ["http.port", "0..65535"]),
+        ({"grpc": {"port": 70_000}}, ["grpc.port", "70000"]),
+        ({"cache_service": {"port": -1}}, ["cache_service.port", "-1"]),
+        ({"limits": {"request_timeout_s": 0.0}}, ["limits.request_timeout_s", "positive"]),
+        ({"limits": {"request_timeout_s": float("nan")}}, ["limits.request_timeout_s", "nan"]),
+        ({"limits": {"max_queued": -1}}, ["limits.max_queued must be at least 1"]),
+        ({"limits": {"max_ongoing": 0}}, ["limits.max_ongoing must be at least 1"]),
+        ({"limits": {"max_body_bytes": 0}}, ["limits.max_body_bytes must be at least 1"]),
+        ({"limits": {"default_max_tokens": 0}}, ["limits.default_max_tokens must be at least 1"]),
+        ({"resources": {"worker_cpus": -1.0}}, ["resources.worker_cpus"]),
+        ({"router": {"queued": float("nan")}}, ["router.queued", "nan"]),
         ({"replicas": 0}, ["replicas must be at least 1"]),
         ({"replicas": "two"}, ["two", "config.replicas"]),
         ({"resources": {"object_store_bytes": 1 << 20}}, ["resources.object_store_bytes must be at least 78643200"]),
@@ -78,6 +91,22 @@ def test_what_is_wrong_is_named(random_model: Path, content: dict[str, Any], wor
 def test_a_model_that_is_nowhere_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no-such-model.*--model"):
         located(parse_config({"model": "no-such-model"}))
+
+
+def test_a_value_in_the_place_of_a_section_is_named_whatever_the_options(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("http: 5")
+
+    with pytest.raises(ConfigError, match=r"config\.http"):
+        load_config(file, {"http": {"port": 8080}})
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(ConfigError, match=str(file)):
+        load_config(file)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: b: c", "- x"])

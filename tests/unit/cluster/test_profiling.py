@@ -43,7 +43,16 @@ def test_a_conversation_is_cut_before_its_last_user_turn(tmp_path: Path) -> None
     assert short.canvas == 16
 
 
-@pytest.mark.parametrize("line", ["no json", {"prompt": "x"}, {"messages": [SHEET]}])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        {"prompt": "x"},
+        {"messages": [SHEET]},
+        {"messages": [SHEET | {"content": "\ud800"}, QUESTION]},
+        "[" * 100_000,
+    ],
+)
 def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: object) -> None:
     path = write(tmp_path / "p.jsonl", {"messages": [SHEET, QUESTION]}, line)
     with pytest.raises(PromptFileError, match="line 2"):
@@ -61,7 +70,23 @@ def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "depth_table.svg").read_text()
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["profile", "factbook", "--prompts", str(write(tmp_path / "p.jsonl", "x"))])
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        (b"x", [], "line 1"),
+        (b"", [], "no conversation"),
+        (json.dumps({"messages": [QUESTION]}).encode(), [], "no conversation"),
+        (b"\xff\xfe", [], "can't be read"),
+        (json.dumps({"messages": [SHEET, QUESTION]}).encode(), ["--canvas", "5000"], "--canvas"),
+        (json.dumps({"messages": [SHEET, QUESTION]}).encode(), ["--output", "{prompts}/below"], "--output"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path: Path, content: bytes, options: list[str], words: str) -> None:
+    prompts, output = tmp_path / "p.jsonl", tmp_path / "new" / "output"
+    prompts.write_bytes(content)
+    given = [option.format(prompts=prompts) for option in options]
+    arguments = ["profile", "factbook", "--prompts", str(prompts), "--output", str(output), *given]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
-    assert "line 1" in done.output
+    assert words in done.output
+    assert not (output / "depth_table.json").exists()

@@ -8,6 +8,8 @@ import pytest
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, engine_of, prompt_of, request_of, run_one, tiny_model
+from workers.config import POLICY_NAMES
+from workers.scheduler.policy import POLICIES
 
 SHAPES = range(12)
 
@@ -99,3 +101,7 @@ def test_blockwise_bicache_is_as_described(policy: str, seed: int, depth: int) -
     decoder = Decoder(loaded, ids, canvas, prefix, depth if prefix else 0, interval)
     expected = decoder.lean(block, steps) if policy == "lean" else decoder.bicache_dual(block, steps)
     assert run_one(engine_of(loaded), request).token_ids == expected
+
+
+def test_the_configuration_knows_every_policy() -> None:
+    assert tuple(POLICIES) == POLICY_NAMES
