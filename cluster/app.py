@@ -31,6 +31,8 @@ from cluster.ingress.replicas import WorkerReplicas
 from cluster.ingress.service import InferenceService
 from cluster.metrics import Expositions, Federation, IngressMetrics
 
+WORKERS = "DiffusionWorker"
+"""The workers' name in Serve."""
 UNBOUNDED = 1_000_000
 """Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
 CONSTRUCTOR_ATTEMPTS = 2
@@ -109,14 +111,18 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
         threads = max(1, (os.cpu_count() or 1) // replicas)
     deployment: Deployment = serve.deployment(
         DiffusionWorker,
-        name="DiffusionWorker",
+        name=WORKERS,
         num_replicas=replicas,
         max_ongoing_requests=config.limits.max_ongoing,
         max_queued_requests=config.limits.max_queued,
         ray_actor_options={"num_cpus": config.resources.worker_cpus, "num_gpus": 1 if on_gpu else 0},
         request_router_config=RequestRouterConfig(
             request_router_class="cluster.router:PrefixAffinityRouter",
-            request_router_kwargs={"cache_service": config.cache_service.target, **asdict(config.router)},
+            request_router_kwargs={
+                "deployment": WORKERS,
+                "cache_service": config.cache_service.target,
+                **asdict(config.router),
+            },
         ),
         max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
         health_check_period_s=HEALTH_PERIOD_S,

@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cache_service.client import CacheClient
@@ -35,13 +37,18 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     queue_len_response_deadline_s = 0.5
     """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
 
-    def initialize_state(self, cache_service: str, uncached: float, queued: float) -> None:
-        """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`."""
+    def initialize_state(self, deployment: str, cache_service: str, uncached: float, queued: float) -> None:
+        """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`.
+
+        A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
+        """
         self._weights = RouterWeights(uncached=uncached, queued=queued)
         self._view = PlacementView()
         self._ledger = WorkLedger()
         self._collector = RouterCollector(self._view, self._ledger)
-        self._following = asyncio.get_running_loop().create_task(self._follow(cache_service))
+        self._following: asyncio.Task[None] | None = None
+        if not is_replica_of(deployment):
+            self._following = asyncio.get_running_loop().create_task(self._follow(cache_service))
 
     async def _follow(self, target: str) -> None:
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
@@ -83,6 +90,14 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached))
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
+
+
+def is_replica_of(deployment: str) -> bool:
+    """Whether this process is one."""
+    try:
+        return str(serve.get_replica_context().deployment) == deployment
+    except RayServeException:  # no replica at all
+        return False
 
 
 def known_as(replica_id: ReplicaID) -> ReplicaId:

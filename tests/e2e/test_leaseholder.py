@@ -7,6 +7,7 @@ import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ MAX_WAIT_S = 80.0
 
 
 class Service(ServiceProcess):
-    """A cache service that can be asked how often it was called."""
+    """A cache service that can be asked who calls it."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self._metrics_port = free_port()
@@ -37,10 +38,15 @@ class Service(ServiceProcess):
 
     def num_claims(self) -> int:
         """Builds that were asked for, granted or not."""
+        return self._metric('calls_total{code="OK",method="Acquire"}')
+
+    def num_watchers(self) -> int:
+        return self._metric("watchers")
+
+    def _metric(self, name: str) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=PATIENCE_S) as page:
             lines = page.read().decode().splitlines()
-        found = [line for line in lines if line.startswith('palimpsest_cache_calls_total{code="OK",method="Acquire"}')]
-        return int(float(found[0].split()[-1])) if found else 0
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(f"palimpsest_cache_{name} "))
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +83,20 @@ async def until(watch: AsyncIterator[Snapshot | Event], kind: EventKind, seen: l
     raise AssertionError("a watch never ends")
 
 
+async def answer_of(system: System, **options: Any) -> tuple[str, str]:
+    """The text, and the replica that gave it."""
+    response = await asyncio.to_thread(system.post, "/v1/chat/completions", BODY | options)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    return answer["choices"][0]["message"]["content"], answer["diffusion"]["replica"]
+
+
 async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
     service_and_system: tuple[Service, System],
 ) -> None:
     service, system = service_and_system
 
-    async def ask(**options: Any) -> tuple[str, str]:
-        response = await asyncio.to_thread(system.post, "/v1/chat/completions", BODY | options)
-        assert response.status_code == 200, response.text
-        answer = response.json()
-        return answer["choices"][0]["message"]["content"], answer["diffusion"]["replica"]
-
+    ask = partial(answer_of, system)
     expected, _ = await ask(cache_salt="an entry of its own")
     seen: list[Event] = []
     async with CacheClient(service.target, timeout_s=PATIENCE_S) as client, aclosing(client.watch()) as watch:
@@ -122,3 +131,16 @@ async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
 
 def metric(system: System, name: str, replica: ReplicaId, **labels: str) -> float:
     return system.metric(f"palimpsest_worker_{name}", replica=replica, **labels)
+
+
+async def test_one_watch_serves_each_process(service_and_system: tuple[Service, System]) -> None:
+    """Also where replicas have called each other: that of each replica, and that of the ingress' router."""
+    service, system = service_and_system
+
+    def num_copies() -> float:
+        return sum(system.metric(f"palimpsest_worker_entries_{how}_total") for how in ("fetched", "prewarmed"))
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not num_copies():
+            await asyncio.gather(*(answer_of(system, cache_salt="many at once") for _ in range(4)))
+    eventually(lambda: service.num_watchers() == 3)
