@@ -48,6 +48,7 @@ bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.step_profile --quick
 	$(BIN)/python -m benchmarks.cache_service --quick
 	$(BIN)/python -m benchmarks.transfer --quick
+	$(BIN)/python -m benchmarks.stack --quick
 
 charts: setup ## Draw docs/charts anew from benchmarks/results
 	$(BIN)/python -m benchmarks.charts

@@ -279,6 +279,7 @@ SOURCES = (
 NOT_CHARTED: Mapping[str, str] = MappingProxyType(
     {
         "engine-dream-7b-h100.json": "one batch alone: a table says it",
+        "stack-factbook-cpu.json": "two shared cores: a few figures, which stand in the text",
         "factbook-train-h100.json": "the training run's own probe; the fidelity benchmark asks more questions",
     }
 )
