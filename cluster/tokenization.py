@@ -160,6 +160,13 @@ class Tokenization:
         )
         return str(text)
 
+    def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
+        """What the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        first, chosen = positions[0], frozenset(positions)
+        detokenizer = self.detokenizer(token_ids[:first])
+        pieces = [detokenizer.push([token_id]) for token_id in token_ids[first : positions[-1] + 1]]
+        return "".join(piece for at, piece in enumerate(pieces, first) if at in chosen) + detokenizer.finish()
+
     def text_at_end(self, token_ids: Sequence[int]) -> str:
         """Of the tokens behind the last special one; nothing where they end inside a character, or there are none."""
         special = [index for index, token_id in enumerate(token_ids) if token_id in self._special]

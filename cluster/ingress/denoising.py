@@ -70,7 +70,7 @@ class Generating(Protocol):
 
     def deadline(self, timeout_s: float | None) -> float: ...
 
-    def text_of(self, token_ids: Sequence[int]) -> str: ...
+    def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str: ...
 
 
 class Denoising:
@@ -107,7 +107,7 @@ class Denoising:
                     context = await contexts.read_to_generate(call.context, call.cache_salt)
                 else:
                     num_blocks += 1
-                    yield BlockCommitted(context, positions, self._service.text_of(token_ids))
+                    yield BlockCommitted(context, positions, self._service.text_within(context.token_ids, positions))
             observed.outcome = FinishReason.STOP.value
             yield Denoised(context, num_blocks, lost_races, total(usages))
 

@@ -135,6 +135,10 @@ class InferenceService:
         """With the names of special tokens, or without."""
         return self._tokenization.text_of(token_ids, special=special)
 
+    def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
+        """What the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        return self._tokenization.text_within(token_ids, positions)
+
     async def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 

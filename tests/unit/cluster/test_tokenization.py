@@ -148,6 +148,16 @@ def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenization: To
     assert not any(piece.endswith("\N{REPLACEMENT CHARACTER}") for piece in pieces)
 
 
+@given(st.sets(st.integers(0, 11), min_size=1))
+def test_what_chosen_tokens_add_to_a_text_and_what_the_others_add_is_the_text(
+    tokenization: Tokenization, plain: Tokenizer, chosen: set[int]
+) -> None:
+    token_ids = plain.encode("Mira is 34, lives in Oslo and has a fox.").ids
+    alone = [tokenization.text_within(token_ids, [at]) for at in range(len(token_ids))]
+    assert "".join(alone) == plain.decode(token_ids)
+    assert tokenization.text_within(token_ids, sorted(chosen)) == "".join(alone[at] for at in sorted(chosen))
+
+
 def test_a_character_in_pieces_is_held_back(tokenization: Tokenization, plain: Tokenizer) -> None:
     detokenizer = tokenization.detokenizer()
     first, second = plain.encode("ë").ids[-2:]
