@@ -35,7 +35,7 @@ from cluster.tokenization import Tokenization
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
-from workers.models.loader import architecture_of, check_dimensions, read_json, shard_files
+from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
 from workers.worker import dtype_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ def checked_model(directory: Path) -> ModelConfig:
     raw = read_json(directory / "config.json")
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
-    shard_files(directory)
+    for shard in shard_files(directory):
+        with opened(shard):  # reads the header, which tells of a file that was cut off
+            pass
     Tokenization(directory)
     return model
 
@@ -133,7 +135,9 @@ def greeting(config: ClusterConfig) -> str:
     url = f"http://{reachable(config.http.host)}:{config.http.port}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})
-    key = f'-H "Authorization: Bearer ${config.api_keys.env or "KEY"}" ' if config.api_keys.required else ""
+    named = config.api_keys.env
+    first = f"${{{named}%%,*}}" if named else "$KEY"
+    key = f'-H "Authorization: Bearer {first}" ' if config.api_keys.required else ""
     return (
         f"\nPalimpsest serves {config.name}.\n"
         f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"

@@ -86,6 +86,19 @@ def test_a_model_that_is_none_is_told(tmp_path: Path) -> None:
     assert str(tmp_path) in result.stderr
 
 
+def test_weights_that_were_cut_off_are_told_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
+    model = tmp_path / "torn"
+    shutil.copytree(random_model, model)
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+    result = serve("--model", str(model), "--http-port", "0", "--grpc-port", "0", "--cache-port", "0")
+
+    assert result.returncode == 1
+    assert str(weights) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def serve(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster.cli", "serve", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
