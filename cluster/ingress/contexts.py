@@ -33,6 +33,8 @@ AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
+MAX_EDITS = 64
+"""Of one change: each of them reads the whole context."""
 """Contexts that are listed at a time."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
@@ -91,7 +93,7 @@ class ContextService:
     async def create(self, content: Content, salt: str) -> Context:
         """Raises RequestError for content that the model can't hold."""
         info = await self._model()
-        draft = await self._drafted([content], info, lambda drafting: drafting.whole(content))
+        draft = await self._drafted([content], 0, info, lambda drafting: drafting.whole(content))
         check_length(len(draft.token_ids), info)
         commit = CommitId(uuid.uuid4().hex)
         with in_our_words():
@@ -139,7 +141,10 @@ class ContextService:
             raise conflict(context_id, expected, context.epoch)
         info = await self._model()
         contents = [changes.content] if isinstance(changes, Rewrite) else [change.content for change in changes]
-        edits = await self._drafted(contents, info, lambda drafting: edits_of(context, changes, drafting))
+        if len(contents) > MAX_EDITS:
+            raise RequestError(f"one change makes at most {MAX_EDITS} edits, got {len(contents)}", param="edits")
+        num_read = len(context.token_ids) * len(contents)
+        edits = await self._drafted(contents, num_read, info, lambda drafting: edits_of(context, changes, drafting))
         with in_our_words():
             token_ids, _ = spliced(context, edits)
         check_length(len(token_ids), info)
@@ -160,14 +165,18 @@ class ContextService:
         self._commits.labels("accepted").inc()
         return committed(context, Commit(context.id, version, tuple(edits)))
 
-    async def _drafted(self, contents: Sequence[Content], info: ModelInfo, draft: Callable[[Drafting], T]) -> T:
-        """Raises RequestError for more holes than the model's context holds, before there are any."""
+    async def _drafted(
+        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[Drafting], T]
+    ) -> T:
+        """`num_read` tokens are looked through for the places. Raises RequestError for more holes than the model's
+        context holds, before there are any.
+        """
         check_length(sum(map(num_holes, contents)), info)
 
         def work(tokenization: Tokenization) -> T:
             return draft(Drafting(tokenization, info.mask_token_id))
 
-        return await self._encoding.run(sum(map(length_written, contents)), work)
+        return await self._encoding.run(num_read + sum(map(length_written, contents)), work)
 
     async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
         """What the service answers, if need be in the end. Raises CacheServiceError."""

@@ -118,6 +118,12 @@ def test_a_lost_race_says_where_the_context_is_now(client: TestClient) -> None:
     assert late.json()["error"]["current_epoch"] == 1
 
 
+def test_a_change_of_too_many_edits_is_refused_unread(client: TestClient) -> None:
+    refused = change(client, of_turns(client), edits=[{"find": "Oslo", "text": "Lima"}] * 65)
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["param"], "64" in refused.json()["error"]["message"]) == ("edits", True)
+
+
 def test_concurrent_edits_to_one_epoch_are_accepted_once(client: TestClient) -> None:
     context = of_turns(client)
     with ThreadPoolExecutor(4) as pool:
