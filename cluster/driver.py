@@ -165,6 +165,7 @@ if __name__ == "__main__":
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     with no_orphans():
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
         except (ClusterError, WorkerError) as failure:
             sys.exit(f"palimpsest: {failure}")

@@ -107,7 +107,7 @@ class Machine:
         """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", module, *map(str, options)),
+            *("-m", "cluster.launch", module, *map(str, options)),
             env=dict(self.environment),
             start_new_session=True,
             preexec_fn=die_with_parent,

@@ -147,18 +147,19 @@ async def streamed(
     first: Event, events: AsyncGenerator[Event, None], shape: Shape, *, include_usage: bool
 ) -> AsyncGenerator[str, None]:
     """The data of each server-sent event. An error after the first one can only be told as an event."""
+    unknown = {"usage": None} if include_usage else {}
     for chunk in shape.opening():
-        yield json.dumps(chunk)
+        yield json.dumps(chunk | unknown)
     async with aclosing(events):
         try:
             event: Event = first
             while isinstance(event, Text):
-                yield json.dumps(shape.piece(event.text))
+                yield json.dumps(shape.piece(event.text) | unknown)
                 event = await anext(events)
         except Exception as error:
             yield json.dumps(explain(error).body())
             return
-    yield json.dumps(shape.closing(event))
+    yield json.dumps(shape.closing(event) | unknown)
     if include_usage:
         yield json.dumps(shape.usage(event))
     yield "[DONE]"

@@ -1,12 +1,18 @@
-"""A copy of an entry, and who holds it, for tests of how copies travel."""
+"""Two ends of a copy that is read out of a process's memory, as Ray actors.
+
+All of it happens in actors: a process that once had to do with nixl has a thread that never rests.
+"""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 from cache_service.types import PrefixKey
 from workers.bicache.copies import EntryCopy, EntryFormat
-from workers.deployment import Parcel
+from workers.config import CoherenceConfig
+from workers.deployment import NoDirectTransportError, Parcel, has_direct_transport
 
 FORMAT = EntryFormat("model", "torch.float32", num_layers=2, num_kv_heads=2, head_dim=4, hidden_size=8, itemsize=4)
 
@@ -17,7 +23,31 @@ def a_copy(device: str) -> EntryCopy:
 
 
 class Holder:
-    """What a replica does with a copy that is asked for; an actor."""
+    """Hands out a copy."""
 
     def hand_out(self, device: str) -> Parcel:
         return Parcel.of(a_copy(device), direct=True)
+
+
+class Reader:
+    """Reads it."""
+
+    def read(self, parcel: Parcel, timeout_s: float) -> tuple[str, str, bytes]:
+        """What brought it, the device that it is on, and its digest."""
+        copy = parcel.opened(timeout_s)
+        return copy.transport, copy.body.device.type, copy.digest()
+
+    def has_transport(self, config: CoherenceConfig) -> bool:
+        return has_direct_transport(config, torch.device("cpu"), 2)
+
+
+class WithoutNixl:
+    """A replica where it isn't installed."""
+
+    def complaint(self) -> str:
+        sys.modules["nixl"] = None  # type: ignore[assignment]
+        try:
+            has_direct_transport(CoherenceConfig(tensor_transport="nixl"), torch.device("cpu"), 2)
+        except NoDirectTransportError as error:
+            return str(error)
+        return ""

@@ -117,7 +117,7 @@ def test_a_context_is_made_denoised_and_read(knowing_system: System, stub: Infer
         first, second, last = shared.Denoise(request)
         read = shared.Get(contexts.GetContextRequest(id=made.id)).context
 
-    assert (first.block.text, second.block.text) == ("Mira lives in", "Oslo.")
+    assert (first.block.text, second.block.text) == ("Mira lives in", " Oslo.")
     assert (first.block.epoch, second.block.epoch) == (1, 2)
     assert last.denoised.context == read
     assert not read.holes

@@ -26,11 +26,9 @@ def ray_cluster() -> Iterator[None]:
 def test_a_copy_goes_from_one_process_s_device_memory_to_another_s(cuda: torch.device, ray_cluster: None) -> None:
     import ray
 
-    from tests.e2e.direct import Holder, a_copy
+    from tests.e2e.direct import Holder, Reader, a_copy
     from workers.deployment import NIXL
 
-    holder = ray.remote(num_gpus=0.5)(Holder).remote()
-    parcel = ray.get(holder.hand_out.remote(str(cuda)))
-    opened = parcel.opened(60.0)
-    assert (opened.transport, opened.body.device.type) == (NIXL, "cuda")
-    assert opened.digest() == opened.seal == a_copy("cpu").seal
+    holder, reader = (ray.remote(num_gpus=0.5)(kind).remote() for kind in (Holder, Reader))
+    found = ray.get(reader.read.remote(ray.get(holder.hand_out.remote(str(cuda))), 60.0))
+    assert found == (NIXL, "cuda", a_copy("cpu").seal)

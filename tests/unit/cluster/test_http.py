@@ -49,6 +49,7 @@ def test_a_stream_ends_with_reason_usage_and_done(client: TestClient, include_us
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert chunks[-1]["diffusion"]["replica"] == "local"
     assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all(("usage" in chunk, chunk.get("usage")) == (include_usage, None) for chunk in chunks)
     assert usage is None or (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 16)
 
 

@@ -1,0 +1,16 @@
+"""`python -m cluster.launch MODULE ARGUMENT...`: as `python -m MODULE ARGUMENT...`, less the stack at an early SIGINT.
+
+Importing Ray, torch and gRPC takes seconds, in which there is nothing to shut down: SIGINT ends the process then, until
+the module sees to the signal itself.
+"""
+
+from __future__ import annotations
+
+import runpy
+import signal
+import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
