@@ -1,7 +1,7 @@
 """`python -m cluster.launch MODULE ARGUMENT...`: as `python -m MODULE ARGUMENT...`, less the stack at an early SIGINT.
 
 Importing Ray, torch and gRPC takes seconds, in which there is nothing to shut down: SIGINT ends the process then, until
-the module sees to the signal itself.
+the module sees to the signal itself. Who starts this blocks SIGINT, for Python has a stack for it before any line runs.
 """
 
 from __future__ import annotations
@@ -12,5 +12,6 @@ import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

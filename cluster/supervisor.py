@@ -110,7 +110,7 @@ class Machine:
             *("-m", "cluster.launch", module, *map(str, options)),
             env=dict(self.environment),
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=as_child,
         )
         try:
             yield child
@@ -129,7 +129,9 @@ def log_restart(state: RetryCallState) -> None:
     logger.warning("%s; requests are served without it, and it starts again", error)
 
 
-def die_with_parent() -> None:
+def as_child() -> None:
+    """Die with the parent; SIGINT waits for `cluster.launch`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
