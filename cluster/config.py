@@ -15,6 +15,7 @@ import yaml
 from cattrs.strategies import configure_union_passthrough
 
 from cluster.affinity import RouterWeights
+from cluster.api_keys import ApiKeysConfig
 from cluster.errors import ConfigError
 from workers.config import WorkerConfig, require
 from workers.errors import UnsupportedModelError
@@ -70,40 +71,6 @@ class CacheServiceConfig:
     @property
     def target(self) -> str:
         return f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class ApiKeysConfig:
-    """Where accepted API keys are read from; without either, no key is asked for."""
-
-    env: str | None = None
-    """Name of an environment variable that holds keys, separated by commas."""
-    file: Path | None = None
-    """A file with one key a line."""
-
-    @property
-    def required(self) -> bool:
-        return self.env is not None or self.file is not None
-
-    def read(self, environ: Mapping[str, str]) -> frozenset[str]:
-        """The configured keys. Raises ConfigError where a named source is missing or empty."""
-        keys: set[str] = set()
-        if self.env is not None:
-            keys |= _keys_in(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")
-        if self.file is not None:
-            try:
-                lines = self.file.read_text().splitlines()
-            except OSError as error:
-                raise ConfigError(f"api_keys.file: {error}") from error
-            keys |= _keys_in(lines, f"api_keys.file: {self.file}")
-        return frozenset(keys)
-
-
-def _keys_in(texts: list[str], source: str) -> set[str]:
-    keys = {key for text in texts if (key := text.strip())}
-    if not keys:
-        raise ConfigError(f"{source} holds no API key; set it, or remove it from the configuration")
-    return keys
 
 
 @dataclass(frozen=True)

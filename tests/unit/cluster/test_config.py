@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.api_keys import ApiKeysConfig
 from cluster.config import (
-    ApiKeysConfig,
     ClusterConfig,
     default_max_tokens,
     load_config,
