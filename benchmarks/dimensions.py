@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+import typer
 
 from benchmarks.drive import Place
 from workers.models.base import ModelConfig
@@ -48,6 +49,17 @@ DREAM_7B = ModelConfig(
     prediction_shift=1,
 )
 DIMENSIONS: Mapping[str, ModelConfig] = MappingProxyType({"llada-8b": LLADA_8B, "dream-7b": DREAM_7B})
+
+
+def check_device(name: str, device: str) -> None:
+    """Raises typer.BadParameter for dimensions that only a GPU has room for."""
+    if name in DIMENSIONS and torch.device(device).type != "cuda":
+        raise typer.BadParameter(f"{name} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
+
+
+def loaded_at(name: str, place: Place) -> LoadedModel:
+    """Published dimensions with random weights, or a bundled model."""
+    return random_model(name, place) if name in DIMENSIONS else place.load(name)
 
 
 def random_model(name: str, place: Place) -> LoadedModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Self
 
 import torch
 
+from benchmarks.report import cpu_name
 from cache_service.types import ReplicaId
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
@@ -42,6 +44,16 @@ class Place:
     max_heavy_rows: int = 1 << 16
     """A server's default is smaller; it bounds what a step's rows take beside the pool."""
     kv: KVConfig = field(default_factory=lambda: KVConfig(pool_bytes=1 << 30))
+
+    @classmethod
+    def at(cls, device: str, dtype: str | None) -> Self:
+        """By names; without a dtype, float32 on a CPU and bfloat16 on a GPU."""
+        where = torch.device(device)
+        return cls(where, getattr(torch, dtype or ("float32" if where.type == "cpu" else "bfloat16")))
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
     def load(self, name: str) -> LoadedModel:
         """A bundled model, or a directory."""

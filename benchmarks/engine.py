@@ -21,12 +21,12 @@ from rich.progress import Progress
 from tokenizers import Tokenizer
 
 from benchmarks.costs import COST
-from benchmarks.dimensions import DIMENSIONS, random_model
+from benchmarks.dimensions import DIMENSIONS, check_device, loaded_at
 from benchmarks.drive import Place, drive
 from benchmarks.grid import QUICK, Grid, Sharing
 from benchmarks.load import Patience
 from benchmarks.parts import Parts, PartsError
-from benchmarks.report import Bar, Report, Row, cpu_name
+from benchmarks.report import Bar, Report, Row
 from benchmarks.rooflines import Rooflines, judge
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
@@ -186,11 +186,9 @@ def main(
     warm_up: Annotated[float, typer.Option(help="Rooflines: seconds before that, at most.")] = Patience().warm_up_s,
 ) -> None:
     """Canvas tokens a second by policy, batch and prefix, as a table and JSON."""
-    at = torch.device(device)
-    place = Place(at, getattr(torch, dtype or ("float32" if at.type == "cpu" else "bfloat16")))
-    named = torch.cuda.get_device_name(at) if at.type == "cuda" else cpu_name()
-    if model in DIMENSIONS and at.type != "cuda":
-        raise typer.BadParameter(f"{model} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
+    check_device(model, device)
+    place = Place.at(device, dtype)
+    named = place.device_name
     picked = {"prefix": prefix, "batch": batch, "prefixes": prefixes, "policy": policy}
     given: dict[str, Any] = {name: tuple(values) for name, values in picked.items() if values}
     if rooflines or model in DIMENSIONS:
@@ -202,7 +200,7 @@ def main(
             parts = Parts.read(json, named) if append and json else Parts(named)
         except PartsError as error:
             raise typer.BadParameter(str(error), param_hint="--append") from error
-        loaded = random_model(model, place) if model in DIMENSIONS else place.load(model)
+        loaded = loaded_at(model, place)
         grid = replace(QUICK if quick else Grid(), **given)
         check_fits(grid, loaded)
         found = rooflines_of(loaded, place, grid, Patience(seconds, warm_up), parts)

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from tokenizers import Tokenizer
 
 from benchmarks.drive import POLICIES, Answered, Place, drive
-from benchmarks.report import Bar, Report, Row, cpu_name
+from benchmarks.report import Bar, Report, Row
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.depth import DepthTable, ratio_percent
@@ -271,7 +271,7 @@ def main(
             f"{unknown[0]!r} is unknown; there are {', '.join(BESIDE_NONE)}", param_hint="--policy"
         )
     place = Place(torch.device(device), getattr(torch, dtype))
-    named = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else cpu_name()
+    named = place.device_name
     rows: list[Row] = []
     num_drawn = max(count, QUICK_DRAWN) if quick else count
     with Progress(transient=True) as progress, pool(jobs) as run:

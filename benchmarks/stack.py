@@ -22,6 +22,7 @@ import typer
 
 from benchmarks.alone import Measured, measure_alone
 from benchmarks.clients import Address, Clients, Transport, clients
+from benchmarks.dimensions import check_device
 from benchmarks.report import Bar, Report, Row, cpu_name
 from benchmarks.settings import Setting, bundled, configuration, published
 from benchmarks.traffic import Timing, Traffic
@@ -183,8 +184,7 @@ def main(
     ] = None,
 ) -> None:
     """Throughput and latency over HTTP and gRPC against the engine alone, as a table and JSON."""
-    if model == DIMENSIONS and device != "cuda":
-        raise typer.BadParameter(f"{model} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
+    check_device(model, device)
     num_streams = streams or (QUICK_STREAMS if quick else STREAMS)
     num_repeats = repeats or (1 if quick or device == "cuda" else 3)
     rows: list[Row] = []

@@ -22,10 +22,10 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.dimensions import DIMENSIONS, random_model
+from benchmarks.dimensions import DIMENSIONS, check_device, loaded_at
 from benchmarks.drive import POLICIES, Place
 from benchmarks.load import ConstantLoad, Workload
-from benchmarks.report import Report, Row, cpu_name
+from benchmarks.report import Report, Row
 from benchmarks.rooflines import MAX_HEAVY_ROWS
 from benchmarks.timeline import GAPS, HEAD, LAYER, STEP, Event, split
 from workers.config import BiCacheConfig, KVConfig
@@ -178,12 +178,9 @@ def main(
     repeats: Annotated[int | None, typer.Option(help="Runs of each step (20; 5 with --quick).")] = None,
 ) -> None:
     """Milliseconds of a step by part, as a table and JSON."""
-    at = torch.device(device)
-    place = Place(at, getattr(torch, dtype or ("float32" if at.type == "cpu" else "bfloat16")))
-    named = torch.cuda.get_device_name(at) if at.type == "cuda" else cpu_name()
-    if model in DIMENSIONS and at.type != "cuda":
-        raise typer.BadParameter(f"{model} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
-    loaded = random_model(model, place) if model in DIMENSIONS else place.load(model)
+    check_device(model, device)
+    place = Place.at(device, dtype)
+    loaded = loaded_at(model, place)
     workload = Workload(prefix or loaded.config.context_length // 2, batch or (4 if quick else 16), 1)
     with Progress(transient=True) as progress:
         bench = Bench(loaded, place, workload)
@@ -191,7 +188,7 @@ def main(
             {"model": model, "prefix": workload.prefix, **row}
             for row in bench.rows(repeats or (5 if quick else 20), progress)
         ]
-    report = Report("step_profile", rows, [], named)
+    report = Report("step_profile", rows, [], place.device_name)
     report.print()
     if json:
         report.write(json)

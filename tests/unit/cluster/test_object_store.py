@@ -8,31 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.dimensions import LLADA_8B
 from cluster.config import ClusterConfig, parse_config
 from cluster.driver import checked_model, memory_of_machine, object_store_bytes
 from cluster.errors import StartError
 from cluster.object_store import LEAST_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
 from workers.bicache.copies import EntryFormat
-from workers.models.base import ModelConfig
 
 MIB, GIB = 1 << 20, 1 << 30
 LARGE = Memory(512 * GIB, 256 * GIB)
 KNOB = "resources.object_store_bytes"
-LLADA_8B = ModelConfig(
-    architecture="llada",
-    num_layers=32,
-    hidden_size=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    mlp_size=12288,
-    vocab_size=126464,
-    context_length=4096,
-    rope_theta=500000.0,
-    norm_eps=1e-5,
-    mask_token_id=126336,
-    eos_token_id=126081,
-    pad_token_id=126081,
-)
 
 
 def config_of(size: int | str = "auto", **coherence: Any) -> ClusterConfig:
