@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cache_service.types import ReplicaId
 
 MEMORY = 0.95
 """Weight of the past in the running mean of a request's work."""
+REPORT_LIFE_S = 1.0
+"""For how long a replica's report counts. A request that ended while the report was under way is one too many in it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a replica said of its load."""
+
+    num_others: int
+    """Requests that this router has not sent."""
+    at: float
+
+    def counts(self, now: float) -> bool:
+        return now - self.at < REPORT_LIFE_S
 
 
 class WorkLedger:
@@ -13,6 +29,7 @@ class WorkLedger:
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, dict[str, int]] = {}
+        self._reports: dict[ReplicaId, Report] = {}
         self._mean = 0.0
 
     def __repr__(self) -> str:
@@ -29,11 +46,21 @@ class WorkLedger:
         if not requests:
             self._open.pop(replica, None)
 
-    def queued_tokens(self, replica: ReplicaId, num_ongoing: int | None) -> int:
-        """Tokens of work open on `replica`, which holds `num_ongoing` requests in all (None: not known)."""
-        mine = self._open.get(replica, {})
-        others = max(0, (num_ongoing or 0) - len(mine))
-        return sum(mine.values()) + round(others * self._mean)
+    def hear(self, replica: ReplicaId, num_ongoing: int, now: float) -> None:
+        """The replica reports how many requests it works on, of all routers."""
+        num_others = max(0, num_ongoing - len(self._open.get(replica, {})))
+        self._reports = {name: report for name, report in self._reports.items() if report.counts(now)}
+        self._reports[replica] = Report(num_others, now)
+
+    def sent_tokens(self, replica: ReplicaId) -> int:
+        """Tokens of this router's own work open on `replica`."""
+        return sum(self._open.get(replica, {}).values())
+
+    def queued_tokens(self, replica: ReplicaId, now: float) -> int:
+        """Tokens of work open on `replica`, other routers' included as far as it has told of late."""
+        report = self._reports.get(replica)
+        num_others = report.num_others if report and report.counts(now) else 0
+        return self.sent_tokens(replica) + round(num_others * self._mean)
 
     @property
     def replicas(self) -> tuple[ReplicaId, ...]:

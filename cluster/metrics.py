@@ -51,7 +51,7 @@ class RouterCollector(Collector):
             "palimpsest_router_queued_tokens", "Tokens of work sent and not finished", labels=["replica"]
         )
         for replica in self._ledger.replicas:
-            queued.add_metric([replica], self._ledger.queued_tokens(replica, None))
+            queued.add_metric([replica], self._ledger.sent_tokens(replica))
         yield routed
         yield queued
         yield GaugeMetricFamily("palimpsest_router_placements", "Placements known", self._view.num_placements)

@@ -73,15 +73,18 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         demand = demand_of(pending_request)
         if demand is None:
             return [list(by_id.values())]
-        queued = {
-            name: self._ledger.queued_tokens(name, self.replica_queue_len_cache.get(replica.replica_id))
-            for name, replica in by_id.items()
-        }
+        now = asyncio.get_running_loop().time()
+        queued = {name: self._ledger.queued_tokens(name, now) for name in by_id}
         holders = self._view.holders(demand.keys)
         return [[by_id[choice.replica]] for choice in rank(demand, tuple(by_id), holders, queued, self._weights)]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
-        """The replica has accepted: its work is open until the result is complete, whatever its outcome."""
+        """The replica has accepted: its work is open until the result is complete, whatever its outcome.
+
+        At this moment Serve's count of the replica's requests is what the replica itself has just said. Later it may be
+        too high, and for good: callbacks that come before that answer aren't taken off it, and each of our calls to all
+        replicas keeps it from growing old.
+        """
         demand = demand_of(pending_request)
         if demand is None:
             return
@@ -89,6 +92,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         cached = cached_tokens(replica, demand.prefixes, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached))
+        self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, loop.time())
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
 
 

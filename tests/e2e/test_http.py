@@ -46,7 +46,7 @@ def test_another_salt_shares_nothing(system: System) -> None:
 
 
 def test_different_sheets_use_both_replicas(system: System) -> None:
-    """Not always at once: for some seconds a replica may count as busy with a request that has just ended."""
+    """Not always at once: for a moment a replica may count as busy with a request that has just ended."""
     names, used = itertools.count(), set()
 
     def are_both_used() -> bool:

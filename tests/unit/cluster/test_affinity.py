@@ -87,9 +87,9 @@ def test_one_hot_prefix_never_goes_to_one_replica_alone() -> None:
     ledger, holders = WorkLedger(), {SHEET: frozenset({A})}
     for n in range(60):
         asked = demand((SHEET, 300), request_id=f"r{n}")
-        queued = {replica: ledger.queued_tokens(replica, None) for replica in REPLICAS}
+        queued = {replica: ledger.sent_tokens(replica) for replica in REPLICAS}
         best = rank(asked, REPLICAS, holders, queued, EVEN)[0]
         ledger.open(asked.request_id, best.replica, asked.work(best.cached_tokens))
 
-    work = [ledger.queued_tokens(replica, None) for replica in REPLICAS]
+    work = [ledger.sent_tokens(replica) for replica in REPLICAS]
     assert max(work) - min(work) <= 432

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cache_service.types import ReplicaId
-from cluster.ledger import WorkLedger
+from cluster.ledger import REPORT_LIFE_S, WorkLedger
 
 A, B = ReplicaId("a"), ReplicaId("b")
 
@@ -12,10 +12,10 @@ def test_open_work_is_counted_until_it_is_closed() -> None:
     ledger.open("two", A, 50)
     ledger.open("three", B, 10)
 
-    assert (ledger.queued_tokens(A, 2), ledger.queued_tokens(B, 1)) == (150, 10)
+    assert (ledger.queued_tokens(A, 0.0), ledger.queued_tokens(B, 0.0)) == (150, 10)
     ledger.close("one", A)
     ledger.close("one", A)
-    assert ledger.queued_tokens(A, 1) == 50
+    assert ledger.queued_tokens(A, 0.0) == 50
     ledger.close("two", A)
     ledger.close("three", B)
     assert ledger.replicas == ()
@@ -24,18 +24,42 @@ def test_open_work_is_counted_until_it_is_closed() -> None:
 def test_requests_of_other_routers_are_counted_at_the_mean() -> None:
     ledger = WorkLedger()
     ledger.open("mine", A, 100)
+    ledger.hear(A, 3, now=0.0)
+    ledger.hear(B, 2, now=0.0)
 
-    assert ledger.queued_tokens(A, 3) == 300
-    assert ledger.queued_tokens(B, 2) == 200
+    assert (ledger.queued_tokens(A, 0.0), ledger.queued_tokens(B, 0.0)) == (300, 200)
+    assert (ledger.sent_tokens(A), ledger.sent_tokens(B)) == (100, 0)
+
+
+def test_requests_that_end_after_a_report_are_not_taken_for_other_routers() -> None:
+    ledger = WorkLedger()
+    ledger.open("mine", A, 100)
+    ledger.hear(A, 1, now=0.0)
+    ledger.close("mine", A)
+
+    assert ledger.queued_tokens(A, 0.0) == 0
+
+
+def test_a_report_grows_old() -> None:
+    """So that a replica which no request goes to isn't thought busy for good."""
+    ledger = WorkLedger()
+    ledger.open("mine", A, 100)
+    ledger.hear(B, 2, now=0.0)
+
+    assert ledger.queued_tokens(B, REPORT_LIFE_S / 2) == 200
+    assert ledger.queued_tokens(B, REPORT_LIFE_S) == 0
 
 
 def test_a_replica_that_reports_less_than_was_sent_is_not_thought_idle() -> None:
     ledger = WorkLedger()
     ledger.open("mine", A, 100)
+    ledger.hear(A, 0, now=0.0)
 
-    assert ledger.queued_tokens(A, 0) == 100
-    assert ledger.queued_tokens(A, None) == 100
+    assert ledger.queued_tokens(A, 0.0) == 100
 
 
 def test_nothing_is_known_before_the_first_request() -> None:
-    assert WorkLedger().queued_tokens(A, 5) == 0
+    ledger = WorkLedger()
+    ledger.hear(A, 5, now=0.0)
+
+    assert ledger.queued_tokens(A, 0.0) == 0
