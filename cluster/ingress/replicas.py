@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, cast
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -50,18 +52,38 @@ class WorkerReplicas:
             if not ended:
                 response.cancel()
 
-    async def model_infos(self) -> Sequence[ModelInfo]:
-        return cast(Sequence[ModelInfo], await self._each("model_info"))
+    async def model_info(self) -> ModelInfo | None:
+        async with aclosing(self._answers("model_info")) as infos:
+            return cast(ModelInfo | None, await anext(infos, None))
 
     async def metrics(self) -> Sequence[str]:
         """Each replica's metrics in Prometheus' text format."""
-        return cast(Sequence[str], await self._each("metrics"))
+        return [cast(str, text) async for text in self._answers("metrics")]
 
-    async def _each(self, method: str) -> Sequence[object]:
-        """Results of the replicas that answer in time; a replica that is lost or slow is left out."""
+    async def _answers(self, method: str) -> AsyncGenerator[object, None]:
+        """Of the replicas that answer in time, as they come; a replica that is lost or hangs is left out.
+
+        Serve's `results_async` has none of them where one is late, so its calls are awaited one by one.
+        """
         try:
-            responses = self._handle.broadcast(method)
-            results = await responses.results_async(timeout_s=PROBE_TIMEOUT_S, return_exceptions=True)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                calls = await self._handle.broadcast(method)._fetch_replica_results_async()
         except (TimeoutError, RayServeException):
-            return ()
-        return tuple(result for result in results if not isinstance(result, BaseException))
+            return
+        waiting = {asyncio.create_task(call.get_async()): call for call in calls}
+        deadline = asyncio.get_running_loop().time() + PROBE_TIMEOUT_S
+        try:
+            while waiting:
+                remaining_s = deadline - asyncio.get_running_loop().time()
+                done, _ = await asyncio.wait(waiting, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    return
+                for task in done:
+                    del waiting[task]
+                answers = [task.result() for task in done if not (task.cancelled() or task.exception())]
+                for answer in answers:
+                    yield answer
+        finally:
+            for task, call in waiting.items():
+                task.cancel()
+                call.cancel()

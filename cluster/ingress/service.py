@@ -76,8 +76,8 @@ class Workers(Protocol):
         """Chunks in order; closing the generator stops the work."""
         ...
 
-    async def model_infos(self) -> Sequence[ModelInfo]:
-        """What each replica that answers now serves; empty where none does."""
+    async def model_info(self) -> ModelInfo | None:
+        """What the replica serves that answers first; None where none does now."""
         ...
 
 
@@ -112,9 +112,9 @@ class InferenceService:
 
     async def ready(self) -> bool:
         """Whether a worker answers now."""
-        infos = await self._workers.model_infos()
-        self._info = infos[0] if infos else self._info
-        return bool(infos)
+        info = await self._workers.model_info()
+        self._info = info or self._info
+        return info is not None
 
     async def model(self) -> ModelInfo:
         """The served model. Raises NotReadyError until a worker has started."""
@@ -223,7 +223,7 @@ class InferenceService:
             async with asyncio.timeout_at(deadline):
                 return await anext(chunks, None)
         except TimeoutError as error:
-            if not await self._workers.model_infos():
+            if await self._workers.model_info() is None:
                 raise NotReadyError("no worker answers now; try again shortly, or watch /health") from error
             raise RequestTimeoutError(
                 "the deadline has passed: ask for fewer tokens or steps, or raise limits.request_timeout_s"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.prompts import LONG, chat, sheet
 from tests.e2e.system import System, eventually
@@ -37,6 +38,27 @@ def test_a_killed_worker_fails_no_request(system: System) -> None:
     assert held_by not in {replica_of(response.json()) for response in later}
     eventually(lambda: len(system.processes(WORKER)) == 2)
     eventually(lambda: all(process.cpu_percent(interval=1.0) < 50 for process in system.processes(WORKER)))  # at rest
+
+
+def test_a_worker_that_hangs_hides_no_other(system: System) -> None:
+    replica = replica_of(system.post("/v1/chat/completions", {"messages": chat(sheet("Ruth")), "max_tokens": 8}).json())
+    others = {name for name in replicas_in(system) if name != replica}
+    hanging = system.worker(replica)
+    hanging.suspend()
+    try:
+        assert system.get("/health").status_code == 200
+        assert replicas_in(system) == others != set()
+    finally:
+        hanging.resume()
+
+    eventually(lambda: replicas_in(system) == {replica, *others})
+
+
+def replicas_in(system: System) -> set[str]:
+    """Those that tell of themselves at /metrics."""
+    families = text_string_to_metric_families(system.get("/metrics").text)
+    running = (sample for family in families for sample in family.samples if family.name == "palimpsest_worker_running")
+    return {sample.labels["replica"] for sample in running}
 
 
 def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(system: System) -> None:

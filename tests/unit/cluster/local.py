@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -52,5 +52,5 @@ class LocalWorkers:
         else:
             raise fault.error
 
-    async def model_infos(self) -> Sequence[ModelInfo]:
-        return () if self.away else (await self.worker.model_info(),)
+    async def model_info(self) -> ModelInfo | None:
+        return None if self.away else await self.worker.model_info()
