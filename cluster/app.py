@@ -121,6 +121,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
             request_router_kwargs={
                 "deployment": WORKERS,
                 "cache_service": config.cache_service.target,
+                "request_timeout_s": config.limits.request_timeout_s,
                 **asdict(config.router),
             },
         ),

@@ -24,6 +24,9 @@ from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
 from workers.api import CopyRequest, GenerateRequest
 
+ACCEPTANCE_S = 1.0
+"""How long a request counts as work of the replica that was chosen for it, before any has accepted it."""
+
 
 class Result(Protocol):
     """What Serve knows of a request in flight, as far as it is used here."""
@@ -37,7 +40,9 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     queue_len_response_deadline_s = 0.5
     """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
 
-    def initialize_state(self, deployment: str, cache_service: str, uncached: float, queued: float) -> None:
+    def initialize_state(
+        self, deployment: str, cache_service: str, uncached: float, queued: float, request_timeout_s: float
+    ) -> None:
         """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`.
 
         A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
@@ -45,6 +50,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._weights = RouterWeights(uncached=uncached, queued=queued)
         self._view = PlacementView()
         self._ledger = WorkLedger()
+        self._longest_s = request_timeout_s
         self._collector = RouterCollector(self._view, self._ledger)
         self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
@@ -74,9 +80,13 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         if demand is None:
             return [list(by_id.values())]
         now = asyncio.get_running_loop().time()
-        queued = {name: self._ledger.queued_tokens(name, now) for name in by_id}
-        holders = self._view.holders(demand.keys)
-        return [[by_id[choice.replica]] for choice in rank(demand, tuple(by_id), holders, queued, self._weights)]
+        self._ledger.expire(now)
+        self._ledger.forget(demand.request_id)  # from an earlier try
+        queued = {name: self._ledger.queued_tokens(name) for name in by_id}
+        choices = rank(demand, tuple(by_id), self._view.holders(demand.keys), queued, self._weights)
+        first = choices[0]
+        self._ledger.open(demand.request_id, first.replica, demand.work(first.cached_tokens), now + ACCEPTANCE_S)
+        return [[by_id[choice.replica]] for choice in choices]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
         """The replica has accepted: its work is open until the result is complete, whatever its outcome.
@@ -89,10 +99,11 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         if demand is None:
             return
         replica, loop = known_as(replica_id), asyncio.get_running_loop()
+        now = loop.time()
         cached = cached_tokens(replica, demand.prefixes, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
-        self._ledger.open(demand.request_id, replica, demand.work(cached))
-        self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, loop.time())
+        self._ledger.open(demand.request_id, replica, demand.work(cached), now + self._longest_s)
+        self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
 
 

@@ -130,6 +130,8 @@ class Tokenization:
 
         Special tokens in it are read as such unless it is `plain`.
         """
+        if not text:
+            return ()
         encode = partial(self._tokenizer, split_special_tokens=plain)
         before, whole = (list(encode(part)["input_ids"]) for part in (after, after + text))
         if whole[: len(before)] == before:

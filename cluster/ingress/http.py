@@ -60,7 +60,7 @@ def create_app(
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
     created = int(time.time())
 
-    def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+    async def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         check_key(credentials.credentials if credentials else None, api_keys)
 
     guarded = [Depends(authorized)]

@@ -22,8 +22,15 @@ class WorkerReplicas:
     """All replicas of the worker deployment, reached through its router."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
+        """Answers come by value, straight from the replica: many small messages are dear as Ray's objects."""
         self._handle = handle
-        self._generate: Any = handle.options(method_name="replies", stream=True)
+        self._generate: Any = handle.options(
+            method_name="replies",
+            stream=True,
+            _by_reference=False,
+            request_serialization="pickle",
+            response_serialization="pickle",
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """One answer's chunks. Closing the generator before its end cancels the work.

@@ -30,6 +30,8 @@ COPY cluster cluster
 COPY deploy/palimpsest.yaml deploy/palimpsest.yaml
 # The root file system is read-only in the cluster: what is written, caches of compiled kernels too, goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/palimpsest PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
+# As `palimpsest serve` sets them on one machine: less of Ray between a client and a worker.
+ENV RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 RAY_SERVE_PROXY_USE_GRPC=1
 RUN python -m compileall -q .
 USER 1000:1000
 EXPOSE 8000 9000

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.supervisor import SERVE_SETTINGS
+
 
 @pytest.fixture(params=["cache", "serve"])
 def dockerfile(request: pytest.FixtureRequest, repository: Path) -> Path:
@@ -60,6 +62,12 @@ def test_python_packages_are_pinned(dockerfile: Path, repository: Path) -> None:
 
 def test_the_image_starts_without_root(dockerfile: Path) -> None:
     assert instructions(dockerfile, "USER") == [["1000:1000"]]
+
+
+def test_serve_is_set_as_on_one_machine(repository: Path) -> None:
+    lines = instructions(repository / "deploy" / "docker" / "serve.Dockerfile", "ENV")
+    variables = dict(word.split("=", 1) for line in lines for word in line)
+    assert variables | SERVE_SETTINGS == variables
 
 
 def test_the_cache_image_knows_neither_torch_nor_ray(repository: Path) -> None:
