@@ -148,6 +148,12 @@ async def test_renewing_puts_a_lease_off_from_any_instance(backend: Backend) -> 
     assert await one.renew(lease)
 
 
+async def test_all_members_renew_at_once(backend: Backend) -> None:
+    store = await backend.open()
+    leases = [await joined(store, ReplicaId(f"r{i}")) for i in range(150)]
+    assert all(await asyncio.gather(*map(store.renew, leases)))
+
+
 async def test_a_superseded_lease_ends_with_its_successors_beginning(backend: Backend) -> None:
     store = await backend.open()
     old, new = await joined(store, ANNA), await joined(store, ANNA)

@@ -32,6 +32,8 @@ GATHER_S = 0.003
 """How long news may gather before the follower asks again: in a burst it then reads many at once."""
 PAUSE_S = 0.25
 """How long the follower of the log waits after a failure."""
+MAX_RENEWALS = 32
+"""At once; each takes a connection, and redis-py refuses more than 100."""
 
 
 class RedisStore:
@@ -48,6 +50,7 @@ class RedisStore:
         self._keys = codec.Keys(namespace)
         self._history = history
         self._writing = asyncio.Lock()
+        self._renewing = asyncio.Semaphore(MAX_RENEWALS)
         self._proposals: list[Proposal] = []
         self._catching_up = SharedFlight(self._catch_up)
         self._following: asyncio.Task[None] | None = None
@@ -190,7 +193,7 @@ class RedisStore:
             return await self._redis.evalsha(script.digest, len(keys), *keys, *args)
 
     async def renew(self, lease: Lease) -> bool:
-        async with _store_errors():
+        async with self._renewing, _store_errors():
             return bool(await self._redis.pexpire(self._keys.lease(lease.id), round(lease.ttl_s * 1000)))
 
     async def lapsed(self) -> frozenset[LeaseId]:
