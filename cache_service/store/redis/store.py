@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable
 from cache_service.feed import Feed
@@ -246,5 +246,5 @@ def _streams(reply: Any) -> Iterable[tuple[bytes, list[tuple[bytes, dict[bytes, 
 async def _store_errors() -> AsyncIterator[None]:
     try:
         yield
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:
         raise CacheServiceUnavailable(f"the store can't be reached, check --store: {error}") from error
