@@ -64,6 +64,14 @@ def test_what_is_refused_waits_for_its_own_turn_and_then_raises() -> None:
         batch_of([refused], state)
 
 
+def test_what_fails_harms_nobody_else() -> None:
+    state = state_with(ANNA)
+    broken = Proposal(lambda state, at: state.announce(state.directory.lease_of(BORIS), [], at))
+    assert len(batch_of([announcing(state.directory.lease_of(ANNA), placed("a", ANNA)), broken], state)) == 1
+    with pytest.raises(KeyError):
+        batch_of([broken], state)
+
+
 def test_a_batch_is_bounded() -> None:
     state = state_with(ANNA)
     anna = state.directory.lease_of(ANNA)
