@@ -111,10 +111,11 @@ class CacheServer:
         try:
             await self.service.tick()
             status = health_pb2.HealthCheckResponse.SERVING
-        except CacheServiceError as error:
+        except Exception as error:  # whatever it is, the next tick may be luckier
             status = health_pb2.HealthCheckResponse.NOT_SERVING
             if self._status != status:
-                _log.warning("not serving for now: %s", error)
+                is_unforeseen = not isinstance(error, CacheServiceError)
+                _log.warning("not serving for now: %s", error, exc_info=is_unforeseen)
         if self._status != status:
             self._status = status
             for name in ("", *SERVICES):

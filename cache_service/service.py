@@ -93,7 +93,10 @@ class CacheService:
             _log.info("replica %s %s: its lease lapsed", event.replica, what)
 
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
-        """A snapshot where `after` is None, then all later events. Raises Compacted where they are not all known."""
+        """A snapshot where `after` is None, then all later events.
+
+        Raises Compacted where they are not all known, and CacheServiceUnavailable once the store is away.
+        """
         store, watcher = self.store, object()
         if after is None:
             await store.sync()
@@ -115,6 +118,7 @@ class CacheService:
                     async with asyncio.timeout(PROGRESS_S):
                         await store.feed.wait(after)
                 except TimeoutError:
+                    await store.sync()  # an instance without its store can't know that nothing came
                     yield Update(incarnation, after)
         finally:
             del self._places[watcher]

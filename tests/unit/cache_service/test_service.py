@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cache_service.client import CacheClient
 from cache_service.config import ServerConfig
@@ -187,6 +189,31 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
     assert want.revision == last
     for view in await asyncio.gather(*followers, follow(last)):
         assert set(view.directory.placements()) == set(want.directory.placements())
+
+
+async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeClock) -> None:
+    store = MemoryStore(clock=clock)
+    lapsed, store.lapsed = store.lapsed, AsyncMock(side_effect=LookupError)  # type: ignore[method-assign]
+    config = ServerConfig(port=0, grace_s=0.0, tick_s=0.01)
+    async with CacheServer(config, store) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        statuses = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await statuses.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        store.lapsed = lapsed  # type: ignore[method-assign]
+        async with asyncio.timeout(10):
+            assert (await statuses.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_watch_ends_where_the_service_lost_its_store(
+    server: CacheServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance can't know what the others accept, so it must not call the watcher's view up to date."""
+    monkeypatch.setattr("cache_service.service.PROGRESS_S", 0.01)
+    watch = server.service.watch(Revision(0), server.service.store.incarnation)
+    assert (await anext(watch)).events == ()
+    monkeypatch.setattr(MemoryStore, "sync", AsyncMock(side_effect=CacheServiceUnavailable("away")))
+    with pytest.raises(CacheServiceUnavailable):
+        await anext(watch)
 
 
 async def test_an_occupied_port_is_an_error_that_names_the_option(server: CacheServer, clock: FakeClock) -> None:
