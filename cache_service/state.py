@@ -13,7 +13,7 @@ from typing import Self
 
 from cache_service.contexts import MAX_STALENESS, Contexts
 from cache_service.directory import Directory
-from cache_service.errors import InvalidRequest, StaleEpoch
+from cache_service.errors import FencedToken, InvalidRequest, StaleEpoch
 from cache_service.refresh import Builds, Depths
 from cache_service.types import (
     Build,
@@ -126,8 +126,12 @@ class State:
 
     def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> Events:
         """Placements without a build: content that the member found or made on its own. All or none."""
+        self.directory.require(lease)
         for placement in placements:
             self._require_current(placement.context, placement.epoch, placement.key)
+            known = self.directory.find(placement.key, placement.replica)
+            if placement.token is not None and (known is None or known.token != placement.token):
+                raise FencedToken(f"token {placement.token} made no listed entry: announce it without a token")
         return self.directory.announce(lease, placements, at)
 
     def lookup(self, keys: Sequence[PrefixKey], max_staleness: int) -> dict[PrefixKey, tuple[Placement, ...]]:

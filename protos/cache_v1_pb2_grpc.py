@@ -281,6 +281,7 @@ class DirectoryServicer:
 
     def Announce(self, request, context):
         """Adds one revision (ANNOUNCED) for each placement that is new or differs from what is known; all or none.
+        Refused with fenced-token where one names a token that is not its listed entry's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -91,6 +91,25 @@ def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: Sta
         complete(state, anna, old)
 
 
+def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    entry = replace(placed("a", ANNA), token=build.token)
+    with pytest.raises(FencedToken, match=f"token {build.token}"):
+        state.announce(anna, [entry], state.next_revision)
+    complete(state, anna, build)
+    assert carry_out(state, state.announce(anna, [replace(entry, heat=2)], state.next_revision)) == [
+        EventKind.ANNOUNCED
+    ]
+    with pytest.raises(FencedToken):
+        state.announce(anna, [replace(entry, token=FencingToken(build.token + 1))], state.next_revision)
+    again = joined(state, ANNA)
+    with pytest.raises(LeaseRefused):
+        state.announce(anna, [entry], state.next_revision)
+    with pytest.raises(FencedToken):
+        state.announce(again, [entry], state.next_revision)
+
+
 def test_a_token_counts_only_for_the_member_that_got_it(state: State) -> None:
     build = acquire(state, joined(state, ANNA))
     with pytest.raises(FencedToken):
