@@ -7,7 +7,7 @@ writer was faster, and a copy that applies the same events in the same order is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import nlargest
 
@@ -120,10 +120,11 @@ class Directory:
         """What one member holds."""
         return tuple(self._holders[key][replica] for key in self._held.get(replica, ()))
 
-    def hottest(self, count: int) -> tuple[Placement, ...]:
-        """The hottest placement of each prefix, for the `count` prefixes that served most, hottest first."""
-        best = (max(holders.values(), key=lambda p: p.heat) for holders in self._holders.values())
-        return tuple(nlargest(count, best, key=lambda p: p.heat))
+    def hottest(self, count: int, is_usable: Callable[[Placement], bool]) -> tuple[Placement, ...]:
+        """The hottest usable placement of each prefix, for the `count` prefixes that served most, hottest first."""
+        usable = (filter(is_usable, holders.values()) for holders in self._holders.values())
+        best = (max(holders, key=lambda p: p.heat, default=None) for holders in usable)
+        return tuple(nlargest(count, filter(None, best), key=lambda p: p.heat))
 
     def is_draining(self, replica: ReplicaId) -> bool:
         return replica in self._draining

@@ -148,7 +148,7 @@ class State:
 
     def hottest(self, count: int) -> tuple[Placement, ...]:
         """The prefixes that served most, hottest first, each with its hottest holder; nothing stale."""
-        return tuple(p for p in self.directory.hottest(count) if self._is_fresh(p, 0))
+        return self.directory.hottest(count, lambda placement: self._is_fresh(placement, 0))
 
     def _is_fresh(self, placement: Placement, max_staleness: int) -> bool:
         if placement.context is None:

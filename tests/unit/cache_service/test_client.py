@@ -193,6 +193,15 @@ async def test_the_hottest_prefixes_come_first(client: CacheClient) -> None:
     assert [(p.key, p.replica, p.heat) for p in hottest] == [(key("b"), ANNA, 9), (key("a"), BORIS, 7)]
 
 
+async def test_what_is_stale_takes_no_place_among_the_hottest(client: CacheClient) -> None:
+    lease = await client.register(ANNA, ttl_s=5.0)
+    made = await client.create_context("m", "s", [1], author=ANNA)
+    old = placed("", ANNA, key=made.key, context=made.id, heat=99)
+    await client.announce(lease, [old, placed("a", ANNA, heat=2)])
+    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
+    assert await client.hottest(1) == (placed("a", ANNA, heat=2),)
+
+
 async def test_a_client_fails_over_to_the_next_instance(clock: FakeClock) -> None:
     store = MemoryStore(clock=clock)
     async with CacheServer(ServerConfig(port=0, grace_s=0.0), store) as server:
