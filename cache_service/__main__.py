@@ -52,6 +52,8 @@ def main(
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
 ) -> None:
     """Serve the directory of cached prefixes: who holds what, and every change of it in order."""
+    if log_level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"{log_level!r} is none of Python's logging levels", param_hint="--log-level")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given = {"host": host, "port": port, "metrics_port": metrics_port, "store": store, "history": history}
     overrides = {name: value for name, value in given.items() if value is not None}

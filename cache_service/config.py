@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,19 +42,22 @@ class ServerConfig:
         if self.history < 1:
             raise InvalidRequest(f"history must be at least 1 event, got {self.history}")
         for name, value_s in (("tick_s", self.tick_s), ("store_timeout_s", self.store_timeout_s)):
-            if value_s <= 0:
-                raise InvalidRequest(f"{name} must be above 0 seconds, got {value_s}")
-        if self.grace_s < 0:
-            raise InvalidRequest(f"grace_s must not be negative, got {self.grace_s}")
+            if not 0 < value_s < math.inf:
+                raise InvalidRequest(f"{name} must be a finite number of seconds above 0, got {value_s}")
+        if not 0 <= self.grace_s < math.inf:
+            raise InvalidRequest(f"grace_s must be a finite number of seconds from 0, got {self.grace_s}")
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:
     """The config in the YAML file at `path` under `overrides`. Raises InvalidRequest, naming what is wrong."""
     try:
         given = yaml.safe_load(path.read_text()) if path else None
-    except (OSError, yaml.YAMLError) as error:
+    except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a password
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InvalidRequest(f"can't read the config {path}: {error.problem}, line {line}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"can't read the config {path}: {error}") from error
-    if not isinstance(given, dict | None):
+    if not isinstance(given, dict | None) or not all(isinstance(key, str) for key in given or ()):
         raise InvalidRequest(f"the config {path} must be a mapping of keys to values")
     converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
     try:

@@ -67,12 +67,7 @@ class CacheServer:
             ticker = asyncio.create_task(self._tick_forever())
             stack.callback(ticker.cancel)
             if self._config.metrics_port is not None:
-                metrics, thread = start_http_server(
-                    self._config.metrics_port, addr=self._config.host, registry=self.service.metrics.registry
-                )
-                stack.callback(thread.join)
-                stack.callback(metrics.server_close)
-                stack.callback(metrics.shutdown)
+                self._serve_metrics(stack, self._config.metrics_port)
             self._stack = stack.pop_all()
         return self
 
@@ -93,6 +88,16 @@ class CacheServer:
         except RuntimeError as error:
             raise InvalidRequest(f"can't listen on {address}: choose another --host or --port") from error
         return server
+
+    def _serve_metrics(self, stack: AsyncExitStack, port: int) -> None:
+        """Until `stack` closes."""
+        try:
+            metrics, thread = start_http_server(port, self._config.host, self.service.metrics.registry)
+        except OSError as error:
+            raise InvalidRequest(f"can't serve metrics: choose another --host or --metrics-port: {error}") from error
+        stack.callback(thread.join)
+        stack.callback(metrics.server_close)
+        stack.callback(metrics.shutdown)
 
     async def _stop(self, server: grpc.aio.Server) -> None:
         """Turn clients away, end the watches, and give calls under way their grace."""

@@ -26,6 +26,10 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
         ("port: 70000", "port"),
         ("history: 0", "history"),
         ("tick_s: 0", "tick_s"),
+        ("tick_s: .nan", "tick_s"),
+        ("store_timeout_s: .inf", "store_timeout_s"),
+        ("grace_s: .nan", "grace_s"),
+        ("1: 2\nprot: 7171", "mapping"),
         ("[1]", "mapping"),
         ("port: [", "cache.yaml"),
     ],
@@ -35,6 +39,21 @@ def test_errors_name_what_is_wrong(tmp_path: Path, text: str, named: str) -> Non
     path.write_text(text)
     with pytest.raises(InvalidRequest, match=named):
         load(path, {})
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cache.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidRequest, match=r"cache\.yaml"):
+        load(path, {})
+
+
+def test_a_broken_file_is_told_of_without_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "cache.yaml"
+    path.write_text('port: 1\nstore: "redis://:s3cr3t@host/0\n')
+    with pytest.raises(InvalidRequest, match="line 3") as refusal:
+        load(path, {})
+    assert "s3cr3t" not in str(refusal.value)
 
 
 async def test_a_store_whose_client_is_not_installed_is_named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -73,9 +74,19 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
         assert process.wait(timeout=10) == 0
 
 
-def test_a_wrong_option_ends_it_with_a_word() -> None:
-    command = [sys.executable, "-m", "cache_service", "--history", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "history must be at least 1" in result.stderr
+@pytest.mark.parametrize(
+    ("options", "code", "named"),
+    [
+        (["--history", "0"], 1, "history must be at least 1"),
+        (["--log-level", "loud"], 2, "--log-level"),
+        (["--port", "0", "--metrics-port", "PORT"], 1, "--metrics-port"),
+    ],
+)
+def test_a_wrong_option_ends_it_with_a_word(options: list[str], code: int, named: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = str(occupied.getsockname()[1])
+        command = [sys.executable, "-m", "cache_service", *(option.replace("PORT", port) for option in options)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == code
+    assert named in result.stderr
     assert "Traceback" not in result.stderr
