@@ -135,6 +135,18 @@ async def test_a_paused_server_is_unavailable_in_time_and_then_goes_on(start: Ca
         assert key("b") in store.state.directory.lookup([key("b")])
 
 
+async def test_nothing_is_under_way_once_a_store_is_closed(start: Callable[..., RedisProcess]) -> None:
+    server = start()
+    async with opened(server.url) as store:
+        syncing = [asyncio.create_task(store.sync())]
+        await asyncio.sleep(0)  # it flies
+        server.pause()
+        syncing.append(asyncio.create_task(store.sync()))
+        await asyncio.sleep(0.1)  # and this one waits for its turn
+    assert asyncio.all_tasks() - {asyncio.current_task(), *syncing} == set()
+    await asyncio.gather(*syncing, return_exceptions=True)
+
+
 async def test_an_absent_server_is_an_error_at_once() -> None:
     with pytest.raises(CacheServiceUnavailable, match="--store"):
         await RedisStore.open(f"redis://127.0.0.1:{free_port()}/0", history=1)

@@ -21,6 +21,13 @@ class SharedFlight:
             self._boarding.add_done_callback(_noticed)
         await asyncio.shield(self._boarding)
 
+    async def close(self) -> None:
+        """End what is under way; who waits for it is cancelled."""
+        flights = [flight for flight in (self._flying, self._boarding) if flight is not None]
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
     async def _fly(self, after: asyncio.Task[None] | None) -> None:
         if after is not None:
             await asyncio.wait([after])

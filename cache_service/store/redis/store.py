@@ -227,6 +227,7 @@ class RedisStore:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
+        await self._catching_up.close()
         for link in self._links:
             await link.close()
 
