@@ -9,6 +9,7 @@ Under bidirectional attention every edit changes the states of all positions, so
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -63,7 +64,7 @@ class Contexts:
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
             raise InvalidRequest(f"masked positions must lie within the {len(tokens)} tokens of the context")
         version = Version(Epoch(0), _key(fingerprint, salt, tokens), commit)
-        context = Context(ContextId(f"ctx-{at}"), fingerprint, salt, tokens, holes, at, commit, version)
+        context = Context(_id(at, commit), fingerprint, salt, tokens, holes, at, commit, version)
         return (Event(at, EventKind.CREATED, author, context=context),)
 
     def commit(
@@ -180,6 +181,11 @@ def spliced(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], t
             tokens.extend(edit.token_ids)
         taken = end
     return tuple(tokens), tuple(masked)
+
+
+def _id(at: Revision, commit: CommitId) -> ContextId:
+    """A store that lost its memory counts from the start again, so the revision alone would come twice."""
+    return ContextId(f"ctx-{at}-{hashlib.blake2b(commit.encode(), digest_size=4).hexdigest()}")
 
 
 def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:

@@ -17,7 +17,7 @@ Epoch = NewType("Epoch", int)
 LeaseId = NewType("LeaseId", int)
 """Names one registration of a replica, or one build: the revision that began it, so never used twice."""
 ContextId = NewType("ContextId", str)
-"""Names a shared context. Made from the revision of its creation, so never used twice."""
+"""Names a shared context. Made from the revision and the commit of its creation, so never used twice."""
 CommitId = NewType("CommitId", str)
 """Chosen by who commits, so that a commit whose answer was lost can be sent again without harm."""
 FencingToken = NewType("FencingToken", int)

@@ -130,6 +130,13 @@ def test_the_same_creation_again_makes_no_second_context() -> None:
     assert state.contexts.create("m", "s", [1], [], CommitId("once"), ANNA, state.next_revision) == ()
 
 
+def test_a_store_that_lost_its_memory_gives_no_id_again() -> None:
+    """Else who asks for a context of before would get another's."""
+    one, two = created(State(), 1, commit="before"), created(State(), 2, commit="after")
+    assert one.created == two.created
+    assert one.id != two.id
+
+
 @pytest.mark.parametrize(
     ("token_ids", "masked", "named"),
     [((), (), "tokens"), ((-1,), (), "token ids"), ((2**31,), (), "token ids"), ((1,), (1,), "masked")],
