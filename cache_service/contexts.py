@@ -35,6 +35,8 @@ MAX_STALENESS = 4
 """Epochs behind the newest that a reader may ask for; entries older than that are withdrawn."""
 MAX_TOKENS = 262_144
 """Tokens in one context; a context with this many still fits one gRPC message."""
+MAX_EDITS = 65_536
+"""Edits in one commit."""
 MAX_COMMIT_ID = 64
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -83,8 +85,8 @@ class Contexts:
         _require_id(commit)
         if context.epoch != expected:
             raise StaleEpoch(f"context {context_id} is at epoch {context.epoch}, the commit was made for {expected}")
-        if not edits:
-            raise InvalidRequest("a commit needs at least one edit")
+        if not 0 < len(edits) <= MAX_EDITS:
+            raise InvalidRequest(f"a commit needs 1 to {MAX_EDITS} edits, got {len(edits)}")
         tokens, _ = spliced(context, edits)
         version = Version(Epoch(expected + 1), _key(context.fingerprint, context.salt, tokens), commit)
         return (Event(at, EventKind.COMMITTED, author, commit=Commit(context_id, version, tuple(edits))),)

@@ -12,7 +12,7 @@ PART_PLACEMENTS = 4096
 """Placements, or other small facts, in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
 
 BATCH_TOKENS = 262_144
-"""Tokens of contexts, new or edited, that the events of one message may carry before it is full."""
+"""Tokens of contexts, new or edited, and characters that the events of one message may carry before it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,21 @@ def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
     """As many of `events` as fit a message; the first always does."""
     num_tokens = 0
     for i, event in enumerate(events):
-        if event.context is not None:
-            num_tokens += len(event.context.token_ids)
-        elif event.commit is not None:
-            num_tokens += sum(len(edit.token_ids) for edit in event.commit.edits)
+        num_tokens += _weight(event)
         if num_tokens > BATCH_TOKENS and i > 0:
             return tuple(events[:i])
     return tuple(events)
+
+
+def _weight(event: Event) -> int:
+    """Roughly how many tokens weigh as much; what is small in any event is left out."""
+    weight = len(event.replica)
+    if event.context is not None:
+        context = event.context
+        weight += len(context.token_ids) + len(context.masked) + len(context.salt) + len(context.fingerprint)
+    elif event.commit is not None:
+        weight += sum(2 + len(edit.token_ids) for edit in event.commit.edits)
+    return weight
 
 
 def _whole(pieces: list[Snapshot]) -> Snapshot:

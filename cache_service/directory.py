@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import nlargest
 
+from cache_service.bounds import require_key, require_name
 from cache_service.errors import InvalidRequest, LeaseRefused
 from cache_service.types import (
     ContextId,
@@ -40,8 +41,7 @@ class Directory:
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Event, ...]:
         """A new lease for `replica`; its id is the revision of JOINED. An older registration leaves first."""
-        if not replica:
-            raise InvalidRequest("replica must not be empty")
+        require_name(replica)
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
         events = []
@@ -79,6 +79,7 @@ class Directory:
         """One event for each placement that differs from what is known; the last of one key wins."""
         self.require(lease)
         for placement in placements:
+            require_key(placement.key)
             if placement.replica != lease.replica:
                 raise InvalidRequest(f"lease of {lease.replica!r} can't announce for {placement.replica!r}")
             if placement.context is None and placement.epoch != 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from cache_service.bounds import require_key
 from cache_service.errors import FencedToken, InvalidRequest
 from cache_service.types import (
     Build,
@@ -44,6 +45,9 @@ class Builds:
         """Grant the build to the member; none where a build is under way, its own included: see `under_way`."""
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s of a build must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
+        require_key(key)
+        if context is None and epoch != 0:
+            raise InvalidRequest(f"a prefix outside of any context stays at epoch 0, got {epoch}")
         if (key, epoch) in self._builds:
             return ()
         build = Build(key, epoch, lease.replica, FencingToken(at), ttl_s, context)
@@ -115,6 +119,7 @@ class Depths:
         """One event for each limit that is lower than the known one, or judged by a newer profile."""
         lowered: dict[tuple[PrefixKey, int], DepthLimit] = {}
         for limit in limits:
+            require_key(limit.key)
             if limit.depth < 0 or not 0 <= limit.bucket <= 100:
                 raise InvalidRequest(f"a depth must not be negative and a bucket within 0 and 100, got {limit}")
             place = (limit.key, limit.bucket)

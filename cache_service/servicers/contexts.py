@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from grpc.aio import ServicerContext
@@ -15,6 +16,8 @@ from protos import cache_v1_pb2 as pb
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+PAGE_TOKEN = "[0-9]{0,20}"
+"""The revision that created the last context of the page before; none for the first page."""
 
 
 class ContextsServicer(Servicer):
@@ -39,7 +42,7 @@ class ContextsServicer(Servicer):
         size = request.page_size or DEFAULT_PAGE
         if size > MAX_PAGE:
             raise InvalidRequest(f"page_size must be at most {MAX_PAGE}, got {size}")
-        if request.page_token and not request.page_token.isdecimal():
+        if not re.fullmatch(PAGE_TOKEN, request.page_token):
             raise InvalidRequest(f"page_token {request.page_token!r} is none that List has given")
         after = Revision(int(request.page_token or 0))
         page = (await self.state()).contexts.page(request.salt, after, size)

@@ -19,7 +19,7 @@ class DirectoryServicer(Servicer):
         return pb.LookupResponse(
             header=self.header(),
             placements=[convert.placement_to_pb(p) for holders in found.values() for p in holders],
-            limits=map(convert.limit_to_pb, state.depths.lookup(keys)),
+            limits=map(convert.limit_to_pb, state.depths.lookup(dict.fromkeys(keys))),
         )
 
     async def Announce(self, request: pb.AnnounceRequest, _: ServicerContext) -> pb.AnnounceResponse:

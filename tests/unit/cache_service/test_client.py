@@ -87,7 +87,7 @@ async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheCl
     assert {context.token_ids for context in listed} == {()}
 
 
-@pytest.mark.parametrize(("size", "token"), [(1001, None), (1, "elsewhere")])
+@pytest.mark.parametrize(("size", "token"), [(1001, None), (1, "elsewhere"), (1, "9" * 5000)])
 async def test_pages_that_make_no_sense_are_refused(client: CacheClient, size: int, token: str | None) -> None:
     with pytest.raises(InvalidRequest, match="page_"):
         await client.list_contexts("s", page_size=size, page_token=token)
@@ -170,7 +170,7 @@ async def test_drift_lowers_depths_for_all(client: CacheClient) -> None:
     limit = DepthLimit(key("a"), bucket=60, depth=3, profile=1)
     revision = await client.report_drift(lease, [limit])
     assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
-    assert await client.depth_limits([key("a"), key("b")]) == (limit,)
+    assert await client.depth_limits([key("a"), key("b"), key("a")]) == (limit,)
 
 
 async def test_a_draining_member_stays_listed_and_is_known_to_drain(client: CacheClient) -> None:

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cache_service.contexts import MAX_STALENESS, spliced
+from cache_service.contexts import MAX_EDITS, MAX_STALENESS, spliced
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
 from cache_service.hashing import prefix_keys
 from cache_service.state import State
@@ -128,6 +128,13 @@ def test_the_same_creation_again_makes_no_second_context() -> None:
     state = State()
     created(state, 1, commit="once")
     assert state.contexts.create("m", "s", [1], [], CommitId("once"), ANNA, state.next_revision) == ()
+
+
+@pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
+def test_a_commit_of_no_edits_or_too_many_is_refused(num_edits: int) -> None:
+    state = State()
+    with pytest.raises(InvalidRequest, match=f"1 to {MAX_EDITS} edits"):
+        commit(state, created(state, 1), 0, *[Edit(0, 0, ())] * num_edits)
 
 
 def test_a_store_that_lost_its_memory_gives_no_id_again() -> None:

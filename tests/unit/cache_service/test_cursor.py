@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -7,13 +9,16 @@ from hypothesis import given, settings
 from cache_service.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
 from cache_service.errors import Compacted
 from cache_service.types import (
+    Commit,
     CommitId,
     Context,
     ContextId,
     DepthLimit,
+    Edit,
     Event,
     EventKind,
     PrefixKey,
+    ReplicaId,
     Revision,
     Snapshot,
     Version,
@@ -106,3 +111,17 @@ def test_a_message_is_full_when_its_contexts_are() -> None:
     assert batch_of([small, small, large]) == (small, small)
     assert batch_of([small] * 3) == (small,) * 3
     assert batch_of([]) == ()
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        event(1, replace(context(1), salt="s" * BATCH_TOKENS)),
+        event(1, replace(context(1), masked=(0,) * BATCH_TOKENS)),
+        replace(event(1), replica=ReplicaId("a" * BATCH_TOKENS)),
+        replace(event(1), commit=Commit(ContextId("c"), context(1).version, (Edit(0, 0, ()),) * BATCH_TOKENS)),
+    ],
+    ids=["salt", "holes", "author", "edits"],
+)
+def test_a_message_is_full_whatever_fills_it(large: Event) -> None:
+    assert batch_of([large, event(2)]) == (large,)

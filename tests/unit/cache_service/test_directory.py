@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -68,6 +70,13 @@ def test_refusals_say_what_is_wrong() -> None:
         state.directory.announce(lease, [placed("a", BORIS)], state.next_revision)
     with pytest.raises(InvalidRequest, match="ttl_s"):
         state.directory.register(ANNA, 0.0, state.next_revision)
+    for name in ("", "a" * 1025):
+        with pytest.raises(InvalidRequest, match="replica needs 1 to 1024 characters"):
+            state.directory.register(ReplicaId(name), 3.0, state.next_revision)
+    for size in (0, 19, 3_000_000):
+        entry = replace(placed("a", ANNA), key=PrefixKey(b"k" * size))
+        with pytest.raises(InvalidRequest, match="key must have 20 bytes"):
+            state.directory.announce(lease, [entry], state.next_revision)
 
 
 def test_a_gap_in_the_log_is_refused() -> None:

@@ -12,10 +12,12 @@ from cache_service.types import (
     CommitId,
     DepthLimit,
     Edit,
+    Epoch,
     Event,
     EventKind,
     FencingToken,
     Lease,
+    PrefixKey,
     ReplicaId,
 )
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -208,6 +210,15 @@ def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: St
     assert report(state, (1, 1)) == {60: 9}
 
 
-def test_limits_that_make_no_sense_are_refused(state: State) -> None:
-    with pytest.raises(InvalidRequest, match="bucket"):
-        state.report_drift(joined(state, ANNA), [DepthLimit(key("a"), 101, 1, 1)], state.next_revision)
+@pytest.mark.parametrize(
+    ("limit", "named"), [(DepthLimit(key("a"), 101, 1, 1), "bucket"), (DepthLimit(PrefixKey(b""), 60, 1, 1), "key")]
+)
+def test_limits_that_make_no_sense_are_refused(state: State, limit: DepthLimit, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        state.report_drift(joined(state, ANNA), [limit], state.next_revision)
+
+
+@pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b"a"), 0, "key"), (key("a"), 7, "epoch 0")])
+def test_builds_that_make_no_sense_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        state.acquire(joined(state, ANNA), built, Epoch(epoch), None, 2.0, state.next_revision)

@@ -1,0 +1,21 @@
+"""How large names may be that every placement repeats, and every watcher is told. Pure."""
+
+from __future__ import annotations
+
+from cache_service.errors import InvalidRequest
+from cache_service.hashing import KEY_BYTES
+from cache_service.types import PrefixKey, ReplicaId
+
+MAX_NAME = 1024
+
+
+def require_name(replica: ReplicaId) -> None:
+    """Raises InvalidRequest for a name that is empty or too long."""
+    if not 0 < len(replica) <= MAX_NAME:
+        raise InvalidRequest(f"replica needs 1 to {MAX_NAME} characters, got {len(replica)}")
+
+
+def require_key(key: PrefixKey) -> None:
+    """Raises InvalidRequest for what no prefix is hashed to."""
+    if len(key) != KEY_BYTES:
+        raise InvalidRequest(f"key must have {KEY_BYTES} bytes, got {len(key)}")
