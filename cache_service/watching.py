@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -19,6 +20,9 @@ from protos import cache_v1_pb2 as pb
 _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
+SILENCE_S = 15.0
+"""After which an instance counts as hanging: it says something every 5 s. gRPC's own pings are held back where nothing
+is sent, so that they take more than a minute to tell."""
 
 
 class WatchStream:
@@ -65,9 +69,12 @@ class WatchStream:
             after, incarnation = self._cursor.resume(), self._cursor.incarnation
             self._call = self._instance.events.Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
         try:
-            response = await self._call.read()
+            async with asyncio.timeout(SILENCE_S):
+                response = await self._call.read()
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
+        except TimeoutError as silence:
+            raise CacheServiceUnavailable(f"the service has said nothing for {SILENCE_S:g} s") from silence
         if not isinstance(response, pb.WatchResponse):
             raise CacheServiceUnavailable("the service ended the watch")
         return response

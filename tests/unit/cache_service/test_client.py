@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 
 import grpc
@@ -32,7 +33,7 @@ from cache_service.types import (
     Snapshot,
 )
 from protos import cache_v1_pb2 as pb
-from protos.cache_v1_pb2_grpc import ContextsStub
+from protos.cache_v1_pb2_grpc import ContextsStub, EventsServicer, add_EventsServicer_to_server
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
@@ -200,6 +201,26 @@ async def test_what_is_stale_takes_no_place_among_the_hottest(client: CacheClien
     await client.announce(lease, [old, placed("a", ANNA, heat=2)])
     await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
     assert await client.hottest(1) == (placed("a", ANNA, heat=2),)
+
+
+async def test_a_watch_leaves_an_instance_that_says_nothing(
+    server: CacheServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there as far as the network can tell, as one that is stopped or that hangs."""
+    monkeypatch.setattr("cache_service.watching.SILENCE_S", 0.2)
+    hanging = grpc.aio.server()
+    port = hanging.add_insecure_port("127.0.0.1:0")
+    add_EventsServicer_to_server(HangingEvents(), hanging)  # type: ignore[no-untyped-call]
+    await hanging.start()
+    async with CacheClient(f"127.0.0.1:{port},127.0.0.1:{server.port}") as client, aclosing(client.watch()) as watch:
+        async with asyncio.timeout(10):
+            assert isinstance(await anext(watch), Snapshot)
+    await hanging.stop(None)
+
+
+class HangingEvents(EventsServicer):
+    async def Watch(self, request: pb.WatchRequest, context: object) -> None:  # noqa: N802
+        await asyncio.Event().wait()
 
 
 async def test_a_client_fails_over_to_the_next_instance(clock: FakeClock) -> None:
