@@ -14,6 +14,7 @@ from cache_service.errors import (
     CacheServiceUnavailable,
     FencedToken,
     InvalidRequest,
+    LeaseRefused,
     StaleEpoch,
     UnknownContext,
 )
@@ -30,6 +31,9 @@ from cache_service.types import (
     Epoch,
     Event,
     EventKind,
+    Lease,
+    LeaseId,
+    ReplicaId,
     Snapshot,
 )
 from protos import cache_v1_pb2 as pb
@@ -92,6 +96,13 @@ async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheCl
 async def test_pages_that_make_no_sense_are_refused(client: CacheClient, size: int, token: str | None) -> None:
     with pytest.raises(InvalidRequest, match="page_"):
         await client.list_contexts("s", page_size=size, page_token=token)
+
+
+async def test_a_refusal_is_told_however_long_what_it_repeats(client: CacheClient) -> None:
+    with pytest.raises(UnknownContext, match="there is no context 'xxx"):
+        await client.get_context(ContextId("x" * 100_000))
+    with pytest.raises(LeaseRefused, match="replica 'ééé"):
+        await client.drain(Lease(LeaseId(1), ReplicaId("é" * 100_000), 1.0))
 
 
 async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheClient) -> None:
