@@ -10,7 +10,7 @@ from cache_service.cursor import Update, batch_of, parts_of
 from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import MeasuredStore, Metrics
 from cache_service.store.base import Decision, Store
-from cache_service.types import Build, ContextId, Epoch, Event, EventKind, Lease, PrefixKey, Revision
+from cache_service.types import Build, ContextId, Epoch, Event, EventKind, Lease, LeaseId, PrefixKey, Revision
 
 _log = logging.getLogger(__name__)
 
@@ -82,11 +82,12 @@ class CacheService:
             raise FencedToken(f"token {build.token}: this build has lapsed; acquire it again")
 
     async def tick(self) -> None:
-        """End what hangs on leases that have lapsed."""
-        lapsed = await self.store.lapsed()
-        if not lapsed:
-            return
-        for event in await self.commit(lambda state, at: state.expire(lapsed, at)):
+        """End what hangs on leases that have lapsed: each by itself, so that other calls get their turn between."""
+        for lease in sorted(await self.store.lapsed()):
+            await self._end(lease)
+
+    async def _end(self, lapsed: LeaseId) -> None:
+        for event in await self.commit(lambda state, at: state.expire({lapsed}, at)):
             is_member = event.kind is EventKind.LEFT
             self.metrics.lapses.labels("member" if is_member else "build").inc()
             what = "left" if is_member else "lost a build"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 from unittest.mock import AsyncMock
@@ -17,6 +17,7 @@ from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
 from cache_service.server import CacheServer
 from cache_service.state import State
+from cache_service.store.base import Decision
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
 from cache_service.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
@@ -61,6 +62,27 @@ async def test_a_silent_member_leaves_with_all_it_holds(
     assert await client.lookup([key("a")]) == {}
     with pytest.raises(LeaseRefused, match="not a member"):
         await client.announce(lease, [placed("a", ANNA)])
+
+
+async def test_lapsed_leases_end_one_by_one(
+    server: CacheServer, client: CacheClient, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once can be a million placements, and nobody else is served meanwhile."""
+    for replica in (ANNA, BORIS):
+        lease = await client.register(replica, ttl_s=5.0)
+        await client.acquire(lease, key(replica), ttl_s=5.0)
+    clock.advance(5.0)
+    ended: list[list[EventKind]] = []
+    whole = MemoryStore.commit
+
+    async def commit(store: MemoryStore, decide: Decision) -> Sequence[Event]:
+        events = await whole(store, decide)
+        ended.append([event.kind for event in events])
+        return events
+
+    monkeypatch.setattr(MemoryStore, "commit", commit)
+    await server.service.tick()
+    assert [kinds for kinds in ended if kinds] == [[EventKind.RELEASED, EventKind.LEFT]] * 2
 
 
 async def test_refusals_cross_the_wire_as_what_they_are(client: CacheClient) -> None:
