@@ -29,7 +29,7 @@ READ_BATCH = 1000
 BLOCK_S = 0.5
 """How long the follower waits for news at a time; `close` waits as long where redis-py swallows its cancellation."""
 GATHER_S = 0.003
-"""How long news may gather before the follower asks again: in a burst it then reads many at once."""
+"""How long news may gather before the follower reads it: in a burst many at once, and none of this instance's own."""
 PAUSE_S = 0.25
 """How long the follower of the log waits after a failure."""
 MAX_RENEWALS = 32
@@ -211,11 +211,11 @@ class RedisStore:
                 reply = await self._follower.xread(
                     {self._keys.log: f"{self.state.revision}-0"}, count=1, block=round(BLOCK_S * 1000)
                 )
-                # What this instance appended itself is known by then: an entry's id is its revision.
                 places = [place for _, entries in _streams(reply) for place, _ in entries]
+                await asyncio.sleep(GATHER_S)
+                # What this instance appended itself is known by then: an entry's id is its revision.
                 if any(_revision(place) > self.state.revision for place in places):
                     await self._catching_up()
-                await asyncio.sleep(GATHER_S)
             except Exception as error:  # calls and the tick meet it too, and tell of it
                 _log.debug("the log can't be followed, trying on: %s", error)
                 await asyncio.sleep(PAUSE_S)
