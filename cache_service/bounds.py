@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cache_service.errors import InvalidRequest
-from cache_service.hashing import KEY_BYTES
 from cache_service.types import PrefixKey, ReplicaId
 
 MAX_NAME = 1024
+MAX_KEY_BYTES = 64
 
 
 def require_name(replica: ReplicaId) -> None:
@@ -16,6 +16,6 @@ def require_name(replica: ReplicaId) -> None:
 
 
 def require_key(key: PrefixKey) -> None:
-    """Raises InvalidRequest for what no prefix is hashed to."""
-    if len(key) != KEY_BYTES:
-        raise InvalidRequest(f"key must have {KEY_BYTES} bytes, got {len(key)}")
+    """Raises InvalidRequest for what can't be a digest."""
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise InvalidRequest(f"key needs 1 to {MAX_KEY_BYTES} bytes, got {len(key)}")

@@ -218,7 +218,7 @@ def test_limits_that_make_no_sense_are_refused(state: State, limit: DepthLimit, 
         state.report_drift(joined(state, ANNA), [limit], state.next_revision)
 
 
-@pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b"a"), 0, "key"), (key("a"), 7, "epoch 0")])
+@pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b""), 0, "key"), (key("a"), 7, "epoch 0")])
 def test_builds_that_make_no_sense_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         state.acquire(joined(state, ANNA), built, Epoch(epoch), None, 2.0, state.next_revision)
