@@ -64,13 +64,25 @@ class CacheServiceConfig:
     host: str = "127.0.0.1"
     port: int = 7070
     spawn: bool = True
+    others: tuple[str, ...] = ()
+    """HOST:PORT of further instances over the same store, which are asked while this one doesn't answer."""
 
     def __post_init__(self) -> None:
         require_port("cache_service", self.port)
+        for other in self.others:
+            host, _, port = other.rpartition(":")
+            is_address = bool(host) and port.isdecimal() and "," not in host
+            require(is_address, f"cache_service.others must be HOST:PORT each, got {other!r}")
+            require_port("cache_service.others", int(port))
 
     @property
     def target(self) -> str:
-        return f"{self.host}:{self.port}"
+        """As `cache_service.client.CacheClient` takes it."""
+        return ",".join((f"{self.host}:{self.port}", *self.others))
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return frozenset((self.host, *(other.rpartition(":")[0] for other in self.others)))
 
 
 @dataclass(frozen=True)

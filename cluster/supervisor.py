@@ -190,7 +190,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     """What the children see: a Ray of their own, locked with a fresh token and without usage reports, and no proxy
     between processes of this machine.
     """
-    hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, config.cache_service.host}
+    hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
     ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

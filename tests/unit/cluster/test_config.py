@@ -52,6 +52,13 @@ def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_mod
     assert parse(random_model, served_name="mine").name == "mine"
 
 
+def test_all_instances_of_the_cache_service_are_known(random_model: Path) -> None:
+    config = parse(random_model, cache_service={"host": "a", "port": 1, "others": ["b:2", "c:3"]})
+
+    assert config.worker.cache_service == "a:1,b:2,c:3"
+    assert config.cache_service.hosts == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -67,6 +74,8 @@ def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_mod
         ({"http": {"port": 65_536}}, ["http.port", "0..65535"]),
         ({"grpc": {"port": 70_000}}, ["grpc.port", "70000"]),
         ({"cache_service": {"port": -1}}, ["cache_service.port", "-1"]),
+        ({"cache_service": {"others": ["b"]}}, ["cache_service.others", "HOST:PORT", "'b'"]),
+        ({"cache_service": {"others": ["b:99999"]}}, ["cache_service.others", "99999"]),
         ({"limits": {"request_timeout_s": 0.0}}, ["limits.request_timeout_s", "positive"]),
         ({"limits": {"request_timeout_s": float("nan")}}, ["limits.request_timeout_s", "nan"]),
         ({"limits": {"max_queued": -1}}, ["limits.max_queued must be at least 1"]),
