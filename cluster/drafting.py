@@ -6,6 +6,7 @@ makes a hole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,18 +138,22 @@ class Drafting:
 
         Raises RequestError where it stands nowhere, more than once, or not in one piece of text.
         """
-        pieces = self._tokenization.pieces(token_ids)
+        pieces, holes = self._tokenization.pieces(token_ids), frozenset(masked)
         whole = "".join(pieces)
-        if whole.count(text) != 1:
-            raise RequestError(f"{text!r} stands {whole.count(text)} times in the context, not once", param="edits")
-        first = whole.index(text)
+        places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
+        if len(places) != 1:
+            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param="edits")
+        [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
             length += len(piece)
             ends.append(length)
+        within = self._tokenization.within_characters(token_ids, pieces)
         start = next(index for index, end in enumerate(ends) if end > first)
+        while start - 1 in within:
+            start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
-        if frozenset(masked) & frozenset(range(start, end)) or not all(pieces[start:end]):
+        if any(index in holes or not (pieces[index] or index in within) for index in range(start, end)):
             raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 

@@ -178,6 +178,11 @@ class Tokenization:
         detokenizer = self.detokenizer()
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
+    def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
+        """Which of the tokens, whose `pieces` are given, end inside a character that a later one completes."""
+        silent = (index for index, piece in enumerate(pieces) if not piece)
+        return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Turns through the chat template, so that more can follow. Raises RequestError."""
         return tuple(self._render(messages, add_generation_prompt=False))

@@ -78,9 +78,24 @@ def test_text_is_replaced_as_if_it_had_been_written_so(
     assert after == drafting.whole(sheet(SHEET.replace(found, instead))).token_ids
 
 
-@pytest.mark.parametrize("text", ["i", "Bern", "in Oslo and"])
+@pytest.mark.parametrize(
+    ("found", "rest"),
+    [("ü", "Z{}rich 日本 😀."), ("Zürich", "{} 日本 😀."), ("日本", "Zürich {} 😀."), ("😀", "Zürich 日本 {}.")],
+)
+def test_characters_of_several_tokens_are_replaced_whole(
+    drafting: Drafting, tokenization: Tokenization, found: str, rest: str
+) -> None:
+    before = drafting.whole(sheet(rest.format(found))).token_ids
+    start, end, left, right = drafting.cover(before, (), found)
+    put = drafting.behind(before[:start], TextContent((left, "an owl", right))).token_ids
+
+    expected = tokenization.text_of(drafting.whole(sheet(rest.format("an owl"))).token_ids)
+    assert tokenization.text_of((*before[:start], *put, *before[end:])) == expected
+
+
+@pytest.mark.parametrize("text", ["i", "Bern", "in Oslo and", "ana"])
 def test_text_that_is_not_there_once_is_refused(drafting: Drafting, text: str) -> None:
-    holed = drafting.whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she is."))
+    holed = drafting.whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she has a banana."))
     with pytest.raises(RequestError) as refusal:
         drafting.cover(holed.token_ids, holed.masked, text)
     assert refusal.value.param == "edits"
