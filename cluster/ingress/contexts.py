@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -33,9 +33,9 @@ AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
+"""Contexts that are listed at a time."""
 MAX_EDITS = 64
 """Of one change: each of them reads the whole context."""
-"""Contexts that are listed at a time."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
@@ -195,8 +195,13 @@ def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Dr
     """Raises RequestError for a place that isn't there."""
     if isinstance(changes, Rewrite):
         return drafting.whole(changes.content).edits(0, len(context.token_ids))
-    edits = [edit for change in changes for edit in change_edits(context, change, drafting)]
-    return tuple(sorted(edits, key=lambda edit: edit.start))
+    placed = sorted((change_edits(context, change, drafting) for change in changes), key=place_of)
+    return tuple(chain.from_iterable(placed))
+
+
+def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
+    """Of one change: the first of its edits takes away what was there, the others stand behind it."""
+    return edits[0].start, edits[0].end
 
 
 def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[Edit, ...]:

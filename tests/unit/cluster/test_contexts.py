@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.unit.cluster.context_calls import (
     SHEET,
     URL,
     change,
+    created,
     failed,
     of_turns,
 )
@@ -108,6 +110,20 @@ def test_edits_by_text_and_by_position(client: TestClient) -> None:
     rewritten = change(client, longer.json(), text="All new.").json()
     assert rewritten["text"] == "All new."
     assert rewritten["epoch"] == 3
+
+
+def test_edits_go_where_they_say_in_whatever_order(client: TestClient) -> None:
+    """Neighbours, one with a hole in it, and an insertion between them."""
+    token_ids = list(range(50, 60))
+    edits = [
+        {"start": 0, "end": 3, "token_ids": [20, {"type": "mask", "length": 2}, 21]},
+        {"start": 3, "end": 3, "token_ids": [22]},
+        {"start": 3, "end": 5, "token_ids": [23]},
+    ]
+    for order in permutations(edits):
+        edited = change(client, created(client, token_ids=token_ids), edits=list(order)).json()
+        assert edited["token_ids"][:1] + edited["token_ids"][3:] == [20, 21, 22, 23, *token_ids[5:]]
+        assert edited["holes"] == [{"start": 1, "end": 3}]
 
 
 def test_a_lost_race_says_where_the_context_is_now(client: TestClient) -> None:
