@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from cache_service.types import Epoch
 from cluster.drafting import MAX_HOLE, Content, Hole, Part, TextContent, TokenContent, Turn, TurnsContent
 from cluster.ingress.contexts import Change, Found, Rewrite, TokenRange
-from cluster.ingress.schema.generation import Body, NonEmpty, SamplingBody, TextPart
+from cluster.ingress.schema.generation import Body, SamplingBody, TextPart
 
 
 class MaskPart(Body):
@@ -76,7 +76,7 @@ class EditBody(PlainBody):
 
     start: Position | None = None
     end: Position | None = None
-    find: NonEmpty | None = None
+    find: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def one_place(self) -> EditBody:

@@ -112,6 +112,12 @@ def test_edits_by_text_and_by_position(client: TestClient) -> None:
     assert rewritten["epoch"] == 3
 
 
+def test_a_long_text_is_found(client: TestClient) -> None:
+    long = " ".join(["Tobin is 29 and lives in Lima."] * 9)
+    edited = change(client, of_turns(client, f"{SHEET} {long}"), edits=[{"find": long, "text": "Who else?"}]).json()
+    assert edited["token_ids"] == of_turns(client, f"{SHEET} Who else?")["token_ids"]
+
+
 def test_edits_go_where_they_say_in_whatever_order(client: TestClient) -> None:
     """Neighbours, one with a hole in it, and an insertion between them."""
     token_ids = list(range(50, 60))
