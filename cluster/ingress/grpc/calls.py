@@ -17,6 +17,9 @@ from workers.api import DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
 
+MAX_DETAILS = 500
+"""Characters. A status is a header, and clients take none of 16 KiB."""
+
 
 @asynccontextmanager
 async def answered(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
@@ -30,12 +33,18 @@ async def answered(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None
         reply = reply_to(error)
         if reply.status is INTERNAL:
             logger.exception("a call failed")
-        await context.abort(reply.status.grpc, reply.message, trailer_of(reply))
+        await context.abort(reply.status.grpc, details_of(reply), trailer_of(reply))
 
 
 def bearer_of(metadata: Any) -> str | None:
     values = [str(value) for key, value in metadata or () if key == "authorization"]
     return values[0].removeprefix("Bearer ") if values else None
+
+
+def details_of(reply: Reply) -> str:
+    """Its message, or the beginning of one that repeats what it was asked at length."""
+    text = reply.message
+    return text if len(text) <= MAX_DETAILS else f"{text[:MAX_DETAILS]}..."
 
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:

@@ -165,7 +165,8 @@ def test_contexts_are_listed_by_pages(client: TestClient) -> None:
     assert seen == made
     assert pages == 3
     assert failed(client.get(URL, params={"limit": 0}))[0] == 400
-    assert client.get(URL, params={"after": "nonsense"}).status_code == 400
+    for token in ("nonsense", "9" * 5000):
+        assert client.get(URL, params={"after": token}).status_code == 400
 
 
 def test_a_deleted_context_is_gone(client: TestClient) -> None:
@@ -177,6 +178,10 @@ def test_a_deleted_context_is_gone(client: TestClient) -> None:
     assert failed(client.post(CHAT, json=ASK | {"context": {"id": context["id"]}})) == gone
     assert failed(change(client, context, text="x")) == gone
     assert failed(client.post(f"{URL}/{context['id']}/denoise", json={})) == gone
+
+
+def test_a_name_of_any_length_may_be_nobodys(client: TestClient) -> None:
+    assert failed(client.get(f"{URL}/{'x' * 20_000}")) == (404, "context_not_found", "context")
 
 
 def test_another_tenants_context_is_as_if_it_were_not_there(client: TestClient) -> None:

@@ -186,8 +186,17 @@ async def test_an_edit_that_cannot_be_is_refused(
 
 
 async def test_what_is_no_page_is_refused(stub: ContextsStub) -> None:
-    for request in (pb.ListContextsRequest(page_size=101), pb.ListContextsRequest(page_token="nonsense")):
-        assert (await refusal(stub.List(request))).code() == INVALID
+    for token in ("nonsense", "9" * 5000):
+        assert (await refusal(stub.List(pb.ListContextsRequest(page_token=token)))).code() == INVALID
+    assert (await refusal(stub.List(pb.ListContextsRequest(page_size=101)))).code() == INVALID
+
+
+async def test_what_repeats_a_long_text_is_refused_by_its_own_status(stub: ContextsStub) -> None:
+    """A header of that length would be another error, and none of ours."""
+    long = "\N{GRINNING FACE}" * 20_000
+    assert (await refusal(stub.Get(pb.GetContextRequest(id=long)))).code() == ABSENT
+    refused = await refusal(stub.Change(edit(await created(stub, sheet(SHEET)), replaced(long, "Lima"))))
+    assert (refused.code(), (refused.details() or "")[:2]) == (INVALID, f"'{long[0]}")
 
 
 async def test_denoising_streams_each_committed_block_and_then_what_was_done(
