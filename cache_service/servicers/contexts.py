@@ -45,11 +45,12 @@ class ContextsServicer(Servicer):
         if not re.fullmatch(PAGE_TOKEN, request.page_token):
             raise InvalidRequest(f"page_token {request.page_token!r} is none that List has given")
         after = Revision(int(request.page_token or 0))
-        page = (await self.state()).contexts.page(request.salt, after, size)
+        found = (await self.state()).contexts.page(request.salt, after, size + 1)
+        page, more = found[:size], found[size:]
         return pb.ListContextsResponse(
             header=self.header(),
             contexts=[convert.context_to_pb(without_content(context)) for context in page],
-            next_page_token=str(page[-1].created) if len(page) == size else "",
+            next_page_token=str(page[-1].created) if more else "",
         )
 
     async def Commit(self, request: pb.CommitRequest, _: ServicerContext) -> pb.CommitResponse:

@@ -154,11 +154,13 @@ def test_concurrent_edits_to_one_epoch_are_accepted_once(client: TestClient) -> 
     assert sorted(codes) == [200, 409, 409, 409]
 
 
-def test_contexts_are_listed_by_pages(client: TestClient) -> None:
-    made = [of_turns(client, cache_salt="pages")["id"] for _ in range(5)]
+@pytest.mark.parametrize("number", [5, 6])
+def test_contexts_are_listed_by_pages(client: TestClient, number: int) -> None:
+    salt = f"pages of {number}"
+    made = [of_turns(client, cache_salt=salt)["id"] for _ in range(number)]
     seen, after, pages = [], None, 0
     while after is not None or not pages:
-        query = {"limit": 2, "cache_salt": "pages"} | ({} if after is None else {"after": after})
+        query = {"limit": 2, "cache_salt": salt} | ({} if after is None else {"after": after})
         page = client.get(URL, params=query).json()
         seen += [context["id"] for context in page["data"]]
         after, pages = page["next"], pages + 1
