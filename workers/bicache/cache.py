@@ -187,7 +187,10 @@ class PrefixCache:
             self._remove(entry)
 
     def take_changes(self) -> Changes:
+        """Since the last call; of entries that came and went since then, only that they went."""
         changes, self._changes = self._changes, Changes()
+        changes.built = [entry for entry in changes.built if self._entries.get(entry.key) is entry]
+        changes.wanted = [entry for entry in changes.wanted if self._entries.get(entry.key) is entry]
         return changes
 
     def check_integrity(self) -> None:

@@ -62,7 +62,9 @@ def is_due(entry: PrefixEntry) -> bool:
 
 @dataclass
 class Changes:
-    """What came of entries since the last look, for the cache service."""
+    """What came of entries since the last look, for the cache service. A key that went may be there again, as another
+    entry: `gone` and `unwanted` come before `built` and `wanted`.
+    """
 
     built: list[PrefixEntry] = field(default_factory=list)
     """Live; said again where what is known of them has changed."""

@@ -60,13 +60,13 @@ class Supplier:
 
     def apply(self, report: Report) -> None:
         """Take in what became of the entries here, before `sync` does."""
-        for wanted in report.wanted:
-            self._replace(self._sourcing, wanted.key, self._supply(wanted))
         for key in report.unwanted:
             self._end(self._sourcing, key)
             self._end(self._extending, key)
             if build := self._sync.disown(key):
                 self._release(build)
+        for wanted in report.wanted:
+            self._replace(self._sourcing, wanted.key, self._supply(wanted))
         for live in report.live:
             self._end(self._extending, live.key)
             if live.build_s is not None and self._sync.held(live.key) is None:

@@ -235,3 +235,18 @@ def test_heat_is_news_each_time_that_it_doubles(cache: PrefixCache) -> None:
         cache.count_served(entry)
         told += [entry.num_served] if cache.take_changes() else []
     assert told == [1, 2, 4, 8]
+
+
+def test_an_entry_that_came_and_went_between_two_looks_has_only_gone(pool: PagePool) -> None:
+    """Its heat is news, and then a request that needs more depths has it replaced."""
+    cache = PrefixCache(pool, storage_of_24_pages(), TINY, budget_bytes=24 * PAGE_BYTES, awaits=True)
+    first = cache.admit(key("a"), TOKENS, {1}, asker="x")
+    assert first is not None
+    cache.mark_built(first.entry)
+    cache.take_changes()
+    cache.count_served(first.entry)
+    second = cache.admit(key("a"), TOKENS, {DEPTH}, asker="y")
+    assert second is not None
+    assert cache.take_changes() == Changes(gone=[key("a")], wanted=[second.entry])
+    second.release()
+    assert cache.take_changes() == Changes(unwanted=[key("a")])

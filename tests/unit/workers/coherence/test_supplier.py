@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -12,7 +15,10 @@ from cache_service.testing.processes import ServiceProcess
 from cache_service.types import ReplicaId
 from cache_service.waits import BuildWaits
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
-from workers.bicache.entry import Changes, Report
+from workers.bicache.copies import EntryFormat, Unreachable
+from workers.bicache.entries import Entries, EntriesThread
+from workers.bicache.entry import Changes, Report, Wanted
+from workers.bicache.estimate import CostModel, Prior
 from workers.bicache.supplier import Supplier
 from workers.bicache.sync import PrefixSync
 from workers.bicache.tally import Tally
@@ -23,6 +29,7 @@ from workers.engine.front import AsyncEngine, Nobody
 from workers.models.loader import load_model
 from workers.worker import cost_model
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 US = ReplicaId("us")
 CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
@@ -91,3 +98,37 @@ async def is_held(client: CacheClient) -> bool:
 async def has_two_holders(client: CacheClient) -> bool:
     [placements] = (await client.lookup([ask(1).prefixes[0].key])).values()
     return len(placements) == 2
+
+
+async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
+    """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
+    tally, view, cleared = Tally(), ClusterView(), Cleared()
+    client = CacheClient("127.0.0.1:1")
+    supplier = Supplier(
+        US,
+        CONFIG,
+        client=client,
+        sync=PrefixSync(client, US, 30.0, view, 0, tally),
+        view=view,
+        waits=BuildWaits(),
+        entries=cleared,
+        transport=Unreachable(),
+        layout=EntryFormat("f", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4),
+        costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
+        tally=tally,
+    )
+    key = ask(1).prefixes[0].key
+    supplier.apply(Report(wanted=(Wanted(key, (1, 2, 3), (1,), 1),), unwanted=(key,)))
+    await until(lambda: cleared.commands)
+    await supplier.close()
+
+
+class Cleared(EntriesThread):
+    """An engine's thread that only counts what it is told."""
+
+    def __init__(self) -> None:
+        self.commands = 0
+
+    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+        self.commands += 1
+        return Future()
