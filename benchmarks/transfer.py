@@ -81,7 +81,7 @@ class Receiver:
         [entry] = self.engine.take_changes().wanted
         yield entry
         self.engine.abort(request.request_id)
-        self.engine.entries.retire([entry.key])
+        self.engine.entries.retire(entry.key, successor=None)
 
     @torch.inference_mode()
     def build(self, request: GenerateRequest) -> float:
@@ -171,11 +171,11 @@ def receiver_alone(receiver: Receiver, copy: EntryCopy) -> float:
     def whole() -> None:
         found = again(asked)
         check_copy(found, asked, receiver.engine.entries.format, copy.token_ids)
-        receiver.engine.entries.retire([copy.key])
+        receiver.engine.entries.retire(copy.key, successor=None)
         assert receiver.engine.entries.adopt(found)
 
     seconds = timed(whole)
-    receiver.engine.entries.retire([copy.key])
+    receiver.engine.entries.retire(copy.key, successor=None)
     receiver.engine.take_changes()
     return seconds
 

@@ -110,9 +110,8 @@ class PrefixCache:
         entry = PrefixEntry(key, token_ids, layout, table, pages, num_pages * self._storage.page_bytes)
         self._entries[key] = entry
         self._num_pages += num_pages
-        if self._awaits:
-            entry.awaited = True
-            self._changes.wanted.append(entry)
+        entry.awaited = self._awaits
+        self._changes.wanted.append(entry)
         return PrefixHandle(self, entry)
 
     def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
@@ -162,11 +161,17 @@ class PrefixCache:
             self._remove(entry)
             self._let_go(entry.key)
 
-    def retire(self, key: PrefixKey) -> None:
-        """Forget a live entry; who reads it may finish. A pending one is left to those who wait for it."""
+    def retire(self, key: PrefixKey) -> PrefixEntry | None:
+        """Forget the entry under a key, if there is one. Who reads it may finish; a pending one goes once it is live or
+        nobody waits for it.
+        """
         entry = self._entries.get(key)
         if entry is not None and entry.built:
             self._remove(entry)
+        elif entry is not None:
+            entry.retired = True
+            self._let_go(key)
+        return entry
 
     def make_room(self, num_pages: int) -> bool:
         """Evict idle entries, least recently used first, until the pool has `num_pages` free.
@@ -187,10 +192,15 @@ class PrefixCache:
             self._remove(entry)
 
     def take_changes(self) -> Changes:
-        """Since the last call; of entries that came and went since then, only that they went."""
+        """Since the last call; of entries that came and went meanwhile, only that they went. A retired one that is live
+        now goes, which is for the next call to tell.
+        """
         changes, self._changes = self._changes, Changes()
-        changes.built = [entry for entry in changes.built if self._entries.get(entry.key) is entry]
-        changes.wanted = [entry for entry in changes.wanted if self._entries.get(entry.key) is entry]
+        changes.built = [e for e in changes.built if self._entries.get(e.key) is e]
+        changes.wanted = [e for e in changes.wanted if self._entries.get(e.key) is e and not e.built]
+        for entry in changes.built:
+            if entry.retired and self._entries.get(entry.key) is entry:
+                self._remove(entry)
         return changes
 
     def check_integrity(self) -> None:

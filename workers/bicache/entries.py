@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cache_service.types import DepthLimit, PrefixKey
+from cache_service.types import Context, DepthLimit, PrefixKey
 from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.bicache.depth import DepthLimits
@@ -43,14 +43,14 @@ class Entries:
         if entry := self._cache.find(key):
             self._cache.clear(entry)
 
-    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Collection[int]) -> None:
-        """Have an entry made that nobody has asked for yet, where there is room for it."""
-        self._cache.warm(key, token_ids, frozenset(depths))
-
-    def retire(self, keys: Iterable[PrefixKey]) -> None:
-        """Forget live entries whose content is out of date."""
-        for key in keys:
-            self._cache.retire(key)
+    def retire(self, key: PrefixKey, *, successor: Context | None) -> bool:
+        """Forget an entry whose content is out of date, and have one of its `successor` made, if there is room; whether
+        there was one to forget.
+        """
+        entry = self._cache.retire(key)
+        if entry is not None and successor is not None:
+            self._cache.warm(successor.key, successor.token_ids, entry.depths)
+        return entry is not None
 
     def limit(self, limits: Iterable[DepthLimit]) -> None:
         """Reuse no more than these depths from the next admission on."""

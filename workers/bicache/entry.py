@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cache_service.types import PrefixKey
+from workers.api import ContextEpoch
 from workers.kv.page_table import EntryLayout, EntryTable
 from workers.kv.pool import Pages
 
@@ -22,6 +23,10 @@ class PrefixEntry:
     built: bool = False
     dropped: bool = False
     """Its build failed; it never becomes live."""
+    content_of: ContextEpoch | None = None
+    """The shared context whose content it is, by the word of the request that it was made for."""
+    retired: bool = False
+    """Its content went out of date before it was live; it goes as soon as its readers have it."""
     awaited: bool = False
     """Its build waits for word from outside: who builds, or a copy."""
     num_readers: int = 0
@@ -71,7 +76,7 @@ class Changes:
     gone: list[PrefixKey] = field(default_factory=list)
     """No longer live."""
     wanted: list[PrefixEntry] = field(default_factory=list)
-    """Pending, and awaited."""
+    """Pending."""
     unwanted: list[PrefixKey] = field(default_factory=list)
     """Given up before they were live."""
 
@@ -93,6 +98,7 @@ class Live:
     drifted: tuple[tuple[int, int], ...]
     """(ratio bucket, depth)"""
     build_s: float | None
+    content_of: ContextEpoch | None = None
 
     @property
     def token_layers(self) -> int:
@@ -120,7 +126,9 @@ class Report:
 
     live: tuple[Live, ...] = ()
     gone: tuple[PrefixKey, ...] = ()
+    pending: tuple[PrefixKey, ...] = ()
     wanted: tuple[Wanted, ...] = ()
+    """Those of the pending that are awaited."""
     unwanted: tuple[PrefixKey, ...] = ()
 
     @classmethod
@@ -129,6 +137,7 @@ class Report:
         return cls(
             live=tuple(live_of(entry) for entry in changes.built),
             gone=tuple(changes.gone),
+            pending=tuple(entry.key for entry in changes.wanted),
             wanted=tuple(wanted_of(entry) for entry in changes.wanted if entry.awaited),
             unwanted=tuple(changes.unwanted),
         )
@@ -144,6 +153,7 @@ def live_of(entry: PrefixEntry) -> Live:
         heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
         drifted=tuple(sorted(entry.drifted.items())),
         build_s=entry.build_s,
+        content_of=entry.content_of,
     )
 
 

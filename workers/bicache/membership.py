@@ -8,11 +8,11 @@ from contextlib import suppress
 from functools import partial
 
 from cache_service.client import CacheClient
-from cache_service.types import Event, ReplicaId, Snapshot
+from cache_service.types import Context, Event, PrefixKey, ReplicaId, Snapshot
 from cache_service.waits import BuildWaits
 from workers.api import ContextRead
 from workers.bicache.copies import EntryFormat, Transport
-from workers.bicache.entries import EntriesThread
+from workers.bicache.entries import Entries, EntriesThread
 from workers.bicache.entry import Changes, Report
 from workers.bicache.estimate import CostModel
 from workers.bicache.following import ContextReader, Reply
@@ -20,7 +20,7 @@ from workers.bicache.supplier import Supplier
 from workers.bicache.sync import FAREWELL_TIMEOUT_S, PrefixSync
 from workers.bicache.tally import Tally
 from workers.bicache.threads import LoopThread
-from workers.bicache.view import ClusterView, News
+from workers.bicache.view import ClusterView, Moved, News
 from workers.config import CoherenceConfig
 from workers.errors import WorkerError
 
@@ -51,6 +51,8 @@ class Membership(LoopThread):
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
         self._config, self._entries, self._tally = config, entries, tally
         self._view, self._waits = ClusterView(), BuildWaits()
+        self._here: set[PrefixKey] = set()
+        """Keys of entries that are live or pending, so that commits to others' contexts don't disturb the engine."""
         self._sync = PrefixSync(self._client, replica, ttl_s, self._view, config.profile, tally)
         self._reader = ContextReader(self._follow_client, self._view)
         self._supplier = Supplier(
@@ -90,28 +92,38 @@ class Membership(LoopThread):
     def _take(self, report: Report) -> None:
         self._supplier.apply(report)
         self._sync.apply(report)
+        self._here.difference_update(report.gone, report.unwanted)
+        self._here.update(report.pending, (live.key for live in report.live))
+        over = [live.key for live in report.live if live.content_of and self._view.is_over(live.content_of, live.key)]
+        self._act(News(moved=tuple(Moved(key, None) for key in over)))
 
     async def _watch(self) -> None:
         async for update in self._client.watch():
             news = self._view.apply(update)
             self._waits.apply(update)
-            with suppress(WorkerError):  # the engine has ended
-                self._act(news)
+            self._act(news)
             if touches_contexts(update):
                 self._sync.wake()
 
     def _act(self, news: News) -> None:
         """Others' drift binds here too; a context's entry of an old epoch goes, and with `eager` the next is built."""
-        if news.limits:
-            self._entries.call(lambda entries: entries.limit(news.limits))
-        for moved in news.moved:
-            live = self._sync.held(moved.old)
-            if live is None:
-                continue
-            self._entries.call(lambda entries, old=moved.old: entries.retire([old]))  # type: ignore[misc]
-            self._tally.retired += 1
-            if self._config.refresh == "eager" and moved.context is not None:
-                self._supplier.rebuild(moved.context, live.depths)
+        with suppress(WorkerError):  # the engine has ended
+            if news.limits:
+                self._entries.call(lambda entries: entries.limit(news.limits))
+            for moved in news.moved:
+                if moved.old in self._here:
+                    self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)
+
+    def _retire(self, key: PrefixKey, successor: Context | None) -> None:
+        """The successor counts as here from now on: the next commit may come before the engine has begun with it."""
+
+        def command(entries: Entries) -> None:
+            self._tally.retired += entries.retire(key, successor=successor)
+
+        self._entries.call(command)
+        self._here.discard(key)
+        if successor is not None:
+            self._here.add(successor.key)
 
     async def _prewarm(self) -> None:
         await self._sync.joined.wait()

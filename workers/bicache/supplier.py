@@ -13,7 +13,7 @@ from typing import Any
 
 from cache_service.client import CacheClient
 from cache_service.errors import CacheServiceError
-from cache_service.types import FIRST_EPOCH, Build, Context, PrefixKey, ReplicaId
+from cache_service.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
 from cache_service.waits import BuildWaits
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
@@ -60,7 +60,7 @@ class Supplier:
 
     def apply(self, report: Report) -> None:
         """Take in what became of the entries here, before `sync` does."""
-        for key in report.unwanted:
+        for key in (*report.unwanted, *report.gone):
             self._end(self._sourcing, key)
             self._end(self._extending, key)
             if build := self._sync.disown(key):
@@ -85,10 +85,6 @@ class Supplier:
             copy = await self._fetched(CopyRequest(placement.replica, placement.key, None), None)
             if copy is not None and await self._is_adopted(copy):
                 self._tally.prewarmed += 1
-
-    def rebuild(self, context: Context, depths: frozenset[int]) -> None:
-        """Have the context's newest content built in the background, with the depths that its last one had."""
-        self._entries.call(lambda entries: entries.warm(context.key, context.token_ids, depths))
 
     async def close(self) -> None:
         """End all that is under way."""

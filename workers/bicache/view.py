@@ -73,6 +73,11 @@ class ClusterView:
         """Whether the key was a context's content, and is no context's now."""
         return key in self._past and key not in self._current
 
+    def is_over(self, at: ContextEpoch, key: PrefixKey) -> bool:
+        """Whether the content `key` that a context had `at` its epoch is known to be no context's now."""
+        newest = self._contexts.find(at.context)
+        return newest is not None and newest.epoch > at.epoch and key not in self._current
+
     def _restart(self, snapshot: Snapshot) -> News:
         before = self._contexts.all()
         self._directory, self._contexts = Directory(), Contexts()

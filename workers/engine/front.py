@@ -207,7 +207,7 @@ class AsyncEngine:
             self._engine.check_integrity()
 
     def _tell_changes(self) -> None:
-        if changes := self._engine.take_changes():
+        while changes := self._engine.take_changes():
             self._outside.apply(changes)
 
     def _take_commands(self) -> None:

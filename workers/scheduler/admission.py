@@ -142,6 +142,8 @@ class Admission:
             kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._config.entry_depths)
             handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
             if handle:
+                read = task.context
+                handle.entry.content_of = read.at if read and read.num_tokens == longest else None
                 return Cut(longest, depth, handle)
         return Cut(longest)
 

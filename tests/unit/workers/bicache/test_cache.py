@@ -227,6 +227,27 @@ def test_a_retired_entry_serves_its_readers_and_nobody_else(cache: PrefixCache, 
     cache.check_integrity()
 
 
+def test_a_pending_entry_that_is_retired_serves_who_waits_for_it_and_goes(cache: PrefixCache, pool: PagePool) -> None:
+    waiting = cache.admit(key("a"), TOKENS, {DEPTH}, asker="x")
+    assert waiting is not None
+    assert cache.retire(key("a")) is waiting.entry
+    cache.mark_built(waiting.entry)
+    assert cache.take_changes() == Changes(built=[waiting.entry])
+    assert cache.take_changes() == Changes(gone=[key("a")])
+    assert cache.match(key("a"), TOKENS, {DEPTH}) is None
+    waiting.release()
+    assert pool.num_used == 0
+    cache.check_integrity()
+
+
+def test_a_warmed_entry_that_is_retired_is_not_built(cache: PrefixCache, pool: PagePool) -> None:
+    cache.warm(key("a"), TOKENS, {DEPTH})
+    cache.retire(key("a"))
+    assert cache.take_changes() == Changes(unwanted=[key("a")])
+    assert pool.num_used == 0
+    cache.check_integrity()
+
+
 def test_heat_is_news_each_time_that_it_doubles(cache: PrefixCache) -> None:
     entry = admit(cache, "a").entry
     cache.take_changes()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from cache_service.client import CacheClient
-from cache_service.types import ContextId, Edit, PrefixKey, ReplicaId
-from tests.unit.workers.coherence.replicas import ALWAYS, PREFIX, Cluster, answer, ask, count, start, until
+from cache_service.contexts import MAX_STALENESS
+from cache_service.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId
+from tests.unit.workers.coherence.replicas import ALWAYS, LONG_S, PREFIX, Cluster, answer, ask, count, start, until
 from workers.api import ContextEpoch, ContextMode, ContextRead, PrefixCandidate
 
 AUTHOR = ReplicaId("author")
@@ -51,6 +53,58 @@ async def test_a_commit_retires_the_old_epochs_entry_and_eager_builds_the_new_on
     usage = (await answer(worker, changed))[1]
     assert usage.cached_tokens == (PREFIX if refresh == "eager" else 0)
     assert await count(worker, "entries_retired_total") == 1
+
+
+@pytest.mark.parametrize("refresh", ["lazy", "eager"])
+async def test_an_entry_whose_epoch_has_passed_before_it_is_live_serves_who_waits_and_goes(
+    cluster: Cluster, client: CacheClient, refresh: str
+) -> None:
+    """Another member holds its build until the context moves on."""
+    worker = await start(cluster, client, f"late-{refresh}", replace(ALWAYS, refresh=refresh))  # type: ignore[arg-type]
+    prompt = ask(12).token_ids
+    context = await client.create_context("model", f"late {refresh}", prompt[:PREFIX], author=AUTHOR)
+    lease = await client.register(ReplicaId(f"other-{refresh}"), LONG_S)
+    await client.acquire(lease, context.key, LONG_S, context=context.id)
+    request = replace(ask(12), prefixes=(PrefixCandidate(PREFIX, context.key),))
+    answering = asyncio.create_task(answer(worker, request))
+    await until(lambda: count(worker, "waiting"))
+    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+
+    assert (await answering)[1].reuse_depth > 0
+    await until(lambda: count(worker, "entries_retired_total"))
+    if refresh == "eager":
+        await until(lambda: is_content_of(client, version.key, context.id))
+    again = (await answer(worker, request))[1]
+    assert again.cached_tokens == 0
+    await client.leave(lease)
+
+
+async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cluster, client: CacheClient) -> None:
+    """The request was held up for more epochs than a context's past is told of."""
+    worker = await start(cluster, client, "held-up")
+    request = ask(14)
+    context = await client.create_context("model", "held up", request.token_ids[:PREFIX], author=AUTHOR)
+    for epoch in range(MAX_STALENESS + 2):
+        await client.commit(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
+    read = ContextRead(ContextEpoch(context.id, context.epoch), PREFIX)
+    pinned = replace(request, prefixes=(PrefixCandidate(PREFIX, context.key),), context=read)
+    assert (await answer(worker, pinned))[1].reuse_depth > 0
+    await until(lambda: count(worker, "entries_retired_total"))
+    assert (await answer(worker, pinned))[1].cached_tokens == 0
+
+
+async def test_what_was_a_contexts_content_is_cached_for_others_as_any_prefix(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    worker = await start(cluster, client, "others")
+    request = ask(13)
+    [prefix] = request.prefixes
+    context = await client.create_context("model", "", request.token_ids[:PREFIX], author=AUTHOR)
+    assert context.key == prefix.key
+    await answer(worker, request)
+    await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    await until(lambda: count(worker, "entries_retired_total"))
+    assert [(await answer(worker, request))[1].cached_tokens for _ in range(3)] == [0, PREFIX, PREFIX]
 
 
 async def is_content_of(client: CacheClient, key: PrefixKey, context: ContextId) -> bool:

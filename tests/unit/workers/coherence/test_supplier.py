@@ -8,11 +8,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 
 from cache_service.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ReplicaId
+from cache_service.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
 from cache_service.waits import BuildWaits
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, Unreachable
@@ -32,6 +33,7 @@ from workers.worker import cost_model
 T = TypeVar("T")
 CPU = torch.device("cpu")
 US = ReplicaId("us")
+KEY = PrefixKey(b"k" * 20)
 CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
 
 
@@ -102,33 +104,48 @@ async def has_two_holders(client: CacheClient) -> bool:
 
 async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
     """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
-    tally, view, cleared = Tally(), ClusterView(), Cleared()
-    client = CacheClient("127.0.0.1:1")
+    supplier, _, commands = unconnected()
+    supplier.apply(Report(wanted=(Wanted(KEY, (1, 2, 3), (1,), 1),), unwanted=(KEY,)))
+    await until(lambda: commands.num)
+    await supplier.close()
+
+
+@pytest.mark.parametrize("report", [Report(unwanted=(KEY,)), Report(gone=(KEY,))])
+async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
+    """Also one that was live for so short a time that the service hasn't been told."""
+    supplier, sync, _ = unconnected()
+    sync.owns(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
+    supplier.apply(report)
+    assert sync.disown(KEY) is None
+    await supplier.close()
+
+
+def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
+    """A supplier of a replica that the service doesn't know, and what it tells the engine."""
+    tally, view, commands, client = Tally(), ClusterView(), Commands(), CacheClient("127.0.0.1:1")
+    sync = PrefixSync(client, US, 30.0, view, 0, tally)
     supplier = Supplier(
         US,
         CONFIG,
         client=client,
-        sync=PrefixSync(client, US, 30.0, view, 0, tally),
+        sync=sync,
         view=view,
         waits=BuildWaits(),
-        entries=cleared,
+        entries=commands,
         transport=Unreachable(),
         layout=EntryFormat("f", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4),
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
         tally=tally,
     )
-    key = ask(1).prefixes[0].key
-    supplier.apply(Report(wanted=(Wanted(key, (1, 2, 3), (1,), 1),), unwanted=(key,)))
-    await until(lambda: cleared.commands)
-    await supplier.close()
+    return supplier, sync, commands
 
 
-class Cleared(EntriesThread):
+class Commands(EntriesThread):
     """An engine's thread that only counts what it is told."""
 
     def __init__(self) -> None:
-        self.commands = 0
+        self.num = 0
 
     def call(self, command: Callable[[Entries], T]) -> Future[T]:
-        self.commands += 1
+        self.num += 1
         return Future()
