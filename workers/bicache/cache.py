@@ -61,7 +61,8 @@ class PrefixCache:
         self._awaits = awaits
         self._budget_pages = budget_bytes // storage.page_bytes
         self._entries: OrderedDict[PrefixKey, PrefixEntry] = OrderedDict()
-        self._detached: set[PrefixEntry] = set()
+        self._detached: dict[PrefixEntry, None] = {}
+        """Forgotten, but held; in the order in which they were."""
         self._warming: dict[PrefixKey, PrefixHandle] = {}
         self._first_askers: OrderedDict[PrefixKey, str] = OrderedDict()
         self._num_pages = 0
@@ -129,8 +130,9 @@ class PrefixCache:
         return self._entries.get(key)
 
     def pending(self) -> Iterator[PrefixEntry]:
-        """Entries to build or to probe that someone waits for, least recently asked for first."""
-        return (entry for entry in self._entries.values() if is_due(entry) and not self._is_background(entry))
+        """Entries to build or to probe that someone waits for: forgotten ones, then the longest not asked for first."""
+        yield from filter(is_due, tuple(self._detached))
+        yield from (entry for entry in self._entries.values() if is_due(entry) and not self._is_background(entry))
 
     def background(self) -> Iterator[PrefixEntry]:
         """Entries to build that nobody waits for yet."""
@@ -186,7 +188,7 @@ class PrefixCache:
             return
         entry.to_probe.clear()
         if entry in self._detached:
-            self._detached.remove(entry)
+            del self._detached[entry]
             self._free(entry)
         elif not entry.built:
             self._remove(entry)
@@ -239,7 +241,7 @@ class PrefixCache:
         del self._entries[entry.key]
         (self._changes.gone if entry.built else self._changes.unwanted).append(entry.key)
         if entry.num_readers:
-            self._detached.add(entry)
+            self._detached[entry] = None
         else:
             self._free(entry)
 

@@ -62,7 +62,7 @@ class PrefixEntry:
 
 def is_due(entry: PrefixEntry) -> bool:
     """Whether there is something to compute for it."""
-    return not entry.awaited and (not entry.built or bool(entry.to_probe))
+    return not (entry.awaited or entry.dropped) and (not entry.built or bool(entry.to_probe))
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -71,6 +73,26 @@ def test_the_verdict_does_not_depend_on_who_asks_first() -> None:
         for engine in (guarded(blind_model(first_seeing=1)),)
     ]
     assert depths == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("happens", ["replaced", "retired"])
+def test_an_entry_that_goes_is_still_probed_for_who_waits_for_it(happens: str) -> None:
+    """A longer canvas is another ratio, for which the entry's depth is yet to be found out."""
+    engine = guarded(blind_model())
+    run_one(engine, ask("a"))
+    engine.submit(replace(ask("b"), max_tokens=20))
+    deeper = replace(ask("c"), params=replace(ask().params, reuse_depth=TINY.num_layers))
+    if happens == "replaced":
+        engine.submit(deeper)
+    engine.scheduler.schedule()
+    if happens == "retired":
+        engine.tend(lambda entries: entries.retire(ask().prefixes[0].key, successor=None))
+    answers = {"b": Answer(), "c": Answer()}
+    drain(engine, answers)
+    usage = answers["b"].usage
+    assert usage is not None
+    assert (usage.reuse_depth, usage.cached_tokens) == (3, PREFIX)
+    engine.check_integrity()
 
 
 def test_the_published_policies_take_the_table_at_its_word() -> None:
