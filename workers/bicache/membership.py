@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from cache_service.client import CacheClient
-from cache_service.types import Context, Event, PrefixKey, ReplicaId, Snapshot
+from cache_service.types import Context, PrefixKey, ReplicaId, Snapshot
 from cache_service.waits import BuildWaits
 from workers.api import ContextRead
 from workers.bicache.copies import EntryFormat, Transport
@@ -102,7 +102,7 @@ class Membership(LoopThread):
             news = self._view.apply(update)
             self._waits.apply(update)
             self._act(news)
-            if touches_contexts(update):
+            if isinstance(update, Snapshot) or any(self._sync.held(key) for key in news.renamed):
                 self._sync.wake()
 
     def _act(self, news: News) -> None:
@@ -141,8 +141,3 @@ class Membership(LoopThread):
             await self._reader.close()
             await self._supplier.close()
             await self._sync.leave()
-
-
-def touches_contexts(update: Snapshot | Event) -> bool:
-    """Whether what our entries are called may have changed."""
-    return isinstance(update, Snapshot) or bool(update.context or update.commit or update.context_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cache_service.contexts import Contexts
 from cache_service.directory import Directory
@@ -35,6 +35,8 @@ class News:
 
     limits: tuple[DepthLimit, ...] = ()
     moved: tuple[Moved, ...] = ()
+    renamed: frozenset[PrefixKey] = frozenset()
+    """Keys of which an event may have changed whose content they are, or whether they are anybody's."""
 
 
 class ClusterView:
@@ -54,7 +56,7 @@ class ClusterView:
             return self._restart(update)
         self._directory.apply(update)
         limits = (update.limit,) if update.limit else ()
-        return News(limits, self._follow(update))
+        return replace(self._follow(update), limits=limits)
 
     def holders(self, key: PrefixKey) -> frozenset[ReplicaId]:
         return frozenset(placement.replica for placement in self._directory.lookup([key]).get(key, ()))
@@ -97,7 +99,7 @@ class ClusterView:
         moved += [Moved(context.key, None) for context in deleted if context.key not in self._current]
         return News(snapshot.limits, tuple(moved))
 
-    def _follow(self, event: Event) -> tuple[Moved, ...]:
+    def _follow(self, event: Event) -> News:
         """Take an event of a context in; an edit that changes nothing leaves its key current."""
         context_id = event.commit.context if event.commit else event.context_id
         old = self._contexts.find(context_id) if context_id else None
@@ -108,9 +110,9 @@ class ClusterView:
         new = self._contexts.find(changed) if changed else None
         if new is not None:
             self._index(new)
-        if old is None or old.key in self._current:
-            return ()
-        return (Moved(old.key, new),)
+        renamed = frozenset(version.key for c in (old, new) if c for version in (c.version, *c.past))
+        moved = (Moved(old.key, new),) if old is not None and old.key not in self._current else ()
+        return News(moved=moved, renamed=renamed)
 
     def _index(self, context: Context) -> None:
         self._current.setdefault(context.key, set()).add(context.id)

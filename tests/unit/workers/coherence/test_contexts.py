@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cache_service.client import CacheClient
+from cache_service.config import ServerConfig
 from cache_service.contexts import MAX_STALENESS
+from cache_service.server import CacheServer
+from cache_service.store.memory import MemoryStore
 from cache_service.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId
 from tests.unit.workers.coherence.replicas import ALWAYS, LONG_S, PREFIX, Cluster, answer, ask, count, start, until
 from workers.api import ContextEpoch, ContextMode, ContextRead, PrefixCandidate
@@ -91,6 +96,24 @@ async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cl
     assert (await answer(worker, pinned))[1].reuse_depth > 0
     await until(lambda: count(worker, "entries_retired_total"))
     assert (await answer(worker, pinned))[1].cached_tokens == 0
+
+
+async def test_commits_to_contexts_that_a_worker_has_nothing_of_cost_it_no_calls(tmp_path: Path) -> None:
+    store = MemoryStore(clock=time.monotonic)
+    async with CacheServer(ServerConfig(port=0), store) as server, CacheClient(f"127.0.0.1:{server.port}") as client:
+        cluster = Cluster(tmp_path, f"127.0.0.1:{server.port}")
+        await start(cluster, client, "elsewhere")
+        context = await client.create_context("model", "", [1, 2, 3], author=AUTHOR)
+
+        def renewals() -> float:
+            labels = {"method": "KeepAlive", "code": "OK"}
+            return server.service.metrics.registry.get_sample_value("palimpsest_cache_calls_total", labels) or 0.0
+
+        before = renewals()
+        for epoch in range(100):
+            await client.commit(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
+        assert renewals() - before < 30
+        await asyncio.to_thread(cluster.__exit__)
 
 
 async def test_what_was_a_contexts_content_is_cached_for_others_as_any_prefix(
