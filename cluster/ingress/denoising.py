@@ -151,7 +151,10 @@ def steps_of(params: DecodingParams, context: Context, block_length: int) -> int
 
 
 def seeded(params: DecodingParams, number: int) -> DecodingParams:
-    return params if params.seed is None else replace(params, seed=(params.seed + number) % SEEDS)
+    """What is no seed is left for the worker to refuse."""
+    if params.seed is None or not 0 <= params.seed < SEEDS:
+        return params
+    return replace(params, seed=(params.seed + number) % SEEDS)
 
 
 def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:

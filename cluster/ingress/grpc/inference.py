@@ -22,6 +22,7 @@ from workers.api import ContextMode, FinishReason
 
 REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 MODES = {ContextMode.PIN: pb.CONTEXT_MODE_PIN, ContextMode.FOLLOW: pb.CONTEXT_MODE_FOLLOW}
+ASKED = {pb.CONTEXT_MODE_UNSPECIFIED: ContextMode.PIN} | {number: mode for mode, number in MODES.items()}
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
@@ -88,8 +89,9 @@ def choice_of(context: pb.ContextChoice) -> ContextChoice:
         raise RequestError("context.id must not be empty", param="context.id")
     if context.max_staleness > MAX_STALENESS:
         raise RequestError(f"context.max_staleness must be at most {MAX_STALENESS}", param="context.max_staleness")
-    mode = ContextMode.FOLLOW if context.mode == pb.CONTEXT_MODE_FOLLOW else ContextMode.PIN
-    return ContextChoice(ContextId(context.id), mode, context.max_staleness)
+    if context.mode not in ASKED:
+        raise RequestError(f"context.mode must be PIN or FOLLOW, got {context.mode}", param="context.mode")
+    return ContextChoice(ContextId(context.id), ASKED[context.mode], context.max_staleness)
 
 
 def prompt_of(request: pb.GenerateRequest) -> Prompt:

@@ -143,6 +143,12 @@ async def test_a_lost_replica_costs_a_block_not_the_denoising(
         assert len(workers.requests) == 3
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_what_is_no_seed_is_refused(client: TestClient, seed: int) -> None:
+    made = created(client, text=[HOLE])
+    assert failed(client.post(f"{URL}/{made['id']}/denoise", json={"seed": seed})) == (400, None, "seed")
+
+
 def test_too_few_steps_are_refused(client: TestClient) -> None:
     made = created(client, text=[HOLE])
     refused = client.post(f"{URL}/{made['id']}/denoise", json={"diffusion": {"steps": 1}})

@@ -74,6 +74,7 @@ async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, work
         (pb.GenerateRequest(text="a", stop=["x"] * 17), "stop"),
         (pb.GenerateRequest(text="a", stop=["x" * 257]), "stop"),
         (pb.GenerateRequest(text=""), "prompt"),
+        (pb.GenerateRequest(text="a", context=pb.ContextChoice(id="ctx", mode=7)), "mode"),  # type: ignore[arg-type]
         (pb.GenerateRequest(conversation=pb.Conversation(messages=[pb.Message(role="wizard")])), "wizard"),
         (pb.GenerateRequest(text="a", logit_bias={5: 101}), "logit_bias"),
         (pb.GenerateRequest(text="a", max_tokens=5000), "max_tokens"),
