@@ -131,21 +131,36 @@ def test_a_dropped_entry_is_freed_by_its_last_reader(cache: PrefixCache, pool: P
     assert pool.num_used == 0
 
 
+def ended(changes: Changes) -> set[PrefixKey]:
+    return {*changes.gone, *changes.unwanted}
+
+
 def test_integrity_over_random_use(cache: PrefixCache, pool: PagePool) -> None:
+    """And what is told of entries, put together, is what there is."""
     draw, held = random.Random(1), list[PrefixHandle]()
-    for _ in range(600):
+    told = dict[PrefixKey, bool]()
+    for _ in range(1200):
         name = draw.choice("abcdef")
-        match draw.randrange(5):
+        match draw.randrange(8):
             case 0 if held:
                 held.pop(draw.randrange(len(held))).release()
-            case 1 if held:
-                entry = draw.choice(held).entry
-                if not entry.built:
-                    cache.mark_built(entry)
+            case 1 if held and not (entry := draw.choice(held).entry).built:
+                cache.mark_built(entry)
             case 2 if held:
                 cache.drop(draw.choice(held).entry)
             case 3:
                 cache.make_room(draw.randint(1, 24))
+            case 4:
+                cache.retire(key(name))
+            case 5:
+                cache.warm(key(name), TOKENS, {draw.randint(1, TINY.num_layers)})
+            case 6:
+                while changes := cache.take_changes():
+                    told = {name: is_built for name, is_built in told.items() if name not in ended(changes)}
+                    told |= dict.fromkeys((entry.key for entry in changes.wanted), False)
+                    told |= dict.fromkeys((entry.key for entry in changes.built), True)
+                there = filter(None, map(cache.find, map(key, "abcdef")))
+                assert told == {entry.key: entry.built for entry in there}
             case _:
                 depth = draw.randint(1, TINY.num_layers)
                 handle = cache.match(key(name), TOKENS, {depth}) or cache.admit(
@@ -155,7 +170,8 @@ def test_integrity_over_random_use(cache: PrefixCache, pool: PagePool) -> None:
         cache.check_integrity()
     for handle in held:
         handle.release()
-    cache.make_room(24)
+    for name in "abcdef":
+        cache.retire(key(name))
     assert pool.num_free == 24
 
 
