@@ -35,7 +35,8 @@ class BuildWaits:
             return True
         end = self._ends.setdefault(build.token, asyncio.Event())
         try:
-            await asyncio.wait_for(end.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for forgets, before Python 3.12, that it was cancelled
+                await end.wait()
         except TimeoutError:
             return False
         return True

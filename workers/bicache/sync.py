@@ -91,7 +91,8 @@ class PrefixSync:
         while True:
             await reconciling(self._reconcile)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), period_s)
+                async with asyncio.timeout(period_s):
+                    await self._wake.wait()
 
     async def drain(self) -> None:
         """Take no new work, if the service can be told."""

@@ -32,6 +32,19 @@ async def test_a_wait_ends_with_its_build() -> None:
     assert await waiting
 
 
+async def test_who_is_cancelled_just_as_the_build_ends_goes_on_no_more() -> None:
+    waits = BuildWaits()
+    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    waits.apply(event(EventKind.RELEASED, 3, 4))
+    await asyncio.sleep(0)
+    was_over = not waiting.cancel()
+    await asyncio.wait([waiting])
+    assert was_over or waiting.cancelled()
+
+
 async def test_a_build_that_ended_before_the_wait_began_is_over() -> None:
     waits = BuildWaits()
     waits.apply(event(EventKind.GRANTED, 3, 3))

@@ -34,7 +34,7 @@ from workers.bicache.tally import Tally
 from workers.bicache.view import ClusterView
 
 REPLICA = ReplicaId("worker#1")
-TTL_S = 0.6
+TTL_S, LONG_S = 0.6, 60.0
 POLL_S = 0.02
 KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
@@ -103,6 +103,19 @@ async def test_entries_are_announced_withdrawn_and_left(port: int, client: Cache
         await until(held(client), [9])
         await sync.leave()
         assert await held(client)() == []
+
+
+async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
+    async with server_on(port):
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), 0, Tally())
+        running = asyncio.create_task(sync.run())
+        await sync.joined.wait()
+        await asyncio.sleep(POLL_S)  # it has nothing to tell by now
+        sync.wake()
+        await asyncio.sleep(0)
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=1.0)
+        assert running in done
 
 
 async def test_a_service_that_forgot_everything_is_told_again(port: int, client: CacheClient) -> None:
