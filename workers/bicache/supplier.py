@@ -156,9 +156,11 @@ class Supplier:
         return self._costs.of(wanted.token_layers, num_bytes)
 
     async def _claim(self, wanted: Wanted) -> Build | None:
-        """The build under way: ours, or another's; None where the service grants none."""
+        """The build under way: ours, or another's; None where the service grants none. That of a stale entry isn't
+        claimed: nobody would be told of the entry, so nobody may wait for it.
+        """
         lease = self._sync.lease
-        if lease is None:
+        if lease is None or self._view.is_stale(wanted.key):
             return None
         content_of = self._view.context_of(wanted.key)
         context, epoch = (content_of.context, content_of.epoch) if content_of else (None, FIRST_EPOCH)

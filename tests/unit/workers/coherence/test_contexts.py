@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cache_service.config import ServerConfig
 from cache_service.contexts import MAX_STALENESS
 from cache_service.server import CacheServer
 from cache_service.store.memory import MemoryStore
-from cache_service.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId
+from cache_service.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId, Snapshot
 from tests.unit.workers.coherence.replicas import ALWAYS, LONG_S, PREFIX, Cluster, answer, ask, count, start, until
 from workers.api import ContextEpoch, ContextMode, ContextRead, PrefixCandidate
 
@@ -82,6 +83,24 @@ async def test_an_entry_whose_epoch_has_passed_before_it_is_live_serves_who_wait
     again = (await answer(worker, request))[1]
     assert again.cached_tokens == 0
     await client.leave(lease)
+
+
+async def test_nobody_waits_for_an_entry_that_nobody_will_be_told_of(cluster: Cluster, client: CacheClient) -> None:
+    """That of a context's old content, which somebody asks for as an ordinary prefix: no build of it is claimed."""
+    worker = await start(cluster, client, "plain")
+    request = ask(18)
+    context = await client.create_context("model", "plain", request.token_ids[:PREFIX], author=AUTHOR)
+    request = replace(request, prefixes=(PrefixCandidate(PREFIX, context.key),))
+    await answer(worker, request)
+    await until(lambda: is_content_of(client, context.key, context.id))
+    await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    await until(lambda: gone(client, context.key))
+
+    assert (await answer(worker, request))[1].reuse_depth > 0
+    async with aclosing(client.watch()) as watch:
+        snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert context.key not in {build.key for build in snapshot.builds}
 
 
 async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cluster, client: CacheClient) -> None:
