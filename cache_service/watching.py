@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from cache_service import convert
 from cache_service.connection import Connection, Instance
-from cache_service.cursor import Cursor
+from cache_service.cursor import Cursor, Update
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable, Compacted
 from cache_service.status import error_of
 from cache_service.types import Event, Snapshot
@@ -51,8 +52,7 @@ class WatchStream:
 
     async def _read_once(self) -> tuple[Snapshot | Event, ...]:
         try:
-            response = await self._receive()
-            return self._cursor.take(convert.update_from_pb(response))
+            return self._cursor.take(update_of(await self._receive()))
         except Compacted:
             self._cursor.reset()
             self.cancel()
@@ -82,3 +82,21 @@ class WatchStream:
     def _log_first_failure(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             _log.warning("a watch is interrupted, trying on: %s", state.outcome.exception())
+
+
+def update_of(response: pb.WatchResponse) -> Update:
+    """Raises Compacted for events that only a newer service knows: a snapshot holds what came of them."""
+    try:
+        return convert.update_from_pb(response)
+    except ValueError as error:
+        raise Compacted(str(error)) from error
+
+
+async def persistently(run: Callable[[], Awaitable[None]]) -> None:
+    """Run what never ends by itself, and anew after whatever fails: else its owner would be blind for good."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("what keeps up with the cache service failed, and begins anew")
+            await asyncio.sleep(MAX_BACKOFF_S)

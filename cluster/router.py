@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from ray import serve
@@ -18,6 +19,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from cache_service.client import CacheClient
 from cache_service.types import ReplicaId
+from cache_service.watching import persistently
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
@@ -54,7 +56,8 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._collector = RouterCollector(self._view, self._ledger)
         self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
-            self._following = asyncio.get_running_loop().create_task(self._follow(cache_service))
+            following = persistently(partial(self._follow, cache_service))
+            self._following = asyncio.get_running_loop().create_task(following)
 
     async def _follow(self, target: str) -> None:
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""

@@ -10,6 +10,7 @@ from functools import partial
 from cache_service.client import CacheClient
 from cache_service.types import Context, PrefixKey, ReplicaId, Snapshot
 from cache_service.waits import BuildWaits
+from cache_service.watching import persistently
 from workers.api import ContextRead
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entries import Entries, EntriesThread
@@ -133,7 +134,8 @@ class Membership(LoopThread):
 
     async def _main(self) -> None:
         async with self._client, self._follow_client:
-            tasks = [asyncio.create_task(task) for task in (self._watch(), self._sync.run(), self._prewarm())]
+            lasting = (persistently(self._watch), persistently(self._sync.run), self._prewarm())
+            tasks = [asyncio.create_task(task) for task in lasting]
             await self._stop.wait()
             for task in tasks:
                 task.cancel()

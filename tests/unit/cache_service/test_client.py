@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import grpc
 import pytest
@@ -36,6 +37,7 @@ from cache_service.types import (
     ReplicaId,
     Snapshot,
 )
+from cache_service.watching import persistently
 from protos import cache_v1_pb2 as pb
 from protos.cache_v1_pb2_grpc import ContextsStub, EventsServicer, add_EventsServicer_to_server
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -219,19 +221,70 @@ async def test_a_watch_leaves_an_instance_that_says_nothing(
 ) -> None:
     """It is there as far as the network can tell, as one that is stopped or that hangs."""
     monkeypatch.setattr("cache_service.watching.SILENCE_S", 0.2)
-    hanging = grpc.aio.server()
-    port = hanging.add_insecure_port("127.0.0.1:0")
-    add_EventsServicer_to_server(HangingEvents(), hanging)  # type: ignore[no-untyped-call]
-    await hanging.start()
-    async with CacheClient(f"127.0.0.1:{port},127.0.0.1:{server.port}") as client, aclosing(client.watch()) as watch:
-        async with asyncio.timeout(10):
-            assert isinstance(await anext(watch), Snapshot)
-    await hanging.stop(None)
+    async with (
+        watchable(HangingEvents()) as target,
+        CacheClient(f"{target},127.0.0.1:{server.port}") as client,
+        aclosing(client.watch()) as watch,
+        asyncio.timeout(10),
+    ):
+        assert isinstance(await anext(watch), Snapshot)
+
+
+async def test_a_watcher_asks_for_a_snapshot_where_it_is_told_of_what_it_does_not_know() -> None:
+    """By an instance that is newer than the watcher."""
+    async with (
+        watchable(NewerEvents()) as target,
+        CacheClient(target) as client,
+        aclosing(client.watch()) as watch,
+        asyncio.timeout(10),
+    ):
+        assert [(await anext(watch)).revision for _ in range(3)] == [1, 3, 5]
+
+
+async def test_what_keeps_up_with_the_service_outlives_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache_service.watching.MAX_BACKOFF_S", 0.0)
+    failures = [LookupError(), ValueError()]
+
+    async def run() -> None:
+        if failures:
+            raise failures.pop()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(persistently(run))
+    done, _ = await asyncio.wait([running], timeout=0.1)
+    assert (done, failures) == (set(), [])
+    running.cancel()
+
+
+@asynccontextmanager
+async def watchable(events: EventsServicer) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    add_EventsServicer_to_server(events, server)  # type: ignore[no-untyped-call]
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
 
 class HangingEvents(EventsServicer):
     async def Watch(self, request: pb.WatchRequest, context: object) -> None:  # noqa: N802
         await asyncio.Event().wait()
+
+
+class NewerEvents(EventsServicer):
+    """A snapshot, then an event of a kind that this version has no name for."""
+
+    revision = -1
+
+    async def Watch(self, request: pb.WatchRequest, context: object) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
+        assert not request.HasField("after_revision")
+        self.revision += 2
+        header = pb.Header(incarnation="newer", revision=self.revision)
+        yield pb.WatchResponse(header=header, snapshot=pb.SnapshotPart(last=True))
+        event = pb.Event(revision=self.revision + 1, kind=99)  # type: ignore[arg-type]
+        yield pb.WatchResponse(header=header, events=pb.EventBatch(events=[event]))
 
 
 async def test_a_client_fails_over_to_the_next_instance(clock: FakeClock) -> None:
