@@ -31,7 +31,7 @@ async def _serve(config: ServerConfig) -> None:
         config.store, history=config.history, timeout_s=config.store_timeout_s, clock=time.monotonic
     )
     async with CacheServer(config, store) as server:
-        _log.info("serving on %s:%d from %r", config.host, server.port, store)
+        _log.info("serving on %s from %r", configs.address_of(config.host, server.port), store)
         tending = loop.create_task(tend_heap())
         await stop.wait()
         tending.cancel()

@@ -14,6 +14,11 @@ from cattrs.errors import ClassValidationError
 from cache_service.errors import InvalidRequest
 
 
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT as gRPC and URLs have it: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """One instance of the service."""

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from cache_service.config import ServerConfig
+from cache_service.config import ServerConfig, address_of
 from cache_service.errors import CacheServiceError, InvalidRequest
 from cache_service.interceptor import CallInterceptor
 from cache_service.service import CacheService
@@ -82,7 +82,7 @@ class CacheServer:
             add(servicer(self.service), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = f"{self._config.host}:{self._config.port}"
+        address = address_of(self._config.host, self._config.port)
         try:
             self.port = server.add_insecure_port(address)
         except RuntimeError as error:

@@ -21,6 +21,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from cache_service.client import CacheClient
+from cache_service.config import address_of
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.encoding import Encoding
 from cluster.ingress.denoising import Denoising
@@ -74,7 +75,7 @@ class Ingress:
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        address = f"{self._config.grpc.host}:{self._config.grpc.port}"
+        address = address_of(self._config.grpc.host, self._config.grpc.port)
         longest = self._config.limits.max_body_bytes
         server = serving(self._service, self._denoising, address, self._api_keys, max_message_bytes=longest)
         async with self._cache, server:

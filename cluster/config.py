@@ -14,6 +14,7 @@ import cattrs
 import yaml
 from cattrs.strategies import configure_union_passthrough
 
+from cache_service.config import address_of
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from cluster.errors import ConfigError
@@ -78,11 +79,11 @@ class CacheServiceConfig:
     @property
     def target(self) -> str:
         """As `cache_service.client.CacheClient` takes it."""
-        return ",".join((f"{self.host}:{self.port}", *self.others))
+        return ",".join((address_of(self.host, self.port), *self.others))
 
     @property
     def hosts(self) -> frozenset[str]:
-        return frozenset((self.host, *(other.rpartition(":")[0] for other in self.others)))
+        return frozenset((self.host, *(other.rpartition(":")[0].strip("[]") for other in self.others)))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from cache_service.config import address_of
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
@@ -132,7 +133,7 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
 
 def greeting(config: ClusterConfig) -> str:
     """What a person needs to ask the first question."""
-    url = f"http://{reachable(config.http.host)}:{config.http.port}"
+    url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})
     named = config.api_keys.env
@@ -141,7 +142,7 @@ def greeting(config: ClusterConfig) -> str:
     return (
         f"\nPalimpsest serves {config.name}.\n"
         f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"
-        f"  gRPC  {reachable(config.grpc.host)}:{config.grpc.port}   (palimpsest.inference.v1.Inference)\n"
+        f"  gRPC  {address_of(reachable(config.grpc.host), config.grpc.port)}   (palimpsest.inference.v1.Inference)\n"
         f"Ask it:\n"
         f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
         f"Ctrl-C ends it all.\n"
@@ -149,7 +150,7 @@ def greeting(config: ClusterConfig) -> str:
 
 
 def reachable(host: str) -> str:
-    return "127.0.0.1" if host == "0.0.0.0" else host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def end_with(parent: int) -> None:

@@ -41,7 +41,7 @@ def context_routes(
 
     @router.post("", status_code=201)
     async def create(body: CreateContextBody) -> Json:
-        return whole(await contexts.create(body.to_content(), body.cache_salt))
+        return whole(await contexts.create(body.to_content(), body.cache_salt or ""))
 
     @router.get("")
     async def page(
@@ -61,7 +61,7 @@ def context_routes(
     @router.patch("/{context_id}")
     async def change(context_id: str, body: ChangeContextBody) -> Json:
         name = ContextId(context_id)
-        return whole(await contexts.change(name, body.cache_salt, body.expected, body.to_changes()))
+        return whole(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
 
     @router.delete("/{context_id}")
     async def delete(context_id: str, salt: Salt = "") -> Json:

@@ -54,7 +54,7 @@ class ContentBody(PlainBody):
     """The whole of a context."""
 
     messages: list[TurnBody] | None = Field(default=None, min_length=1)
-    cache_salt: str = ""
+    cache_salt: str | None = None
 
     def to_content(self) -> Content:
         if self.messages is not None:

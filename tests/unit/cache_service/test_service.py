@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -211,6 +212,16 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
     assert want.revision == last
     for view in await asyncio.gather(*followers, follow(last)):
         assert set(view.directory.placements()) == set(want.directory.placements())
+
+
+async def test_an_instance_listens_at_an_ipv6_address(clock: FakeClock) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    config = ServerConfig(host="::1", port=0, grace_s=0.0)
+    async with CacheServer(config, MemoryStore(clock=clock)) as server, CacheClient(f"[::1]:{server.port}") as client:
+        assert (await client.register(ANNA, ttl_s=5.0)).replica == ANNA
 
 
 async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeClock) -> None:

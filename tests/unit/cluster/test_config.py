@@ -59,6 +59,13 @@ def test_all_instances_of_the_cache_service_are_known(random_model: Path) -> Non
     assert config.cache_service.hosts == {"a", "b", "c"}
 
 
+def test_an_ipv6_address_stands_in_brackets(random_model: Path) -> None:
+    config = parse(random_model, cache_service={"host": "::1", "port": 1, "others": ["[fe80::2]:2"]})
+
+    assert config.worker.cache_service == "[::1]:1,[fe80::2]:2"
+    assert config.cache_service.hosts == {"::1", "fe80::2"}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

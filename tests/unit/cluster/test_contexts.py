@@ -154,6 +154,13 @@ def test_concurrent_edits_to_one_epoch_are_accepted_once(client: TestClient) -> 
     assert sorted(codes) == [200, 409, 409, 409]
 
 
+def test_no_salt_may_be_said_as_null_everywhere(client: TestClient) -> None:
+    context = of_turns(client, cache_salt=None)
+    assert change(client, context, text="Mira lives in Rome.", cache_salt=None).status_code == 200
+    answer = client.post(CHAT, json=ASK | {"context": {"id": context["id"]}, "cache_salt": None})
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("number", [5, 6])
 def test_contexts_are_listed_by_pages(client: TestClient, number: int) -> None:
     salt = f"pages of {number}"
