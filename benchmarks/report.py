@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """HEAD, marked `+changes` where the working tree differs from it; "unknown" outside a checkout.
+    """HEAD, marked `+changes` where the working tree, but for results, differs from it; "unknown" outside a checkout.
 
     PALIMPSEST_COMMIT says it for a copy of the tree without its history.
     """
@@ -113,7 +113,8 @@ def commit() -> str:
         return told
     try:
         head = git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return head + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
