@@ -66,7 +66,7 @@ class HttpClient:
                     raise RuntimeError(event["error"]["message"])
                 if event["choices"] and event["choices"][0]["text"]:
                     yield None
-                if "usage" in event:
+                if event.get("usage"):
                     yield event["usage"]["completion_tokens"]
 
 
