@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
+import grpc
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -47,7 +48,7 @@ class WorkerReplicas:
                     raise reply
                 yield reply
             ended = True
-        except (ActorDiedError, ActorUnavailableError) as error:
+        except (ActorDiedError, ActorUnavailableError, grpc.aio.AioRpcError) as error:
             raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error
         except BackPressureError as error:
             raise OverloadedError(f"{error.message} Try again later, or raise limits.max_queued") from error
