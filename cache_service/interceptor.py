@@ -11,12 +11,10 @@ import grpc
 
 from cache_service.errors import CacheServiceError
 from cache_service.metrics import Metrics
-from cache_service.status import CODES, REASON_KEY
+from cache_service.status import CODES, REASON_KEY, details_of
 
 _log = logging.getLogger(__name__)
 _OURS = "/palimpsest."
-MAX_DETAILS = 500
-"""Characters. gRPC throws away trailing metadata beyond 8 KiB, and the reason with it."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -69,15 +67,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except CacheServiceError as refusal:
             code = CODES.get(type(refusal), grpc.StatusCode.INTERNAL)
             self._metrics.refusals.labels(method, refusal.reason).inc()
-            await context.abort(code, _short(str(refusal)), ((REASON_KEY, refusal.reason),))
+            await context.abort(code, details_of(str(refusal)), ((REASON_KEY, refusal.reason),))
         except Exception:
             code = grpc.StatusCode.INTERNAL
             _log.exception("%s failed", method)
             await context.abort(code, f"{method} failed; see the cache service's log")
         finally:
             self._metrics.calls.labels(method, code.name).inc()
-
-
-def _short(text: str) -> str:
-    """A refusal may repeat what it was asked, however long that is."""
-    return text if len(text) <= MAX_DETAILS else f"{text[:MAX_DETAILS]}..."

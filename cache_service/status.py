@@ -16,6 +16,8 @@ from cache_service.errors import (
 )
 
 REASON_KEY = "palimpsest-reason"
+MAX_DETAILS = 500
+"""Characters. A status is a header: beyond 8 KiB gRPC drops what stands beside it, and clients take none of 16 KiB."""
 
 CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     CacheServiceUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -28,6 +30,11 @@ CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
 }
 _BY_REASON = {error.reason: error for error in CODES}
 _AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+
+
+def details_of(message: str) -> str:
+    """`message`, or the beginning of one that repeats at length what was asked."""
+    return message if len(message) <= MAX_DETAILS else f"{message[:MAX_DETAILS]}..."
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> CacheServiceError:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cache_service.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
 from cluster.ingress.keys import check_key
@@ -16,9 +17,6 @@ from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
-
-MAX_DETAILS = 500
-"""Characters. A status is a header, and clients take none of 16 KiB."""
 
 
 @asynccontextmanager
@@ -33,18 +31,12 @@ async def answered(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None
         reply = reply_to(error)
         if reply.status is INTERNAL:
             logger.exception("a call failed")
-        await context.abort(reply.status.grpc, details_of(reply), trailer_of(reply))
+        await context.abort(reply.status.grpc, details_of(reply.message), trailer_of(reply))
 
 
 def bearer_of(metadata: Any) -> str | None:
     values = [str(value) for key, value in metadata or () if key == "authorization"]
     return values[0].removeprefix("Bearer ") if values else None
-
-
-def details_of(reply: Reply) -> str:
-    """Its message, or the beginning of one that repeats what it was asked at length."""
-    text = reply.message
-    return text if len(text) <= MAX_DETAILS else f"{text[:MAX_DETAILS]}..."
 
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
