@@ -129,10 +129,15 @@ class State:
         self.directory.require(lease)
         for placement in placements:
             self._require_current(placement.context, placement.epoch, placement.key)
-            known = self.directory.find(placement.key, placement.replica)
-            if placement.token is not None and (known is None or known.token != placement.token):
-                raise FencedToken(f"token {placement.token} made no listed entry: announce it without a token")
+            if placement.token is not None:
+                self._require_made(placement, placement.token)
         return self.directory.announce(lease, placements, at)
+
+    def _require_made(self, placement: Placement, token: FencingToken) -> None:
+        """Only an entry that is listed under its token may be announced with it again."""
+        known = self.directory.find(placement.key, placement.replica)
+        if known is None or known.token != token:
+            raise FencedToken(f"token {token} made no listed entry: announce it without a token")
 
     def lookup(self, keys: Sequence[PrefixKey], max_staleness: int) -> dict[PrefixKey, tuple[Placement, ...]]:
         """Holders of each key; entries of a context only where at most `max_staleness` epochs behind its newest."""
