@@ -2,14 +2,15 @@
 
 Every configuration answers the same held-out questions (canvas 32, 16 steps), so differences are paired: their
 interval comes from the questions on which the two disagree. The canvas is one block, refreshed once, or eight blocks
-of 4 with a refresh due at each: there anchors and skipped refreshes have something to leave out.
+of 4 with a refresh due at each: there anchors and skipped refreshes have something to leave out. A question is the
+first one about its sheet, or a turn of a conversation of four, whose prompt is cut where the server would cut it.
 """
 
 from __future__ import annotations
 
 import json as jsonlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -29,20 +30,24 @@ from benchmarks.drive import POLICIES, Answered, Place, drive
 from benchmarks.report import Bar, Report, Row
 from cache_service.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
+from workers.bicache.cut import choose_cut
 from workers.bicache.depth import DepthTable, ratio_percent
+from workers.config import BiCacheConfig
 from workers.models.bundle import model_directory
 from workers.models.factbook.evaluate import wilson
-from workers.models.factbook.samples import CANVAS, Sample, evaluation_samples
+from workers.models.factbook.samples import CANVAS, Turn, evaluation_conversations, evaluation_samples
 from workers.models.loader import LoadedModel
 
 NUM_STEPS = 16
 CONFIDENCE_Z = 1.96
 ALLOWED_LOSS_POINTS = 0.5
 ALLOWED_WIDTH_POINTS = 1.0
-ENTRIES = 32
-"""Prefixes that an engine's default budget holds together, the longest sheets included."""
-QUICK_QUESTIONS, QUICK_DRAWN = 8, 64
+GROUP = 32
+"""Questions that one engine answers."""
+QUICK_QUESTIONS, QUICK_DRAWN, QUICK_CONVERSATIONS = 8, 64, 1
 """--quick asks those with the shortest sheets among the first ones."""
+NUM_TURNS = 4
+Load = Literal["questions", "conversations"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Setting:
     params: DecodingParams
     blocks: Blocks = ONE_BLOCK
     depth: int | DepthTable | None = None
+    load: Load = "questions"
+    cut_share: float = BiCacheConfig.cut_share
 
     @property
     def depth_name(self) -> str:
@@ -73,7 +80,20 @@ class Setting:
             return "published"
         return "profile" if self.depth is None else str(self.depth)
 
-    def decoding(self, ratio: int) -> DecodingParams:
+    @property
+    def baseline(self) -> tuple[Load, Blocks]:
+        """What it has in common with the setting of policy `none` that it is held to."""
+        return self.load, self.blocks
+
+    def request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
+        """Ask the question of one turn."""
+        keys = prefix_keys(fingerprint, "", turn.token_ids, turn.boundaries)
+        prefixes = tuple(map(PrefixCandidate, turn.boundaries, keys))
+        cut = choose_cut(prefixes, self.cut_share)
+        params = self._decoding(ratio_percent(cut.num_tokens if cut else 0, len(turn.token_ids) + CANVAS))
+        return GenerateRequest(request_id, tuple(turn.token_ids), CANVAS, prefixes, params)
+
+    def _decoding(self, ratio: int) -> DecodingParams:
         """For a request whose prefix has this ratio, in percent."""
         depth = self.depth.lookup(ratio) if isinstance(self.depth, DepthTable) else self.depth
         return replace(
@@ -88,8 +108,10 @@ class Setting:
 ONE_BLOCK_POLICIES = ("prefix-naive", "bicache", "dual", "bicache-dual", "lean")
 EIGHT_BLOCKS_POLICIES = ("dual", "bicache-dual", "lean", "lean+anchors", "lean+skip-refresh")
 BESIDE_NONE = tuple(name for name in POLICIES if name != "none")
+CONVERSATION_POLICIES = ("bicache", "lean")
 NOT_QUICK = ("dual", "bicache-dual", "lean+anchors")
 SWEEP = (0, 1, 2, 4, 6, 8, 10)
+CUT_SHARES = (0.5, 0.75, 1.0)
 MODELS = ["factbook", "factbook-plain"]
 
 
@@ -103,6 +125,13 @@ def settings_of(name: str, *, policies: Sequence[str], sweep: bool) -> list[Sett
         profile = jsonlib.loads((model_directory(name) / "depth_table.json").read_text())
         published = DepthTable({int(ratio): depth for ratio, depth in profile["published_rule"].items()})
         found += [Setting("bicache", POLICIES["bicache"], depth=depth) for depth in (published, *SWEEP)]
+    talk: Load = "conversations"
+    found.append(Setting("none", POLICIES["none"], load=talk))
+    found += [Setting(policy, POLICIES[policy], load=talk) for policy in CONVERSATION_POLICIES if policy in policies]
+    if sweep:
+        lean = POLICIES["lean"]
+        found += [Setting("lean", lean, depth=depth, load=talk) for depth in SWEEP]
+        found += [Setting("lean", lean, load=talk, cut_share=share) for share in CUT_SHARES]
     return found
 
 
@@ -128,9 +157,11 @@ def load(place: Place, name: str) -> LoadedModel:
     return place.load(name)
 
 
-def answer_group(place: Place, name: str, batch: int, requests: Sequence[GenerateRequest]) -> list[Answered]:
-    """In an engine of its own: one that is full would keep no entry for a new prefix."""
-    return drive(place.engine(load(place, name), batch=batch), requests)
+def answer_group(
+    place: Place, name: str, batch: int, cut_share: float, requests: Sequence[GenerateRequest]
+) -> list[Answered]:
+    """In an engine of its own, so that groups may run in several processes."""
+    return drive(place.engine(load(place, name), batch=batch, bicache=BiCacheConfig(cut_share=cut_share)), requests)
 
 
 class Bench:
@@ -144,45 +175,45 @@ class Bench:
         *,
         num_questions: int,
         num_drawn: int,
+        num_conversations: int,
         run: Callable[..., Groups] = map,
     ) -> None:
         """Questions on the shortest `num_questions` of the first `num_drawn` sheets; `run` as `map` or a pool's."""
         self.name, self._place, self._batch, self._run = name, place, batch, run
         tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
         drawn = sorted(evaluation_samples(tokenizer, num_drawn), key=lambda sample: len(sample.prefix))
-        self.samples: list[Sample] = drawn[:num_questions]
+        talks = evaluation_conversations(tokenizer, num_conversations, NUM_TURNS)
+        self.turns: Mapping[Load, list[Turn]] = {
+            "questions": [
+                Turn([*one.prefix, *one.suffixes[0]], [len(one.prefix)], one.answers[0])
+                for one in drawn[:num_questions]
+            ],
+            "conversations": [turn for talk in talks for turn in talk],
+        }
 
     def answer(self, setting: Setting, progress: Progress) -> Answers:
         """All questions, `batch` at a time, through the engine that serves."""
-        what = f"{self.name} {setting.name}, depth {setting.depth_name}, blocks of {setting.blocks.length}"
-        task = progress.add_task(what, total=len(self.samples))
+        what = f"{setting.load}: {self.name} {setting.name}, depth {setting.depth_name}"
+        turns = self.turns[setting.load]
+        task = progress.add_task(f"{what}, blocks of {setting.blocks.length}", total=len(turns))
         started = time.perf_counter()
-        requests = self._requests(setting, load(self._place, self.name).fingerprint)
-        groups = iter(lambda: tuple(islice(requests, ENTRIES)), ())
+        fingerprint = load(self._place, self.name).fingerprint
+        requests = (setting.request(turn, str(index), fingerprint) for index, turn in enumerate(turns))
+        groups = iter(lambda: tuple(islice(requests, GROUP)), ())
         answered: list[Answered] = []
-        for group in self._run(answer_group, repeat(self._place), repeat(self.name), repeat(self._batch), groups):
+        where = (repeat(self._place), repeat(self.name), repeat(self._batch), repeat(setting.cut_share))
+        for group in self._run(answer_group, *where, groups):
             answered += group
             progress.advance(task, len(group))
         elapsed_s = time.perf_counter() - started
         return Answers(
             setting=setting,
             token_ids=tuple(answer.token_ids for answer in answered),
-            correct=tuple(
-                list(answer.token_ids) == sample.answers[0]
-                for answer, sample in zip(answered, self.samples, strict=True)
-            ),
+            correct=tuple(list(answer.token_ids) == turn.answer for answer, turn in zip(answered, turns, strict=True)),
             num_forwards=sum(answer.usage.num_forwards for answer in answered),
             reuse_depth=fmean(answer.usage.reuse_depth for answer in answered),
             elapsed_s=elapsed_s,
         )
-
-    def _requests(self, setting: Setting, fingerprint: str) -> Iterator[GenerateRequest]:
-        for index, sample in enumerate(self.samples):
-            token_ids = (*sample.prefix, *sample.suffixes[0])
-            num_prefix = len(sample.prefix)
-            [key] = prefix_keys(fingerprint, "", token_ids, [num_prefix])
-            params = setting.decoding(ratio_percent(num_prefix, len(token_ids) + CANVAS))
-            yield GenerateRequest(str(index), token_ids, CANVAS, (PrefixCandidate(num_prefix, key),), params)
 
 
 def row(model: str, answers: Answers, baseline: Answers) -> Row:
@@ -192,6 +223,8 @@ def row(model: str, answers: Answers, baseline: Answers) -> Row:
     points, spread = paired_difference(answers.correct, baseline.correct)
     return {
         "model": model,
+        "load": answers.setting.load,
+        "cut_share": answers.setting.cut_share,
         "policy": answers.setting.name,
         "block": answers.setting.blocks.length,
         "depth": answers.setting.depth_name,
@@ -223,9 +256,10 @@ def agreement(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
     """The plain model collapses under naive reuse and loses under the published rule; what guards its depth doesn't."""
-    exact_without = {(row["model"], row["block"]): row["exact_match"] for row in rows if row["policy"] == "none"}
+    questions = [row for row in rows if row["load"] == "questions"]
+    exact_without = {(row["model"], row["block"]): row["exact_match"] for row in questions if row["policy"] == "none"}
     found: list[Bar] = []
-    for row in rows:
+    for row in questions:
         model, policy, block, depth = row["model"], row["policy"], row["block"], row["depth"]
         what = f"{model}: {policy}, blocks of {block}"
         if policy == "none" and block == ONE_BLOCK.length:
@@ -238,7 +272,14 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         elif depth == "profile" and policy in ("bicache", "lean", "lean+skip-refresh"):
             found.append(Bar(f"{what}: points against none", row["points"], ">=", -ALLOWED_LOSS_POINTS))
             found.append(Bar(f"{what}: width of their interval", 2 * row["points_ci95"], "<", ALLOWED_WIDTH_POINTS))
-    return found
+    return found + [bar for row in rows if row["load"] == "conversations" for bar in conversation_bars(row)]
+
+
+def conversation_bars(row: Row) -> Iterator[Bar]:
+    """Yield what is asked of the server's default, where prompts are cut as it cuts them."""
+    if (row["policy"], row["depth"], row["cut_share"]) == ("lean", "profile", BiCacheConfig.cut_share):
+        what = f"{row['model']}: lean, turns of conversations"
+        yield Bar(f"{what}: points against none", row["points"], ">=", -ALLOWED_LOSS_POINTS)
 
 
 @contextmanager
@@ -257,6 +298,7 @@ def main(
     model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = MODELS,
     policy: Annotated[list[str] | None, typer.Option(help=f"Beside `none`: {', '.join(BESIDE_NONE)}.")] = None,
     questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 8 with --quick).")] = None,
+    conversations: Annotated[int | None, typer.Option(help="Of four turns each (650; 1 with --quick).")] = None,
     sweep: Annotated[bool, typer.Option(help="Fixed reuse depths too, and the published rule's.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -264,7 +306,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes that share the questions; one thread each.")] = 1,
 ) -> None:
     """Exact match by model, policy and reuse depth, as a table and JSON."""
-    count = questions or (QUICK_QUESTIONS if quick else 2000)
+    count = (QUICK_QUESTIONS if quick else 2000) if questions is None else questions
     policies = policy or [name for name in BESIDE_NONE if not (quick and name in NOT_QUICK)]
     if unknown := [name for name in policies if name not in BESIDE_NONE]:
         raise typer.BadParameter(
@@ -274,13 +316,18 @@ def main(
     named = place.device_name
     rows: list[Row] = []
     num_drawn = max(count, QUICK_DRAWN) if quick else count
+    num_talks = (QUICK_CONVERSATIONS if quick else 650) if conversations is None else conversations
     with Progress(transient=True) as progress, pool(jobs) as run:
         for name in model:
-            bench = Bench(name, place, batch, num_questions=count, num_drawn=num_drawn, run=run)
-            baselines: dict[Blocks, Answers] = {}
+            bench = Bench(
+                name, place, batch, num_questions=count, num_drawn=num_drawn, num_conversations=num_talks, run=run
+            )
+            baselines: dict[tuple[Load, Blocks], Answers] = {}
             for setting in settings_of(name, policies=policies, sweep=sweep and not quick):
+                if not bench.turns[setting.load]:
+                    continue
                 answers = bench.answer(setting, progress)
-                rows.append(row(name, answers, baselines.setdefault(setting.blocks, answers)))
+                rows.append(row(name, answers, baselines.setdefault(setting.baseline, answers)))
                 report = Report("fidelity", rows, bars(rows), named)
                 if json:  # a run of hours is worth keeping where it was cut off
                     report.write(json)

@@ -39,11 +39,14 @@ class Demand:
     prompt_tokens: int
     canvas_tokens: int
     prefixes: tuple[PrefixCandidate, ...]
-    """Shortest first."""
+    """The boundaries at which its prompt may be cut, shortest first."""
+    cut: PrefixCandidate | None
+    """The one at which it is cut: the only prefix whose entry serves it."""
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
-        return tuple(prefix.key for prefix in self.prefixes)
+        """The keys whose holders matter."""
+        return (self.cut.key,) if self.cut else ()
 
     def work(self, cached_tokens: int) -> int:
         return self.prompt_tokens - cached_tokens + self.canvas_tokens
@@ -78,7 +81,7 @@ def rank(
 
     choices = []
     for replica in replicas:
-        cached = cached_tokens(replica, demand.prefixes, holders)
+        cached = cached_tokens(replica, demand.cut, holders)
         uncached = demand.prompt_tokens - cached
         cost = weights.uncached * uncached + weights.queued * queued_tokens.get(replica, 0)
         choices.append(Choice(replica, cost, cached))
@@ -86,11 +89,10 @@ def rank(
 
 
 def cached_tokens(
-    replica: ReplicaId, prefixes: Sequence[PrefixCandidate], holders: Mapping[PrefixKey, frozenset[ReplicaId]]
+    replica: ReplicaId, cut: PrefixCandidate | None, holders: Mapping[PrefixKey, frozenset[ReplicaId]]
 ) -> int:
-    """Length of the longest prefix that the replica holds; 0 where it holds none."""
-    lengths = (prefix.num_tokens for prefix in reversed(prefixes) if replica in holders.get(prefix.key, frozenset()))
-    return next(lengths, 0)
+    """Return the length of the request's prefix where the replica holds it; else 0."""
+    return cut.num_tokens if cut and replica in holders.get(cut.key, frozenset()) else 0
 
 
 def rendezvous(anchor: bytes, replica: ReplicaId) -> bytes:

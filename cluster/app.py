@@ -52,7 +52,7 @@ class Ingress:
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
             self._workers,
-            Encoding(config.worker.model),
+            Encoding(config.worker.model, cut_share=config.worker.bicache.cut_share),
             self._metrics,
             self._cache,
             name=config.name,
@@ -123,6 +123,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
                 "deployment": WORKERS,
                 "cache_service": config.cache_service.target,
                 "request_timeout_s": config.limits.request_timeout_s,
+                "cut_share": config.worker.bicache.cut_share,
                 **asdict(config.router),
             },
         ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.tokenization import Tokenization
+from workers.config import BiCacheConfig
 
 T = TypeVar("T")
 
@@ -22,11 +23,11 @@ class Encoding:
     The thread has a tokenizer of its own: which special tokens are read is a state of the tokenizer, not of the call.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Raises TokenizerError."""
-        self.tokenization = Tokenization(directory)
+    def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
+        """Raises TokenizerError. `cut_share` is the workers' `bicache.cut_share`."""
+        self.tokenization = Tokenization(directory, cut_share=cut_share)
         """For the event loop."""
-        self._for_long = Tokenization(directory)
+        self._for_long = Tokenization(directory, cut_share=cut_share)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-texts")
 
     async def run(self, length: int, work: Callable[[Tokenization], T]) -> T:

@@ -10,7 +10,9 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.tokenization import Conversation, Message, Tokenization
+from workers.bicache.cut import cut_length
 from workers.bicache.profile import ProfileSample
+from workers.config import BiCacheConfig
 
 
 class PromptFileError(ClusterError):
@@ -22,7 +24,7 @@ class OutputError(ClusterError):
 
 
 def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[ProfileSample]:
-    """Each line's conversation, cut before its last user turn, with a canvas of `canvas` tokens behind it.
+    """Yield each line's conversation, cut where the server cuts it, with a canvas of `canvas` tokens behind it.
 
     A line is a JSON object with `messages`, a list of objects with `role` and `content`, as chat clients send them;
     turns behind the last user turn are left out. Raises PromptFileError with the line's number.
@@ -36,7 +38,8 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
         if line.strip():
             prompt = tokenization.encode(Conversation(messages_of(line, f"{path}, line {number}")))
             if prompt.boundaries:
-                yield ProfileSample(prompt.token_ids, prompt.boundaries[-1], canvas)
+                cut = cut_length(prompt.boundaries, BiCacheConfig.cut_share)
+                yield ProfileSample(prompt.token_ids, cut, canvas, has_turns_behind=cut < prompt.boundaries[-1])
 
 
 def output_directory(path: Path) -> Path:

@@ -25,6 +25,7 @@ from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
 from workers.api import CopyRequest, GenerateRequest
+from workers.bicache.cut import choose_cut
 
 ACCEPTANCE_S = 1.0
 """How long a request counts as work of the replica that was chosen for it, before any has accepted it."""
@@ -43,7 +44,13 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
 
     def initialize_state(
-        self, deployment: str, cache_service: str, uncached: float, queued: float, request_timeout_s: float
+        self,
+        deployment: str,
+        cache_service: str,
+        uncached: float,
+        queued: float,
+        request_timeout_s: float,
+        cut_share: float,
     ) -> None:
         """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`.
 
@@ -52,7 +59,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._weights = RouterWeights(uncached=uncached, queued=queued)
         self._view = PlacementView()
         self._ledger = WorkLedger()
-        self._longest_s = request_timeout_s
+        self._longest_s, self._cut_share = request_timeout_s, cut_share
         self._collector = RouterCollector(self._view, self._ledger)
         self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
@@ -79,7 +86,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         if holder := holder_of(pending_request):
             return [[by_id[holder]] if holder in by_id else list(by_id.values())]
         by_id = {name: by_id[name] for name in self._view.not_draining(by_id)}
-        demand = demand_of(pending_request)
+        demand = demand_of(pending_request, self._cut_share)
         if demand is None:
             return [list(by_id.values())]
         now = asyncio.get_running_loop().time()
@@ -98,12 +105,12 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         too high, and for good: callbacks that come before that answer aren't taken off it, and each of our calls to all
         replicas keeps it from growing old.
         """
-        demand = demand_of(pending_request)
+        demand = demand_of(pending_request, self._cut_share)
         if demand is None:
             return
         replica, loop = known_as(replica_id), asyncio.get_running_loop()
         now = loop.time()
-        cached = cached_tokens(replica, demand.prefixes, self._view.holders(demand.keys))
+        cached = cached_tokens(replica, demand.cut, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached), now + self._longest_s)
         self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
@@ -132,12 +139,16 @@ def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
             return None
 
 
-def demand_of(pending: PendingRequest | None) -> Demand | None:
+def demand_of(pending: PendingRequest | None, cut_share: float) -> Demand | None:
     """The work that a call for an answer asks for; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
             return Demand(
-                request.request_id, len(request.token_ids) + len(request.suffix), request.max_tokens, request.prefixes
+                request.request_id,
+                len(request.token_ids) + len(request.suffix),
+                request.max_tokens,
+                request.prefixes,
+                choose_cut(request.prefixes, cut_share),
             )
         case _:
             return None

@@ -7,9 +7,10 @@ wrote never becomes a special token: only those that the template itself writes 
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from cache_service.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
 from workers.api import PrefixCandidate
+from workers.config import BiCacheConfig
 
 TOKEN_GRID = 128
-"""A prompt of bare token ids shows no structure: it may be cut at multiples of this."""
+"""A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
+GRID_STEPS = 4
+"""The least number of grid steps that such a prompt is long."""
 MAX_BOUNDARIES = 4
+"""Boundaries of a conversation that are all looked at; of more, only those that decide where it is cut."""
 ANCHOR = "."
 """Stands for the text that a suffix follows."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -98,8 +103,12 @@ class HoleToken:
 class Tokenization:
     """A model directory's tokenizer (tokenizer.json) and chat template."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises TokenizerError where the directory has no tokenizer that can be read."""
+    def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
+        """Raises TokenizerError where the directory has no tokenizer that can be read.
+
+        `cut_share` is the workers' `bicache.cut_share`.
+        """
+        self._cut_share = cut_share
         try:
             self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
         except (OSError, ValueError) as error:
@@ -142,11 +151,14 @@ class Tokenization:
         """Token ids of text in which no special token is read as such."""
         return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
 
-    def encode_behind(self, prompt: Prompt) -> EncodedPrompt:
-        """What follows a shared context; boundaries count from the context's end. Raises RequestError as `encode`."""
+    def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
+        """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
+
+        Raises RequestError as `encode`.
+        """
         match prompt:
             case Conversation(messages):
-                return self._continue_conversation(messages)
+                return self._continue_conversation(messages, num_context)
             case TextPrompt(text):
                 return EncodedPrompt(self.encode_suffix(text), ())
             case TokenPrompt(token_ids):
@@ -196,24 +208,35 @@ class Tokenization:
         """For text that continues that of the tokens `before`."""
         return Detokenizer(self._tokenizer, before)
 
-    def _encode_conversation(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """Boundaries: before the first user turn, and before the latest ones, the last included.
+    def _encode_conversation(self, messages: Sequence[Message], num_more: int = 0) -> EncodedPrompt:
+        """Find the boundaries before user turns.
 
-        The boundary before an earlier user turn is where that turn's own request left its entry.
+        Of a long conversation, three are kept: the first, the last, and the one that
+        `workers.bicache.cut.choose_cut` takes, found by bisection, since each costs a rendering. Lengths count
+        `num_more` tokens that stand before.
         """
         token_ids = self._render(messages, add_generation_prompt=True)
-        user_turns = [i for i, message in enumerate(messages) if message.role == "user" and i > 0]
-        if len(user_turns) > MAX_BOUNDARIES:
-            user_turns = [user_turns[0], *user_turns[1 - MAX_BOUNDARIES :]]
-        prefixes = (self._render(messages[:i], add_generation_prompt=False) for i in user_turns)
-        lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
-        return _encoded(token_ids, lengths)
 
-    def _continue_conversation(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """Turns behind others, whatever those say: a system turn stands in their place, and is cut off again."""
+        @cache
+        def prefix(turn: int) -> list[int]:
+            return self._render(messages[:turn], add_generation_prompt=False)
+
+        def is_boundary(turn: int) -> bool:
+            return token_ids[: len(prefix(turn))] == prefix(turn)
+
+        turns = [index for index, message in enumerate(messages) if message.role == "user" and index > 0]
+        if len(turns) > MAX_BOUNDARIES:
+            last = next(filter(is_boundary, reversed(turns)), turns[-1])
+            aim = self._cut_share * (num_more + len(prefix(last)))
+            start = bisect_left(turns, aim, key=lambda turn: num_more + len(prefix(turn)))
+            turns = [turns[0], next(filter(is_boundary, turns[start:]), last), last]
+        return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
+
+    def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
+        """Encode turns behind others, whatever those say: a system turn stands in their place, and is cut off again."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
-        whole = self._encode_conversation((*others, *messages))
+        whole = self._encode_conversation((*others, *messages), num_context - len(before))
         if list(whole.token_ids[: len(before)]) != before:
             raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
         boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
@@ -245,8 +268,13 @@ class Tokenization:
         return _encoded(token_ids, lengths)
 
     def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
+        """Cut at the last multiple of a power of two, so that prompts of about one length are cut at the same place.
+
+        The step is at least `TOKEN_GRID`, and at most a quarter of the prompt.
+        """
         self.check_ids(token_ids)
-        return _encoded(token_ids, range(TOKEN_GRID, len(token_ids), TOKEN_GRID)[-MAX_BOUNDARIES:])
+        step = max(TOKEN_GRID, 1 << (len(token_ids) // GRID_STEPS).bit_length() >> 1)
+        return _encoded(token_ids, range(step, len(token_ids), step)[-1:])
 
 
 def _encoded(token_ids: Iterable[int], lengths: Iterable[int]) -> EncodedPrompt:

@@ -46,7 +46,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DiffusionOptions(_message.Message):
-    __slots__ = ("steps", "block_length", "policy", "refresh_interval", "reuse_depth", "unmasking", "timetable", "threshold", "factor", "remask", "guidance", "top_k", "min_tokens", "anchors", "skip_refresh")
+    __slots__ = ("steps", "block_length", "policy", "refresh_interval", "reuse_depth", "unmasking", "timetable", "threshold", "factor", "remask", "guidance", "top_k", "min_tokens", "anchors", "skip_refresh", "deterministic")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_LENGTH_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class DiffusionOptions(_message.Message):
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANCHORS_FIELD_NUMBER: _ClassVar[int]
     SKIP_REFRESH_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     steps: int
     block_length: int
     policy: str
@@ -77,7 +78,8 @@ class DiffusionOptions(_message.Message):
     min_tokens: int
     anchors: float
     skip_refresh: bool
-    def __init__(self, steps: _Optional[int] = ..., block_length: _Optional[int] = ..., policy: _Optional[str] = ..., refresh_interval: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., unmasking: _Optional[str] = ..., timetable: _Optional[str] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., remask: _Optional[int] = ..., guidance: _Optional[float] = ..., top_k: _Optional[int] = ..., min_tokens: _Optional[int] = ..., anchors: _Optional[float] = ..., skip_refresh: _Optional[bool] = ...) -> None: ...
+    deterministic: bool
+    def __init__(self, steps: _Optional[int] = ..., block_length: _Optional[int] = ..., policy: _Optional[str] = ..., refresh_interval: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., unmasking: _Optional[str] = ..., timetable: _Optional[str] = ..., threshold: _Optional[float] = ..., factor: _Optional[float] = ..., remask: _Optional[int] = ..., guidance: _Optional[float] = ..., top_k: _Optional[int] = ..., min_tokens: _Optional[int] = ..., anchors: _Optional[float] = ..., skip_refresh: _Optional[bool] = ..., deterministic: _Optional[bool] = ...) -> None: ...
 
 class ContextChoice(_message.Message):
     __slots__ = ("id", "mode", "max_staleness")
@@ -139,18 +141,22 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class DiffusionReport(_message.Message):
-    __slots__ = ("policy", "steps", "forwards", "reuse_depth", "replica")
+    __slots__ = ("policy", "steps", "forwards", "reuse_depth", "replica", "prefix_tokens", "depth_limited_by")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FORWARDS_FIELD_NUMBER: _ClassVar[int]
     REUSE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_LIMITED_BY_FIELD_NUMBER: _ClassVar[int]
     policy: str
     steps: int
     forwards: int
     reuse_depth: int
     replica: str
-    def __init__(self, policy: _Optional[str] = ..., steps: _Optional[int] = ..., forwards: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
+    prefix_tokens: int
+    depth_limited_by: str
+    def __init__(self, policy: _Optional[str] = ..., steps: _Optional[int] = ..., forwards: _Optional[int] = ..., reuse_depth: _Optional[int] = ..., replica: _Optional[str] = ..., prefix_tokens: _Optional[int] = ..., depth_limited_by: _Optional[str] = ...) -> None: ...
 
 class ContextReport(_message.Message):
     __slots__ = ("id", "mode", "epochs")

@@ -15,6 +15,15 @@ class FinishReason(enum.Enum):
     """The canvas is full."""
 
 
+class DepthLimiter(enum.Enum):
+    """Evidence that lowered a reuse depth."""
+
+    PROBE = "probe"
+    """The prefix's states, compared with true ones, are not similar enough any deeper."""
+    REPORT = "report"
+    """Another replica reported so. A deterministic request ignores reports."""
+
+
 @dataclass(frozen=True)
 class ContextEpoch:
     """A shared context at one of its epochs."""
@@ -73,6 +82,10 @@ class DecodingParams:
     """Share of the prefix rows that refreshes after the first recompute; policy `lean` only."""
     skip_refresh: bool | None = None
     """Leave out refreshes while attention to the prefix stays put; policy `lean` only."""
+    deterministic: bool | None = None
+    """Whether the reuse depth follows from the request, the depth table and the prefix's own probe alone. False lets
+    other replicas' drift reports lower it too, so that the same request may be answered differently later.
+    """
 
 
 class ContextMode(enum.Enum):
@@ -149,7 +162,11 @@ class Usage:
     num_steps: int
     num_forwards: int
     policy: str
+    prefix_tokens: int
+    """Prompt tokens before the cut: the prefix that was reused, or recomputed at each refresh."""
     reuse_depth: int
+    depth_limited_by: DepthLimiter | None
+    """The evidence that lowered `reuse_depth`; None where it is what the depth table or the request says."""
     replica: ReplicaId
     epochs: tuple[Epoch, ...] = ()
     """Of the shared context that the request reads: those that its passes went by, in order."""

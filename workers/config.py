@@ -52,7 +52,8 @@ class KVConfig:
     device_share: float = 0.85
     """The rest is for the rows that a step computes, and for other programs."""
     entry_bytes: int | None = None
-    """Part of the pool that prefix entries may fill; None is half of it, 0 serves every request without an entry."""
+    """Part of the pool that shared prefix entries may fill; None is half of it. A request whose entry has no room there
+    computes one of its own, beside it: 0 lets every request do so."""
     page_tokens: int = 16
     """Tokens whose K and V, of one layer, a page holds."""
 
@@ -72,13 +73,19 @@ class KVConfig:
 class BiCacheConfig:
     """How far, and for how long, prefix states are reused."""
 
+    cut_share: float = 0.5
+    """A prompt is cut at its shortest boundary that covers this share of its longest one. Part of the fingerprint."""
+    deterministic: bool = True
+    """Default of a request's `deterministic`: whether nothing but the request and the model decides the reuse depth.
+    False lets drift reports of other replicas lower it."""
     refresh_interval: int = 16
     """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
     entry_depths: int = 4
-    """Reuse depths, around the one that its first request takes, that an entry keeps boundary states for."""
+    """Reuse depths, around the one that its first request takes, that a new entry keeps boundary states for. Others are
+    added when they are asked for."""
     probe_positions: int = 32
-    """Prefix positions at which a new entry is compared with the true states before its depth is trusted (policy
-    `lean`); 0 trusts the depth table alone."""
+    """Prefix positions at which an entry is compared with the true states before its depth is trusted (policy `lean`);
+    0 trusts the depth table alone."""
     probe_similarity: float = 0.9
     """Cosine of K/V that they must reach in every reused layer, and in the one behind."""
     anchors: float = 1.0
@@ -94,6 +101,7 @@ class BiCacheConfig:
     it goes on with the one that it has."""
 
     def __post_init__(self) -> None:
+        require(0 < self.cut_share <= 1, f"bicache.cut_share must lie in (0, 1], got {self.cut_share}")
         require(self.entry_depths >= 1, f"bicache.entry_depths must be at least 1, got {self.entry_depths}")
         require(self.probe_positions >= 0, f"bicache.probe_positions must not be negative, got {self.probe_positions}")
         require(-1 <= self.probe_similarity <= 1, f"bicache.probe_similarity is a cosine, got {self.probe_similarity}")

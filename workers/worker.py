@@ -57,6 +57,7 @@ class Worker:
             profile=config.coherence.profile,
             shares_builds=config.cache_service is not None and config.coherence.transfer != "never",
         )
+        self._fingerprint = engine.fingerprint
         for num_rows in engine.warm_up():
             logger.info("recorded the steps of %d rows", num_rows)
         self._tally = Tally()
@@ -112,7 +113,7 @@ class Worker:
         config = self._loaded.config
         return ModelInfo(
             name=self._loaded.name,
-            fingerprint=self._loaded.fingerprint,
+            fingerprint=self._fingerprint,
             context_length=config.context_length,
             mask_token_id=config.mask_token_id,
             eos_token_id=config.eos_token_id,

@@ -254,8 +254,8 @@ class InferenceService:
         if call.context is None:
             return ReadPrompt(await self._encoding.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
         context = await self.contexts.read_to_generate(call.context.id, call.cache_salt)
-        behind = await self._encoding.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt))
         num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
+        behind = await self._encoding.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt, num_tokens))
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )

@@ -136,6 +136,8 @@ def work_done(counts: Usage) -> Json:
         "policy": counts.policy,
         "steps": counts.num_steps,
         "forwards": counts.num_forwards,
+        "prefix_tokens": counts.prefix_tokens,
         "reuse_depth": counts.reuse_depth,
+        "depth_limited_by": counts.depth_limited_by.value if counts.depth_limited_by else None,
         "replica": counts.replica,
     }

@@ -5,8 +5,9 @@ An entry is found by key, its token ids are compared, and it is held by a handle
     admit -> pending -(mark_built)-> live -(evict, when idle)-> gone
                 \-(drop, when the build failed)----------------> gone
 
-Where replicas share the work of building, an entry begins as awaited: it is not built before `clear`, and a copy from
-another replica may make it live instead.
+A live entry may be widened by more reuse depths; until those are built it serves the ones that it had. Where replicas
+share the work of building, an entry begins as awaited: it is not built before `clear`, and a copy from another replica
+may make it live instead. A private entry serves one request that the budget has no room for.
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
-MAX_REMEMBERED_KEYS = 4096
-"""Keys remembered for admission on second sight."""
-WARMER = "warmer"
-"""Who asks for entries before any request does."""
+PROTECTED_SHARE = 0.8
+"""Part of the budget whose entries are evicted last: those that have served more than one request."""
 
 
 class PrefixHandle:
@@ -62,9 +61,8 @@ class PrefixCache:
         self._budget_pages = budget_bytes // storage.page_bytes
         self._entries: OrderedDict[PrefixKey, PrefixEntry] = OrderedDict()
         self._detached: dict[PrefixEntry, None] = {}
-        """Forgotten, but held; in the order in which they were."""
+        """Held entries that nobody finds by key, any more or ever, in the order in which they came here."""
         self._warming: dict[PrefixKey, PrefixHandle] = {}
-        self._first_askers: OrderedDict[PrefixKey, str] = OrderedDict()
         self._num_pages = 0
         self._changes = Changes()
 
@@ -74,78 +72,89 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
+        """Pages within the budget; those of private entries don't count."""
         return self._num_pages
 
     @property
     def size_bytes(self) -> int:
         return self.num_pages * self._storage.page_bytes
 
-    def match(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
-        """A hold on the entry of exactly these tokens, pending or live, if it serves one of `depths`."""
+    def match(self, key: PrefixKey, token_ids: tuple[int, ...]) -> PrefixHandle | None:
+        """Return a hold on the entry of exactly these tokens, pending or live."""
         entry = self._entries.get(key)
-        if entry is None or entry.token_ids != token_ids or not entry.depths & depths:
+        if entry is None or entry.token_ids != token_ids:
             return None
         self._entries.move_to_end(key)
         return PrefixHandle(self, entry)
 
-    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, asker: str) -> PrefixHandle | None:
-        """A hold on a new, pending entry that serves `depths`; None where the budget or the pool has no room.
+    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
+        """Return a hold on a new, pending entry that serves `depths`; idle entries are evicted for it.
 
-        Others are evicted for it only if another `asker` has wanted it before: prefixes that come once don't push out
-        those that come back. A live entry under the same key is replaced; the new one serves what the old one served
-        too. A pending one stays, for those who wait for it, and the answer is None.
+        Returns None where the key is taken, or the budget or the pool has no room.
         """
-        old = self._entries.get(key)
-        if old is not None and not old.built:
-            return None
-        if old is not None and old.token_ids == token_ids:
-            depths = depths | old.depths
+        return self._admit(key, token_ids, depths, may_evict=True)
+
+    def admit_private(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
+        """Return a hold on a pending entry that nobody else finds, and that goes with the hold.
+
+        It takes pages beside the budget; idle entries are evicted for it. Returns None where the pool has no room.
+        """
         layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
-        num_pages = layout.num_pages(self._storage, self._model.hidden_size)
-        if not self._fit(num_pages, may_evict=self._is_second_sight(key, asker)):
+        if not self.make_room(layout.num_pages(self._storage, self._model.hidden_size)):
             return None
-        pages = self._pool.allocate(num_pages)
-        if key in self._entries:
-            self._remove(self._entries[key])
-        table = EntryTable.lay_out(layout, pages, self._storage, self._model.hidden_size)
-        entry = PrefixEntry(key, token_ids, layout, table, pages, num_pages * self._storage.page_bytes)
-        self._entries[key] = entry
-        self._num_pages += num_pages
-        entry.awaited = self._awaits
-        self._changes.wanted.append(entry)
+        entry = self._new_entry(key, token_ids, layout, is_private=True)
+        self._detached[entry] = None
         return PrefixHandle(self, entry)
 
-    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
-        """A pending entry that is kept for whoever may come, until it is live. None where one is there, or no room.
+    def widen(self, entry: PrefixEntry, depths: Set[int]) -> bool:
+        """Let a held entry serve `depths` too, once they are built. Return False, and change nothing, without room."""
+        layout = entry.layout.including(depths, self._model.num_layers)
+        num_pages = layout.num_pages(self._storage, self._model.hidden_size) - entry.num_pages
+        if not (self.make_room(num_pages) if entry.is_private else self._fit(num_pages, may_evict=True)):
+            return False
+        pages = self._pool.allocate(num_pages)
+        entry.table = entry.table.widened(layout, pages, self._storage, self._model.hidden_size)
+        entry.layout = layout
+        entry.pages.append(pages)
+        self._num_pages += 0 if entry.is_private else num_pages
+        return True
 
-        Evicts nothing the first time that a key is seen.
+    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
+        """Return a pending entry that is kept, until it is live, for requests that may come.
+
+        Evicts nothing. Returns None where the key is taken, or there is no room.
         """
-        if key in self._entries or (handle := self.admit(key, token_ids, depths, asker=WARMER)) is None:
+        if (handle := self._admit(key, token_ids, depths, may_evict=False)) is None:
             return None
         self._warming[key] = handle
         return handle.entry
 
     def find(self, key: PrefixKey) -> PrefixEntry | None:
-        """The entry under a key, pending or live."""
+        """Return the entry under a key, pending or live."""
         return self._entries.get(key)
 
     def pending(self) -> Iterator[PrefixEntry]:
-        """Entries to build or to probe that someone waits for: forgotten ones, then the longest not asked for first."""
+        """Yield entries to build or to probe that are held: detached ones, then the least recently used first."""
         yield from filter(is_due, tuple(self._detached))
-        yield from (entry for entry in self._entries.values() if is_due(entry) and not self._is_background(entry))
+        listed = (entry for entry in self._entries.values() if entry.num_readers and is_due(entry))
+        yield from (entry for entry in listed if not self._is_background(entry))
 
     def background(self) -> Iterator[PrefixEntry]:
-        """Entries to build that nobody waits for yet."""
+        """Yield entries to build that nobody waits for yet."""
         warming = [handle.entry for handle in self._warming.values()]
         return (entry for entry in warming if is_due(entry) and self._is_background(entry))
 
     def clear(self, entry: PrefixEntry) -> None:
-        """The entry may be built here."""
+        """Let the entry be built here."""
         entry.awaited = False
 
-    def mark_built(self, entry: PrefixEntry) -> None:
-        """The entry is live; said again, what is known of it has changed."""
+    def mark_built(self, entry: PrefixEntry, depths: Set[int] | None = None) -> None:
+        """Note that the entry is live and serves `depths`; None for all that it has pages for.
+
+        Called again, it announces that what is known of the entry has changed.
+        """
         entry.built, entry.awaited = True, False
+        entry.ready |= entry.depths if depths is None else depths
         if self._entries.get(entry.key) is entry:
             self._changes.built.append(entry)
             self._let_go(entry.key)
@@ -157,7 +166,7 @@ class PrefixCache:
             self._changes.built.append(entry)
 
     def drop(self, entry: PrefixEntry) -> None:
-        """Forget an entry whose build failed; its pages are free once its readers let go."""
+        """Forget an entry whose build or probe failed; its pages are free once its readers let go."""
         entry.dropped = True
         if self._entries.get(entry.key) is entry:
             self._remove(entry)
@@ -176,7 +185,7 @@ class PrefixCache:
         return entry
 
     def make_room(self, num_pages: int) -> bool:
-        """Evict idle entries, least recently used first, until the pool has `num_pages` free.
+        """Evict idle entries until the pool has `num_pages` free.
 
         Returns False, and evicts nothing, where that can't be had.
         """
@@ -210,32 +219,61 @@ class PrefixCache:
         self._pool.check_integrity()
         assert all(entry.num_readers for entry in self._detached), f"{self!r}: a detached entry has no reader"
         assert all(entry.built or entry.num_readers for entry in self._entries.values()), f"{self!r}: build for nobody"
-        held = sum(len(entry.pages) for entry in (*self._entries.values(), *self._detached))
+        shared = (entry for entry in (*self._entries.values(), *self._detached) if not entry.is_private)
+        held = sum(entry.num_pages for entry in shared)
         assert held == self._num_pages, f"{self!r}: {held} pages are held"
         assert self.num_pages <= self._budget_pages, f"{self!r} is over its budget"
 
-    def _fit(self, num_pages: int, *, may_evict: bool) -> bool:
-        short = max(self.num_pages + num_pages - self._budget_pages, num_pages - self._pool.num_free)
-        return num_pages <= self._budget_pages and (short <= 0 or (may_evict and self._evict(short)))
+    def _admit(
+        self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, may_evict: bool
+    ) -> PrefixHandle | None:
+        layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
+        num_pages = layout.num_pages(self._storage, self._model.hidden_size)
+        if key in self._entries or not self._fit(num_pages, may_evict=may_evict):
+            return None
+        entry = self._entries[key] = self._new_entry(key, token_ids, layout)
+        self._num_pages += num_pages
+        entry.awaited = self._awaits
+        self._changes.wanted.append(entry)
+        return PrefixHandle(self, entry)
 
-    def _is_second_sight(self, key: PrefixKey, asker: str) -> bool:
-        """Whether someone else asked for the key before, as far as memory goes back."""
-        first = self._first_askers.setdefault(key, asker)
-        self._first_askers.move_to_end(key)
-        if len(self._first_askers) > MAX_REMEMBERED_KEYS:
-            self._first_askers.popitem(last=False)
-        return first != asker
+    def _new_entry(
+        self, key: PrefixKey, token_ids: tuple[int, ...], layout: EntryLayout, *, is_private: bool = False
+    ) -> PrefixEntry:
+        pages = self._pool.allocate(layout.num_pages(self._storage, self._model.hidden_size))
+        table = EntryTable.lay_out(layout, pages, self._storage, self._model.hidden_size)
+        return PrefixEntry(key, token_ids, layout, table, [pages], self._storage.page_bytes, is_private)
+
+    def _fit(self, num_pages: int, *, may_evict: bool) -> bool:
+        """Return whether the budget and the pool have `num_pages` free, if need be by eviction."""
+        short = max(self.num_pages + num_pages - self._budget_pages, num_pages - self._pool.num_free)
+        return short <= 0 or (may_evict and num_pages <= self._budget_pages and self._evict(short))
 
     def _evict(self, num_pages: int) -> bool:
-        idle = [entry for entry in self._entries.values() if not entry.num_readers]
-        if sum(len(entry.pages) for entry in idle) < num_pages:
+        idle = self._idle()
+        if sum(entry.num_pages for entry in idle) < num_pages:
             return False
         for entry in idle:
             if num_pages <= 0:
                 break
-            num_pages -= len(entry.pages)
+            num_pages -= entry.num_pages
             self._remove(entry)
         return True
+
+    def _idle(self) -> list[PrefixEntry]:
+        """Return the entries that nobody reads, in the order in which they are evicted.
+
+        Least recently used first, as in a segmented LRU (Karedla et al. 1994): entries that have served more than one
+        request come last, as far as `PROTECTED_SHARE` of the budget holds them, so that prefixes which come once don't
+        push out those which come back.
+        """
+        room, protected = PROTECTED_SHARE * self._budget_pages, set[PrefixEntry]()
+        for entry in reversed(self._entries.values()):
+            if entry.num_served > 1 and entry.num_pages <= room:
+                room -= entry.num_pages
+                protected.add(entry)
+        idle = (entry for entry in self._entries.values() if not entry.num_readers)
+        return sorted(idle, key=lambda entry: entry in protected)
 
     def _remove(self, entry: PrefixEntry) -> None:
         del self._entries[entry.key]
@@ -253,8 +291,9 @@ class PrefixCache:
             handle.release()
 
     def _free(self, entry: PrefixEntry) -> None:
-        self._num_pages -= len(entry.pages)
-        entry.pages.release()
+        self._num_pages -= 0 if entry.is_private else entry.num_pages
+        for pages in entry.pages:
+            pages.release()
 
     def __repr__(self) -> str:
         return f"<PrefixCache [{len(self._entries)} entries, {self.num_pages} of {self._budget_pages} pages]>"

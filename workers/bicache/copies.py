@@ -13,10 +13,11 @@ from torch import Tensor
 from cache_service.types import PrefixKey
 from workers.api import CopyRequest
 from workers.bicache.checksum import checksum
+from workers.bicache.depth import Finding
 from workers.errors import WorkerError
 
-COPY_VERSION = 2
-"""Of the order of bytes in a copy's body."""
+COPY_VERSION = 3
+"""Of the order of bytes in a copy's body, and of what its evidence says."""
 
 
 class TransferError(WorkerError):
@@ -36,7 +37,9 @@ class EntryFormat:
     """What two replicas must have in common for the same bytes to mean the same."""
 
     fingerprint: str
-    """Digest over weights, dtype and tokenizer."""
+    """Digest over weights, dtype, tokenizer and the rule by which prompts are cut."""
+    evidence: str
+    """Digest over what a probe's outcome depends on beside the prefix: device kind, depth table, settings of probes."""
     dtype: str
     num_layers: int
     num_kv_heads: int
@@ -64,8 +67,8 @@ class EntryCopy:
     token_ids: tuple[int, ...]
     kv_depth: int
     state_depths: tuple[int, ...]
-    trusted: tuple[tuple[int, int], ...]
-    """(ratio bucket, depth) that the holder's probes allow; they are a property of the prefix."""
+    findings: tuple[tuple[int, Finding], ...]
+    """(ratio bucket, finding) of the holder's probes; the receiver's own would find the same."""
     body: Tensor
     """uint8 [bytes], on any device."""
     seal: bytes = b""
@@ -83,7 +86,7 @@ class EntryCopy:
 
     def digest(self) -> bytes:
         """Of what it is and of its bytes, which don't leave their device for it."""
-        head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.trusted)
+        head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.findings)
         text = json.dumps((head, checksum(self.body)), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 

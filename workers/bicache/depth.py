@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import takewhile
+from typing import NamedTuple, Self
 
 from cache_service.types import DepthLimit, PrefixKey
 from workers.models.base import ModelConfig
 
 PROBE_BUCKET_PERCENT = 10
 """Ratios from one multiple of it to the next share a probe, and a limit."""
+MAX_REMEMBERED_KEYS = 4096
+"""Prefixes whose evidence is remembered."""
 
 
 def ratio_percent(num_prefix: int, num_total: int) -> int:
-    """The prefix's share of prompt and canvas in percent, halves to even: r in the paper."""
-    return round(100 * num_prefix / num_total)
+    """Return the prefix's share of prompt and canvas in percent, halves to even: r in the paper.
+
+    The published code divides first: 23 of 40 tokens are 57 percent, not 58.
+    """
+    return round(num_prefix / num_total * 100)
+
+
+def bucket_of(ratio: int) -> int:
+    """Return the lower edge of the bucket of ratios that share a probe."""
+    return ratio // PROBE_BUCKET_PERCENT * PROBE_BUCKET_PERCENT
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,10 @@ class DepthTable:
         return cls({ratio: min(depth, config.num_layers) for ratio, depth in (table or {0: 0}).items()})
 
     def near(self, depth: int, count: int) -> frozenset[int]:
-        """`depth` and the table's depths around it, `count` in all: what an entry keeps boundary states for.
+        """Return `depth` and the table's depths around it, `count` in all: what a new entry keeps boundary states for.
 
         Half are deeper, for requests whose prefix weighs more; the rest shallower, and where the table has too few of
-        them, halves: depths to fall back on.
+        them, halves: depths that a probe may leave.
         """
         deeper = sorted({other for other in self.steps.values() if other > depth})
         shallower = sorted({other for other in self.steps.values() if 0 < other < depth}, reverse=True)
@@ -51,9 +63,52 @@ class DepthTable:
         reached = [edge for edge in self.steps if edge <= ratio]
         return self.steps[max(reached)] if reached else 0
 
-    def most_within(self, bucket: int) -> int:
-        """The deepest of the depths at ratios of the bucket."""
-        return max(self.lookup(ratio) for ratio in range(bucket, bucket + PROBE_BUCKET_PERCENT))
+
+class Finding(NamedTuple):
+    """What a probe found about a prefix at the ratios of one bucket."""
+
+    num_similar: int
+    """Leading layers whose K/V, computed from the prefix alone, are like the true ones."""
+    ends_there: bool
+    """Whether the layer behind them was compared and is not."""
+
+    @classmethod
+    def of(cls, similarities: Sequence[float], threshold: float) -> Self:
+        """Return what layers 0, 1, ... with these similarities show."""
+        num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
+        return cls(num_similar, num_similar < len(similarities))
+
+    def depth(self, most: int, num_layers: int) -> int | None:
+        """Return the largest depth up to `most` whose layers, and the one behind them, are similar; None: not known.
+
+        The layer behind counts because its K/V come from a reused state, too.
+        """
+        if self.num_similar >= min(most + 1, num_layers):
+            return most
+        return max(0, self.num_similar - 1) if self.ends_there else None
+
+
+class Evidence:
+    """What probes found, by prefix and ratio bucket.
+
+    It is a function of the prefix, the bucket and the model. Forgetting it costs another probe and changes no answer.
+    """
+
+    def __init__(self) -> None:
+        self._findings: OrderedDict[PrefixKey, dict[int, Finding]] = OrderedDict()
+
+    def find(self, key: PrefixKey, bucket: int) -> Finding | None:
+        """Return None where no probe has run."""
+        return self._findings.get(key, {}).get(bucket)
+
+    def learn(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
+        """Remember findings by bucket; of two about one bucket, the one that compared more layers."""
+        known = self._findings.setdefault(key, {})
+        self._findings.move_to_end(key)
+        if len(self._findings) > MAX_REMEMBERED_KEYS:
+            self._findings.popitem(last=False)
+        for bucket, finding in findings.items():
+            known[bucket] = max(finding, known.get(bucket, finding))
 
 
 class DepthLimits:
@@ -79,20 +134,10 @@ class DepthLimits:
         return limit.depth if limit else None
 
 
-def trusted_depth(similarities: Sequence[float], kept_depth: int, threshold: float) -> int:
-    """The largest depth whose layers, and the one behind them, all reach `threshold`.
-
-    `similarities` are those of layers 0..kept_depth, or to the last layer where all are kept. The layer behind counts
-    because its K/V come from a reused state, too.
-    """
-    num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
-    return kept_depth if num_similar == len(similarities) else max(0, num_similar - 1)
-
-
-def nominal_suffix(num_prefix: int, edge: int, context_length: int) -> int:
-    """The longest suffix with which a prefix makes up `edge` percent or more, within the context."""
+def nominal_suffix(num_prefix: int, bucket: int, context_length: int) -> int:
+    """Return the longest suffix with which a prefix makes up `bucket` percent or more, within the context."""
     room = context_length - num_prefix
-    return max(1, min(room, num_prefix * (100 - edge) // max(1, edge)))
+    return max(1, min(room, num_prefix * (100 - bucket) // max(1, bucket)))
 
 
 def published_table(config: ModelConfig) -> Mapping[int, int] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cache_service.types import Context, DepthLimit, PrefixKey
 from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryCopy, EntryFormat
-from workers.bicache.depth import DepthLimits
+from workers.bicache.depth import DepthLimits, Evidence
 from workers.bicache.entry import PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
@@ -25,18 +25,17 @@ class Entries:
     """The cache's entries as copies go and come."""
 
     def __init__(
-        self, cache: PrefixCache, storage: PageStorage, limits: DepthLimits, model: ModelConfig, fingerprint: str
+        self,
+        cache: PrefixCache,
+        storage: PageStorage,
+        evidence: Evidence,
+        limits: DepthLimits,
+        model: ModelConfig,
+        format_: EntryFormat,
     ) -> None:
-        self._cache, self._storage, self._limits, self._model = cache, storage, limits, model
-        self.format = EntryFormat(
-            fingerprint=fingerprint,
-            dtype=str(storage.rows.dtype),
-            num_layers=model.num_layers,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            hidden_size=model.hidden_size,
-            itemsize=storage.rows.dtype.itemsize,
-        )
+        self._cache, self._storage, self._model = cache, storage, model
+        self._evidence, self._limits = evidence, limits
+        self.format = format_
 
     def clear(self, key: PrefixKey) -> None:
         """The entry may be built here, if it is still wanted."""
@@ -53,7 +52,7 @@ class Entries:
         return entry is not None
 
     def limit(self, limits: Iterable[DepthLimit]) -> None:
-        """Reuse no more than these depths from the next admission on."""
+        """Take in what others report; it binds requests that are not deterministic, from the next admission on."""
         for limit in limits:
             self._limits.take(limit)
 
@@ -61,7 +60,7 @@ class Entries:
         """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
         entry = self._cache.find(key)
         wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
-        if entry is None or wanted is None or not entry.built or not (wanted and wanted <= entry.depths):
+        if entry is None or not (wanted and wanted <= entry.ready):
             return None
         kv_depth = max(wanted)
         state_depths = tuple(depth for depth in entry.layout.state_depths if depth in wanted)
@@ -71,19 +70,26 @@ class Entries:
             token_ids=entry.token_ids,
             kv_depth=kv_depth,
             state_depths=state_depths,
-            trusted=tuple((bucket, min(depth, kv_depth)) for bucket, depth in sorted(entry.trusted.items())),
+            findings=tuple(sorted(entry.findings.items())),
             body=self._body(entry, kv_depth, state_depths),
         )
 
     def install(self, copy: EntryCopy) -> bool:
-        """Make the pending entry under the copy's key live. False where none is wanted, or another one is."""
+        """Make the pending entry under the copy's key live. False where none is wanted, or another one is.
+
+        Depths that were added while the copy was on its way are built here.
+        """
         entry = self._cache.find(copy.key)
-        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or entry.depths != copy.depths:
+        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
             return False
         self._fill(entry, copy)
-        entry.trusted.update(copy.trusted)
+        self._evidence.learn(copy.key, dict(copy.findings))
+        entry.findings.update(copy.findings)
+        for bucket, finding in copy.findings:
+            if finding.depth(entry.to_probe.get(bucket, 0), self._model.num_layers) is not None:
+                entry.to_probe.pop(bucket, None)
         entry.copied = True
-        self._cache.mark_built(entry)
+        self._cache.mark_built(entry, copy.depths)
         return True
 
     def adopt(self, copy: EntryCopy) -> bool:

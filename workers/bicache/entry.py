@@ -6,23 +6,34 @@ from dataclasses import dataclass, field
 
 from cache_service.types import PrefixKey
 from workers.api import ContextEpoch
+from workers.bicache.depth import Finding
 from workers.kv.page_table import EntryLayout, EntryTable
 from workers.kv.pool import Pages
 
 
 @dataclass(eq=False)
 class PrefixEntry:
-    """One prefix. Its table is valid while a handle is held."""
+    """One prefix. Its table is valid while a handle is held.
+
+    An entry is live once it serves some depth. It may be widened by further depths at any time; those that it serves
+    already stay where they are.
+    """
 
     key: PrefixKey
     token_ids: tuple[int, ...]
     layout: EntryLayout
+    """What it has pages for."""
     table: EntryTable
-    pages: Pages
-    size_bytes: int
+    pages: list[Pages]
+    page_bytes: int
+    is_private: bool = False
+    """It serves one request, outside the entries' budget, and nobody else finds it."""
+    ready: frozenset[int] = frozenset()
+    """The reuse depths whose K/V and states are in place."""
     built: bool = False
+    """Whether it is live."""
     dropped: bool = False
-    """Its build failed; it never becomes live."""
+    """A build or a probe of it failed; nothing more is computed for it."""
     content_of: ContextEpoch | None = None
     """The shared context whose content it is, by the word of the request that it was made for."""
     retired: bool = False
@@ -36,22 +47,35 @@ class PrefixEntry:
     """It came from another replica."""
     num_served: int = 0
     """Requests that it has served."""
-    trusted: dict[int, int] = field(default_factory=dict)
-    """By ratio bucket: the depth that a comparison with true states allows."""
+    findings: dict[int, Finding] = field(default_factory=dict)
+    """What probes found, by ratio bucket."""
     to_probe: dict[int, int] = field(default_factory=dict)
-    """Ratio buckets that are still to be compared -> tokens of the suffix to compare with."""
+    """Ratio buckets that are yet to be probed -> the depth up to which."""
     drifted: dict[int, int] = field(default_factory=dict)
-    """Those of `trusted` that are less than the depth table allows."""
+    """By ratio bucket: depths that a probe found to be less than the depth table allows."""
 
     @property
     def depths(self) -> frozenset[int]:
-        """The reuse depths it holds all for."""
-        return frozenset({self.layout.kv_depth, *self.layout.state_depths})
+        """The reuse depths that it serves, or will serve once it is complete."""
+        return self.layout.depths
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """The reuse depths that are yet to be computed."""
+        return self.depths - self.ready
+
+    @property
+    def num_pages(self) -> int:
+        return sum(map(len, self.pages))
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_pages * self.page_bytes
 
     @property
     def safe_depth(self) -> int:
-        """Layers that may be reused at any of the ratios that were looked at."""
-        return min((self.layout.kv_depth, *self.trusted.values()))
+        """Layers that may be reused at any of the ratios that were probed."""
+        return min((self.layout.kv_depth, *self.drifted.values()))
 
     def __repr__(self) -> str:
         state = "live" if self.built else "pending"
@@ -62,7 +86,7 @@ class PrefixEntry:
 
 def is_due(entry: PrefixEntry) -> bool:
     """Whether there is something to compute for it."""
-    return not (entry.awaited or entry.dropped) and (not entry.built or bool(entry.to_probe))
+    return not (entry.awaited or entry.dropped) and bool(entry.missing or entry.to_probe)
 
 
 @dataclass

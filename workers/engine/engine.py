@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -10,7 +11,8 @@ import torch
 from cache_service.types import Context, ReplicaId
 from workers.api import GenerateRequest, WorkerStats
 from workers.bicache.cache import PrefixCache
-from workers.bicache.depth import DepthLimits, DepthTable
+from workers.bicache.copies import EntryFormat
+from workers.bicache.depth import DepthLimits, DepthTable, Evidence
 from workers.bicache.entries import Entries
 from workers.bicache.entry import Changes
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
@@ -23,6 +25,7 @@ from workers.kv.storage import PageStorage
 from workers.models.loader import LoadedModel
 from workers.scheduler.admission import Admission
 from workers.scheduler.plan import Question
+from workers.scheduler.reuse import ReuseRule
 from workers.scheduler.scheduler import Outcome, Scheduler
 from workers.scheduler.task import RequestId
 
@@ -57,11 +60,25 @@ class Engine:
         self._page_bytes = storage.page_bytes
         self._pool = PagePool(storage.num_pages)
         self._cache = PrefixCache(self._pool, storage, config, budget_bytes=memory.entry_bytes, awaits=shares_builds)
-        limits = DepthLimits(profile)
-        self.entries = Entries(self._cache, storage, limits, config, loaded.fingerprint)
-        depths = DepthTable.for_model(config, loaded.depth_table)
-        admission = Admission(config, storage, self._pool, self._cache, depths, limits, bicache)
-        self.scheduler = Scheduler(engine, config, admission, self._cache, replica=replica)
+        table, evidence, limits = DepthTable.for_model(config, loaded.depth_table), Evidence(), DepthLimits(profile)
+        self.fingerprint = digest(loaded.fingerprint, bicache.cut_share)
+        """Tells apart whatever would give other prefix entries for the same text."""
+        format_ = EntryFormat(
+            fingerprint=self.fingerprint,
+            evidence=digest(device_kind(device), table.steps, bicache.probe_positions, bicache.probe_similarity),
+            dtype=str(dtype),
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            hidden_size=config.hidden_size,
+            itemsize=dtype.itemsize,
+        )
+        self.entries = Entries(self._cache, storage, evidence, limits, config, format_)
+        rule = ReuseRule(config.num_layers, table, evidence, limits, bicache)
+        admission = Admission(
+            config, storage, self._pool, self._cache, rule, table, num_entry_depths=bicache.entry_depths
+        )
+        self.scheduler = Scheduler(engine, config, admission, self._cache, rule, replica=replica)
         attention = backend_for(storage, config)
         self.runner = Runner(loaded.model, storage, attention, num_probe_positions=bicache.probe_positions)
 
@@ -118,7 +135,7 @@ class Engine:
             self.scheduler.go_on(sequence)
             return []
         try:
-            self.scheduler.move(sequence, rebase(sequence.task, newest, self._model))
+            self.scheduler.move(sequence, rebase(sequence.task, newest, self._model, self._bicache))
         except WorkerError as error:
             return [self.scheduler.fail(sequence, error)]
         return []
@@ -156,3 +173,13 @@ class Engine:
     def __repr__(self) -> str:
         load = f"{self.scheduler.num_running} running, {self.scheduler.num_waiting} waiting"
         return f"<Engine [{load} | {self._cache!r} {self._pool!r}]>"
+
+
+def device_kind(device: torch.device) -> str:
+    """Return what two devices have in common that compute the same numbers: the GPU's model, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def digest(*parts: object) -> str:
+    """Return a hex digest of values by their representations."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

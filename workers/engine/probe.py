@@ -1,4 +1,8 @@
-"""How like their true ones an entry's K/V are: the true ones depend on what follows the prefix."""
+"""How similar to their true ones an entry's K/V are: the true ones depend on what follows the prefix.
+
+What a probe finds is a function of the prefix and the ratio bucket. It runs by itself, always in the same shape: it
+sees neither the request that it runs for, nor the batch, nor how deep the entry happens to be kept.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.bicache.depth import nominal_suffix
 from workers.bicache.entry import PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -13,37 +18,41 @@ from workers.models.layers import full_attention
 
 
 def similarities(
-    entry: PrefixEntry, num_suffix: int, model: DiffusionLM, storage: PageStorage, num_positions: int
+    entry: PrefixEntry, bucket: int, model: DiffusionLM, storage: PageStorage, *, most: int, num_positions: int
 ) -> list[float]:
-    """Cosine of the entry's K/V and those before `num_suffix` masks, by layer, at positions spread over the prefix.
+    """Return, by layer, the cosine of the prefix's K/V alone and with a suffix, at positions spread over the prefix.
 
-    The suffix is all masks, not the request's own, so that what is found holds for the prefix, whoever asks first.
-    Layers 0..kv_depth-1 are compared, and the one behind them, whose K/V come from the entry's boundary states.
+    Layers 0..most-1 are compared, and the one behind them, whose K/V come from the states that enter it. The suffix is
+    all masks, not the request's own, and as long as the bucket's ratios allow.
     """
-    prefix, device = entry.layout.num_tokens, storage.device
+    config, prefix, device = model.config, entry.layout.num_tokens, storage.device
+    num_suffix = nominal_suffix(prefix, bucket, config.context_length)
     positions = torch.linspace(0, prefix - 1, min(num_positions, prefix), device=device).round().long()
-    tokens = torch.tensor([*entry.token_ids, *[model.config.mask_token_id] * num_suffix], device=device)
+    tokens = torch.tensor([*entry.token_ids, *[config.mask_token_id] * num_suffix], device=device)
     rope = model.rope(torch.arange(len(tokens), device=device))
     x = model.embed(tokens)
     found: list[Tensor] = []
-    for index in range(min(entry.layout.kv_depth + 1, model.config.num_layers)):
+    for index in range(min(most + 1, config.num_layers)):
         q, k, v = model.stack[index].qkv(x, *rope)
-        kept_k, kept_v = entry_kv(entry, index, positions, model, storage)
-        found.append((cosine(kept_k, k[positions]) + cosine(kept_v, v[positions])) / 2)
+        k_alone, v_alone = kv_alone(entry, index, model, storage)
+        found.append((cosine(k_alone[positions], k[positions]) + cosine(v_alone[positions], v[positions])) / 2)
         x = model.stack[index].finish(x, full_attention(index, q, k, v).flatten(1))
     return torch.stack(found).tolist()  # one copy from the device
 
 
-def entry_kv(
-    entry: PrefixEntry, layer: int, positions: Tensor, model: DiffusionLM, storage: PageStorage
-) -> tuple[Tensor, Tensor]:
+def kv_alone(entry: PrefixEntry, layer: int, model: DiffusionLM, storage: PageStorage) -> tuple[Tensor, Tensor]:
+    """Return K and V of the prefix alone [prefix, kv_heads, head_dim].
+
+    In the layer behind those that the entry keeps they are computed as a deeper entry's were: from all states at once.
+    """
     if layer < entry.layout.kv_depth:
-        return storage.read(entry.table.slots[layer][positions])
-    states = storage.read_states(entry.table.state_pages[layer], entry.layout.num_tokens, model.config.hidden_size)
-    _, k, v = model.stack[layer].qkv(states[positions], *model.rope(positions))
+        return storage.read(entry.table.slots[layer])
+    num_tokens, device = entry.layout.num_tokens, storage.device
+    states = storage.read_states(entry.table.state_pages[layer], num_tokens, model.config.hidden_size)
+    _, k, v = model.stack[layer].qkv(states, *model.rope(torch.arange(num_tokens, device=device)))
     return k, v
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over positions, all heads of a position taken together."""
+    """Return the mean over positions, all heads of a position taken together."""
     return F.cosine_similarity(a.flatten(1).float(), b.flatten(1).float()).mean()

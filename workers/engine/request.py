@@ -9,6 +9,7 @@ from dataclasses import replace
 from cache_service.hashing import prefix_keys
 from cache_service.types import Context
 from workers.api import ContextEpoch, DecodingParams, GenerateRequest, PrefixCandidate
+from workers.bicache.cut import choose_cut
 from workers.config import BiCacheConfig, EngineConfig
 from workers.engine.checks import check
 from workers.engine.decoding.parameters import decoding_of, timing_of
@@ -38,6 +39,7 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
     depth = params.reuse_depth
     check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
     focus = focus_of(params, policy, bicache)
+    prefixes = usable_prefixes(request, model)
     seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
     check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
     return Task(
@@ -45,11 +47,13 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
         prompt=request.token_ids,
         suffix=request.suffix,
         num_canvas=request.max_tokens,
-        prefixes=usable_prefixes(request, model),
+        prefixes=prefixes,
+        cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
         timetable=timetable(request, model, policy, decoding, engine),
         policy=policy,
         refresh_interval=interval,
         reuse_depth=depth,
+        deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
         decoding=decoding,
         seed=seed,
         focus=focus,
@@ -57,7 +61,7 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
     )
 
 
-def rebase(task: Task, content: Context, model: ModelConfig) -> Task:
+def rebase(task: Task, content: Context, model: ModelConfig, bicache: BiCacheConfig) -> Task:
     """`task` with `content` in the place of its context's older epoch; all that lies behind moves with its end.
 
     Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
@@ -78,12 +82,14 @@ def rebase(task: Task, content: Context, model: ModelConfig) -> Task:
     prompt = content.token_ids + task.prompt[read.num_tokens :]
     lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
     keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
+    prefixes = tuple(map(PrefixCandidate, lengths, keys))
     at = ContextEpoch(content.id, content.epoch)
     whole = len(content.token_ids)
     return replace(
         task,
         prompt=prompt,
-        prefixes=tuple(map(PrefixCandidate, lengths, keys)),
+        prefixes=prefixes,
+        cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
         timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
         decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
         context=replace(read, at=at, num_tokens=whole),

@@ -63,12 +63,13 @@ class Runner:
         probed: dict[PrefixEntry, dict[int, list[float]]] = {}
         for entry in plan.builds:
             try:
-                if not entry.built:
+                if not entry.ready:
                     build_s[entry] = self._timed_build(entry)
+                elif entry.missing:
+                    self.build(entry)
+                probed[entry] = self._probe(entry)
             except Exception as error:
                 failed_builds[entry] = step_failed(error)
-            else:
-                probed[entry] = self._probe(entry)
         return StepResult(self._decisions(plan.turns), failed_builds, build_s, probed)
 
     def _timed_build(self, entry: PrefixEntry) -> float:
@@ -79,15 +80,23 @@ class Runner:
         return time.perf_counter() - started
 
     def build(self, entry: PrefixEntry) -> None:
-        """One forward of the prefix alone, as deep as the entry keeps it."""
+        """Run the prefix alone, as deep as the entry has pages for.
+
+        A widened entry is completed from its deepest states that are not too deep. What it serves already is written
+        again with the same numbers: a prefix alone is always computed in the same shape.
+        """
         model, storage, table, layout = self._model, self.storage, entry.table, entry.layout
-        x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
+        begin = max((depth for depth in entry.ready if depth < min(entry.missing)), default=0)
+        if begin:
+            x = storage.read_states(table.state_pages[begin], layout.num_tokens, model.config.hidden_size)
+        else:
+            x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
         cos, sin = model.rope(torch.arange(layout.num_tokens, device=storage.device))
         attend = self._attention.plan([Reader(table.slots, slice(0, len(x)))], model.config.num_layers)
-        for index, layer in enumerate(model.stack[: layout.kv_depth]):
+        for index in range(begin, layout.kv_depth):
+            layer = model.stack[index]
             q, k, v = layer.qkv(x, cos, sin)
-            slots = table.slots[index]
-            storage.write(slots, k, v)
+            storage.write(table.slots[index], k, v)
             if index + 1 == model.config.num_layers:
                 return
             x = layer.finish(x, attend(index, q))
@@ -95,15 +104,13 @@ class Runner:
                 storage.write_states(pages, x)
 
     def _probe(self, entry: PrefixEntry) -> dict[int, list[float]]:
-        """How like the true ones the entry's K/V are; a probe that fails finds no likeness at all."""
-        try:
-            return {
-                bucket: similarities(entry, num_suffix, self._model, self.storage, self._num_probe_positions)
-                for bucket, num_suffix in entry.to_probe.items()
-            }
-        except Exception:
-            logger.exception("a probe failed; its prefix is served without reuse")
-            return {bucket: [0.0] for bucket in entry.to_probe}
+        """Return, for each bucket that is to be probed, how similar the entry's K/V are to the true ones, by layer."""
+        return {
+            bucket: similarities(
+                entry, bucket, self._model, self.storage, most=most, num_positions=self._num_probe_positions
+            )
+            for bucket, most in entry.to_probe.items()
+        }
 
     def forward(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """All layers over the batch's rows -> hidden states of the base rows [N, hidden], and the watched attention."""

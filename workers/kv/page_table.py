@@ -37,6 +37,15 @@ class EntryLayout:
         wanted = sorted({depth for depth in depths if depth > 0})
         return cls(num_tokens, wanted[-1] if wanted else 0, tuple(depth for depth in wanted if depth < num_layers))
 
+    @property
+    def depths(self) -> frozenset[int]:
+        """The reuse depths that it serves."""
+        return frozenset({self.kv_depth, *self.state_depths} - {0})
+
+    def including(self, depths: Iterable[int], num_layers: int) -> EntryLayout:
+        """Return the least layout that serves `depths` as well."""
+        return EntryLayout.for_depths(self.num_tokens, self.depths.union(depths), num_layers)
+
     def num_pages(self, storage: PageStorage, hidden_size: int) -> int:
         per_layer = ceil_div(self.num_tokens, storage.page_tokens)
         return self.kv_depth * per_layer + len(self.state_depths) * self.state_pages(storage, hidden_size)
@@ -57,14 +66,21 @@ class EntryTable:
 
     @classmethod
     def lay_out(cls, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
+        nothing = cls(torch.empty((0, layout.num_tokens), dtype=torch.int64, device=storage.device), {})
+        return nothing.widened(layout, pages, storage, hidden_size)
+
+    def widened(self, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
+        """Return the table of a wider `layout`: what this one holds stays where it is, and `pages` hold the rest."""
+        num_layers = layout.kv_depth - len(self.slots)
         per_layer = ceil_div(layout.num_tokens, storage.page_tokens)
-        kv, states = divide(pages.ids, layout.kv_depth * per_layer)
+        kv, states = divide(pages.ids, num_layers * per_layer)
         per_state = layout.state_pages(storage, hidden_size)
-        return cls(
-            slots=layer_slots(kv, layout.kv_depth, per_layer, layout.num_tokens, storage),
+        new = [depth for depth in layout.state_depths if depth not in self.state_pages]
+        return EntryTable(
+            slots=torch.cat((self.slots, layer_slots(kv, num_layers, per_layer, layout.num_tokens, storage))),
             state_pages={
-                depth: states[index * per_state : (index + 1) * per_state]
-                for index, depth in enumerate(layout.state_depths)
+                **self.state_pages,
+                **{depth: states[index * per_state : (index + 1) * per_state] for index, depth in enumerate(new)},
             },
         )
 

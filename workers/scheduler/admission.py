@@ -1,38 +1,46 @@
-"""Where a request's prefix ends, how deep it is reused, and which pages it gets."""
+"""Which pages a request gets: its own, and those of the entry that serves its prefix.
+
+    decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
+                            |
+                            +-- a shared one, found or new, widened where it lacks the depth
+                            +-- a private one, where the entries' budget has no room
+
+A lack of memory costs time. It never changes where a request's prefix ends, nor how deep it is reused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from workers.bicache.cache import PrefixCache, PrefixHandle
-from workers.bicache.depth import (
-    PROBE_BUCKET_PERCENT,
-    DepthLimits,
-    DepthTable,
-    nominal_suffix,
-    ratio_percent,
-    trusted_depth,
-)
+from workers.bicache.depth import DepthTable
 from workers.bicache.entry import PrefixEntry
-from workers.config import BiCacheConfig
-from workers.kv.page_table import PrivateLayout, sequence_slots
+from workers.kv.page_table import EntryLayout, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
+from workers.scheduler.reuse import Reuse, ReuseRule
 from workers.scheduler.task import Placing, RequestId, Task
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A decided boundary: the prefix's length, its reuse depth, and the entry that makes the depth possible."""
+@dataclass
+class Preparation:
+    """What a waiting request has so far."""
 
-    prefix: int
-    depth: int = 0
     handle: PrefixHandle | None = None
-    hit: bool = False
+    is_hit: bool = True
+    """Whether no entry was made because of this request."""
+    is_waiting: bool = False
+    """Whether its entry is yet to be built, copied or probed."""
+    is_alone: bool = False
+    """Whether it gets the whole pool, and an entry with nothing but its own depth."""
+
+    def release(self) -> None:
+        if self.handle:
+            self.handle.release()
+            self.handle = None
 
 
 class Admission:
@@ -44,144 +52,138 @@ class Admission:
         storage: PageStorage,
         pool: PagePool,
         cache: PrefixCache,
-        depths: DepthTable,
-        limits: DepthLimits,
-        config: BiCacheConfig,
+        rule: ReuseRule,
+        table: DepthTable,
+        *,
+        num_entry_depths: int,
     ) -> None:
-        self._model, self._storage, self._pool, self._cache, self._depths = model, storage, pool, cache, depths
-        self._limits, self._config = limits, config
-        self._preparing: dict[RequestId, Cut] = {}
-        """Cuts of waiting requests whose entries are yet to be built or probed."""
+        """A new entry serves `num_entry_depths` depths of `table` around the one that it is made for."""
+        self._model, self._storage, self._pool, self._cache = model, storage, pool, cache
+        self._rule, self._table, self._num_entry_depths = rule, table, num_entry_depths
+        self._preparations: dict[RequestId, Preparation] = {}
 
     def fits(self, task: Task) -> bool:
-        """Whether the request, alone and without an entry, fits into the whole pool."""
-        return self._private(task, Cut(0)).num_pages(self._storage.page_tokens) <= self._pool.num_pages
+        """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it."""
+        most = self._rule.most(task)
+        largest = max(self._num_pages(task, depth) for depth in range(most + 1))
+        return max(largest, self._num_entry_pages(task, most)) <= self._pool.num_pages
 
     def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
-        """Memory for the request, or None until its entry is ready or others free some.
+        """Return memory for the request, or None until its entry is ready or others free some.
 
-        `alone` says that nobody will: then a request that has no room beside its entry is placed without one.
+        `alone` says that nobody runs, and that nobody waits before it: nobody will free memory. Then what the others
+        who wait hold is taken back if need be.
         """
-        prepared = self._preparing.pop(task.id, None)
-        cut = self._cut(task) if prepared is None else prepared
-        if cut.handle and not self._is_prepared(task, cut, cut.handle.entry):
-            self._preparing[task.id] = cut
-            return None
-        placed = self._settle(task, self._trusted(task, cut))
-        if placed is None and alone:
-            return self._settle(task, Cut(self._longest(task)))
+        preparation = self._preparations.setdefault(task.id, Preparation())
+        placed = self._advance(task, preparation)
+        if placed is None and alone and not (preparation.is_waiting or preparation.is_alone):
+            for other in self._preparations.values():
+                other.release()
+            preparation.is_alone = True
+            placed = self._advance(task, preparation)
+        if placed is not None:
+            del self._preparations[task.id]
         return placed
 
     def is_preparing(self, task: Task) -> bool:
-        """Whether the request waits for its entry to be built, copied or probed."""
-        return task.id in self._preparing
+        """Return whether the request waits for its entry, so that others may pass it."""
+        preparation = self._preparations.get(task.id)
+        return preparation is not None and preparation.is_waiting
+
+    def waits_for(self, task: Task, entry: PrefixEntry) -> bool:
+        """Return whether the request, which has no place yet, holds the entry."""
+        preparation = self._preparations.get(task.id)
+        return preparation is not None and preparation.handle is not None and preparation.handle.entry is entry
 
     def forget(self, task: Task) -> None:
         """Let go of what a request that is still waiting holds."""
-        cut = self._preparing.pop(task.id, None)
-        if cut and cut.handle:
-            cut.handle.release()
+        if preparation := self._preparations.pop(task.id, None):
+            preparation.release()
 
-    def learn(self, entry: PrefixEntry, bucket: int, similarities: Sequence[float]) -> None:
-        """Take in how like the true K/V an entry's are in one ratio bucket, layer by layer."""
-        entry.to_probe.pop(bucket, None)
-        kept = entry.layout.kv_depth
-        trusted = trusted_depth(similarities, kept, self._config.probe_similarity)
-        entry.trusted[bucket] = trusted
-        if trusted < min(kept, self._depths.most_within(bucket)):
-            entry.drifted[bucket] = trusted
+    def _advance(self, task: Task, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
+        preparation.is_waiting = False
+        reuse = self._rule.decide(task)
+        if reuse is not None and reuse.depth == 0:
+            preparation.release()
+            return self._allocate(task, reuse, preparation)
+        depth = self._rule.most(task) if reuse is None else reuse.depth
+        entry = self._obtain(task, depth, preparation)
+        if entry is None:
+            return None
+        if reuse is None:
+            bucket = self._rule.bucket(task)
+            entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
+        elif depth in entry.ready:
+            return self._allocate(task, reuse, preparation)
+        preparation.is_waiting = not preparation.is_alone
+        return None
 
-    def _may_choose(self, task: Task) -> bool:
-        """Whether the depth is ours to choose; the published policies take the table at its word."""
-        return task.policy.adaptive and task.reuse_depth is None
+    def _obtain(self, task: Task, depth: int, preparation: Preparation) -> PrefixEntry | None:
+        """Return the entry that the request holds from now on, which serves `depth` once it is complete."""
+        if preparation.handle and self._serves(preparation.handle.entry, depth):
+            return preparation.handle.entry
+        preparation.release()
+        if not preparation.is_alone:
+            preparation.handle = self._share(task, depth, preparation)
+        if preparation.handle is None and task.cut:
+            token_ids = task.prompt[: task.cut.num_tokens]
+            preparation.handle = self._cache.admit_private(task.cut.key, token_ids, {depth})
+            preparation.is_hit = False
+        return preparation.handle.entry if preparation.handle else None
 
-    def _probes(self, task: Task) -> bool:
-        return self._may_choose(task) and self._config.probe_positions > 0
+    def _share(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
+        """Return a hold on the entry that all requests with this prefix share, if there is room for it."""
+        if task.cut is None:
+            return None
+        key, token_ids = task.cut.key, task.prompt[: task.cut.num_tokens]
+        if handle := self._cache.match(key, token_ids):
+            if self._serves(handle.entry, depth):
+                self._cache.count_served(handle.entry)
+                return handle
+            handle.release()
+        kept = {depth} if task.reuse_depth is not None else self._table.near(depth, self._num_entry_depths)
+        new = self._cache.admit(key, token_ids, kept) or self._cache.admit(key, token_ids, {depth})
+        if new:
+            preparation.is_hit = False
+            self._cache.count_served(new.entry)
+            read = task.context
+            new.entry.content_of = read.at if read and read.num_tokens == len(token_ids) else None
+        return new
 
-    def _is_prepared(self, task: Task, cut: Cut, entry: PrefixEntry) -> bool:
-        """Whether a depth can be decided; asks for a probe of the entry where one is missing."""
-        if entry.awaited:
-            return False
-        bucket = self._bucket(task, cut.prefix)
-        if entry.dropped or bucket in entry.trusted or not self._probes(task):
-            return True
-        entry.to_probe[bucket] = nominal_suffix(cut.prefix, bucket, self._model.context_length)
-        return False
+    def _serves(self, entry: PrefixEntry, depth: int) -> bool:
+        """Return whether the entry serves a depth, now or once it is complete; it is widened if need be."""
+        return depth in entry.depths or self._cache.widen(entry, {depth})
 
-    def _trusted(self, task: Task, cut: Cut) -> Cut:
-        """The cut at the largest kept depth that all probes allow, ours and others'; with none, without an entry."""
-        if cut.handle is None or not (self._may_choose(task) or cut.handle.entry.dropped):
-            return cut
-        entry, bucket = cut.handle.entry, self._bucket(task, cut.prefix)
-        found = (entry.trusted.get(bucket), self._limits.depth(entry.key, bucket), 0 if entry.dropped else None)
-        limit = min((cut.depth, *(depth for depth in found if depth is not None)))
-        depth = max((kept for kept in entry.depths if kept <= limit), default=0)
-        if depth == 0:
-            cut.handle.release()
-            return Cut(self._longest(task))
-        return replace(cut, depth=depth)
-
-    def _bucket(self, task: Task, num_prefix: int) -> int:
-        """Lower edge of the ratios that share a probe."""
-        return ratio_percent(num_prefix, task.total) // PROBE_BUCKET_PERCENT * PROBE_BUCKET_PERCENT
-
-    def _cut(self, task: Task) -> Cut:
-        """1. The longest boundary with an entry that serves its depth. 2. A new entry at the longest boundary.
-        3. Without one: depth 0, which recomputes the whole prefix at every refresh.
-        """
-        if not task.policy.reuses_prefix:
-            return Cut(0)
-        for candidate in reversed(task.prefixes):
-            usable = self._usable_depths(task, candidate.num_tokens)
-            token_ids = task.prompt[: candidate.num_tokens]
-            if usable and (handle := self._cache.match(candidate.key, token_ids, usable)):
-                return Cut(candidate.num_tokens, max(usable & handle.entry.depths), handle, hit=True)
-        longest = self._longest(task)
-        depth = self._depth(task, longest)
-        if depth and longest:
-            kept = {depth} if task.reuse_depth is not None else self._depths.near(depth, self._config.entry_depths)
-            handle = self._cache.admit(task.prefixes[-1].key, task.prompt[:longest], kept, asker=task.id)
-            if handle:
-                read = task.context
-                handle.entry.content_of = read.at if read and read.num_tokens == longest else None
-                return Cut(longest, depth, handle)
-        return Cut(longest)
-
-    def _settle(self, task: Task, cut: Cut) -> tuple[Placing, ExitStack] | None:
-        """Add private pages to a cut; gives the cut's entry back where there are none."""
-        layout = self._private(task, cut)
+    def _allocate(self, task: Task, reuse: Reuse, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
+        """Add private pages to the entry; None where there are none, and then the entry is held on to."""
+        layout = self._private(task, reuse.depth)
         num_pages = layout.num_pages(self._storage.page_tokens)
+        if not self._cache.make_room(num_pages):
+            return None
+        handle = preparation.handle
         with ExitStack() as resources:
-            if cut.handle:
-                resources.enter_context(cut.handle)
-            if not self._cache.make_room(num_pages):
-                return None
+            if handle:
+                resources.enter_context(handle)
             pages = resources.enter_context(self._pool.allocate(num_pages))
-            entry = cut.handle.entry if cut.handle else None
+            entry = handle.entry if handle else None
+            model = self._model
             placing = Placing(
-                geometry=Geometry(
-                    cut.prefix, task.total, cut.depth, self._model.num_layers, self._model.prediction_shift
-                ),
+                geometry=Geometry(reuse.num_prefix, task.total, reuse.depth, model.num_layers, model.prediction_shift),
                 entry=entry,
-                hit=cut.hit,
+                hit=entry is not None and preparation.is_hit,
                 slots=sequence_slots(layout, pages, entry.table if entry else None, self._storage),
+                limited_by=reuse.limited_by,
             )
             return placing, resources.pop_all()
 
-    def _private(self, task: Task, cut: Cut) -> PrivateLayout:
-        return PrivateLayout(self._model.num_layers, task.total, cut.depth, cut.prefix, task.policy.keeps_kv)
+    def _private(self, task: Task, depth: int) -> PrivateLayout:
+        prefix = task.cut.num_tokens if task.cut else 0
+        return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
-    def _longest(self, task: Task) -> int:
-        return task.prefixes[-1].num_tokens if task.policy.reuses_prefix and task.prefixes else 0
+    def _num_pages(self, task: Task, depth: int) -> int:
+        """Return what the request takes at a depth, with the least entry."""
+        return self._private(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(task, depth)
 
-    def _depth(self, task: Task, num_prefix: int) -> int:
-        if task.policy.full_depth:
-            return self._model.num_layers
-        if task.reuse_depth is not None:
-            return min(task.reuse_depth, self._model.num_layers)
-        return self._depths.lookup(ratio_percent(num_prefix, task.total))
-
-    def _usable_depths(self, task: Task, num_prefix: int) -> frozenset[int]:
-        """What an entry must serve to be a hit: the depth itself or, where the policy may choose, one near below."""
-        depth = self._depth(task, num_prefix)
-        return frozenset(range((depth + 1) // 2 if self._may_choose(task) else depth, depth + 1)) - {0}
+    def _num_entry_pages(self, task: Task, depth: int) -> int:
+        layout = EntryLayout.for_depths(task.cut.num_tokens if task.cut else 0, {depth}, self._model.num_layers)
+        return layout.num_pages(self._storage, self._model.hidden_size)

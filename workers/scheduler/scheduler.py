@@ -17,6 +17,7 @@ from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
 from workers.scheduler.plan import Decision, Failure, Question, StepPlan, StepResult, Turn
+from workers.scheduler.reuse import ReuseRule
 from workers.scheduler.task import Placing, RequestId, Sequence, Task
 
 Outcome = GenerateChunk | Failure
@@ -44,10 +45,12 @@ class Scheduler:
         model: ModelConfig,
         admission: Admission,
         cache: PrefixCache,
+        rule: ReuseRule,
         *,
         replica: ReplicaId,
     ) -> None:
         self._config, self._model, self._admission, self._cache = config, model, admission, cache
+        self._rule = rule
         self._replica = replica
         self._waiting: deque[Task] = deque()
         self._running: dict[RequestId, Sequence] = {}
@@ -133,9 +136,7 @@ class Scheduler:
         if sequence := self._running.pop(request_id, None):
             sequence.resources.close()
         elif task := next((task for task in self._waiting if task.id == request_id), None):
-            self._waiting.remove(task)
-            self._moving.pop(task.id, None)
-            self._admission.forget(task)
+            self._forget_waiting(task)
         else:
             return
         self._stalled = False
@@ -202,7 +203,7 @@ class Scheduler:
         for task in tuple(self._waiting):
             if self.num_running + num_preparing >= self._config.max_batch:
                 return
-            placed = self._admission.place(task, alone=not self._running)
+            placed = self._admission.place(task, alone=not self._running and task is self._waiting[0])
             if placed is None:
                 if not self._admission.is_preparing(task):
                     return
@@ -211,7 +212,6 @@ class Scheduler:
             self._waiting.remove(task)
             placing, resources = placed
             if placing.entry:
-                self._cache.count_served(placing.entry)
                 self.counters.num_prefix_hits += placing.hit
                 self.counters.num_prefix_misses += not placing.hit
             self._running[task.id] = self._begun(task, placing, resources)
@@ -236,18 +236,29 @@ class Scheduler:
         failures: list[Outcome] = []
         for entry in plan.builds:
             error = result.failed_builds.get(entry)
-            probed = result.similarities.get(entry, {})
-            self.counters.num_forwards += (not entry.built) + len(probed)
-            for bucket, similarities in probed.items():
-                self._admission.learn(entry, bucket, similarities)
-            if error is None:
-                entry.build_s = result.build_s.get(entry, entry.build_s)
-                self._cache.mark_built(entry)
+            if error is not None:
+                self._cache.drop(entry)
+                failures.extend(self._fail_waiting(entry, error))
                 continue
-            self._cache.drop(entry)
-            readers = [sequence for sequence in self._running.values() if sequence.placing.entry is entry]
-            failures.extend(self.fail(sequence, error) for sequence in readers)
+            probed = result.similarities.get(entry, {})
+            self.counters.num_forwards += bool(entry.missing) + len(probed)
+            for bucket, similarities in probed.items():
+                self._rule.learn(entry, bucket, similarities)
+            entry.build_s = result.build_s.get(entry, entry.build_s)
+            self._cache.mark_built(entry)
         return failures
+
+    def _fail_waiting(self, entry: PrefixEntry, error: WorkerError) -> Iterator[Failure]:
+        """End the requests that wait for an entry that can't be had: without it their answers would be others."""
+        for task in tuple(self._waiting):
+            if self._admission.waits_for(task, entry):
+                self._forget_waiting(task)
+                yield Failure(task.id, error)
+
+    def _forget_waiting(self, task: Task) -> None:
+        self._waiting.remove(task)
+        self._moving.pop(task.id, None)
+        self._admission.forget(task)
 
     def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
         sequence = turn.sequence
@@ -268,6 +279,8 @@ class Scheduler:
             prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
             cached_tokens=placing.geometry.prefix if placing.hit else 0,
+            prefix_tokens=placing.geometry.prefix,
+            depth_limited_by=placing.limited_by,
             num_steps=sequence.num_steps,
             num_forwards=sequence.num_forwards + placing.built_for_it,
             policy=sequence.task.policy.name,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cache_service.types import Epoch
-from workers.api import ContextRead, PrefixCandidate
+from workers.api import ContextRead, DepthLimiter, PrefixCandidate
 from workers.bicache.entry import PrefixEntry
 from workers.scheduler.canvas import Canvas
 from workers.scheduler.decoding import Decoding
@@ -34,11 +34,15 @@ class Task:
     num_canvas: int
     prefixes: tuple[PrefixCandidate, ...]
     """Usable boundaries, shortest first."""
+    cut: PrefixCandidate | None
+    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or there is none."""
     timetable: Timetable
     policy: Policy
     refresh_interval: int
     reuse_depth: int | None
     """Overrides the depth table."""
+    deterministic: bool
+    """Whether nothing that happens elsewhere lowers the reuse depth."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
@@ -53,6 +57,11 @@ class Task:
     def num_given(self) -> int:
         """Tokens that stay as they came."""
         return self.total - len(self.timetable.positions)
+
+    @property
+    def chooses_depth(self) -> bool:
+        """Whether evidence may lower the depth; the published policies take the table at its word."""
+        return self.policy.adaptive and self.reuse_depth is None
 
     @property
     def follows(self) -> bool:
@@ -86,6 +95,8 @@ class Placing:
     """Whether the entry was there before this request."""
     slots: Tensor
     """int64 [num_layers, total]: key rows of all positions."""
+    limited_by: DepthLimiter | None = None
+    """What lowered the reuse depth below the table's."""
 
     @property
     def built_for_it(self) -> bool:
@@ -123,9 +134,8 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Whether the entry it reads, if any, is built, and the epoch it goes by, if any, settled."""
-        entry = self.placing.entry
-        return (entry is None or entry.built) and (self.settled or not self.task.follows)
+        """Whether the epoch it goes by, if any, is settled."""
+        return self.settled or not self.task.follows
 
     @property
     def block(self) -> range:
@@ -188,9 +198,7 @@ class Sequence:
 
     def leave_place(self, task: Task, canvas: Canvas) -> None:
         """Give up pages and entry, to go on with `task` and `canvas` at the start of this block in another place."""
-        entry = self.placing.entry
-        if self.placing.built_for_it and entry is not None and entry.built:
-            self.num_forwards += 1
+        self.num_forwards += self.placing.built_for_it
         self.resources.close()
         self.task, self.canvas = task, canvas
 

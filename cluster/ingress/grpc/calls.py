@@ -66,6 +66,7 @@ def params_of(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.Denois
         reuse_depth=given("reuse_depth"),
         anchors=given("anchors"),
         skip_refresh=given("skip_refresh"),
+        deterministic=given("deterministic"),
         unmasking=given("unmasking"),
         timetable=given("timetable"),
         threshold=given("threshold"),
@@ -86,6 +87,8 @@ def work_done(counts: Usage) -> inference_v1_pb2.DiffusionReport:
         policy=counts.policy,
         steps=counts.num_steps,
         forwards=counts.num_forwards,
+        prefix_tokens=counts.prefix_tokens,
         reuse_depth=counts.reuse_depth,
+        depth_limited_by=counts.depth_limited_by.value if counts.depth_limited_by else "",
         replica=counts.replica,
     )

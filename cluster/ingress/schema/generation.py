@@ -69,6 +69,7 @@ class DiffusionBody(Body):
     reuse_depth: int | None = Field(default=None, ge=0)
     anchors: float | None = Field(default=None, gt=0, le=1)
     skip_refresh: bool | None = None
+    deterministic: bool | None = None
     unmasking: str | None = None
     timetable: str | None = None
     threshold: float | None = Field(default=None, ge=0, le=1)
@@ -119,6 +120,7 @@ class SamplingBody(Body):
             reuse_depth=options.reuse_depth,
             anchors=options.anchors,
             skip_refresh=options.skip_refresh,
+            deterministic=options.deterministic,
             unmasking=options.unmasking,
             timetable=options.timetable,
             threshold=options.threshold,

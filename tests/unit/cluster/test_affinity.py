@@ -9,6 +9,7 @@ from cache_service.types import PrefixKey, ReplicaId
 from cluster.affinity import Demand, RouterWeights, rank
 from cluster.ledger import WorkLedger
 from workers.api import PrefixCandidate
+from workers.bicache.cut import choose_cut
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 REPLICAS = (A, B, C)
@@ -18,18 +19,19 @@ EVEN = RouterWeights()
 
 def demand(*prefixes: tuple[PrefixKey, int], prompt_tokens: int = 400, request_id: str = "r") -> Demand:
     candidates = tuple(PrefixCandidate(num_tokens, key) for key, num_tokens in prefixes)
-    return Demand(request_id, prompt_tokens, canvas_tokens=32, prefixes=candidates)
+    return Demand(request_id, prompt_tokens, canvas_tokens=32, prefixes=candidates, cut=choose_cut(candidates, 0.5))
 
 
-def test_an_idle_holder_is_cheapest_and_the_longest_prefix_counts() -> None:
-    asked = demand((SHEET, 100), (TALK, 300))
-    choices = rank(asked, REPLICAS, {SHEET: frozenset({A, B}), TALK: frozenset({B})}, {}, EVEN)
+def test_an_idle_holder_is_cheapest_and_only_the_prefix_at_the_cut_counts() -> None:
+    """An entry of the longer prefix would serve another request."""
+    asked = demand((SHEET, 200), (TALK, 300))
+    choices = rank(asked, REPLICAS, {SHEET: frozenset({A}), TALK: frozenset({B})}, {}, EVEN)
 
-    assert [(choice.replica, choice.cost, choice.cached_tokens) for choice in choices] == [
-        (B, 100.0, 300),
-        (A, 300.0, 100),
+    assert [(choice.replica, choice.cost, choice.cached_tokens) for choice in choices][:1] == [(A, 200.0, 200)]
+    assert {(choice.replica, choice.cost, choice.cached_tokens) for choice in choices[1:]} == {
+        (B, 400.0, 0),
         (C, 400.0, 0),
-    ]
+    }
 
 
 def test_a_holder_that_is_busier_than_its_entry_saves_is_passed_over() -> None:

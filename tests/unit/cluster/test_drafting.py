@@ -130,13 +130,13 @@ def test_turns_behind_a_context_are_those_of_the_whole_conversation(tokenization
     whole = tokenization.encode(Conversation((Message("system", SHEET), *turns)))
     context = tokenization.render([Message("system", SHEET)])
 
-    behind = tokenization.encode_behind(Conversation(turns))
+    behind = tokenization.encode_behind(Conversation(turns), 30)
 
     assert context + behind.token_ids == whole.token_ids
     assert [len(context) + length for length in (0, *behind.boundaries)] == list(whole.boundaries)
 
 
 def test_text_and_tokens_behind_a_context_go_on_where_it_ends(tokenization: Tokenization) -> None:
-    assert tokenization.encode_behind(TextPrompt(" and")).token_ids == tokenization.encode_suffix(" and")
-    assert tokenization.encode_behind(TokenPrompt((7, 8))).token_ids == (7, 8)
-    assert tokenization.encode_behind(TextPrompt("")).token_ids == ()
+    assert tokenization.encode_behind(TextPrompt(" and"), 30).token_ids == tokenization.encode_suffix(" and")
+    assert tokenization.encode_behind(TokenPrompt((7, 8)), 30).token_ids == (7, 8)
+    assert tokenization.encode_behind(TextPrompt(""), 30).token_ids == ()

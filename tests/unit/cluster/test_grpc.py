@@ -48,8 +48,19 @@ async def test_a_stream_is_the_whole_answer_in_pieces(stub: InferenceStub) -> No
     assert (whole.model, whole.diffusion.steps, whole.diffusion.replica) == ("random", 16, "local")
 
 
+async def test_an_answer_says_where_its_prefix_ends(stub: InferenceStub) -> None:
+    sheet = pb.Message(role="system", content="Mira is 34 and lives in Oslo.")
+    talk = pb.Conversation(messages=[sheet, *TALK.messages])
+    answer = await stub.Generate(pb.GenerateRequest(conversation=talk, diffusion=pb.DiffusionOptions(reuse_depth=1)))
+    report = answer.diffusion
+    assert 0 < report.prefix_tokens < answer.usage.prompt_tokens
+    assert (report.reuse_depth, report.depth_limited_by) == (1, "")
+
+
 async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, workers: LocalWorkers) -> None:
-    options = pb.DiffusionOptions(steps=3, block_length=2, policy="none", refresh_interval=5, reuse_depth=1)
+    options = pb.DiffusionOptions(
+        steps=3, block_length=2, policy="none", refresh_interval=5, reuse_depth=1, deterministic=False
+    )
     await stub.Generate(
         pb.GenerateRequest(token_ids=pb.TokenIds(ids=[7, 8]), max_tokens=4, seed=5, temperature=0.5, diffusion=options)
     )
@@ -60,6 +71,7 @@ async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, work
     assert (first.token_ids, first.max_tokens) == ((7, 8), 4)
     assert (params.num_steps, params.block_length, params.policy, params.seed) == (3, 2, "none", 5)
     assert (params.refresh_interval, params.reuse_depth, params.temperature) == (5, 1, 0.5)
+    assert (params.deterministic, second.params.deterministic) == (False, None)
     assert (second.max_tokens, second.params.num_steps, second.params.seed) == (16, None, None)
 
 

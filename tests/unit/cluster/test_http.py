@@ -32,6 +32,19 @@ def test_a_whole_answer_says_what_it_took(client: TestClient) -> None:
     assert {"policy": "none", "steps": 4, "replica": "local"}.items() <= body["diffusion"].items()
 
 
+def test_an_answer_says_where_its_prefix_ends_and_how_deep_it_is_reused(
+    client: TestClient, workers: LocalWorkers
+) -> None:
+    sheet = {"role": "system", "content": "Mira is 34 and lives in Oslo."}
+    asked = {"messages": [sheet, *TALK["messages"]], "diffusion": {"reuse_depth": 1, "deterministic": False}}
+    body = client.post(CHAT, json=asked).json()
+
+    [prefix] = workers.requests[0].prefixes
+    assert workers.requests[0].params.deterministic is False
+    told = {"prefix_tokens": prefix.num_tokens, "reuse_depth": 1, "depth_limited_by": None}
+    assert told.items() <= body["diffusion"].items()
+
+
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_a_stream_ends_with_reason_usage_and_done(client: TestClient, include_usage: bool) -> None:
     asked = TALK | BLOCKS | {"stream": True, "stream_options": {"include_usage": include_usage}}

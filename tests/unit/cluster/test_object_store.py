@@ -27,7 +27,7 @@ def config_of(size: int | str = "auto", **coherence: Any) -> ClusterConfig:
 def test_no_copy_is_heavier_than_the_heaviest() -> None:
     """Of a model of 8 billion parameters: 2,048 tokens take 0.8 GiB at 24 layers, all that it can read 2.1 GiB."""
     heaviest = heaviest_copy_bytes(LLADA_8B, 4, 2, None)
-    layout = EntryFormat("f", "bfloat16", 32, 32, 128, 4096, 2)
+    layout = EntryFormat("f", "e", "bfloat16", 32, 32, 128, 4096, 2)
     assert layout.body_bytes(2048, 24, 0) == 768 * MIB
     assert heaviest == layout.body_bytes(LLADA_8B.context_length, 32, 4) == 2176 * MIB
     assert heaviest_copy_bytes(LLADA_8B, 4, 2, 512 * MIB) == 512 * MIB

@@ -34,12 +34,14 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_a_conversation_is_cut_before_its_last_user_turn(tmp_path: Path) -> None:
-    lines = [{"messages": [SHEET, QUESTION]}, "", {"messages": [SHEET, QUESTION, ANSWER, QUESTION, ANSWER]}]
-    short, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
-    assert long.token_ids[: short.prefix] == short.token_ids[: short.prefix]
-    assert short.prefix < long.prefix < len(long.token_ids)
-    assert len(long.token_ids) - long.prefix == len(short.token_ids) - short.prefix
+def test_a_conversation_is_cut_where_the_server_cuts_it(tmp_path: Path) -> None:
+    """After four turns the sheet is less than half of what stands before the last one."""
+    turns = [QUESTION, ANSWER]
+    lines = [{"messages": [SHEET, *turns * count]} for count in (1, 2, 5)]
+    short, later, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
+    assert later.token_ids[: short.prefix] == short.token_ids[: short.prefix]
+    assert short.prefix == later.prefix < long.prefix < len(long.token_ids) - 16
+    assert [sample.has_turns_behind for sample in (short, later, long)] == [False, True, True]
     assert short.canvas == 16
 
 

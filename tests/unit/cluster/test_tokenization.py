@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from cluster.errors import RequestError, TokenizerError
 from cluster.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+from workers.bicache.cut import cut_length
 from workers.models.factbook.tokenizer import build_tokenizer
 
 SYSTEM = Message("system", "Mira is 34 and lives in Oslo.")
@@ -58,14 +59,30 @@ def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokeni
     assert turn_three[1] == turn_two[1]
 
 
-def test_a_long_conversation_keeps_its_first_and_its_latest_cuts(tokenization: Tokenization) -> None:
-    talk = Conversation((SYSTEM, *[FIRST, ANSWER] * 9, SECOND))
-    encoded = tokenization.encode(talk)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("num_turns", [5, 6, 10, 17])
+def test_a_long_conversation_is_cut_where_all_its_boundaries_would_have_it_cut(
+    random_model: Path, share: float, num_turns: int
+) -> None:
+    """It keeps three: the first, the last, and the one that is chosen."""
+    tokenization = Tokenization(random_model, cut_share=share)
+    turns = [(FIRST, ANSWER), (SECOND, Message("assistant", "Mira is 34 years old."))]
+    talk = (SYSTEM, *[message for number in range(num_turns) for message in turns[number % 2]])[:-1]
+    whole = [len(tokenization.render(talk[:index])) for index, message in enumerate(talk) if message.role == "user"]
+    boundaries = tokenization.encode(Conversation(talk)).boundaries
 
-    assert len(encoded.boundaries) == 4
-    assert encoded.boundaries[0] == tokenization.encode(Conversation((SYSTEM, FIRST))).boundaries[0]
-    last = tokenization.encode(Conversation(talk.messages[:-1])).token_ids
-    assert len(encoded.token_ids) > encoded.boundaries[-1] > len(last) - 20
+    assert (boundaries[0], boundaries[-1]) == (whole[0], whole[-1])
+    assert len(boundaries) <= 3
+    assert cut_length(boundaries, share) == cut_length(whole, share)
+    behind = tokenization.encode_behind(Conversation(talk[1:]), whole[0])
+    assert cut_length((whole[0], *(whole[0] + length for length in behind.boundaries)), share) == cut_length(
+        whole, share
+    )
+
+
+def test_a_conversation_of_few_turns_keeps_all_its_boundaries(tokenization: Tokenization) -> None:
+    talk = (SYSTEM, *[FIRST, ANSWER] * 3, SECOND)
+    assert len(tokenization.encode(Conversation(talk)).boundaries) == 4
 
 
 def test_a_lonely_question_has_nothing_to_share(tokenization: Tokenization) -> None:
@@ -96,11 +113,12 @@ def test_raw_text_reads_special_tokens_and_is_cut_after_blank_lines(
     )
 
 
-def test_token_ids_are_cut_on_a_grid(tokenization: Tokenization) -> None:
-    encoded = tokenization.encode(TokenPrompt(tuple([7] * 1000)))
-
-    assert encoded.boundaries == (512, 640, 768, 896)
-    assert tokenization.encode(TokenPrompt((7,) * 128)).boundaries == ()
+@pytest.mark.parametrize(
+    ("length", "boundaries"),
+    [(1, ()), (128, ()), (129, (128,)), (1000, (896,)), (1088, (1024,)), (2112, (2048,)), (2300, (2048,))],
+)
+def test_token_ids_are_cut_on_a_grid(tokenization: Tokenization, length: int, boundaries: tuple[int, ...]) -> None:
+    assert tokenization.encode(TokenPrompt((7,) * length)).boundaries == boundaries
 
 
 @pytest.mark.parametrize("bad", [(1_000_000,), (7, -1), (0, 1_000_000)])

@@ -54,6 +54,7 @@ def engine_of(
     engine: EngineConfig | None = None,
     kv: KVConfig | None = None,
     bicache: BiCacheConfig | None = None,
+    shares_builds: bool = False,
 ) -> Engine:
     return Engine(
         loaded,
@@ -63,6 +64,7 @@ def engine_of(
         replica=ReplicaId("tiny#1"),
         device=torch.device("cpu"),
         dtype=torch.float32,
+        shares_builds=shares_builds,
     )
 
 

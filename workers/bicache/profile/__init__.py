@@ -5,6 +5,9 @@ theta in all leading layers). That says little about the answer: layer b is neve
 reused state, and what looks different may be read alike. So the table here asks the model: depth b is safe where the
 tokens that the exact pass commits are its tokens as well, at every smaller depth too. The canvas is there, masked to
 several degrees, as in serving; it counts in the ratio. Depth 0 is always legal.
+
+A prompt is cut where the server would cut it, so that earlier turns may stand behind the cut. A model may read those
+differently, so that a depth must be safe for prompts with and without them.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class ProfileSample:
     token_ids: tuple[int, ...]
     prefix: int
     canvas: int
+    has_turns_behind: bool = False
+    """Whether earlier turns stand between the prefix and the last one."""
 
     @property
     def ratio(self) -> int:
@@ -61,6 +66,7 @@ class Measurement:
     ratio: int
     similarity: tuple[float, ...]
     agreement: tuple[float, ...]
+    has_turns_behind: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,7 @@ class Bucket:
     similarity: tuple[float, ...]
     """By layer."""
     agreement: tuple[float, ...]
-    """By depth, 0..L."""
-
-    def safe_depth(self, config: ProfileConfig) -> int:
-        """The largest depth up to which all agree."""
-        return len(list(takewhile(lambda share: share >= config.agreement, self.agreement[1:])))
+    """By depth, 0..L: of prompts with and without turns behind the prefix, the lower mean."""
 
     def published_depth(self, config: ProfileConfig) -> int:
         """Leading layers with similar K/V, whatever the layer behind them says."""
@@ -93,10 +95,19 @@ class Profile:
 
     @property
     def table(self) -> dict[int, int]:
-        """Each bucket's own depth, stored where it changes; below the first bucket nothing is reused."""
+        """Depths by ratio, stored where they change; below the first bucket nothing is reused.
+
+        The smaller a prefix's share, the more weight what follows it has: agreement rises with the ratio. So each
+        depth's agreements are fitted by a rising curve first, and the samples of one bucket support the others.
+        """
+        weights = [bucket.num_samples for bucket in self.buckets]
+        fitted = zip(
+            *(rising(column, weights) for column in zip(*(one.agreement for one in self.buckets), strict=True)),
+            strict=True,
+        )
         table = {0: 0}
-        for bucket in self.buckets:
-            depth = bucket.safe_depth(self.config)
+        for bucket, agreement in zip(self.buckets, fitted, strict=True):
+            depth = num_leading(agreement[1:], self.config.agreement)
             if depth != list(table.values())[-1] or bucket.ratio == 0:
                 table[bucket.ratio] = depth
         return table
@@ -152,7 +163,7 @@ class Profiler:
                 compared[depth] += int(telling.sum())
             tokens[surer], masked = expected, rest
         agreement = (same / all_ if all_ else 1.0 for same, all_ in zip(agreeing, compared, strict=True))
-        return Measurement(sample.ratio, tuple(similarity), tuple(agreement))
+        return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
         """The suffix's last hidden states under reuse of 0, 1, ..., L layers."""
@@ -190,6 +201,27 @@ class Profiler:
         return logits
 
 
+def num_leading(shares: Sequence[float], least: float) -> int:
+    """Return how many shares there are before the first that is under `least`."""
+    return len(list(takewhile(lambda share: share >= least, shares)))
+
+
+def rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+    """Return the sequence that never falls with the least weighted squares of differences to `values`.
+
+    Pool adjacent violators (Ayer et al. 1955): neighbours that fall are replaced by their weighted mean.
+    """
+    pools: list[tuple[float, int, int]] = []  # mean, weight, number of values
+    for value, weight in zip(values, weights, strict=True):
+        mean, total, count = value, weight, 1
+        while pools and pools[-1][0] > mean:
+            before, its_weight, its_count = pools.pop()
+            mean = (before * its_weight + mean * total) / (its_weight + total)
+            total, count = total + its_weight, count + its_count
+        pools.append((mean, total, count))
+    return [mean for mean, _, count in pools for _ in range(count)]
+
+
 def surer_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The half of the masked positions that is predicted more confidently, its tokens, and the other half."""
     confidence, chosen = logits.softmax(-1).max(-1)
@@ -213,11 +245,13 @@ def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profi
 
 
 def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
+    kinds = [[one for one in group if one.has_turns_behind is kind] for kind in (False, True)]
+    agreements = [means(one.agreement for one in kind) for kind in kinds if kind]
     return Bucket(
         ratio=ratio,
         num_samples=len(group),
         similarity=means(measurement.similarity for measurement in group),
-        agreement=means(measurement.agreement for measurement in group),
+        agreement=tuple(map(min, zip(*agreements, strict=True))),
     )
 
 

@@ -11,22 +11,32 @@ import typer
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from workers.bicache.cut import cut_length
 from workers.bicache.profile import ProfileConfig, ProfileSample
 from workers.bicache.profile.report import profile_directory
+from workers.config import BiCacheConfig
 from workers.models.bundle import model_directory
 from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split
 from workers.models.factbook.samples import CANVAS, SampleWriter
 
 SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
 """Largest sheet and length of the canvas, in turn: small sheets before long canvases show the low ratios."""
+MAX_TURNS = 4
+CONFIG = ProfileConfig(agreement=0.999)
+"""An answer is right or wrong as a whole, so that one token in a hundred would cost some points of exact match."""
 
 
 def fact_sheets(directory: Path, count: int, seed: int) -> Iterator[ProfileSample]:
-    """Questions about sheets of the training split: the evaluation split stays unseen."""
+    """Draw turns of conversations about sheets of the training split: the evaluation split stays unseen.
+
+    One in two is the first of its conversation.
+    """
     writer = SampleWriter(Tokenizer.from_file(str(directory / "tokenizer.json")), seed, Split.TRAIN)
-    for _, (max_people, canvas) in zip(range(count), cycle(SIZES), strict=False):
-        sample = writer.draw(1, max_people)
-        yield ProfileSample((*sample.prefix, *sample.suffixes[0]), len(sample.prefix), canvas)
+    for number, (max_people, canvas) in zip(range(count), cycle(SIZES), strict=False):
+        num_turns = 1 if number // len(SIZES) % 2 == 0 else 2 + number % (MAX_TURNS - 1)
+        turn = writer.draw_conversation(num_turns, max_people)[-1]
+        cut = cut_length(turn.boundaries, BiCacheConfig.cut_share)
+        yield ProfileSample(tuple(turn.token_ids), cut, canvas, has_turns_behind=cut < turn.boundaries[-1])
 
 
 def main(
@@ -38,7 +48,7 @@ def main(
     """Profile a factbook model on questions about sheets that it was trained on."""
     directory = model_directory(model)
     sheets = list(fact_sheets(directory, samples, seed))
-    profile_directory(directory, sheets, output or directory, config=ProfileConfig(), console=Console())
+    profile_directory(directory, sheets, output or directory, config=CONFIG, console=Console())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workers.bicache.depth import DepthTable
 from workers.bicache.profile import Profile
 
 WIDTH = 8
@@ -16,8 +17,9 @@ WIDTH = 8
 
 def heatmap(profile: Profile) -> Table:
     """One row a layer, one column a bucket of ratios; a cell shows the similarity of the layer's K/V, and the share of
-    tokens that stay when all layers up to and with it are reused. Cells within the safe depth are marked.
+    tokens that stay when all layers up to and with it are reused. Cells within the table's depth are marked.
     """
+    safe = DepthTable(profile.table)
     table = Table(title="K/V similarity | tokens kept, * = safe", padding=(0, 0), show_lines=False)
     table.add_column("layer", justify="right")
     for bucket in profile.buckets:
@@ -27,7 +29,7 @@ def heatmap(profile: Profile) -> Table:
         cells = []
         for bucket in profile.buckets:
             kept = bucket.agreement[layer + 1]
-            mark = "*" if layer < bucket.safe_depth(profile.config) else " "
+            mark = "*" if layer < safe.lookup(bucket.ratio) else " "
             left = Text(f"{bucket.similarity[layer]:.3f}".center(WIDTH), style=colour(bucket.similarity[layer]))
             cells.append(left + Text(f"{kept:.3f}{mark}".center(WIDTH), style=colour(kept)))
         table.add_row(str(layer), *cells)

@@ -1,13 +1,13 @@
 """Training and evaluation samples: one sheet as a chat prefix, several question/answer branches after it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from tokenizers import Tokenizer
 
 from workers.models.factbook.fragments import FragmentEncoder, Fragments
-from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split, draw_people
+from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Person, Split, draw_people
 from workers.models.factbook.questions import Question, QuestionWriter
 from workers.models.factbook.sheets import mention_order, write_sheet
 from workers.models.factbook.tokenizer import (
@@ -43,6 +43,16 @@ class Sample:
     sheet: Fragments
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation, as a prompt that ends with the assistant's header; all lists hold token ids."""
+
+    token_ids: list[int]
+    boundaries: list[int]
+    """Lengths of the prompt before each of its user turns: before the first, the sheet alone."""
+    answer: list[int]
+
+
 class SampleWriter:
     """Draws samples from a seed, all on one side of the split."""
 
@@ -61,15 +71,8 @@ class SampleWriter:
 
     def draw(self, num_branches: int, max_people: int = MAX_PEOPLE, *, earlier_turns: bool = True) -> Sample:
         """A sheet of MIN_PEOPLE to `max_people` people that fits, with `num_branches` questions."""
-        while True:
-            num_people = self._rng.randint(MIN_PEOPLE, max_people)
-            people = draw_people(self._rng, num_people, self._split)
-            sheet = write_sheet(self._rng, people)
-            sheet_ids = self._encoder.encode(sheet)
-            if len(sheet_ids) <= MAX_SHEET:
-                break
+        people, sheet, prefix = self._draw_sheet(max_people)
         writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
-        prefix = self._bos + self.turn("system", sheet_ids)
         if earlier_turns and self._rng.random() < _EARLIER_TURNS_SHARE:
             prefix += self._turns(writer, self._rng.randint(1, 3), MAX_PREFIX - len(prefix))
         questions: list[Question] = []
@@ -83,7 +86,32 @@ class SampleWriter:
                 questions.append(question)
                 suffixes.append(suffix)
                 answers.append(answer)
-        return Sample(prefix, suffixes, answers, questions, num_people, sheet)
+        return Sample(prefix, suffixes, answers, questions, len(people), sheet)
+
+    def draw_conversation(self, num_turns: int, max_people: int = MAX_PEOPLE) -> list[Turn]:
+        """Draw a sheet and `num_turns` questions about it; each turn stands behind the right answers before it."""
+        people, sheet, token_ids = self._draw_sheet(max_people)
+        writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
+        turns: list[Turn] = []
+        boundaries: list[int] = []
+        while len(turns) < num_turns:
+            question = writer.ask()
+            asked = self.turn("user", self._encoder.encode(question.text))
+            answer = self._encoder.encode(question.answer)
+            if len(answer) < CANVAS:
+                boundaries.append(len(token_ids))
+                turns.append(Turn(token_ids + asked + self._headers["assistant"], list(boundaries), answer))
+                token_ids = token_ids + asked + self.turn("assistant", answer)
+        return turns
+
+    def _draw_sheet(self, max_people: int) -> tuple[Sequence[Person], Fragments, list[int]]:
+        """Draw people whose sheet fits, and return them with the sheet and its chat prefix."""
+        while True:
+            people = draw_people(self._rng, self._rng.randint(MIN_PEOPLE, max_people), self._split)
+            sheet = write_sheet(self._rng, people)
+            sheet_ids = self._encoder.encode(sheet)
+            if len(sheet_ids) <= MAX_SHEET:
+                return people, sheet, self._bos + self.turn("system", sheet_ids)
 
     def turn(self, role: str, ids: list[int]) -> list[int]:
         """One turn as the chat template writes it."""
@@ -106,3 +134,10 @@ def evaluation_samples(tokenizer: Tokenizer, count: int, seed: int = 0) -> Itera
     writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
     for _ in range(count):
         yield writer.draw(1, earlier_turns=False)
+
+
+def evaluation_conversations(tokenizer: Tokenizer, count: int, num_turns: int, seed: int = 0) -> Iterator[list[Turn]]:
+    """Draw `count` conversations of `num_turns` turns about held-out sheets."""
+    writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
+    for _ in range(count):
+        yield writer.draw_conversation(num_turns)

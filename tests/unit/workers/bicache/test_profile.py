@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,23 @@ def test_depth_ends_where_the_tokens_change() -> None:
     assert made.table == {0: 0, 50: 2, 90: 3}
     assert made.published_table == {20: 2}
     assert [bucket.num_samples for bucket in made.buckets] == [1, 2, 1]
+
+
+def test_a_smaller_share_is_never_reused_deeper_than_a_larger_one() -> None:
+    """One unlucky sample among many is outweighed by its neighbours; one lucky one doesn't outweigh them."""
+    fine, poor = [100, 100, 100], [100, 99, 99]
+    unlucky = (
+        [measured(30, fine, [1.0, 1.0])] * 40 + [measured(60, poor, [1.0, 1.0])] + [measured(80, fine, [1.0, 1.0])]
+    )
+    assert profile(unlucky, ProfileConfig(agreement=0.999)).table == {0: 0, 30: 2}
+    lucky = [measured(30, fine, [1.0, 1.0])] + [measured(60, poor, [1.0, 1.0])] * 40
+    assert profile(lucky, ProfileConfig(agreement=0.999)).table == {0: 0}
+
+
+def test_a_depth_is_safe_with_and_without_turns_behind_the_prefix() -> None:
+    first = measured(50, [100, 100, 100], [1.0, 1.0])
+    later = replace(measured(55, [100, 100, 90], [1.0, 1.0]), has_turns_behind=True)
+    assert profile([first] * 40 + [later], ProfileConfig()).table == {0: 0, 50: 1}
 
 
 def test_a_table_without_evidence_reuses_nothing() -> None:

@@ -25,6 +25,7 @@ from tests.unit.workers.coherence.replicas import (
     start,
     until,
 )
+from workers.api import DepthLimiter
 from workers.bicache.copies import EntryCopy
 from workers.config import CoherenceConfig
 from workers.models.bundle import bundled_models, model_directory
@@ -184,23 +185,29 @@ async def test_a_request_that_waits_for_a_build_lets_others_pass_and_may_leave(
     assert (await answer(worker, ask(7)))[1].replica == "a7"
 
 
-async def test_drift_that_one_finds_binds_the_others_until_there_is_a_newer_profile(
+async def test_drift_that_one_finds_binds_requests_elsewhere_unless_they_are_deterministic(
     cluster: Cluster, client: CacheClient
 ) -> None:
     b = await start(cluster, client, "b9", CoherenceConfig(transfer="never"))
     newer = await start(cluster, client, "c9", CoherenceConfig(transfer="never", profile=1))
-    assert (await answer(b, ask(9)))[1].reuse_depth == 2
+    before = await answer(b, ask(9))
+    assert (before[1].reuse_depth, before[1].depth_limited_by) == (2, None)
     strict = await asyncio.to_thread(
         cluster.start, "a9", CoherenceConfig(transfer="never"), probe_positions=8, probe_similarity=1.0
     )
-    assert (await answer(strict, ask(9)))[1].reuse_depth == 0
+    found = (await answer(strict, ask(9)))[1]
+    assert (found.reuse_depth, found.depth_limited_by) == (0, DepthLimiter.PROBE)
     await until(lambda: limited(b))
     assert await count(strict, "drift_reports_total") == 1
-    assert (await answer(newer, ask(9)))[1].reuse_depth == 2
+    limited_answer = (await answer(b, ask(9, deterministic=False)))[1]
+    assert (limited_answer.reuse_depth, limited_answer.depth_limited_by) == (0, DepthLimiter.REPORT)
+    after = await answer(b, ask(9))
+    assert (after[0], after[1].reuse_depth) == (before[0], 2)
+    assert (await answer(newer, ask(9, deterministic=False)))[1].reuse_depth == 2
 
 
 async def limited(worker: Worker) -> bool:
-    return (await answer(worker, ask(9)))[1].reuse_depth == 0
+    return (await answer(worker, ask(9, deterministic=False)))[1].reuse_depth == 0
 
 
 async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: CacheClient) -> None:

@@ -133,7 +133,9 @@ def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
         waits=BuildWaits(),
         entries=commands,
         transport=Unreachable(),
-        layout=EntryFormat("f", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4),
+        layout=EntryFormat(
+            "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
+        ),
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
         tally=tally,
     )

@@ -160,31 +160,12 @@ def test_the_second_request_reads_the_first_ones_entry() -> None:
     assert (stats.num_prefix_misses, stats.num_prefix_hits, stats.prefix_entries) == (1, 1, 1)
 
 
-def test_the_longest_boundary_with_an_entry_wins() -> None:
-    engine = engine_of(tiny_model(depth_table=TABLE))
-    run_one(engine, request_of(prompt_of(30), 8, prefixes=[10], request_id="builds"))
-    answer = run_one(engine, request_of(prompt_of(30), 8, prefixes=[10, 24], request_id="reads"))
-    assert answer.usage is not None
-    assert answer.usage.cached_tokens == 10
-
-
 def test_salts_keep_entries_apart() -> None:
     engine = engine_of(tiny_model(depth_table=TABLE))
     for salt in "xy":
         answer = run_one(engine, request_of(prompt_of(30), 8, prefixes=[24], salt=salt))
         assert answer.usage is not None
         assert answer.usage.cached_tokens == 0
-
-
-def test_a_prefix_over_budget_is_served_without_an_entry() -> None:
-    loaded = tiny_model(depth_table=TABLE)
-    engine = engine_of(loaded, kv=KVConfig(pool_bytes=1 << 20, entry_bytes=0, page_tokens=4))
-    request = request_of(prompt_of(30), 8, prefixes=[24], refresh_interval=1, policy="bicache", num_steps=4)
-    answer = run_one(engine, request)
-    exact = run_one(engine, request_of(prompt_of(30), 8, policy="none", num_steps=4))
-    assert answer.token_ids == exact.token_ids
-    assert answer.usage is not None
-    assert answer.usage.reuse_depth == 0
 
 
 def test_a_full_pool_makes_requests_wait_not_fail() -> None:

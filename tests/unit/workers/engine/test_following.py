@@ -13,6 +13,7 @@ from cache_service.types import Context
 from tests.unit.workers.engine.contexts import BLOCK, TAIL, content, reading
 from tests.unit.workers.tiny import TINY, Answer, engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import ContextMode, GenerateRequest, PrefixCandidate
+from workers.config import BiCacheConfig
 from workers.engine.engine import Engine
 from workers.errors import InvalidRequestError
 from workers.scheduler.plan import Question
@@ -193,7 +194,7 @@ def test_boundaries_behind_the_context_move_with_it() -> None:
         keys = prefix_keys("tiny", "", request.token_ids, lengths)
         return replace(request, prefixes=tuple(map(PrefixCandidate, lengths, keys)))
 
-    engine = engine_of(loaded)
+    engine = engine_of(loaded, bicache=BiCacheConfig(probe_positions=0, cut_share=1.0))
     follow(engine, turns(old, ContextMode.FOLLOW), {0: new})
     again = run_one(engine, turns(new, ContextMode.PIN))
     assert again.usage is not None

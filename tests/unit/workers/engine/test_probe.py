@@ -9,11 +9,14 @@ import torch
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, Answer, drain, engine_of, prompt_of, request_of, run_one, tiny_model
-from workers.api import GenerateRequest
-from workers.bicache.depth import nominal_suffix, trusted_depth
+from workers.api import DepthLimiter, GenerateRequest
+from workers.bicache import depth
+from workers.bicache.depth import Finding, nominal_suffix
 from workers.config import BiCacheConfig
 from workers.engine import runner
 from workers.engine.engine import Engine
+from workers.engine.probe import similarities
+from workers.engine.runner import StepFailedError
 from workers.models.loader import LoadedModel
 
 PREFIX, SUFFIX = 24, 8
@@ -75,14 +78,14 @@ def test_the_verdict_does_not_depend_on_who_asks_first() -> None:
     assert depths == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("happens", ["replaced", "retired"])
-def test_an_entry_that_goes_is_still_probed_for_who_waits_for_it(happens: str) -> None:
+@pytest.mark.parametrize("happens", ["widened", "retired"])
+def test_an_entry_that_changes_is_still_probed_for_who_waits_for_it(happens: str) -> None:
     """A longer canvas is another ratio, for which the entry's depth is yet to be found out."""
     engine = guarded(blind_model())
     run_one(engine, ask("a"))
     engine.submit(replace(ask("b"), max_tokens=20))
     deeper = replace(ask("c"), params=replace(ask().params, reuse_depth=TINY.num_layers))
-    if happens == "replaced":
+    if happens == "widened":
         engine.submit(deeper)
     engine.scheduler.schedule()
     if happens == "retired":
@@ -93,6 +96,39 @@ def test_an_entry_that_goes_is_still_probed_for_who_waits_for_it(happens: str) -
     assert usage is not None
     assert (usage.reuse_depth, usage.cached_tokens) == (3, PREFIX)
     engine.check_integrity()
+
+
+def test_the_answer_says_what_lowered_its_depth() -> None:
+    usage = run_one(guarded(blind_model(first_seeing=1)), ask()).usage
+    assert usage is not None
+    assert (usage.prefix_tokens, usage.reuse_depth, usage.depth_limited_by) == (PREFIX, 1, DepthLimiter.PROBE)
+    free = run_one(guarded(blind_model()), ask()).usage
+    assert free is not None
+    assert (free.prefix_tokens, free.reuse_depth, free.depth_limited_by) == (PREFIX, 3, None)
+
+
+def test_a_probe_finds_the_same_however_deep_the_entry_is_kept() -> None:
+    """Bit for bit: a finding may lie at the threshold."""
+    loaded = tiny_model(2, depth_table=TABLE)
+    found = []
+    for kept in ({3}, {1, 2, 3, 4}):
+        engine = guarded(loaded)
+        cache = engine.scheduler._cache
+        handle = cache.admit(ask().prefixes[0].key, ask().token_ids[:PREFIX], kept)
+        assert handle is not None
+        engine.runner.build(handle.entry)
+        with torch.inference_mode():
+            found.append(similarities(handle.entry, 60, loaded.model, engine.runner.storage, most=3, num_positions=8))
+    assert found[0] == found[1]
+
+
+def test_a_prefix_whose_probe_is_forgotten_is_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "MAX_REMEMBERED_KEYS", 1)
+    engine = guarded(blind_model(first_seeing=1))
+    first = depth_and_cached(engine, ask("a"))
+    other = request_of(prompt_of(PREFIX + 4, 77), SUFFIX, prefixes=[PREFIX], request_id="b", policy="lean")
+    run_one(engine, other)
+    assert depth_and_cached(engine, ask("c")) == (first[0], PREFIX)
 
 
 def test_the_published_policies_take_the_table_at_its_word() -> None:
@@ -113,30 +149,40 @@ def test_aborts_while_an_entry_is_prepared_free_it() -> None:
     engine.check_integrity()
 
 
-def test_a_failed_build_or_probe_costs_the_reuse_and_not_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    for broken in ("similarities", None):
-        engine = guarded(blind_model())
-        with monkeypatch.context() as patch:
-            if broken:
-                patch.setattr(runner, broken, lambda *_: 1 / 0)
-            else:
-                patch.setattr(engine.runner, "build", lambda _: 1 / 0)
-            engine.submit(ask())
-            engine.step()
-        answers = {"r": Answer()}
-        drain(engine, answers)
-        usage = answers["r"].usage
-        assert usage is not None
-        assert usage.reuse_depth == 0
-        engine.check_integrity()
+@pytest.mark.parametrize("broken", ["build", "probe"])
+def test_a_failed_build_or_probe_ends_its_request_and_the_next_one_is_answered(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Without the entry the answer would be another one."""
+    engine = guarded(blind_model())
+    with monkeypatch.context() as patch:
+        if broken == "probe":
+            patch.setattr(runner, "similarities", lambda *_, **__: 1 / 0)
+        else:
+            patch.setattr(engine.runner, "build", lambda _: 1 / 0)
+        assert isinstance(run_one(engine, ask()).error, StepFailedError)
+    assert engine.num_used_pages == 0
+    assert depth_and_cached(engine, ask()) == (3, 0)
+    engine.check_integrity()
 
 
-def test_depth_ends_one_before_the_first_layer_that_differs() -> None:
-    assert trusted_depth([1.0, 0.99, 0.95, 0.5], 3, 0.9) == 2
-    assert trusted_depth([1.0, 0.5, 0.99, 0.99], 3, 0.9) == 0
-    assert trusted_depth([0.5, 1.0], 1, 0.9) == 0
-    assert trusted_depth([1.0, 1.0, 1.0, 1.0], 3, 0.9) == 3
-    assert trusted_depth([1.0, 1.0, 1.0, 1.0], 4, 0.9) == 4
+@pytest.mark.parametrize(
+    ("found", "most", "expected"),
+    [
+        ([1.0, 0.99, 0.95, 0.5], 3, 2),
+        ([1.0, 0.5, 0.99, 0.99], 3, 0),
+        ([0.5, 1.0], 1, 0),
+        ([1.0, 1.0, 1.0, 1.0], 3, 3),
+        ([1.0, 1.0, 1.0, 1.0], 4, 4),  # all layers of four
+        ([1.0, 1.0, 1.0], 1, 1),  # a deeper probe answers for a shallower one
+        ([1.0, 1.0, 0.5], 3, 1),  # and one that found the end for a deeper one
+        ([1.0, 1.0], 2, None),
+    ],
+)
+def test_depth_ends_one_before_the_first_layer_that_differs(
+    found: list[float], most: int, expected: int | None
+) -> None:
+    assert Finding.of(found, 0.9).depth(most, num_layers=4) == expected
 
 
 def test_the_probes_suffix_is_the_buckets_longest() -> None:

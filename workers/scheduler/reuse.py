@@ -1,0 +1,89 @@
+"""How deep a request's prefix is reused. Pure, and a function of the request, the depth table and evidence.
+
+Never of what is cached, pending or evicted, of what was asked before, or of what others hold: those decide how long an
+answer takes, and never which answer it is.
+
+    policy, request                       depth                                          may be lowered by
+    request names `reuse_depth`           that                                           nothing
+    prefix-naive                          all layers                                     nothing
+    bicache, bicache-dual                 the table's at the prefix's share              nothing
+    lean                                  the table's at the prefix's share              the prefix's own probe and,
+                                                                                         unless it is deterministic,
+                                                                                         others' drift reports
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cache_service.types import PrefixKey
+from workers.api import DepthLimiter, PrefixCandidate
+from workers.bicache.depth import DepthLimits, DepthTable, Evidence, Finding, bucket_of, ratio_percent
+from workers.bicache.entry import PrefixEntry
+from workers.config import BiCacheConfig
+from workers.scheduler.task import Task
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What was decided of a request's prefix."""
+
+    num_prefix: int
+    depth: int
+    limited_by: DepthLimiter | None = None
+    """What lowered the depth; None where it is what the table or the request says."""
+
+
+class ReuseRule:
+    """Decides for every request of one model."""
+
+    def __init__(
+        self, num_layers: int, table: DepthTable, evidence: Evidence, limits: DepthLimits, config: BiCacheConfig
+    ) -> None:
+        self._num_layers, self._table, self._evidence, self._limits = num_layers, table, evidence, limits
+        self._has_probes, self._similarity = config.probe_positions > 0, config.probe_similarity
+
+    def decide(self, task: Task) -> Reuse | None:
+        """Return what holds for the request; None while its prefix is yet to be probed at its ratio."""
+        if task.cut is None:
+            return Reuse(0, 0)
+        depth, limited_by = self.most(task), None
+        if depth and task.chooses_depth:
+            key, bucket = task.cut.key, self.bucket(task)
+            probed = self._probed(key, bucket, depth) if self._has_probes else depth
+            if probed is None:
+                return None
+            reported = None if task.deterministic else self._limits.depth(key, bucket)
+            for limit, limiter in ((probed, DepthLimiter.PROBE), (reported, DepthLimiter.REPORT)):
+                if limit is not None and limit < depth:
+                    depth, limited_by = limit, limiter
+        return Reuse(task.cut.num_tokens, depth, limited_by)
+
+    def most(self, task: Task) -> int:
+        """Return the depth that holds unless evidence lowers it."""
+        if task.cut is None:
+            return 0
+        if task.reuse_depth is not None:
+            return min(task.reuse_depth, self._num_layers)
+        return self._num_layers if task.policy.full_depth else self._table.lookup(self._ratio(task, task.cut))
+
+    def bucket(self, task: Task) -> int:
+        """Return the bucket of ratios whose probe counts for the request."""
+        return bucket_of(self._ratio(task, task.cut)) if task.cut else 0
+
+    def learn(self, entry: PrefixEntry, bucket: int, similarities: Sequence[float]) -> None:
+        """Take in how similar an entry's K/V are to the true ones at one bucket's ratios, layer by layer."""
+        most = entry.to_probe.pop(bucket)
+        finding = entry.findings[bucket] = Finding.of(similarities, self._similarity)
+        self._evidence.learn(entry.key, {bucket: finding})
+        depth = finding.depth(most, self._num_layers)
+        if depth is not None and depth < most:
+            entry.drifted[bucket] = depth
+
+    def _probed(self, key: PrefixKey, bucket: int, most: int) -> int | None:
+        finding = self._evidence.find(key, bucket)
+        return None if finding is None else finding.depth(most, self._num_layers)
+
+    def _ratio(self, task: Task, cut: PrefixCandidate) -> int:
+        return ratio_percent(cut.num_tokens, task.total)
