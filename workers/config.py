@@ -73,7 +73,7 @@ class KVConfig:
 class BiCacheConfig:
     """How far, and for how long, prefix states are reused."""
 
-    cut_share: float = 0.5
+    cut_share: float = 1 / 3
     """A prompt is cut at its shortest boundary that covers this share of its longest one. Part of the fingerprint."""
     deterministic: bool = True
     """Default of a request's `deterministic`: whether nothing but the request and the model decides the reuse depth.

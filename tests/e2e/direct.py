@@ -14,7 +14,9 @@ from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.config import CoherenceConfig
 from workers.deployment import NoDirectTransportError, Parcel, has_direct_transport
 
-FORMAT = EntryFormat("model", "torch.float32", num_layers=2, num_kv_heads=2, head_dim=4, hidden_size=8, itemsize=4)
+FORMAT = EntryFormat(
+    "model", "evidence", "torch.float32", num_layers=2, num_kv_heads=2, head_dim=4, hidden_size=8, itemsize=4
+)
 
 
 def a_copy(device: str) -> EntryCopy:

@@ -22,7 +22,7 @@ from workers.scheduler.policy import POLICIES
 
 STEEP = {0: 0, 15: 1, 30: 1, 45: 2, 60: 3, 75: 3, 90: 4}
 PAGE_BYTES = 2 * PAGE_TOKENS * TINY.hidden_size * 4
-PROBED = BiCacheConfig(probe_positions=8, probe_similarity=0.98, refresh_interval=4)
+PROBED = BiCacheConfig(cut_share=0.6, probe_positions=8, probe_similarity=0.98, refresh_interval=4)
 
 
 def gently_mixing_model() -> LoadedModel:
