@@ -63,10 +63,13 @@ class Admission:
         self._preparations: dict[RequestId, Preparation] = {}
 
     def fits(self, task: Task) -> bool:
-        """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it."""
+        """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it.
+
+        It takes the more pages the deeper its prefix is reused, but for the states that all layers need none of.
+        """
         most = self._rule.most(task)
-        largest = max(self._num_pages(task, depth) for depth in range(most + 1))
-        return max(largest, self._num_entry_pages(task, most)) <= self._pool.num_pages
+        depths = {most, min(most, self._model.num_layers - 1)}
+        return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
     def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
         """Return memory for the request, or None until its entry is ready or others free some.
