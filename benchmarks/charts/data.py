@@ -135,26 +135,22 @@ def speed_by_prefix(engine: Report) -> Chart:
 
 def fidelity(*reports: Report) -> Chart:
     """Of each policy the row with the most questions, under the profile's own depths."""
-    best: dict[tuple[str, str, int], Row] = {}
+    groups = (("questions", 32, "blocks of 32"), ("questions", 4, "blocks of 4"), ("conversations", 32, "turns of chats"))
+    best: dict[tuple[str, str, str, int], Row] = {}
     for row in (row for report in reports for row in report["rows"] if row["depth"] == "profile"):
-        key = (row["model"], row["policy"], row["block"])
+        key = (row["model"], row["policy"], row.get("load", "questions"), row["block"])
         if key not in best or row["questions"] > best[key]["questions"]:
             best[key] = row
 
     def panel(model: str) -> Panel:
-        return Panel(
-            tuple(
-                Series(
-                    f"blocks of {block}",
-                    tuple(exact(best[model, name, block], name) for name in POLICIES if (model, name, block) in best),
-                )
-                for block in (32, 4)
-            ),
-            model,
-        )
+        def points(load: str, block: int) -> tuple[Point, ...]:
+            found = ((name, best.get((model, name, load, block))) for name in POLICIES)
+            return tuple(exact(row, name) for name, row in found if row)
 
-    naive = best["factbook-plain", "prefix-naive", 32]["exact_match"]
-    lean = best["factbook-plain", "lean", 32]["exact_match"]
+        return Panel(tuple(Series(name, points(load, block)) for load, block, name in groups), model)
+
+    naive = best["factbook-plain", "prefix-naive", "questions", 32]["exact_match"]
+    lean = best["factbook-plain", "lean", "questions", 32]["exact_match"]
     counts = sorted({row["questions"] for row in best.values()})
     return Chart(
         "fidelity",
@@ -270,7 +266,7 @@ SOURCES = (
     Source((LLADA,), speed_by_batch),
     Source((LLADA,), roofline_share),
     Source((LLADA,), speed_by_prefix),
-    Source(("fidelity-factbook-h100.json", "fidelity-factbook-plain-h100.json", *SWEEPS), fidelity),
+    Source(("fidelity-factbook-h200.json", "fidelity-factbook-plain-h200.json", *SWEEPS), fidelity),
     Source(SWEEPS, depths),
     Source((CPU,), cpu_speed),
     Source(("cache-service-cpu.json",), commit_latency),
@@ -279,6 +275,7 @@ SOURCES = (
 NOT_CHARTED: Mapping[str, str] = MappingProxyType(
     {
         "engine-dream-7b-h100.json": "one batch alone: a table says it",
+        "conversations-cpu.json": "counts of tokens, which a table says",
         "stack-factbook-cpu.json": "two shared cores: a few figures, which stand in the text",
         "factbook-train-h100.json": "the training run's own probe; the fidelity benchmark asks more questions",
     }
