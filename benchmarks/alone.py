@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.settings import Setting
 from benchmarks.traffic import Timing, Traffic
-from cache_service.types import ReplicaId
-from cluster.tokenization import Tokenization, TokenPrompt
+from cache_service.core.types import ReplicaId
+from cluster.generation.tokenization import Tokenization, TokenPrompt
 from workers.api import GenerateChunk, GenerateRequest
 from workers.config import KVConfig
 from workers.engine.engine import Engine

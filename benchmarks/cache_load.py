@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.report import Row
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import Edit, Event, Lease, Placement, PrefixKey, ReplicaId, Revision, Snapshot
 from cache_service.testing.processes import RedisProcess, ServiceProcess
-from cache_service.types import Edit, Event, Lease, Placement, PrefixKey, ReplicaId, Revision, Snapshot
 
 SAMPLE_S = 1.0
 WARM_UP = 0.3

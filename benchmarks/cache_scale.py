@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from benchmarks.cache_load import batches, entry, key_of, resident_bytes
 from benchmarks.report import Row
-from cache_service.client import CacheClient
-from cache_service.state import State
+from cache_service.client.client import CacheClient
+from cache_service.core.state import State
+from cache_service.core.types import Event, EventKind, Lease, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import Event, EventKind, Lease, PrefixKey, ReplicaId, Snapshot
 
 BATCH = 8
 """Keys a look-up in process: the candidate prefixes of one request."""

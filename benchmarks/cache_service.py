@@ -17,9 +17,9 @@ from benchmarks.cache_load import entry, key_of, redis, repeat, service, soak
 from benchmarks.cache_scale import Cluster, at_a_service, in_process
 from benchmarks.cache_watch import WATCHERS, Latencies, commit_latencies
 from benchmarks.report import Bar, Report, Row, cpu_name
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import ReplicaId
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ReplicaId
 
 LOOKUP_BATCH = 256
 CONCURRENCY = 64

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from benchmarks.report import Row
-from cache_service.client import CacheClient
-from cache_service.types import CommitId, Edit, Event, ReplicaId
+from cache_service.client.client import CacheClient
+from cache_service.core.types import CommitId, Edit, Event, ReplicaId
 
 WATCHERS = 64
 PROCESSES = 2

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.drive import Place, drive
 from benchmarks.report import Bar, Report, Row
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.cut import cut_length
 from workers.bicache.depth import ratio_percent

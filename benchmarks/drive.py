@@ -10,7 +10,7 @@ from typing import Self
 import torch
 
 from benchmarks.report import cpu_name
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine

@@ -28,7 +28,7 @@ from benchmarks.load import Patience
 from benchmarks.parts import Parts, PartsError
 from benchmarks.report import Bar, Report, Row
 from benchmarks.rooflines import Rooflines, judge
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
 from workers.models.factbook.samples import CANVAS, Sample, evaluation_samples

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.drive import POLICIES, Answered, Place, drive
 from benchmarks.report import Bar, Report, Row
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.cut import choose_cut
 from workers.bicache.depth import DepthTable, ratio_percent

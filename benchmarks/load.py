@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from benchmarks.drive import Place
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, PrefixCandidate
 from workers.engine.engine import Engine
 

@@ -23,9 +23,9 @@ import typer
 from ray import serve
 
 from benchmarks.report import Bar, Report, Row, cpu_name
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import ReplicaId
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ReplicaId
 from cluster.app import worker_deployment
 from cluster.config import located, parse_config
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate

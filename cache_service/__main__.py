@@ -15,7 +15,7 @@ from cache_service import config as configs
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError
 from cache_service.heap import tend_heap
-from cache_service.server import CacheServer
+from cache_service.rpc.server import CacheServer
 from cache_service.store import open_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

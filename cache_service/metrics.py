@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cache_service.feed import Feed
-from cache_service.state import State
+from cache_service.core.state import State
+from cache_service.core.types import Event, Lease, LeaseId
 from cache_service.store.base import Decision, Store
-from cache_service.types import Event, Lease, LeaseId
+from cache_service.store.feed import Feed
 
 LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 

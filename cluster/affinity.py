@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cache_service.types import PrefixKey, ReplicaId
+from cache_service.core.types import PrefixKey, ReplicaId
 from workers.api import PrefixCandidate
 
 

@@ -20,16 +20,16 @@ from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import address_of
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
-from cluster.encoding import Encoding
-from cluster.ingress.denoising import Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.encoding import Encoding
+from cluster.generation.replicas import WorkerReplicas
 from cluster.ingress.grpc.server import serving
-from cluster.ingress.http import create_app
-from cluster.ingress.leaving import ClientLeftMiddleware
-from cluster.ingress.replicas import WorkerReplicas
-from cluster.ingress.service import InferenceService
+from cluster.ingress.http.app import create_app
+from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
 
 WORKERS = "DiffusionWorker"

@@ -63,7 +63,7 @@ def serve(
     ),
 ) -> None:
     """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""
-    from cluster import supervisor
+    from cluster.supervisor import supervisor
 
     logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given: dict[str, Any] = {

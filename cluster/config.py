@@ -78,7 +78,7 @@ class CacheServiceConfig:
 
     @property
     def target(self) -> str:
-        """As `cache_service.client.CacheClient` takes it."""
+        """As `cache_service.client.client.CacheClient` takes it."""
         return ",".join((address_of(self.host, self.port), *self.others))
 
     @property

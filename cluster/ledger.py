@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 
 MEMORY = 0.95
 """Weight of the past in the running mean of a request's work."""

@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from cache_service.types import ReplicaId
-from cluster.ingress.events import Event, Finished, Text
+from cache_service.core.types import ReplicaId
+from cluster.generation.events import Event, Finished, Text
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
 

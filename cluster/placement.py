@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from cache_service.directory import Directory
-from cache_service.types import Event, PrefixKey, ReplicaId, Revision, Snapshot
+from cache_service.core.directory import Directory
+from cache_service.core.types import Event, PrefixKey, ReplicaId, Revision, Snapshot
 
 
 class PlacementView:

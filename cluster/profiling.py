@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.tokenization import Conversation, Message, Tokenization
+from cluster.generation.tokenization import Conversation, Message, Tokenization
 from workers.bicache.cut import cut_length
 from workers.bicache.profile import ProfileSample
 from workers.config import BiCacheConfig

@@ -17,9 +17,9 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from cache_service.client import CacheClient
-from cache_service.types import ReplicaId
-from cache_service.watching import persistently
+from cache_service.client.client import CacheClient
+from cache_service.client.watch import persistently
+from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector

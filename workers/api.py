@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cache_service.types import ContextId, Epoch, PrefixKey, ReplicaId
+from cache_service.core.types import Context, ContextId, Epoch, PrefixKey, ReplicaId
 
 
 class FinishReason(enum.Enum):
@@ -53,7 +54,7 @@ class DecodingParams:
     seed: int | None = None
     """None: drawn at random once, when the request is admitted."""
     unmasking: str | None = None
-    """Which masked positions are committed first; the names and meanings are `workers.scheduler.decoding.Unmasking`'s.
+    """Which masked positions are committed first; the names and meanings are `workers.decoding.rules.Unmasking`'s.
 
     None is what the model's authors use: `low_confidence` for LLaDA, `entropy` for Dream.
     """
@@ -114,6 +115,10 @@ class ContextRead:
     def is_behind(self, newest: Epoch) -> bool:
         """By more than it may be."""
         return newest - self.at.epoch > self.max_staleness
+
+
+ContextReply = Callable[[Context | None], None]
+"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
 
 
 @dataclass(frozen=True)

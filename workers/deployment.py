@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import CoherenceConfig, WorkerConfig

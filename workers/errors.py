@@ -37,3 +37,9 @@ class NonFiniteLogitsError(WorkerError):
 
 class EngineClosedError(WorkerError):
     """The worker is shutting down; another replica can take the request."""
+
+
+def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:
+    """Raise InvalidRequestError for `param` unless `condition` holds; its message begins with the name."""
+    if not condition:
+        raise InvalidRequestError(f"{param} {problem}", param=param, code=code)

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from workers.api import WorkerStats
-from workers.bicache.tally import Tally
+from workers.coherence.tally import Tally
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -10,15 +10,15 @@ from contextlib import ExitStack, aclosing
 
 import torch
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
 from workers.bicache.copies import EntryCopy, Transport, Unreachable
-from workers.bicache.estimate import CostModel, Prior
-from workers.bicache.membership import Membership
-from workers.bicache.tally import Tally
+from workers.coherence.estimate import CostModel, Prior
+from workers.coherence.membership import Membership
+from workers.coherence.tally import Tally
 from workers.config import Device, DType, WorkerConfig
+from workers.engine.async_engine import AsyncEngine
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine
 from workers.errors import EngineClosedError
 from workers.metrics import WorkerMetrics
 from workers.models.base import ModelConfig

@@ -135,7 +135,11 @@ def speed_by_prefix(engine: Report) -> Chart:
 
 def fidelity(*reports: Report) -> Chart:
     """Of each policy the row with the most questions, under the profile's own depths."""
-    groups = (("questions", 32, "blocks of 32"), ("questions", 4, "blocks of 4"), ("conversations", 32, "turns of chats"))
+    groups = (
+        ("questions", 32, "blocks of 32"),
+        ("questions", 4, "blocks of 4"),
+        ("conversations", 32, "turns of chats"),
+    )
     best: dict[tuple[str, str, str, int], Row] = {}
     for row in (row for report in reports for row in report["rows"] if row["depth"] == "profile"):
         key = (row["model"], row["policy"], row.get("load", "questions"), row["block"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cache_service.feed import Feed
-from cache_service.state import State
-from cache_service.types import Event, Lease, LeaseId, Revision
+from cache_service.core.state import State
+from cache_service.core.types import Event, Lease, LeaseId, Revision
+from cache_service.store.feed import Feed
 
 Decision = Callable[[State, Revision], Sequence[Event]]
 """What to do, given the newest state: events numbered from the given revision, or none, or a refusal raised.

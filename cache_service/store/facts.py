@@ -6,9 +6,9 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cache_service.contexts import committed
-from cache_service.state import State
-from cache_service.types import Build, Context, DepthLimit, Event, EventKind, Lease, Placement, ReplicaId
+from cache_service.core.contexts import committed
+from cache_service.core.state import State
+from cache_service.core.types import Build, Context, DepthLimit, Event, EventKind, Lease, Placement, ReplicaId
 
 
 class Table(enum.Enum):

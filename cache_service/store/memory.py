@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
+from cache_service.core.leases import Leases
+from cache_service.core.state import State
+from cache_service.core.types import Event, Lease, LeaseId
 from cache_service.errors import CacheServiceUnavailable
-from cache_service.feed import Feed
-from cache_service.leases import Leases
-from cache_service.state import State
 from cache_service.store.base import Decision
 from cache_service.store.facts import leases_of
-from cache_service.types import Event, Lease, LeaseId
+from cache_service.store.feed import Feed
 
 
 class MemoryStore:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache_service.state import State
-from cache_service.types import (
+from cache_service.core.state import State
+from cache_service.core.types import (
     Build,
     Context,
     ContextId,

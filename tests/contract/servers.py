@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from cache_service.core.types import Lease, Placement
 from cache_service.store.redis.store import RedisStore
-from cache_service.types import Lease, Placement
 from tests.contract.test_store import announce, joined
 from tests.unit.cache_service.builders import ANNA, key, placed
 

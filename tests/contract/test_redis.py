@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import redis
 
+from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
 from cache_service.store.redis.scripts import COMMIT, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from cache_service.types import Revision
 from tests.contract.servers import eventually, opened
 from tests.contract.test_store import announce, facts, joined
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed

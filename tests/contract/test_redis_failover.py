@@ -10,12 +10,12 @@ import pytest
 import redis
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from cache_service.core.types import Lease
 from cache_service.errors import CacheServiceUnavailable, Compacted
 from cache_service.store.redis.scripts import REVISION_JUMP
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from cache_service.types import Lease
 from tests.contract.servers import eventually, opened, round_trip
 from tests.contract.test_store import announce, joined
 from tests.unit.cache_service.builders import ANNA, key, placed

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.types import FIRST_EPOCH, Edit
 from cache_service.errors import StaleEpoch
-from cache_service.server import CacheServer
+from cache_service.rpc.server import CacheServer
 from cache_service.store.redis.store import RedisStore
-from cache_service.types import FIRST_EPOCH, Edit
 from tests.contract.conftest import Backend
 from tests.unit.cache_service.builders import ANNA, key, placed
 

@@ -11,10 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from cache_service.errors import CacheServiceError, Compacted, LeaseRefused, StaleEpoch
-from cache_service.state import State
-from cache_service.store.base import Store
-from cache_service.types import (
+from cache_service.core.state import State
+from cache_service.core.types import (
     FIRST_EPOCH,
     CommitId,
     Context,
@@ -29,6 +27,8 @@ from cache_service.types import (
     ReplicaId,
     Revision,
 )
+from cache_service.errors import CacheServiceError, Compacted, LeaseRefused, StaleEpoch
+from cache_service.store.base import Store
 from tests.contract.conftest import Backend
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.config import CoherenceConfig
 from workers.deployment import NoDirectTransportError, Parcel, has_direct_transport

@@ -65,7 +65,7 @@ def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(s
     body = {"messages": chat(sheet("Stella")), "max_tokens": 8}
     first = system.post("/v1/chat/completions", body).json()
     eventually(lambda: system.metric("palimpsest_router_placements") > 0)
-    [service] = system.processes("cluster.launch cache_service")
+    [service] = system.processes("cluster.supervisor.launch cache_service")
 
     service.send_signal(signal.SIGKILL)
     psutil.wait_procs([service], timeout=5)
@@ -84,7 +84,7 @@ def test_a_request_that_follows_a_context_outlives_the_cache_service(system: Sys
     made = system.post("/v1/contexts", {"messages": chat(sheet("Tilda"))[:1]}).json()
     body = {"messages": chat("")[1:], "context": {"id": made["id"], "mode": "follow"}}
     blocks = {"steps": 96, "block_length": 8, "min_tokens": 96, "policy": "none"}
-    [service] = system.processes("cluster.launch cache_service")
+    [service] = system.processes("cluster.supervisor.launch cache_service")
     with ThreadPoolExecutor() as pool:
         moved = system.metric("palimpsest_worker_forwards_total")
         in_flight = pool.submit(system.post, "/v1/chat/completions", body | {"max_tokens": 96, "diffusion": blocks})

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import Build, Event, EventKind, ReplicaId, Snapshot
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import Build, Event, EventKind, ReplicaId, Snapshot
 from tests.e2e.prompts import SHEET, chat, sheet
 from tests.e2e.system import PATIENCE_S, System, await_ready, eventually, start, stop
 from workers.models.bundle import bundled_models

@@ -56,7 +56,7 @@ def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_mod
     assert left(started) == []
 
 
-@pytest.mark.parametrize("child", ["cluster.driver", "cache_service"])
+@pytest.mark.parametrize("child", ["cluster.supervisor.driver", "cache_service"])
 def test_a_signal_while_it_imports_ends_it_without_a_stack(tmp_path: Path, random_model: Path, child: str) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
     eventually(lambda: system.processes(child) != [])

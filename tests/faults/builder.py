@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import Placement, PrefixKey, ReplicaId
 from cache_service.errors import FencedToken, LeaseRefused
-from cache_service.types import Placement, PrefixKey, ReplicaId
 
 SIGNS_PER_LEASE = 3
 

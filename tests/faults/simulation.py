@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from cache_service.errors import (
-    CacheServiceError,
-    FencedToken,
-    InvalidRequest,
-    LeaseRefused,
-    StaleEpoch,
-    UnknownContext,
-)
-from cache_service.service import CacheService
-from cache_service.store.memory import MemoryStore
-from cache_service.testing import Faults, HistoryChecker, Network, require_same_view
-from cache_service.types import (
+from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
     CommitId,
@@ -30,6 +19,17 @@ from cache_service.types import (
     PrefixKey,
     ReplicaId,
 )
+from cache_service.errors import (
+    CacheServiceError,
+    FencedToken,
+    InvalidRequest,
+    LeaseRefused,
+    StaleEpoch,
+    UnknownContext,
+)
+from cache_service.rpc.service import CacheService
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import Faults, HistoryChecker, Network, require_same_view
 from tests.faults.watcher import Watcher
 
 FAULTS = Faults(drop=0.02, duplicate=0.02, straggle=0.03, delay_s=0.002, straggle_s=1.0)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.client.waits import BuildWaits
+from cache_service.core.types import Build, Event, EventKind, Lease, PrefixKey, ReplicaId
 from cache_service.testing.processes import RedisProcess, ServiceProcess
-from cache_service.types import Build, Event, EventKind, Lease, PrefixKey, ReplicaId
-from cache_service.waits import BuildWaits
 from tests.unit.cache_service.builders import placed
 
 BUILDER, WAITER = ReplicaId("builder"), ReplicaId("waiter")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import ContextId, Snapshot
 from cache_service.testing import HistoryChecker, Violation, require_same_view
 from cache_service.testing.processes import RedisProcess, ServiceProcess
-from cache_service.types import ContextId, Snapshot
 from tests.faults.torment import torment
 from tests.faults.workload import Follower, Worker
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from cache_service.contexts import Contexts
-from cache_service.cursor import Cursor, Update
+from cache_service.core.builds import Builds
+from cache_service.core.contexts import Contexts
+from cache_service.core.cursor import Cursor, Update
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.leases import Leases
+from cache_service.core.state import State
+from cache_service.core.types import Event, FencingToken, Placement, PrefixKey, Snapshot
 from cache_service.errors import Compacted, FencedToken, StaleEpoch
-from cache_service.feed import Feed
-from cache_service.hashing import prefix_keys
-from cache_service.leases import Leases
-from cache_service.refresh import Builds
-from cache_service.state import State
+from cache_service.store.feed import Feed
 from cache_service.testing import Violation
-from cache_service.types import Event, FencingToken, Placement, PrefixKey, Snapshot
 from tests.faults.simulation import Simulation
 
 
@@ -129,7 +129,7 @@ def a_log_that_forgets_in_silence(patch: pytest.MonkeyPatch) -> None:
 
 def keys_without_salt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        "cache_service.contexts.prefix_keys", lambda fingerprint, salt, *rest: prefix_keys(fingerprint, "", *rest)
+        "cache_service.core.contexts.prefix_keys", lambda fingerprint, salt, *rest: prefix_keys(fingerprint, "", *rest)
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cache_service.cursor import Cursor, Update, batch_of, parts_of
+from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
+from cache_service.core.state import State
+from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
-from cache_service.state import State
 from cache_service.store.base import Store
 from cache_service.testing import Network, WatchChecker, mirror_of
-from cache_service.types import Revision, Snapshot
 
 PUMP_S = 0.02
 PATIENCE_S = 0.5

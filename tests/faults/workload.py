@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 
-from cache_service.client import CacheClient
-from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
-from cache_service.state import State
-from cache_service.testing import HistoryChecker, WatchChecker, mirror_of
-from cache_service.types import (
+from cache_service.client.client import CacheClient
+from cache_service.core.state import State
+from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
     Context,
@@ -26,6 +24,8 @@ from cache_service.types import (
     ReplicaId,
     Snapshot,
 )
+from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
+from cache_service.testing import HistoryChecker, WatchChecker, mirror_of
 
 MEMBER_TTL_S = 10.0
 BUILD_TTL_S = 0.5

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.drive import Place, drive
-from cache_service.hashing import prefix_keys
+from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
 from workers.models.factbook.samples import evaluation_samples

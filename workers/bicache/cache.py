@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Set
 from types import TracebackType
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from workers.bicache.entry import Changes, PrefixEntry, is_due
 from workers.kv.page_table import EntryLayout, EntryTable
 from workers.kv.pool import PagePool

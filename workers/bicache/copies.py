@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from workers.api import CopyRequest
 from workers.bicache.checksum import checksum
 from workers.bicache.depth import Finding

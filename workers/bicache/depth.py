@@ -10,7 +10,7 @@ from importlib.resources import files
 from itertools import takewhile
 from typing import NamedTuple, Self
 
-from cache_service.types import DepthLimit, PrefixKey
+from cache_service.core.types import DepthLimit, PrefixKey
 from workers.models.base import ModelConfig
 
 PROBE_BUCKET_PERCENT = 10

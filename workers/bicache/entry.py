@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
 from workers.bicache.depth import Finding
 from workers.kv.page_table import EntryLayout, EntryTable

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from workers.attention.base import Reader
-from workers.engine.decoding.greedy import is_greedy
+from workers.decoding.greedy import is_greedy
+from workers.decoding.timetable import Portion
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
 from workers.scheduler.plan import Turn
 from workers.scheduler.task import RequestId
-from workers.scheduler.timetable import Portion
 
 
 @dataclass(frozen=True)

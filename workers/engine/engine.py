@@ -8,17 +8,17 @@ from typing import TypeVar
 
 import torch
 
-from cache_service.types import Context, ReplicaId
+from cache_service.core.types import Context, ReplicaId
 from workers.api import GenerateRequest, WorkerStats
 from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryFormat
 from workers.bicache.depth import DepthLimits, DepthTable, Evidence
-from workers.bicache.entries import Entries
 from workers.bicache.entry import Changes
+from workers.bicache.entry_table import Entries
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.memory import memory_budget
-from workers.engine.request import rebase, resolve
 from workers.engine.runner import Runner, backend_for
+from workers.engine.validation import rebase, resolve
 from workers.errors import WorkerError
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage

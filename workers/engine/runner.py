@@ -13,17 +13,17 @@ from torch import Tensor
 from workers.attention.base import Backend, Reader
 from workers.attention.sdpa import SdpaBackend
 from workers.bicache.entry import PrefixEntry
+from workers.decoding.adjustment import guide
+from workers.decoding.decision import Decision, decide
+from workers.decoding.focus import Attention, attention_to_prefix
+from workers.decoding.greedy import Candidates, greedy
+from workers.decoding.sampling import Sampling
 from workers.engine.batch import Batch, Lane, assemble
-from workers.engine.decoding.adjustment import guide
-from workers.engine.decoding.decision import decide
-from workers.engine.decoding.greedy import Candidates, greedy
-from workers.engine.decoding.sampling import Sampling
 from workers.engine.probe import similarities
 from workers.errors import WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM, ModelConfig
-from workers.scheduler.focus import Attention, attention_to_prefix
-from workers.scheduler.plan import Decision, StepPlan, StepResult, Turn
+from workers.scheduler.plan import StepPlan, StepResult, Turn
 from workers.scheduler.task import RequestId
 
 logger = logging.getLogger(__name__)

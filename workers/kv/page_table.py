@@ -18,6 +18,9 @@ from torch import Tensor
 from workers.kv.pool import PageId, Pages
 from workers.kv.storage import PageStorage
 
+SlotTable = Tensor
+"""int64 [num_layers, num_tokens]: the key row of each token in each layer."""
+
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

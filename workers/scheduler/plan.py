@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from workers.api import ContextRead
 from workers.bicache.entry import PrefixEntry
+from workers.decoding.decision import Decision
 from workers.errors import WorkerError
-from workers.scheduler.focus import Attention
 from workers.scheduler.policy import Pass
 from workers.scheduler.task import RequestId, Sequence
 
@@ -44,18 +44,6 @@ class StepPlan:
 
     builds: tuple[PrefixEntry, ...] = ()
     turns: tuple[Turn, ...] = ()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Positions to commit, and their tokens."""
-
-    positions: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    """Of the tokens, before temperature; empty unless the request remasks."""
-    attention: Attention | None = None
-    """Where the sequence's masked rows looked, if it wants to know."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from workers.api import DepthLimiter, PrefixCandidate
 from workers.bicache.depth import DepthLimits, DepthTable, Evidence, Finding, bucket_of, ratio_percent
 from workers.bicache.entry import PrefixEntry

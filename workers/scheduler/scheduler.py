@@ -8,15 +8,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from workers.api import GenerateChunk, Usage
 from workers.bicache.cache import PrefixCache
 from workers.bicache.entry import PrefixEntry
 from workers.config import EngineConfig
+from workers.decoding.decision import Decision
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
-from workers.scheduler.plan import Decision, Failure, Question, StepPlan, StepResult, Turn
+from workers.scheduler.plan import Failure, Question, StepPlan, StepResult, Turn
 from workers.scheduler.reuse import ReuseRule
 from workers.scheduler.task import Placing, RequestId, Sequence, Task
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NewType
 
-import torch
-from torch import Tensor
-
-from cache_service.types import Epoch
+from cache_service.core.types import Epoch
 from workers.api import ContextRead, DepthLimiter, PrefixCandidate
 from workers.bicache.entry import PrefixEntry
-from workers.scheduler.canvas import Canvas
-from workers.scheduler.decoding import Decoding
-from workers.scheduler.focus import Attention, Focus, FocusConfig
+from workers.decoding.canvas import Canvas
+from workers.decoding.focus import Attention, Focus, FocusConfig
+from workers.decoding.rules import Decoding
+from workers.decoding.sampling import Generator, seeded_generator
+from workers.decoding.timetable import Portion, Timetable
+from workers.kv.page_table import SlotTable
 from workers.scheduler.policy import Geometry, Moment, Pass, Policy
-from workers.scheduler.timetable import Portion, Timetable
 
 RequestId = NewType("RequestId", str)
 
@@ -93,7 +92,7 @@ class Placing:
     """Held until the sequence ends."""
     hit: bool
     """Whether the entry was there before this request."""
-    slots: Tensor
+    slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
     limited_by: DepthLimiter | None = None
     """What lowered the reuse depth below the table's."""
@@ -128,9 +127,9 @@ class Sequence:
         return self.task.id
 
     @cached_property
-    def generator(self) -> torch.Generator:
+    def generator(self) -> Generator:
         """The only source of randomness for this request, so that results don't depend on the batch."""
-        return torch.Generator(self.placing.slots.device).manual_seed(self.task.seed)
+        return seeded_generator(self.task.seed, self.placing.slots.device)
 
     @property
     def ready(self) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cache_service.core.state import State
+from cache_service.core.types import Event, EventKind, PrefixKey, ReplicaId, Revision
 from cache_service.errors import CacheServiceError
-from cache_service.state import State
 from cache_service.store.base import Decision
-from cache_service.types import Event, EventKind, PrefixKey, ReplicaId, Revision
 
 MAX_EVENTS = 512
 

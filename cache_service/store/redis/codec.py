@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cache_service import convert
-from cache_service.state import State
+from cache_service.core.state import State
+from cache_service.core.types import Build, Context, DepthLimit, Event, Lease, LeaseId, Placement, ReplicaId, Revision
+from cache_service.rpc import convert
 from cache_service.store.facts import Fact, Put, Table, changes_of, leases_of
-from cache_service.types import Build, Context, DepthLimit, Event, Lease, LeaseId, Placement, ReplicaId, Revision
 from protos import cache_v1_pb2 as pb
 
 TABLES = tuple(Table)

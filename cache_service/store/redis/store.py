@@ -12,16 +12,16 @@ from typing import Any, Self
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
+from cache_service.core.state import State
+from cache_service.core.types import Event, Lease, LeaseId, Revision
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable
-from cache_service.feed import Feed
-from cache_service.state import State
 from cache_service.store.base import Decision
+from cache_service.store.feed import Feed
 from cache_service.store.redis import codec, scripts
 from cache_service.store.redis.batching import Proposal, batch_of
 from cache_service.store.redis.connect import connect
-from cache_service.store.redis.flight import SharedFlight
 from cache_service.store.redis.scripts import Script
-from cache_service.types import Event, Lease, LeaseId, Revision
+from cache_service.store.redis.single_flight import SharedFlight
 
 _log = logging.getLogger(__name__)
 

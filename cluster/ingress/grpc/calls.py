@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cache_service.status import details_of
+from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
 from cluster.ingress.keys import check_key

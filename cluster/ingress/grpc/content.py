@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.drafting import MAX_HOLE, Content, Hole, Part, TextContent, TokenContent, Turn, TurnsContent
 from cluster.errors import RequestError
-from cluster.ingress.contexts import Change, Found, Rewrite, TokenRange
+from cluster.generation.contexts.drafting import (
+    MAX_HOLE,
+    Content,
+    Hole,
+    Part,
+    TextContent,
+    TokenContent,
+    Turn,
+    TurnsContent,
+)
+from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
 from protos import contexts_v1_pb2 as pb
 
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}

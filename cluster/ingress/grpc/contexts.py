@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from cache_service.types import Context, ContextId, Epoch
+from cache_service.core.types import Context, ContextId, Epoch
 from cluster.errors import RequestError
-from cluster.ingress.contexts import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
 from cluster.ingress.grpc.calls import answered, params_of, work_done
 from cluster.ingress.grpc.content import changes_of, content_of
-from cluster.ingress.service import InferenceService
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 

@@ -8,14 +8,14 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from cache_service.contexts import MAX_STALENESS
-from cache_service.types import ContextId
+from cache_service.core.contexts import MAX_STALENESS
+from cache_service.core.types import ContextId
 from cluster.errors import RequestError
-from cluster.ingress.events import ContextChoice, Finished, Text
+from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
+from cluster.generation.events import ContextChoice, Finished, Text
+from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.grpc.calls import answered, params_of, work_done
 from cluster.ingress.grpc.content import role_of
-from cluster.ingress.service import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
-from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
 from workers.api import ContextMode, FinishReason

@@ -12,10 +12,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.errors import ClusterError
-from cluster.ingress.denoising import Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
 from cluster.ingress.grpc.contexts import ContextsServicer
 from cluster.ingress.grpc.inference import InferenceServicer
-from cluster.ingress.service import InferenceService
 from protos import contexts_v1_pb2, contexts_v1_pb2_grpc, inference_v1_pb2, inference_v1_pb2_grpc
 
 INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_name

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.checkpoints import raw_config, write_checkpoint
 from benchmarks.dimensions import LLADA_8B
-from cluster.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenization
 from workers.models.llada import parse_config
 from workers.models.loader import load_model, shard_files
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cache_service.types import ContextId, Epoch, Placement, PrefixKey, ReplicaId
+from cache_service.core.types import ContextId, Epoch, Placement, PrefixKey, ReplicaId
 
 ANNA, BORIS = ReplicaId("anna"), ReplicaId("boris")
 

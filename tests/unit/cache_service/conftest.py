@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
-from cache_service.server import CacheServer
+from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
 

@@ -6,11 +6,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from cache_service.core.state import State
+from cache_service.core.types import Event, Lease, LeaseId, Placement, ReplicaId
 from cache_service.errors import LeaseRefused
-from cache_service.state import State
 from cache_service.store.base import Decision
 from cache_service.store.redis.batching import MAX_EVENTS, Proposal, batch_of
-from cache_service.types import Event, Lease, LeaseId, Placement, ReplicaId
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 

@@ -9,21 +9,11 @@ from contextlib import aclosing, asynccontextmanager
 import grpc
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.client.watch import persistently
 from cache_service.config import ServerConfig
-from cache_service.errors import (
-    CacheServiceUnavailable,
-    FencedToken,
-    InvalidRequest,
-    LeaseRefused,
-    StaleEpoch,
-    UnknownContext,
-)
-from cache_service.hashing import prefix_keys
-from cache_service.server import CacheServer
-from cache_service.store.memory import MemoryStore
-from cache_service.testing import FakeClock, free_port
-from cache_service.types import (
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import (
     FIRST_EPOCH,
     CommitId,
     ContextId,
@@ -37,7 +27,17 @@ from cache_service.types import (
     ReplicaId,
     Snapshot,
 )
-from cache_service.watching import persistently
+from cache_service.errors import (
+    CacheServiceUnavailable,
+    FencedToken,
+    InvalidRequest,
+    LeaseRefused,
+    StaleEpoch,
+    UnknownContext,
+)
+from cache_service.rpc.server import CacheServer
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock, free_port
 from protos import cache_v1_pb2 as pb
 from protos.cache_v1_pb2_grpc import ContextsStub, EventsServicer, add_EventsServicer_to_server
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -220,7 +220,7 @@ async def test_a_watch_leaves_an_instance_that_says_nothing(
     server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is there as far as the network can tell, as one that is stopped or that hangs."""
-    monkeypatch.setattr("cache_service.watching.SILENCE_S", 0.2)
+    monkeypatch.setattr("cache_service.client.watch.SILENCE_S", 0.2)
     async with (
         watchable(HangingEvents()) as target,
         CacheClient(f"{target},127.0.0.1:{server.port}") as client,
@@ -242,7 +242,7 @@ async def test_a_watcher_asks_for_a_snapshot_where_it_is_told_of_what_it_does_no
 
 
 async def test_what_keeps_up_with_the_service_outlives_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_service.watching.MAX_BACKOFF_S", 0.0)
+    monkeypatch.setattr("cache_service.client.watch.MAX_BACKOFF_S", 0.0)
     failures = [LookupError(), ValueError()]
 
     async def run() -> None:

@@ -4,11 +4,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cache_service.contexts import MAX_EDITS, MAX_STALENESS, spliced
-from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
-from cache_service.hashing import prefix_keys
-from cache_service.state import State
-from cache_service.types import (
+from cache_service.core.contexts import MAX_EDITS, MAX_STALENESS, spliced
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.state import State
+from cache_service.core.types import (
     FIRST_EPOCH,
     CommitId,
     Context,
@@ -21,6 +20,7 @@ from cache_service.types import (
     Revision,
     Version,
 )
+from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
 from tests.unit.cache_service.builders import ANNA, BORIS, placed
 
 MASK = 99

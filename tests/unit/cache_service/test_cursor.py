@@ -6,9 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cache_service.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
-from cache_service.errors import Compacted
-from cache_service.types import (
+from cache_service.core.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
+from cache_service.core.types import (
     Commit,
     CommitId,
     Context,
@@ -23,6 +22,7 @@ from cache_service.types import (
     Snapshot,
     Version,
 )
+from cache_service.errors import Compacted
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from cache_service.core.state import State
+from cache_service.core.types import Event, EventKind, Lease, LeaseId, PrefixKey, ReplicaId, Revision
 from cache_service.errors import CacheServiceError, InvalidRequest, LeaseRefused
-from cache_service.state import State
-from cache_service.types import Event, EventKind, Lease, LeaseId, PrefixKey, ReplicaId, Revision
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 

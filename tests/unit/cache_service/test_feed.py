@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from cache_service.core.types import Event, EventKind, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
-from cache_service.feed import Feed
-from cache_service.types import Event, EventKind, Revision
+from cache_service.store.feed import Feed
 from tests.unit.cache_service.builders import ANNA
 
 

@@ -10,14 +10,10 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from cache_service.contexts import MAX_STALENESS
-from cache_service.cursor import Cursor, Update, batch_of, parts_of
-from cache_service.errors import CacheServiceError, Compacted, FencedToken, LeaseRefused
-from cache_service.service import CacheService
-from cache_service.state import State
-from cache_service.store.memory import MemoryStore
-from cache_service.testing import FakeClock, HistoryChecker, WatchChecker, mirror_of, require_same_view
-from cache_service.types import (
+from cache_service.core.contexts import MAX_STALENESS
+from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
+from cache_service.core.state import State
+from cache_service.core.types import (
     Build,
     CommitId,
     Context,
@@ -29,6 +25,10 @@ from cache_service.types import (
     ReplicaId,
     Snapshot,
 )
+from cache_service.errors import CacheServiceError, Compacted, FencedToken, LeaseRefused
+from cache_service.rpc.service import CacheService
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock, HistoryChecker, WatchChecker, mirror_of, require_same_view
 from tests.faults.simulation import run
 from tests.unit.cache_service.builders import key
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from cache_service.leases import Leases
-from cache_service.types import LeaseId
+from cache_service.core.leases import Leases
+from cache_service.core.types import LeaseId
 
 ONE, TWO = LeaseId(1), LeaseId(2)
 

@@ -6,13 +6,13 @@ from contextlib import aclosing
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.types import Edit, Lease, LeaseId, Revision
 from cache_service.errors import FencedToken, LeaseRefused, StaleEpoch
-from cache_service.server import CacheServer
+from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
-from cache_service.types import Edit, Lease, LeaseId, Revision
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 

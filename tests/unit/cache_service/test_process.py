@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.testing import free_port
 from tests.unit.cache_service.builders import ANNA, key, placed
 

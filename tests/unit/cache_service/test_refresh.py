@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, StaleEpoch
-from cache_service.state import State
-from cache_service.types import (
+from cache_service.core.state import State
+from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
     CommitId,
@@ -20,6 +19,7 @@ from cache_service.types import (
     PrefixKey,
     ReplicaId,
 )
+from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, StaleEpoch
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 

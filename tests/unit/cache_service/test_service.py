@@ -13,15 +13,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.state import State
+from cache_service.core.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
-from cache_service.server import CacheServer
-from cache_service.state import State
+from cache_service.rpc.server import CacheServer
 from cache_service.store.base import Decision
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
-from cache_service.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
 from protos import cache_v1_pb2 as pb
 from protos import cache_v1_pb2_grpc as pb_grpc
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -241,7 +241,7 @@ async def test_a_watch_ends_where_the_service_lost_its_store(
     server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The instance can't know what the others accept, so it must not call the watcher's view up to date."""
-    monkeypatch.setattr("cache_service.service.PROGRESS_S", 0.01)
+    monkeypatch.setattr("cache_service.rpc.service.PROGRESS_S", 0.01)
     watch = server.service.watch(Revision(0), server.service.store.incarnation)
     assert (await anext(watch)).events == ()
     monkeypatch.setattr(MemoryStore, "sync", AsyncMock(side_effect=CacheServiceUnavailable("away")))

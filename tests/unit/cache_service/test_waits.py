@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-from cache_service.client import CacheClient
-from cache_service.types import FIRST_EPOCH, Build, Event, EventKind, FencingToken, Revision, Snapshot
-from cache_service.waits import BuildWaits
+from cache_service.client.client import CacheClient
+from cache_service.client.waits import BuildWaits
+from cache_service.core.types import FIRST_EPOCH, Build, Event, EventKind, FencingToken, Revision, Snapshot
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 LONG_S = 30.0

@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.registry import Collector
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ReplicaId
-from cluster.encoding import Encoding
-from cluster.ingress.denoising import Denoising
-from cluster.ingress.http import create_app
-from cluster.ingress.service import InferenceService
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.encoding import Encoding
+from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
 from tests.e2e.checkpoints import write_random_checkpoint
 from tests.unit.cluster.local import Connect, LocalWorkers

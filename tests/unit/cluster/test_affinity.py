@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_service.types import PrefixKey, ReplicaId
+from cache_service.core.types import PrefixKey, ReplicaId
 from cluster.affinity import Demand, RouterWeights, rank
 from cluster.ledger import WorkLedger
 from workers.api import PrefixCandidate

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster import supervisor
 from cluster.cli import app, without_none
 from cluster.config import ClusterConfig
+from cluster.supervisor import supervisor
 
 
 def test_the_version_is_told() -> None:

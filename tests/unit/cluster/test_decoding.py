@@ -8,10 +8,10 @@ import grpc
 import pytest
 from fastapi.testclient import TestClient
 
-from cluster.ingress.denoising import Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.tokenization import Tokenization
 from cluster.ingress.grpc.server import serving
-from cluster.ingress.service import InferenceService
-from cluster.tokenization import Tokenization
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.unit.cluster.local import LocalWorkers

@@ -10,13 +10,13 @@ from contextlib import aclosing
 import pytest
 from fastapi.testclient import TestClient
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
-from cluster.drafting import Hole, TokenContent
 from cluster.errors import ReplicaLostError
-from cluster.ingress.contexts import Change, TokenRange
-from cluster.ingress.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
-from cluster.ingress.service import InferenceService
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.drafting import Hole, TokenContent
+from cluster.generation.contexts.editing import Change, TokenRange
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.context_calls import COMMITS, HOLE, LIVES_IN, NONE, URL, created, failed
 from tests.unit.cluster.local import Connect, Fault, LocalWorkers

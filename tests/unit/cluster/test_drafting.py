@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_service.contexts import spliced
-from cache_service.types import CommitId, Context, ContextId, Epoch, PrefixKey, Revision, Version
-from cluster.drafting import Draft, Drafting, Hole, TextContent, TokenContent, Turn, TurnsContent
+from cache_service.core.contexts import spliced
+from cache_service.core.types import CommitId, Context, ContextId, Epoch, PrefixKey, Revision, Version
 from cluster.errors import RequestError
-from cluster.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+from cluster.generation.contexts.drafting import Draft, Drafting, Hole, TextContent, TokenContent, Turn, TurnsContent
+from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
 
 MASK = 1
 SHEET = "Mira is 34, lives in Oslo and has a fox."

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.encoding import LONG, Encoding
-from cluster.tokenization import Conversation, Message, Prompt, TextPrompt, Tokenization, TokenPrompt, length_of
+from cluster.generation.encoding import LONG, Encoding
+from cluster.generation.tokenization import (
+    Conversation,
+    Message,
+    Prompt,
+    TextPrompt,
+    Tokenization,
+    TokenPrompt,
+    length_of,
+)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.errors import ClusterError, ReplicaLostError
-from cluster.ingress.denoising import Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
 from cluster.ingress.grpc.server import serving
-from cluster.ingress.service import InferenceService
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.unit.cluster.local import Fault, LocalWorkers

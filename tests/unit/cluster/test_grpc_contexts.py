@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import ContextId
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import ContextId
-from cluster.drafting import Hole, TokenContent
-from cluster.ingress.denoising import Denoising
+from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.drafting import Hole, TokenContent
 from cluster.ingress.grpc.server import serving
-from cluster.ingress.service import InferenceService
 from cluster.metrics import IngressMetrics
 from protos import contexts_v1_pb2 as pb
 from protos import inference_v1_pb2 as inference

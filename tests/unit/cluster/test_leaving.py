@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import TaskCancelledError
 from starlette.types import Message, Receive, Scope, Send
 
-from cluster.ingress.leaving import ClientLeftMiddleware
+from cluster.ingress.http.leaving import ClientLeftMiddleware
 
 
 @pytest.mark.parametrize(

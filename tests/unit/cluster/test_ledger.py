@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from cluster.ledger import REPORT_LIFE_S, WorkLedger
 
 A, B = ReplicaId("a"), ReplicaId("b")

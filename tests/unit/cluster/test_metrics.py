@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from cluster.ledger import WorkLedger
 from cluster.metrics import Expositions, Federation, RouterCollector
 from cluster.placement import PlacementView

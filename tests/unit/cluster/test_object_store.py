@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.dimensions import LLADA_8B
 from cluster.config import ClusterConfig, parse_config
-from cluster.driver import checked_model, memory_of_machine, object_store_bytes
 from cluster.errors import StartError
-from cluster.object_store import LEAST_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
+from cluster.supervisor.driver import checked_model, memory_of_machine, object_store_bytes
+from cluster.supervisor.object_store import LEAST_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
 from workers.bicache.copies import EntryFormat
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from cache_service.types import Event, EventKind, Lease, LeaseId, Placement, PrefixKey, ReplicaId, Revision, Snapshot
+from cache_service.core.types import (
+    Event,
+    EventKind,
+    Lease,
+    LeaseId,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+)
 from cluster.placement import PlacementView
 
 A, B = ReplicaId("a"), ReplicaId("b")

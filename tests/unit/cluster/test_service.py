@@ -13,10 +13,10 @@ from cluster.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from cluster.ingress.events import Event, Finished, Text
-from cluster.ingress.service import Call, InferenceService
+from cluster.generation.answer import Call, InferenceService
+from cluster.generation.events import Event, Finished, Text
+from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
-from cluster.tokenization import Conversation, Message, TokenPrompt
 from tests.unit.cluster.local import Fault, LocalWorkers
 from workers.api import DecodingParams, FinishReason, WorkerStats
 from workers.errors import InvalidRequestError, OverloadedError

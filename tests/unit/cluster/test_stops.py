@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.ingress.stops import StopStrings
+from cluster.generation.stops import StopStrings
 
 TEXT = st.text("ab\n", max_size=20)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3)

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config import CacheServiceConfig, ClusterConfig, GrpcConfig, HttpConfig
 from cluster.errors import StartError
-from cluster.supervisor import check_ports, child_environment, run_directory
+from cluster.supervisor.supervisor import check_ports, child_environment, run_directory
 from workers.config import WorkerConfig
 
 ANY_PORTS = {"http": HttpConfig(port=0), "grpc": GrpcConfig(port=0), "cache_service": CacheServiceConfig(port=0)}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from cluster.errors import RequestError, TokenizerError
-from cluster.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
 from workers.bicache.cut import cut_length
 from workers.models.factbook.tokenizer import build_tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.supervisor import SERVE_SETTINGS
+from cluster.supervisor.supervisor import SERVE_SETTINGS
 
 
 @pytest.fixture(params=["cache", "serve"])

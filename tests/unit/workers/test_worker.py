@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cache_service.types import ReplicaId
+from cache_service.core.types import ReplicaId
 from tests.unit.workers.models.conftest import LLADA_CONFIG
 from tests.unit.workers.tiny import request_of
 from workers.api import FinishReason

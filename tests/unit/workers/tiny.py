@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cache_service.hashing import prefix_keys
-from cache_service.types import ReplicaId
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import ReplicaId
 from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, PrefixCandidate, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from cache_service.types import PrefixKey
+from cache_service.core.types import PrefixKey
 from tests.unit.workers.tiny import TINY
 from workers.bicache.cache import PrefixCache, PrefixHandle
 from workers.bicache.depth import DepthTable, ratio_percent

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import LONG_S, Cluster
 

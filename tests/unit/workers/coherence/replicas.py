@@ -11,10 +11,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceUnavailable
-from cache_service.hashing import prefix_keys
-from cache_service.types import PrefixKey, ReplicaId
 from tests.unit.workers.test_worker import write_llada
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate, Usage
 from workers.bicache.copies import EntryCopy, TransferError

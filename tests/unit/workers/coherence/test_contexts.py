@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
-from cache_service.contexts import MAX_STALENESS
-from cache_service.server import CacheServer
+from cache_service.core.contexts import MAX_STALENESS
+from cache_service.core.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId, Snapshot
+from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
-from cache_service.types import ContextId, Edit, Epoch, PrefixKey, ReplicaId, Snapshot
 from tests.unit.workers.coherence.replicas import ALWAYS, LONG_S, PREFIX, Cluster, answer, ask, count, start, until
 from workers.api import ContextEpoch, ContextMode, ContextRead, PrefixCandidate
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.core.types import Event, EventKind, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import Event, EventKind, PrefixKey, ReplicaId, Snapshot
 from tests.unit.workers.coherence.replicas import (
     ALWAYS,
     LONG_S,

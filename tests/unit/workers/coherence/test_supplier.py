@@ -11,22 +11,22 @@ from typing import TypeVar
 import pytest
 import torch
 
-from cache_service.client import CacheClient
+from cache_service.client.client import CacheClient
+from cache_service.client.waits import BuildWaits
+from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
 from cache_service.testing.processes import ServiceProcess
-from cache_service.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
-from cache_service.waits import BuildWaits
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, Unreachable
-from workers.bicache.entries import Entries, EntriesThread
 from workers.bicache.entry import Changes, Report, Wanted
-from workers.bicache.estimate import CostModel, Prior
-from workers.bicache.supplier import Supplier
-from workers.bicache.sync import PrefixSync
-from workers.bicache.tally import Tally
-from workers.bicache.view import ClusterView
+from workers.bicache.entry_table import Entries, EntriesThread
+from workers.coherence.estimate import CostModel, Prior
+from workers.coherence.supplier import Supplier
+from workers.coherence.sync import PrefixSync
+from workers.coherence.tally import Tally
+from workers.coherence.view import ClusterView
 from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
+from workers.engine.async_engine import AsyncEngine, Nobody
 from workers.engine.engine import Engine
-from workers.engine.front import AsyncEngine, Nobody
 from workers.models.loader import load_model
 from workers.worker import cost_model
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cache_service.hashing import prefix_keys
-from cache_service.types import CommitId, Context, ContextId, Epoch, Revision, Version
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import CommitId, Context, ContextId, Epoch, Revision, Version
 from tests.unit.workers.tiny import prompt_of, request_of
 from workers.api import ContextEpoch, ContextMode, ContextRead, GenerateRequest
 

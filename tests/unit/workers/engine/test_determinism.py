@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache_service.types import DepthLimit, PrefixKey
+from cache_service.core.types import DepthLimit, PrefixKey
 from tests.unit.workers.tiny import PAGE_TOKENS, TINY, Answer, engine_of, prompt_of, request_of, run_all, run_one
 from tests.unit.workers.tiny import tiny_model as model_of
 from workers.api import GenerateRequest

@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.dimensions import LLADA_8B
 from tests.unit.workers.tiny import request_of
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
+from workers.decoding.decision import Decision
 from workers.engine.batch import assemble
 from workers.engine.engine import Engine
 from workers.models.layers import Transformer
 from workers.models.loader import LoadedModel
-from workers.scheduler.plan import Decision, StepResult, Turn
+from workers.scheduler.plan import StepResult, Turn
 
 COST_MODEL = Path(os.environ.get("PALIMPSEST_SHARED", "../shared")) / "tools" / "cost_model.py"
 META, USER, CANVAS, STEPS, BLOCK = torch.device("meta"), 64, 256, 128, 32

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_service.hashing import prefix_keys
-from cache_service.types import Context
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import Context
 from tests.unit.workers.engine.contexts import BLOCK, TAIL, content, reading
 from tests.unit.workers.tiny import TINY, Answer, engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import ContextMode, GenerateRequest, PrefixCandidate

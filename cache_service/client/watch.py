@@ -1,0 +1,102 @@
+"""One endless watch made of as many calls as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from cache_service.client.connection import Connection, Instance
+from cache_service.core.cursor import Cursor, Update
+from cache_service.core.types import Event, Snapshot
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, Compacted
+from cache_service.rpc import convert
+from cache_service.rpc.status import error_of
+from protos import cache_v1_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+MAX_BACKOFF_S = 2.0
+SILENCE_S = 15.0
+"""After which an instance counts as hanging: it says something every 5 s. gRPC's own pings are held back where nothing
+is sent, so that they take more than a minute to tell."""
+
+
+class WatchStream:
+    """Reads one Watch call after the other, over all instances, as if they were one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cursor = Cursor()
+        self._instance: Instance | None = None
+        self._call: Any = None
+        self._reading = AsyncRetrying(
+            retry=retry_if_exception_type(CacheServiceError),
+            wait=wait_random_exponential(multiplier=0.05, max=MAX_BACKOFF_S),
+            before_sleep=self._log_first_failure,
+        )
+
+    async def read(self) -> tuple[Snapshot | Event, ...]:
+        """The next snapshot and events, however many calls that takes."""
+        return await self._reading(self._read_once)
+
+    def cancel(self) -> None:
+        """End the call under way; `read` would begin another."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    async def _read_once(self) -> tuple[Snapshot | Event, ...]:
+        try:
+            return self._cursor.take(update_of(await self._receive()))
+        except Compacted:
+            self._cursor.reset()
+            self.cancel()
+            raise
+        except CacheServiceError:
+            self.cancel()
+            if self._instance is not None:
+                self._connection.fail_over(self._instance)
+            raise
+
+    async def _receive(self) -> pb.WatchResponse:
+        if self._call is None:
+            self._instance = self._connection.current
+            after, incarnation = self._cursor.resume(), self._cursor.incarnation
+            self._call = self._instance.events.Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                response = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from failure
+        except TimeoutError as silence:
+            raise CacheServiceUnavailable(f"the service has said nothing for {SILENCE_S:g} s") from silence
+        if not isinstance(response, pb.WatchResponse):
+            raise CacheServiceUnavailable("the service ended the watch")
+        return response
+
+    def _log_first_failure(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            _log.warning("a watch is interrupted, trying on: %s", state.outcome.exception())
+
+
+def update_of(response: pb.WatchResponse) -> Update:
+    """Raises Compacted for events that only a newer service knows: a snapshot holds what came of them."""
+    try:
+        return convert.update_from_pb(response)
+    except ValueError as error:
+        raise Compacted(str(error)) from error
+
+
+async def persistently(run: Callable[[], Awaitable[None]]) -> None:
+    """Run what never ends by itself, and anew after whatever fails: else its owner would be blind for good."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("what keeps up with the cache service failed, and begins anew")
+            await asyncio.sleep(MAX_BACKOFF_S)

@@ -1,0 +1,126 @@
+"""What a watch stream carries, and a watcher's place in it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cache_service.core.types import Event, Revision, Snapshot
+from cache_service.errors import Compacted
+
+PART_PLACEMENTS = 4096
+"""Placements, or other small facts, in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
+
+BATCH_TOKENS = 262_144
+"""Tokens of contexts, new or edited, and characters that the events of one message may carry before it is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a snapshot: the whole is the union of the pieces up to the last."""
+
+    snapshot: Snapshot
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One message of a watch; with neither part nor events it tells an idle watcher the `revision`."""
+
+    incarnation: str
+    revision: Revision
+    part: Part | None = None
+    events: tuple[Event, ...] = ()
+
+
+def parts_of(snapshot: Snapshot) -> Iterator[Part]:
+    """`snapshot` in pieces that each fit a message; a context has a piece of its own."""
+    pieces = [replace(snapshot, placements=(), contexts=(), limits=())]
+    empty = Snapshot(snapshot.revision, (), ())
+    for start in range(0, len(snapshot.placements), PART_PLACEMENTS):
+        pieces.append(replace(empty, placements=snapshot.placements[start : start + PART_PLACEMENTS]))
+    for start in range(0, len(snapshot.limits), PART_PLACEMENTS):
+        pieces.append(replace(empty, limits=snapshot.limits[start : start + PART_PLACEMENTS]))
+    pieces.extend(replace(empty, contexts=(context,)) for context in snapshot.contexts)
+    for i, piece in enumerate(pieces):
+        yield Part(piece, last=i == len(pieces) - 1)
+
+
+def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
+    """As many of `events` as fit a message; the first always does."""
+    num_tokens = 0
+    for i, event in enumerate(events):
+        num_tokens += _weight(event)
+        if num_tokens > BATCH_TOKENS and i > 0:
+            return tuple(events[:i])
+    return tuple(events)
+
+
+def _weight(event: Event) -> int:
+    """Roughly how many tokens weigh as much; what is small in any event is left out."""
+    weight = len(event.replica)
+    if event.context is not None:
+        context = event.context
+        weight += len(context.token_ids) + len(context.masked) + len(context.salt) + len(context.fingerprint)
+    elif event.commit is not None:
+        weight += sum(2 + len(edit.token_ids) for edit in event.commit.edits)
+    return weight
+
+
+def _whole(pieces: list[Snapshot]) -> Snapshot:
+    return Snapshot(
+        revision=pieces[0].revision,
+        members=tuple(member for piece in pieces for member in piece.members),
+        placements=tuple(placement for piece in pieces for placement in piece.placements),
+        draining=tuple(member for piece in pieces for member in piece.draining),
+        contexts=tuple(context for piece in pieces for context in piece.contexts),
+        builds=tuple(build for piece in pieces for build in piece.builds),
+        limits=tuple(limit for piece in pieces for limit in piece.limits),
+    )
+
+
+class Cursor:
+    """Turns updates into one snapshot and then every later event once and in order, over many streams."""
+
+    def __init__(self) -> None:
+        self._incarnation = ""
+        self._revision: Revision | None = None
+        self._pieces: list[Snapshot] = []
+
+    @property
+    def incarnation(self) -> str:
+        return self._incarnation
+
+    def resume(self) -> Revision | None:
+        """After which revision a new stream has to begin; None: with a snapshot. Drops half a snapshot."""
+        self._pieces.clear()
+        return self._revision
+
+    def reset(self) -> None:
+        """Begin with a snapshot the next time."""
+        self._revision = None
+        self._pieces.clear()
+
+    def take(self, update: Update) -> tuple[Snapshot | Event, ...]:
+        """What `update` adds; what it repeats is passed over. Raises Compacted on a gap: `reset`, and ask anew."""
+        if update.part is not None:
+            return self._take_part(update.incarnation, update.part)
+        if self._revision is None or update.incarnation != self._incarnation:
+            raise Compacted(f"events of incarnation {update.incarnation!r} came without their snapshot")
+        fresh = tuple(event for event in update.events if event.revision > self._revision)
+        for event in fresh:
+            if event.revision != self._revision + 1:
+                raise Compacted(f"event {event.revision} came after revision {self._revision}: some are missing")
+            self._revision = event.revision
+        if not update.events and update.revision > self._revision:
+            raise Compacted(f"the service is idle at {update.revision}, this view at {self._revision}")
+        return fresh
+
+    def _take_part(self, incarnation: str, part: Part) -> tuple[Snapshot, ...]:
+        self._pieces.append(part.snapshot)
+        if not part.last:
+            return ()
+        snapshot = _whole(self._pieces)
+        self._pieces.clear()
+        self._incarnation, self._revision = incarnation, snapshot.revision
+        return (snapshot,)

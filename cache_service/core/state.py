@@ -1,0 +1,244 @@
+"""Everything the cache service knows, at one revision, and the decisions that concern more than one core. Pure.
+
+A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
+it refuses; see `cache_service.core.directory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Self
+
+from cache_service.core.builds import Builds, Depths
+from cache_service.core.contexts import MAX_STALENESS, Contexts
+from cache_service.core.directory import Directory
+from cache_service.core.types import (
+    Build,
+    CommitId,
+    Context,
+    ContextId,
+    DepthLimit,
+    Edit,
+    Epoch,
+    Event,
+    FencingToken,
+    Lease,
+    LeaseId,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+)
+from cache_service.errors import FencedToken, InvalidRequest, StaleEpoch
+
+Events = tuple[Event, ...]
+_CONTEXT_OF = attrgetter("context")
+
+
+class State:
+    """The fold of all events up to `revision`."""
+
+    def __init__(self) -> None:
+        self.revision = Revision(0)
+        self.directory = Directory()
+        self.contexts = Contexts()
+        self.builds = Builds()
+        self.depths = Depths()
+
+    @classmethod
+    def restore(
+        cls,
+        revision: Revision,
+        members: Iterable[Lease],
+        placements: Iterable[Placement],
+        draining: Iterable[ReplicaId] = (),
+        contexts: Iterable[Context] = (),
+        builds: Iterable[Build] = (),
+        limits: Iterable[DepthLimit] = (),
+    ) -> Self:
+        """The state whose facts these are."""
+        state = cls()
+        state.revision = revision
+        for lease in members:
+            state.directory.admit(lease)
+        for replica in draining:
+            state.directory.mark_draining(replica)
+        for placement in placements:
+            state.directory.place(placement)
+        for context in sorted(contexts, key=lambda context: context.created):
+            state.contexts.restore(context)
+        for build in builds:
+            state.builds.restore(build)
+        for limit in limits:
+            state.depths.restore(limit)
+        return state
+
+    @property
+    def next_revision(self) -> Revision:
+        return Revision(self.revision + 1)
+
+    def apply(self, event: Event) -> None:
+        """Take the next event. Raises ValueError on a gap."""
+        if event.revision != self.next_revision:
+            raise ValueError(f"event {event.revision} can't follow revision {self.revision}")
+        self.directory.apply(event)
+        self.contexts.apply(event)
+        self.builds.apply(event)
+        self.depths.apply(event)
+        self.revision = event.revision
+
+    def snapshot(self) -> Snapshot:
+        members = tuple(lease.replica for lease in self.directory.members())
+        return Snapshot(
+            self.revision,
+            members,
+            tuple(self.directory.placements()),
+            draining=tuple(filter(self.directory.is_draining, members)),
+            contexts=self.contexts.all(),
+            builds=self.builds.all(),
+            limits=self.depths.all(),
+        )
+
+    # Members
+
+    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> Events:
+        """A new lease for `replica`; what an older registration held, placements and builds, ends."""
+        ended = self.builds.release(self.builds.of({replica}), at)
+        return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended)))
+
+    def leave(self, lease: Lease, at: Revision) -> Events:
+        """The member goes, with its placements and builds."""
+        self.directory.require(lease)
+        return self._remove([lease.replica], [], at)
+
+    def expire(self, lapsed: Collection[LeaseId], at: Revision) -> Events:
+        """Members and builds whose lease is among `lapsed` end; ids that ended before are passed over."""
+        return self._remove(self.directory.under(lapsed), self.builds.under(lapsed), at)
+
+    def _remove(self, replicas: list[ReplicaId], builds: list[Build], at: Revision) -> Events:
+        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.of(replicas))), at)
+        return (*ended, *self.directory.remove(replicas, _after(at, ended)))
+
+    # Entries
+
+    def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> Events:
+        """Placements without a build: content that the member found or made on its own. All or none."""
+        self.directory.require(lease)
+        for placement in placements:
+            self._require_current(placement.context, placement.epoch, placement.key)
+            if placement.token is not None:
+                self._require_made(placement, placement.token)
+        return self.directory.announce(lease, placements, at)
+
+    def _require_made(self, placement: Placement, token: FencingToken) -> None:
+        """Only an entry that is listed under its token may be announced with it again."""
+        known = self.directory.find(placement.key, placement.replica)
+        if known is None or known.token != token:
+            raise FencedToken(f"token {token} made no listed entry: announce it without a token")
+
+    def lookup(self, keys: Sequence[PrefixKey], max_staleness: int) -> dict[PrefixKey, tuple[Placement, ...]]:
+        """Holders of each key; entries of a context only where at most `max_staleness` epochs behind its newest."""
+        if not 0 <= max_staleness <= MAX_STALENESS:
+            raise InvalidRequest(f"max_staleness must lie within 0 and {MAX_STALENESS} epochs, got {max_staleness}")
+        found = self.directory.lookup(keys)
+        for key, placements in tuple(found.items()):
+            if any(map(_CONTEXT_OF, placements)):
+                found[key] = tuple(p for p in placements if self._is_fresh(p, max_staleness))
+                if not found[key]:
+                    del found[key]
+        return found
+
+    def hottest(self, count: int) -> tuple[Placement, ...]:
+        """The prefixes that served most, hottest first, each with its hottest holder; nothing stale."""
+        return self.directory.hottest(count, lambda placement: self._is_fresh(placement, 0))
+
+    def _is_fresh(self, placement: Placement, max_staleness: int) -> bool:
+        if placement.context is None:
+            return True
+        context = self.contexts.find(placement.context)
+        return context is not None and context.epoch - placement.epoch <= max_staleness
+
+    # Builds
+
+    def acquire(
+        self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
+    ) -> Events:
+        """Grant the build of (key, epoch); none where one is under way."""
+        self.directory.require(lease)
+        self._require_current(context, epoch, key)
+        return self.builds.acquire(lease, key, epoch, context, ttl_s, at)
+
+    def complete(self, lease: Lease, token: FencingToken, placement: Placement, at: Revision) -> Events:
+        """The placement that was built under `token`, and the end of the build; none where that was done before."""
+        self.directory.require(lease)
+        made = replace(placement, token=token)
+        if self.directory.find(made.key, made.replica) == made:
+            return ()
+        self._require_current(made.context, made.epoch, made.key)
+        build = self.builds.require(lease.replica, made.key, made.epoch, token)
+        announced = self.directory.announce(lease, [made], at)
+        return (*announced, *self.builds.finish(build, _after(at, announced)))
+
+    def release(self, lease: Lease, key: PrefixKey, epoch: Epoch, token: FencingToken, at: Revision) -> Events:
+        """The member gives its build up."""
+        self.directory.require(lease)
+        return self.builds.release([self.builds.require(lease.replica, key, epoch, token)], at)
+
+    def report_drift(self, lease: Lease, limits: Sequence[DepthLimit], at: Revision) -> Events:
+        """Lower how deep prefixes may be reused, for all."""
+        self.directory.require(lease)
+        return self.depths.report(limits, lease.replica, at)
+
+    def _require_current(self, context_id: ContextId | None, epoch: Epoch, key: PrefixKey) -> None:
+        if context_id is None:
+            return
+        context = self.contexts.get(context_id)
+        if epoch != context.epoch:
+            raise StaleEpoch(f"context {context_id} is at epoch {context.epoch}, the entry is of {epoch}")
+        if key != context.key:
+            raise InvalidRequest(f"context {context_id} has another key at epoch {epoch}: check salt and fingerprint")
+
+    # Contexts
+
+    def commit(
+        self,
+        context_id: ContextId,
+        expected: Epoch,
+        edits: Sequence[Edit],
+        commit: CommitId,
+        author: ReplicaId,
+        at: Revision,
+    ) -> Events:
+        """A new epoch; builds of earlier ones end, and entries that nobody may ask for any more are withdrawn."""
+        committed = self.contexts.commit(context_id, expected, edits, commit, author, at)
+        if not committed:
+            return ()
+        context = self.contexts.get(context_id)
+        return (*committed, *self._end_stale(context, Epoch(expected + 1), _after(at, committed)))
+
+    def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> Events:
+        """The context goes, with its builds and entries."""
+        context = self.contexts.get(context_id)
+        deleted = self.contexts.delete(context_id, author, at)
+        ended = self.builds.release(self.builds.before(context_id, None), _after(at, deleted))
+        keys = [version.key for version in (context.version, *context.past)]
+        gone = self.directory.withdraw_stale(context_id, keys, context.epoch, _after(at, (*deleted, *ended)))
+        return (*deleted, *ended, *gone)
+
+    def _end_stale(self, context: Context, newest: Epoch, at: Revision) -> Events:
+        ended = self.builds.release(self.builds.before(context.id, newest), at)
+        keys = [version.key for version in (context.version, *context.past)]
+        oldest_kept = newest - MAX_STALENESS
+        gone = self.directory.withdraw_stale(context.id, keys, Epoch(oldest_kept - 1), _after(at, ended))
+        return (*ended, *gone)
+
+    def __repr__(self) -> str:
+        others = f"{len(self.contexts)} contexts, {len(self.builds)} builds"
+        return f"<State at {self.revision}: {self.directory} [{others}]>"
+
+
+def _after(at: Revision, events: Sequence[Event]) -> Revision:
+    return Revision(at + len(events))

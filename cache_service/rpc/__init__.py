@@ -1,0 +1,1 @@
+"""The cache service's gRPC side: decode a call, ask the core, encode the answer."""

@@ -1,0 +1,127 @@
+"""One running instance: the gRPC server with its services, health, reflection, metrics and the tick."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from cache_service.config import ServerConfig, address_of
+from cache_service.errors import CacheServiceError, InvalidRequest
+from cache_service.rpc.interceptor import CallInterceptor
+from cache_service.rpc.service import CacheService
+from cache_service.rpc.servicers import events
+from cache_service.rpc.servicers.base import Servicer
+from cache_service.rpc.servicers.contexts import ContextsServicer
+from cache_service.rpc.servicers.directory import DirectoryServicer
+from cache_service.rpc.servicers.members import MembersServicer
+from cache_service.rpc.servicers.refresh import RefreshServicer
+from cache_service.store.base import Store
+from protos import cache_v1_pb2 as pb
+from protos import cache_v1_pb2_grpc as pb_grpc
+
+_log = logging.getLogger(__name__)
+
+SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second instance on the same port is a mistake, so it must fail
+    ("grpc.keepalive_time_ms", 10_000),  # a half-open connection of a watcher is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+_SERVICERS: tuple[tuple[Callable[[Any, grpc.aio.Server], None], type[Servicer]], ...] = (
+    (pb_grpc.add_MembersServicer_to_server, MembersServicer),
+    (pb_grpc.add_DirectoryServicer_to_server, DirectoryServicer),
+    (pb_grpc.add_ContextsServicer_to_server, ContextsServicer),
+    (pb_grpc.add_RefreshServicer_to_server, RefreshServicer),
+    (events.add_to_server, events.EventsServicer),
+)
+
+
+class CacheServer:
+    """Serves `store` while its context is open, then closes it."""
+
+    def __init__(self, config: ServerConfig, store: Store) -> None:
+        self._config = config
+        self.service = CacheService(store)
+        self._health = health.aio.HealthServicer()
+        self._status = health_pb2.HealthCheckResponse.UNKNOWN
+        self._stack = AsyncExitStack()
+        self.port = config.port
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.service.store.close)
+            server = self._build()
+            await server.start()
+            stack.push_async_callback(self._stop, server)
+            await self._tick()
+            ticker = asyncio.create_task(self._tick_forever())
+            stack.callback(ticker.cancel)
+            if self._config.metrics_port is not None:
+                self._serve_metrics(stack, self._config.metrics_port)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _build(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[CallInterceptor(self.service.metrics)], options=OPTIONS)
+        for add, servicer in _SERVICERS:
+            add(servicer(self.service), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = address_of(self._config.host, self._config.port)
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InvalidRequest(f"can't listen on {address}: choose another --host or --port") from error
+        return server
+
+    def _serve_metrics(self, stack: AsyncExitStack, port: int) -> None:
+        """Until `stack` closes."""
+        try:
+            metrics, thread = start_http_server(port, self._config.host, self.service.metrics.registry)
+        except OSError as error:
+            raise InvalidRequest(f"can't serve metrics: choose another --host or --metrics-port: {error}") from error
+        stack.callback(thread.join)
+        stack.callback(metrics.server_close)
+        stack.callback(metrics.shutdown)
+
+    async def _stop(self, server: grpc.aio.Server) -> None:
+        """Turn clients away, end the watches, and give calls under way their grace."""
+        await self._health.enter_graceful_shutdown()
+        self.service.store.feed.close()
+        await server.stop(self._config.grace_s)
+
+    async def _tick_forever(self) -> None:
+        with suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(self._config.tick_s)
+                await self._tick()
+
+    async def _tick(self) -> None:
+        """End lapsed leases; whether the store answers is whether this instance is healthy."""
+        try:
+            await self.service.tick()
+            status = health_pb2.HealthCheckResponse.SERVING
+        except Exception as error:  # whatever it is, the next tick may be luckier
+            status = health_pb2.HealthCheckResponse.NOT_SERVING
+            if self._status != status:
+                is_unforeseen = not isinstance(error, CacheServiceError)
+                _log.warning("not serving for now: %s", error, exc_info=is_unforeseen)
+        if self._status != status:
+            self._status = status
+            for name in ("", *SERVICES):
+                await self._health.set(name, status)

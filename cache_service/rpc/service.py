@@ -1,0 +1,133 @@
+"""The service without its wire: one store, counted, and the tick that ends lapsed leases."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from cache_service.core.cursor import Update, batch_of, parts_of
+from cache_service.core.types import Build, ContextId, Epoch, Event, EventKind, Lease, LeaseId, PrefixKey, Revision
+from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
+from cache_service.metrics import MeasuredStore, Metrics
+from cache_service.store.base import Decision, Store
+
+_log = logging.getLogger(__name__)
+
+EVENT_BATCH = 1024
+PROGRESS_S = 5.0
+"""An idle watcher hears of the revision this often."""
+
+_Place = tuple[Revision, str, Revision]
+"""Where a watcher stands, and where the store does: its incarnation and newest revision."""
+
+
+class CacheService:
+    """What the servicers share."""
+
+    def __init__(self, store: Store) -> None:
+        self.metrics = Metrics()
+        self.store: Store = MeasuredStore(store, self.metrics.store)
+        self._places: dict[object, Revision] = {}
+        self._latest: tuple[_Place, Update] | None = None
+        self.metrics.show(
+            {
+                "revision": ("Newest revision", lambda: store.state.revision),
+                "members": ("Members with a live lease", lambda: len(store.state.directory.members())),
+                "placements": ("Announced placements", lambda: store.state.directory.num_placements),
+                "contexts": ("Shared contexts", lambda: len(store.state.contexts)),
+                "builds": ("Builds under way", lambda: len(store.state.builds)),
+                "history_events": ("Events kept for watchers that lag", lambda: len(store.feed)),
+                "watcher_lag_revisions": ("Changes that the slowest watcher has not been sent", self._lag),
+            }
+        )
+
+    def _lag(self) -> int:
+        revision = self.store.state.revision
+        return max(0, revision - min(self._places.values(), default=revision))
+
+    async def commit(self, decide: Decision) -> tuple[Event, ...]:
+        events = tuple(await self.store.commit(decide))
+        for event in events:
+            self.metrics.events.labels(event.kind.value).inc()
+        return events
+
+    async def keep_alive(self, lease: Lease) -> Lease:
+        """Put the lease's deadline off. Raises LeaseRefused once it has ended."""
+        await self.store.sync()
+        granted = self.store.state.directory.require(lease)
+        if not await self.store.renew(granted):
+            raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} has lapsed: register again")
+        return granted
+
+    async def acquire(
+        self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
+    ) -> Build:
+        """The build of (key, epoch) that is under way; with a fresh lease where it is the member's own."""
+        for _ in range(2):
+            events = await self.commit(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
+            granted = next((event.build for event in events if event.build), None)
+            build = granted or self.store.state.builds.under_way(key, epoch)
+            if granted or build.replica != lease.replica or await self.store.renew(build.lease):
+                return build
+            await self.tick()  # the member's own build has lapsed: end it, then grant it anew
+        raise CacheServiceUnavailable(f"build {build.token} has lapsed but can't be ended yet, try again")
+
+    async def extend(self, lease: Lease, build: Build) -> None:
+        """Put the end of a build off. Raises LeaseRefused or FencedToken once either lease has ended."""
+        await self.store.sync()
+        self.store.state.directory.require(lease)
+        granted = self.store.state.builds.require(lease.replica, build.key, build.epoch, build.token)
+        if not await self.store.renew(granted.lease):
+            raise FencedToken(f"token {build.token}: this build has lapsed; acquire it again")
+
+    async def tick(self) -> None:
+        """End what hangs on leases that have lapsed: each by itself, so that other calls get their turn between."""
+        for lease in sorted(await self.store.lapsed()):
+            await self._end(lease)
+
+    async def _end(self, lapsed: LeaseId) -> None:
+        for event in await self.commit(lambda state, at: state.expire({lapsed}, at)):
+            is_member = event.kind is EventKind.LEFT
+            self.metrics.lapses.labels("member" if is_member else "build").inc()
+            what = "left" if is_member else "lost a build"
+            _log.info("replica %s %s: its lease lapsed", event.replica, what)
+
+    async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
+        """A snapshot where `after` is None, then all later events.
+
+        Raises Compacted where they are not all known, and CacheServiceUnavailable once the store is away.
+        """
+        store, watcher = self.store, object()
+        if after is None:
+            await store.sync()
+            incarnation, snapshot = store.incarnation, store.state.snapshot()
+            for part in parts_of(snapshot):
+                yield Update(incarnation, snapshot.revision, part=part)
+            after = snapshot.revision
+        try:
+            while True:
+                self._places[watcher] = after
+                if store.incarnation != incarnation:
+                    raise Compacted(f"revision {after} is of {incarnation!r}, this is {store.incarnation!r}")
+                update = self._update_after(after)
+                if update.events:
+                    yield update
+                    after = update.events[-1].revision
+                    continue
+                try:
+                    async with asyncio.timeout(PROGRESS_S):
+                        await store.feed.wait(after)
+                except TimeoutError:
+                    await store.sync()  # an instance without its store can't know that nothing came
+                    yield Update(incarnation, after)
+        finally:
+            del self._places[watcher]
+
+    def _update_after(self, after: Revision) -> Update:
+        """The events that follow `after`. Watchers that have come equally far share one object."""
+        place = after, self.store.incarnation, self.store.state.revision
+        if self._latest is None or self._latest[0] != place:
+            events = batch_of(self.store.feed.read(after, EVENT_BATCH))
+            self._latest = place, Update(self.store.incarnation, self.store.state.revision, events=events)
+        return self._latest[1]

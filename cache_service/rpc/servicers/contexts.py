@@ -1,0 +1,72 @@
+"""`palimpsest.cache.v1.Contexts`."""
+# ruff: noqa: N802 (method names are the protocol's)
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from grpc.aio import ServicerContext
+
+from cache_service.core.types import CommitId, Context, ContextId, Epoch, ReplicaId, Revision
+from cache_service.errors import InvalidRequest
+from cache_service.rpc import convert
+from cache_service.rpc.servicers.base import Servicer
+from protos import cache_v1_pb2 as pb
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+PAGE_TOKEN = "[0-9]{0,20}"
+"""The revision that created the last context of the page before; none for the first page."""
+
+
+class ContextsServicer(Servicer):
+    async def Create(self, request: pb.CreateContextRequest, _: ServicerContext) -> pb.CreateContextResponse:
+        commit, author = CommitId(request.commit_id), ReplicaId(request.author)
+        events = await self.commit(
+            lambda state, at: state.contexts.create(
+                request.fingerprint, request.salt, request.token_ids, request.masked, commit, author, at
+            )
+        )
+        made = next((event.context for event in events if event.context), None)
+        context = made or self.service.store.state.contexts.made_by(commit)
+        return pb.CreateContextResponse(header=self.header(), context=convert.context_to_pb(context))
+
+    async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:
+        context = (await self.state()).contexts.get(ContextId(request.id))
+        if context.version.commit == request.known_commit_id:
+            context = without_content(context)
+        return pb.GetContextResponse(header=self.header(), context=convert.context_to_pb(context))
+
+    async def List(self, request: pb.ListContextsRequest, _: ServicerContext) -> pb.ListContextsResponse:
+        size = request.page_size or DEFAULT_PAGE
+        if size > MAX_PAGE:
+            raise InvalidRequest(f"page_size must be at most {MAX_PAGE}, got {size}")
+        if not re.fullmatch(PAGE_TOKEN, request.page_token):
+            raise InvalidRequest(f"page_token {request.page_token!r} is none that List has given")
+        after = Revision(int(request.page_token or 0))
+        found = (await self.state()).contexts.page(request.salt, after, size + 1)
+        page, more = found[:size], found[size:]
+        return pb.ListContextsResponse(
+            header=self.header(),
+            contexts=[convert.context_to_pb(without_content(context)) for context in page],
+            next_page_token=str(page[-1].created) if more else "",
+        )
+
+    async def Commit(self, request: pb.CommitRequest, _: ServicerContext) -> pb.CommitResponse:
+        context_id, expected = ContextId(request.context), Epoch(request.expected_epoch)
+        edits = [convert.edit_from_pb(message) for message in request.edits]
+        commit, author = CommitId(request.commit_id), ReplicaId(request.author)
+        events = await self.commit(lambda state, at: state.commit(context_id, expected, edits, commit, author, at))
+        made = next((event.commit.version for event in events if event.commit), None)
+        version = made or self.service.store.state.contexts.version_by(context_id, commit)
+        return pb.CommitResponse(header=self.header(), version=convert.version_to_pb(version))
+
+    async def Delete(self, request: pb.DeleteContextRequest, _: ServicerContext) -> pb.DeleteContextResponse:
+        context_id, author = ContextId(request.id), ReplicaId(request.author)
+        await self.commit(lambda state, at: state.delete(context_id, author, at))
+        return pb.DeleteContextResponse(header=self.header())
+
+
+def without_content(context: Context) -> Context:
+    return replace(context, token_ids=(), masked=())

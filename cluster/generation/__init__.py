@@ -1,0 +1,1 @@
+"""From a client's call to text, whatever it came over: prompts, shared contexts, workers' chunks."""

@@ -1,0 +1,1 @@
+"""Shared contexts as users write, edit and denoise them."""

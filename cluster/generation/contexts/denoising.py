@@ -1,0 +1,180 @@
+"""Fills the holes of a shared context, a block at a time; every block is a commit.
+
+    read epoch e --> denoise the next block's holes --> commit(expected e) --accepted--> e + 1, go on there
+         ^                                                  |
+         +------------- someone was faster: what they filled is theirs, the rest is denoised anew
+
+So a block is always made of the content that it is committed to, and concurrent denoisers line up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+from cache_service.core.types import Context, ContextId, Edit
+from cluster.errors import ContextConflictError, ReplicaLostError, RequestError
+from cluster.generation.contexts.editing import ContextService
+from cluster.metrics import IngressMetrics
+from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, Usage
+
+ATTEMPTS = 3
+"""Replicas that one block is given."""
+SEEDS = 1 << 63
+
+
+@dataclass(frozen=True)
+class DenoiseCall:
+    """What a client asks for."""
+
+    request_id: str
+    """Unique over all requests."""
+    context: ContextId
+    cache_salt: str
+    params: DecodingParams
+    """`num_steps` are those of all blocks together; each block has a seed of its own, counted up from `seed`."""
+
+
+@dataclass(frozen=True)
+class BlockCommitted:
+    """One block is filled."""
+
+    context: Context
+    """As the commit left it."""
+    positions: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The last event: nothing is masked any more."""
+
+    context: Context
+    num_blocks: int
+    lost_races: int
+    """Blocks that were thrown away, because someone else's commit was faster."""
+    usage: Usage | None
+    """The last block's, with the steps, forwards and tokens of all; None where there was no hole."""
+
+
+class Generating(Protocol):
+    """What is needed of the inference service."""
+
+    contexts: ContextService
+
+    def chunks(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[GenerateChunk, None]: ...
+
+    def deadline(self, timeout_s: float | None) -> float: ...
+
+    def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str: ...
+
+
+class Denoising:
+    """Denoises contexts through the workers."""
+
+    def __init__(self, service: Generating, metrics: IngressMetrics, block_length: int) -> None:
+        """`block_length` is that of a request that names none."""
+        self._service, self._metrics, self._block_length = service, metrics, block_length
+
+    async def run(
+        self, call: DenoiseCall, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[BlockCommitted | Denoised, None]:
+        """A BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
+
+        Closing the generator, or passing the deadline, stops the work. Raises what `InferenceService.generate` and
+        `ContextService` raise.
+        """
+        deadline = self._service.deadline(timeout_s)
+        with self._metrics.request() as observed:
+            contexts = self._service.contexts
+            context = await contexts.read_to_generate(call.context, call.cache_salt)
+            length = call.params.block_length or self._block_length
+            params = replace(call.params, block_length=length, num_steps=steps_of(call.params, context, length))
+            num_blocks, lost_races, usages = 0, 0, []
+            while context.masked:
+                positions = context.masked[:length]
+                number = num_blocks + lost_races
+                token_ids, usage = await self._block(call, context, positions, seeded(params, number), number, deadline)
+                usages.append(usage)
+                try:
+                    context = await contexts.commit(context, edits_of(positions, token_ids))
+                except ContextConflictError:
+                    lost_races += 1
+                    context = await contexts.read_to_generate(call.context, call.cache_salt)
+                else:
+                    num_blocks += 1
+                    yield BlockCommitted(context, positions, self._service.text_within(context.token_ids, positions))
+            observed.outcome = FinishReason.STOP.value
+            yield Denoised(context, num_blocks, lost_races, total(usages))
+
+    async def _block(
+        self,
+        call: DenoiseCall,
+        context: Context,
+        positions: tuple[int, ...],
+        params: DecodingParams,
+        number: int,
+        deadline: float,
+    ) -> tuple[tuple[int, ...], Usage]:
+        """Tokens for `positions` of `context`, and what they took."""
+        request = GenerateRequest(f"{call.request_id}-{number}", context.token_ids, 0, params=params, holes=positions)
+        lost = retry_if_exception_type(ReplicaLostError)
+        retrying = AsyncRetrying(retry=lost, stop=stop_after_attempt(ATTEMPTS), reraise=True)
+        return await retrying(self._attempt, request, deadline)
+
+    async def _attempt(self, request: GenerateRequest, deadline: float) -> tuple[tuple[int, ...], Usage]:
+        token_ids: tuple[int, ...] = ()
+        async with aclosing(self._service.chunks(request, deadline)) as chunks:
+            async for chunk in chunks:
+                token_ids += chunk.token_ids
+                if chunk.finish_reason is not None and chunk.usage is not None:
+                    return token_ids, chunk.usage
+        raise ReplicaLostError("the worker ended this block without its last part; ask again")
+
+
+def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
+    """Of one block. Raises RequestError where there are fewer steps than blocks."""
+    if params.num_steps is None or not context.masked:
+        return None
+    num_blocks = -(-len(context.masked) // block_length)
+    if params.num_steps < num_blocks:
+        raise RequestError(
+            f"diffusion.steps must be at least 1 for each of the {num_blocks} blocks, got {params.num_steps}; "
+            "raise it, or raise diffusion.block_length",
+            param="diffusion.steps",
+        )
+    return params.num_steps // num_blocks
+
+
+def seeded(params: DecodingParams, number: int) -> DecodingParams:
+    """What is no seed is left for the worker to refuse."""
+    if params.seed is None or not 0 <= params.seed < SEEDS:
+        return params
+    return replace(params, seed=(params.seed + number) % SEEDS)
+
+
+def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:
+    """One for every run of neighbours among the ascending positions."""
+    edits: list[Edit] = []
+    for position, token_id in zip(positions, token_ids, strict=True):
+        if edits and edits[-1].end == position:
+            edits[-1] = Edit(edits[-1].start, position + 1, (*edits[-1].token_ids, token_id))
+        else:
+            edits.append(Edit(position, position + 1, (token_id,)))
+    return tuple(edits)
+
+
+def total(usages: Sequence[Usage]) -> Usage | None:
+    """Thrown-away blocks count too: they were computed."""
+    if not usages:
+        return None
+    return replace(
+        usages[-1],
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        num_steps=sum(usage.num_steps for usage in usages),
+        num_forwards=sum(usage.num_forwards for usage in usages),
+    )

@@ -1,0 +1,215 @@
+"""What a client writes into a shared context -> token ids with holes, and the edits that put them in. No I/O.
+
+Text stays text: neither the mask token's name nor any other special token's is read as such in it. Only a `Hole`
+makes a hole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, takewhile
+
+from cache_service.core.types import Edit
+from cluster.errors import RequestError
+from cluster.generation.tokenization import ANCHOR, Message, Tokenization
+
+MAX_HOLE = 4096
+TAIL_TOKENS = 8
+"""Tokens before a place that decide how text is read there."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A run of masked positions, to be denoised."""
+
+    length: int
+
+
+Part = str | Hole
+
+
+@dataclass(frozen=True)
+class TextContent:
+    """Text and holes in turn."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class TokenContent:
+    """Token ids and holes in turn, taken as they are."""
+
+    parts: tuple[int | Hole, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation with holes."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class TurnsContent:
+    """Turns, to be put through the model's chat template; more turns can follow them."""
+
+    turns: tuple[Turn, ...]
+
+
+Content = TextContent | TokenContent | TurnsContent
+
+
+def num_holes(content: Content) -> int:
+    """Masked positions that it asks for."""
+    return sum(part.length for part in parts_of(content) if isinstance(part, Hole))
+
+
+def length_written(content: Content) -> int:
+    """Characters and token ids: how much work it is to encode."""
+    return sum(len(part) if isinstance(part, str) else 1 for part in parts_of(content))
+
+
+def parts_of(content: Content) -> Iterator[str | int | Hole]:
+    match content:
+        case TurnsContent(turns):
+            for turn in turns:
+                yield from turn.parts
+        case TextContent(parts) | TokenContent(parts):
+            yield from parts
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Token ids; those at the ascending positions `masked` are holes and hold the model's mask id."""
+
+    token_ids: tuple[int, ...]
+    masked: tuple[int, ...] = ()
+
+    def edits(self, start: int, end: int) -> tuple[Edit, ...]:
+        """What puts it in the place of positions start..end-1: one edit for every run of text or of holes."""
+        holes = frozenset(self.masked)
+        runs = [list(run) for _, run in groupby(range(len(self.token_ids)), key=holes.__contains__)]
+        edits = [
+            Edit(end if index else start, end, tuple(self.token_ids[i] for i in run), run[0] in holes)
+            for index, run in enumerate(runs)
+        ]
+        return tuple(edits) or (Edit(start, end, ()),)
+
+
+class Drafting:
+    """Drafts for one model."""
+
+    def __init__(self, tokenization: Tokenization, mask_token_id: int) -> None:
+        self._tokenization, self._mask = tokenization, mask_token_id
+
+    def whole(self, content: Content) -> Draft:
+        """For content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
+        match content:
+            case TokenContent(parts):
+                return self._of_tokens(parts)
+            case TextContent(parts):
+                return self._with_holes(lambda spell: self._tokenization.encode_plain(spell(parts)))
+            case TurnsContent(turns):
+                return self._with_holes(lambda spell: self._render(turns, spell))
+
+    def behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
+        """For content that follows the tokens `before`.
+
+        A tokenizer may treat a text's first word in its own way, so the text is read behind the text that it follows,
+        where there is any; or else in another way that says it in its place.
+        """
+        if isinstance(content, TokenContent):
+            return self.whole(content)
+        text = self._tokenization.text_at_end(before[-TAIL_TOKENS:])
+        alone, behind_any = self.whole(content), self._after(ANCHOR, content.parts)
+        ways = [self._after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
+        return next((draft for draft in ways if self._reads(before, draft, content.parts)), ways[0])
+
+    def _after(self, text: str, parts: Sequence[Part]) -> Draft:
+        encode = partial(self._tokenization.encode_suffix, after=text, plain=True)
+        return self._with_holes(lambda spell: encode(spell(parts)))
+
+    def cover(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
+        """Where `text` stands: the positions start..end-1 of its tokens, and what else they say before and behind it.
+
+        Raises RequestError where it stands nowhere, more than once, or not in one piece of text.
+        """
+        pieces, holes = self._tokenization.pieces(token_ids), frozenset(masked)
+        whole = "".join(pieces)
+        places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
+        if len(places) != 1:
+            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param="edits")
+        [first] = places
+        last, ends, length = first + len(text), [], 0
+        for piece in pieces:
+            length += len(piece)
+            ends.append(length)
+        within = self._tokenization.within_characters(token_ids, pieces)
+        start = next(index for index, end in enumerate(ends) if end > first)
+        while start - 1 in within:
+            start -= 1
+        end = next(index for index, end in enumerate(ends) if end >= last) + 1
+        if any(index in holes or not (pieces[index] or index in within) for index in range(start, end)):
+            raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
+        return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
+
+    def _of_tokens(self, parts: Sequence[int | Hole]) -> Draft:
+        given = [part for part in parts if not isinstance(part, Hole)]
+        self._tokenization.check_ids(given, param="token_ids")
+        return self._drafted([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
+
+    def _drafted(self, runs: Sequence[Sequence[int | None]]) -> Draft:
+        """None is a masked position."""
+        flat = [token_id for run in runs for token_id in run]
+        return Draft(
+            tuple(self._mask if token_id is None else token_id for token_id in flat),
+            tuple(index for index, token_id in enumerate(flat) if token_id is None),
+        )
+
+    def _render(self, turns: Sequence[Turn], spell: Callable[[Sequence[Part]], str]) -> Sequence[int]:
+        return self._tokenization.render([Message(turn.role, spell(turn.parts)) for turn in turns])
+
+    def _with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
+        """Holes go through the tokenizer as tokens of their own, which text can't spell. What follows one is read as
+        going on, behind an anchor that is taken out again, unless the tokenizer joins it to what follows.
+        """
+        hole = self._tokenization.hole
+        for anchor in (ANCHOR, ""):
+            read = encode(partial(spelled, hole=hole.text, anchor=anchor))
+            marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
+            if marked is not None:
+                return self._drafted([marked])
+        raise AssertionError("without anchors, nothing can be joined to them")
+
+    def _reads(self, before: Sequence[int], draft: Draft, parts: Sequence[Part]) -> bool:
+        """Whether the text up to the first hole is what the tokens up to it add."""
+        text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
+        end = draft.masked[0] if draft.masked else len(draft.token_ids)
+        tail = before[-TAIL_TOKENS:]
+        return self._tokenization.text_of((*tail, *draft.token_ids[:end])) == self._tokenization.text_of(tail) + text
+
+
+def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
+    return "".join(hole * part.length + anchor if isinstance(part, Hole) else part for part in parts)
+
+
+def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
+    """Holes as None, without the anchor that stands behind each run; None in all where one isn't to be found."""
+    out: list[int | None] = []
+    index = 0
+    while index < len(token_ids):
+        if token_ids[index] != hole:
+            out.append(token_ids[index])
+            index += 1
+            continue
+        out.append(None)
+        index += 1
+        if index == len(token_ids) or token_ids[index] != hole:
+            if list(token_ids[index : index + len(anchor)]) != list(anchor):
+                return None
+            index += len(anchor)
+    return out

@@ -1,0 +1,261 @@
+"""Shared contexts as clients see them, over either transport. The one wall to the cache service, where they live."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from cache_service.client.client import CacheClient, ContextPage
+from cache_service.core.contexts import committed, spliced
+from cache_service.core.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
+from cluster.errors import (
+    ContextConflictError,
+    ContextNotFoundError,
+    ContextsUnavailableError,
+    RequestError,
+)
+from cluster.generation.contexts.drafting import Content, Drafting, TextContent, TokenContent, length_written, num_holes
+from cluster.generation.encoding import Encoding
+from cluster.generation.tokenization import Tokenization
+from cluster.metrics import IngressMetrics
+from workers.api import ModelInfo
+
+T = TypeVar("T")
+
+AUTHOR = ReplicaId("ingress")
+PATIENCE_S = 5.0
+"""How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
+DEFAULT_PAGE, MAX_PAGE = 20, 100
+"""Contexts that are listed at a time."""
+MAX_EDITS = 64
+"""Of one change: each of them reads the whole context."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Positions start..end-1 of the context's tokens."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where this text stands, which must be once."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to stand in the place of something else."""
+
+    place: TokenRange | Found
+    content: TextContent | TokenContent
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What is to stand in the place of all."""
+
+    content: Content
+
+
+class ContextService:
+    """Creates, reads and changes contexts of the served model. Another tenant's are as if they weren't there.
+
+    Every method raises ContextsUnavailableError where the cache service hasn't answered within `patience_s`. A change
+    has an id, which sees to it that it is carried out once however often it is sent.
+    """
+
+    def __init__(
+        self,
+        client: CacheClient,
+        encoding: Encoding,
+        model: Callable[[], Awaitable[ModelInfo]],
+        metrics: IngressMetrics,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """`model` tells of the one that is served."""
+        self._client, self._encoding, self._model = client, encoding, model
+        self._commits = metrics.context_commits
+        self._patience_s = patience_s
+
+    async def create(self, content: Content, salt: str) -> Context:
+        """Raises RequestError for content that the model can't hold."""
+        info = await self._model()
+        draft = await self._drafted([content], 0, info, lambda drafting: drafting.whole(content))
+        check_length(len(draft.token_ids), info)
+        commit = CommitId(uuid.uuid4().hex)
+        with in_our_words():
+            return await self._asked(
+                lambda: self._client.create_context(
+                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
+                )
+            )
+
+    async def read(self, context_id: ContextId, salt: str) -> Context:
+        """The newest epoch at the time of the call. Raises ContextNotFoundError."""
+        with in_our_words():
+            context = await self._asked(lambda: self._client.get_context(context_id))
+        if context.salt != salt:
+            raise ContextNotFoundError(f"there is no context {context_id!r}")
+        return context
+
+    async def read_to_generate(self, context_id: ContextId, salt: str) -> Context:
+        """The same; raises RequestError where another model's tokens are in it."""
+        context, info = await self.read(context_id, salt), await self._model()
+        if context.fingerprint != info.fingerprint:
+            raise RequestError(f"context {context_id} was made for another model than {info.name}", param="context.id")
+        return context
+
+    async def page(self, salt: str, limit: int, after: str | None) -> ContextPage:
+        """One tenant's contexts, oldest first, without tokens. Raises RequestError for an `after` that is no token."""
+        with in_our_words():
+            return await self._asked(lambda: self._client.list_contexts(salt, page_size=limit, page_token=after))
+
+    async def delete(self, context_id: ContextId, salt: str) -> None:
+        """Raises ContextNotFoundError."""
+        await self.read(context_id, salt)
+        with in_our_words(), suppress(UnknownContext):  # deleted just now, perhaps by a call whose answer was lost
+            await self._asked(lambda: self._client.delete_context(context_id, author=AUTHOR))
+
+    async def change(
+        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Change] | Rewrite
+    ) -> Context:
+        """The context at epoch `expected` + 1, as this change left it.
+
+        Raises ContextConflictError where `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
+        """
+        context = await self.read_to_generate(context_id, salt)
+        if context.epoch != expected:
+            raise conflict(context_id, expected, context.epoch)
+        info = await self._model()
+        contents = [changes.content] if isinstance(changes, Rewrite) else [change.content for change in changes]
+        if len(contents) > MAX_EDITS:
+            raise RequestError(f"one change makes at most {MAX_EDITS} edits, got {len(contents)}", param="edits")
+        num_read = len(context.token_ids) * len(contents)
+        edits = await self._drafted(contents, num_read, info, lambda drafting: edits_of(context, changes, drafting))
+        with in_our_words():
+            token_ids, _ = spliced(context, edits)
+        check_length(len(token_ids), info)
+        return await self.commit(context, edits)
+
+    async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
+        """What `edits` make of `context`. Raises ContextConflictError where it isn't the newest epoch any more."""
+        commit = CommitId(uuid.uuid4().hex)
+        try:
+            with in_our_words():
+                version = await self._asked(
+                    lambda: self._client.commit(context.id, context.epoch, edits, author=AUTHOR, commit=commit)
+                )
+        except StaleEpoch as error:
+            self._commits.labels("lost").inc()
+            newest = await self.read(context.id, context.salt)
+            raise conflict(context.id, context.epoch, newest.epoch) from error
+        self._commits.labels("accepted").inc()
+        return committed(context, Commit(context.id, version, tuple(edits)))
+
+    async def _drafted(
+        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[Drafting], T]
+    ) -> T:
+        """`num_read` tokens are looked through for the places. Raises RequestError for more holes than the model's
+        context holds, before there are any.
+        """
+        check_length(sum(map(num_holes, contents)), info)
+
+        def work(tokenization: Tokenization) -> T:
+            return draft(Drafting(tokenization, info.mask_token_id))
+
+        return await self._encoding.run(num_read + sum(map(length_written, contents)), work)
+
+    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the service answers, if need be in the end. Raises CacheServiceError."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(CacheServiceUnavailable),
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            stop=stop_after_delay(self._patience_s),
+            reraise=True,
+        ):
+            with attempt:
+                answer = await call()
+        return answer
+
+
+def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Drafting) -> tuple[Edit, ...]:
+    """Raises RequestError for a place that isn't there."""
+    if isinstance(changes, Rewrite):
+        return drafting.whole(changes.content).edits(0, len(context.token_ids))
+    placed = sorted((change_edits(context, change, drafting) for change in changes), key=place_of)
+    return tuple(chain.from_iterable(placed))
+
+
+def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
+    """Of one change: the first of its edits takes away what was there, the others stand behind it."""
+    return edits[0].start, edits[0].end
+
+
+def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[Edit, ...]:
+    content = change.content
+    if isinstance(change.place, TokenRange):
+        start, end = change.place.start, change.place.end
+    else:
+        start, end, left, right = drafting.cover(context.token_ids, context.masked, change.place.text)
+        if isinstance(content, TextContent):
+            content = TextContent((left, *content.parts, right))
+        elif left or right:
+            raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
+    return drafting.behind(context.token_ids[:start], content).edits(start, end)
+
+
+def holes_of(context: Context) -> tuple[TokenRange, ...]:
+    """Its masked positions as ranges, ascending."""
+    if not context.masked:
+        return ()
+    breaks = [index + 1 for index, (a, b) in enumerate(pairwise(context.masked)) if b != a + 1]
+    edges = [0, *breaks, len(context.masked)]
+    return tuple(TokenRange(context.masked[a], context.masked[b - 1] + 1) for a, b in pairwise(edges))
+
+
+def check_length(num_tokens: int, info: ModelInfo) -> None:
+    """Raises RequestError for content that leaves no room for an answer."""
+    if num_tokens >= info.context_length:
+        raise RequestError(
+            f"a shared context of {num_tokens} tokens leaves no room for an answer in the model's "
+            f"{info.context_length}: shorten it",
+            code="context_length_exceeded",
+        )
+
+
+def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
+    return ContextConflictError(
+        f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
+        current_epoch=newest,
+    )
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """What the cache service refuses, as the ingress tells it; StaleEpoch is left to who knows what it was for."""
+    try:
+        yield
+    except StaleEpoch:
+        raise
+    except UnknownContext as error:
+        raise ContextNotFoundError(str(error)) from error
+    except InvalidRequest as error:
+        raise RequestError(str(error)) from error
+    except CacheServiceError as error:
+        raise ContextsUnavailableError(
+            "the cache service, where shared contexts live, doesn't answer; try again shortly, or see whether it runs "
+            "at cache_service.host and cache_service.port"
+        ) from error

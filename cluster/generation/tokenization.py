@@ -1,0 +1,321 @@
+"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text as it is committed.
+
+The one wall around `transformers`' tokenizers, which also render the model's own chat template. Text that a user
+wrote never becomes a special token: only those that the template itself writes do.
+"""
+
+from __future__ import annotations
+
+import secrets
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AddedToken, PreTrainedTokenizerFast
+
+from cache_service.core.hashing import prefix_keys
+from cluster.errors import RequestError, TokenizerError
+from workers.api import PrefixCandidate
+from workers.config import BiCacheConfig
+
+TOKEN_GRID = 128
+"""A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
+GRID_STEPS = 4
+"""The least number of grid steps that such a prompt is long."""
+MAX_BOUNDARIES = 4
+"""Boundaries of a conversation that are all looked at; of more, only those that decide where it is cut."""
+ANCHOR = "."
+"""Stands for the text that a suffix follows."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, to be put through the model's chat template."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """Raw text; special tokens in it are read as such, as a client that fills in a template itself wants."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """Token ids, taken as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = Conversation | TextPrompt | TokenPrompt
+
+
+def length_of(prompt: Prompt) -> int:
+    """Characters, or token ids: how much work it is to encode."""
+    match prompt:
+        case Conversation(messages):
+            return sum(len(message.content) for message in messages)
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt(token_ids):
+            return len(token_ids)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids and the lengths, ascending and below the whole, of the prefixes that others may share."""
+
+    token_ids: tuple[int, ...]
+    boundaries: tuple[int, ...]
+
+    def candidates(self, fingerprint: str, salt: str) -> tuple[PrefixCandidate, ...]:
+        """The boundaries with their keys, shortest first; see `cache_service.core.hashing.prefix_keys`."""
+        keys = prefix_keys(fingerprint, salt, self.token_ids, self.boundaries)
+        return tuple(PrefixCandidate(length, key) for length, key in zip(self.boundaries, keys, strict=True))
+
+
+@dataclass(frozen=True)
+class HoleToken:
+    """A token that no text can spell, in the place of a masked position while text goes through the tokenizer."""
+
+    text: str
+    token_id: int
+    """Outside the model's vocabulary."""
+    anchor_ids: tuple[int, ...]
+    """What `ANCHOR` becomes right behind it."""
+
+
+class Tokenization:
+    """A model directory's tokenizer (tokenizer.json) and chat template."""
+
+    def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
+        """Raises TokenizerError where the directory has no tokenizer that can be read.
+
+        `cut_share` is the workers' `bicache.cut_share`.
+        """
+        self._cut_share = cut_share
+        try:
+            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"no tokenizer in {directory}: a served model needs tokenizer.json there") from error
+        self._directory = directory
+        self._special = frozenset(self._tokenizer.all_special_ids)
+        self.vocab_size = len(self._tokenizer)
+        self.hole = self._add_hole()
+
+    def _add_hole(self) -> HoleToken:
+        text = f"<hole {secrets.token_hex(16)}>"
+        self._tokenizer.add_tokens(AddedToken(text, special=False, normalized=False))
+        token_id, *anchor_ids = self._tokenizer(text + ANCHOR, add_special_tokens=False)["input_ids"]
+        return HoleToken(text, token_id, tuple(anchor_ids))
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Raises RequestError for messages that the chat template refuses, and for ids outside the vocabulary."""
+        match prompt:
+            case Conversation(messages):
+                return self._encode_conversation(messages)
+            case TextPrompt(text):
+                return self._encode_text(text)
+            case TokenPrompt(token_ids):
+                return self._encode_ids(token_ids)
+
+    def encode_suffix(self, text: str, *, after: str = ANCHOR, plain: bool = False) -> tuple[int, ...]:
+        """Token ids of text that continues the text `after`: a tokenizer may treat a first word in its own way.
+
+        Special tokens in it are read as such unless it is `plain`.
+        """
+        if not text:
+            return ()
+        encode = partial(self._tokenizer, split_special_tokens=plain)
+        before, whole = (list(encode(part)["input_ids"]) for part in (after, after + text))
+        if whole[: len(before)] == before:
+            return tuple(whole[len(before) :])
+        return tuple(encode(text, add_special_tokens=False)["input_ids"])
+
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Token ids of text in which no special token is read as such."""
+        return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
+
+    def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
+        """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
+
+        Raises RequestError as `encode`.
+        """
+        match prompt:
+            case Conversation(messages):
+                return self._continue_conversation(messages, num_context)
+            case TextPrompt(text):
+                return EncodedPrompt(self.encode_suffix(text), ())
+            case TokenPrompt(token_ids):
+                self.check_ids(token_ids)
+                return EncodedPrompt(token_ids, ())
+
+    def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """With the names of special tokens, or without."""
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
+        """What the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        first, chosen = positions[0], frozenset(positions)
+        detokenizer = self.detokenizer(token_ids[:first])
+        pieces = [detokenizer.push([token_id]) for token_id in token_ids[first : positions[-1] + 1]]
+        return "".join(piece for at, piece in enumerate(pieces, first) if at in chosen) + detokenizer.finish()
+
+    def text_at_end(self, token_ids: Sequence[int]) -> str:
+        """Of the tokens behind the last special one; nothing where they end inside a character, or there are none."""
+        special = [index for index, token_id in enumerate(token_ids) if token_id in self._special]
+        text = self.text_of(token_ids[special[-1] + 1 if special else 0 :])
+        return "" if text.endswith(BROKEN) else text
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; nothing where it is special, or ends inside a character."""
+        detokenizer = self.detokenizer()
+        return [detokenizer.push([token_id]) for token_id in token_ids]
+
+    def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
+        """Which of the tokens, whose `pieces` are given, end inside a character that a later one completes."""
+        silent = (index for index, piece in enumerate(pieces) if not piece)
+        return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Turns through the chat template, so that more can follow. Raises RequestError."""
+        return tuple(self._render(messages, add_generation_prompt=False))
+
+    def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
+        """Raises RequestError for ids outside the vocabulary."""
+        if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
+            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
+
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """For text that continues that of the tokens `before`."""
+        return Detokenizer(self._tokenizer, before)
+
+    def _encode_conversation(self, messages: Sequence[Message], num_more: int = 0) -> EncodedPrompt:
+        """Find the boundaries before user turns.
+
+        Of a long conversation, three are kept: the first, the last, and the one that
+        `workers.bicache.cut.choose_cut` takes, found by bisection, since each costs a rendering. Lengths count
+        `num_more` tokens that stand before.
+        """
+        token_ids = self._render(messages, add_generation_prompt=True)
+
+        @cache
+        def prefix(turn: int) -> list[int]:
+            return self._render(messages[:turn], add_generation_prompt=False)
+
+        def is_boundary(turn: int) -> bool:
+            return token_ids[: len(prefix(turn))] == prefix(turn)
+
+        turns = [index for index, message in enumerate(messages) if message.role == "user" and index > 0]
+        if len(turns) > MAX_BOUNDARIES:
+            last = next(filter(is_boundary, reversed(turns)), turns[-1])
+            aim = self._cut_share * (num_more + len(prefix(last)))
+            start = bisect_left(turns, aim, key=lambda turn: num_more + len(prefix(turn)))
+            turns = [turns[0], next(filter(is_boundary, turns[start:]), last), last]
+        return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
+
+    def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
+        """Encode turns behind others, whatever those say: a system turn stands in their place, and is cut off again."""
+        others = (Message("system", ANCHOR),)
+        before = self._render(others, add_generation_prompt=False)
+        whole = self._encode_conversation((*others, *messages), num_context - len(before))
+        if list(whole.token_ids[: len(before)]) != before:
+            raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
+        boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
+        return EncodedPrompt(whole.token_ids[len(before) :], boundaries)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        if not self._tokenizer.chat_template:
+            raise RequestError(
+                f"the model in {self._directory} has no chat template: use /v1/completions, or add chat_template.jinja",
+                param="messages",
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=add_generation_prompt, sanitize_control_tokens=True, return_dict=False
+            )
+        except (TemplateError, ValueError) as error:
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return list(ids)
+
+    def _encode_text(self, text: str) -> EncodedPrompt:
+        """Boundaries: after the first and the last blank line, as few-shot prompts are laid out."""
+        token_ids = list(self._tokenizer(text)["input_ids"])
+        ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
+        prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))
+        lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
+        return _encoded(token_ids, lengths)
+
+    def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
+        """Cut at the last multiple of a power of two, so that prompts of about one length are cut at the same place.
+
+        The step is at least `TOKEN_GRID`, and at most a quarter of the prompt.
+        """
+        self.check_ids(token_ids)
+        step = max(TOKEN_GRID, 1 << (len(token_ids) // GRID_STEPS).bit_length() >> 1)
+        return _encoded(token_ids, range(step, len(token_ids), step)[-1:])
+
+
+def _encoded(token_ids: Iterable[int], lengths: Iterable[int]) -> EncodedPrompt:
+    ids = tuple(token_ids)
+    return EncodedPrompt(ids, tuple(sorted({length for length in lengths if 0 < length < len(ids)})))
+
+
+class Detokenizer:
+    """Text of one request's committed tokens, piece by piece: whole characters only, never taken back.
+
+    A piece is held back while its bytes end inside a character. The pieces depend on the tokens alone, not on how
+    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens since the
+    last piece and that piece's own, because a decoder may treat a text's first word in its own way. (The tokenizers
+    library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._context = list(before[-1:])
+        if self._decode(self._context).endswith(BROKEN):
+            self._context = []
+        self._pending: list[int] = []
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        return "".join(self._step(token_id) for token_id in token_ids)
+
+    def finish(self) -> str:
+        """What was held back; a broken character at the end becomes U+FFFD."""
+        return self._new_text()
+
+    def _step(self, token_id: int) -> str:
+        self._pending.append(token_id)
+        text = self._new_text()
+        if not text or text.endswith(BROKEN):
+            return ""
+        self._context, self._pending = self._pending, []
+        return text
+
+    def _new_text(self) -> str:
+        known = self._decode(self._context)
+        return self._decode(self._context + self._pending)[len(known) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

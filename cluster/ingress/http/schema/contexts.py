@@ -1,0 +1,133 @@
+"""Bodies about shared contexts: `/v1/contexts`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cache_service.core.types import Epoch
+from cluster.generation.contexts.drafting import (
+    MAX_HOLE,
+    Content,
+    Hole,
+    Part,
+    TextContent,
+    TokenContent,
+    Turn,
+    TurnsContent,
+)
+from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
+from cluster.ingress.http.schema.generation import Body, SamplingBody, TextPart
+
+
+class MaskPart(Body):
+    """A hole of so many tokens."""
+
+    type: Literal["mask"]
+    length: int = Field(ge=1, le=MAX_HOLE)
+
+
+Written = str | list[Annotated[TextPart | MaskPart, Field(discriminator="type")]]
+"""Text, or text and holes in turn."""
+Position = Annotated[int, Field(ge=0)]
+
+
+def parts_of(written: Written) -> tuple[Part, ...]:
+    if isinstance(written, str):
+        return (written,)
+    return tuple(part.text if isinstance(part, TextPart) else Hole(part.length) for part in written)
+
+
+class TurnBody(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Written
+
+    def to_turn(self) -> Turn:
+        return Turn("system" if self.role == "developer" else self.role, parts_of(self.content))
+
+
+class PlainBody(Body):
+    """Text or token ids, with holes."""
+
+    text: Written | None = None
+    token_ids: list[int | MaskPart] | None = None
+
+    def plain(self) -> TextContent | TokenContent:
+        if self.text is not None:
+            return TextContent(parts_of(self.text))
+        return TokenContent(tuple(Hole(i.length) if isinstance(i, MaskPart) else i for i in self.token_ids or ()))
+
+
+class ContentBody(PlainBody):
+    """The whole of a context."""
+
+    messages: list[TurnBody] | None = Field(default=None, min_length=1)
+    cache_salt: str | None = None
+
+    def to_content(self) -> Content:
+        if self.messages is not None:
+            return TurnsContent(tuple(message.to_turn() for message in self.messages))
+        return self.plain()
+
+
+class CreateContextBody(ContentBody):
+    """POST /v1/contexts."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> CreateContextBody:
+        require_one(self, "text", "token_ids", "messages")
+        return self
+
+
+class EditBody(PlainBody):
+    """What is to stand in the place of positions start..end-1, or of a text that stands there once."""
+
+    start: Position | None = None
+    end: Position | None = None
+    find: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def one_place(self) -> EditBody:
+        require_one(self, "text", "token_ids")
+        if (self.find is None) == (self.start is None) or (self.start is None) != (self.end is None):
+            raise ValueError("say where: either find, or start and end")
+        return self
+
+    def to_change(self) -> Change:
+        content = self.plain()
+        if self.find is not None:
+            return Change(Found(self.find), content)
+        return Change(TokenRange(self.start or 0, self.end or 0), content)
+
+
+class ChangeContextBody(ContentBody):
+    """PATCH /v1/contexts/{id}."""
+
+    expected_epoch: int = Field(ge=0)
+    edits: list[EditBody] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def one_source(self) -> ChangeContextBody:
+        require_one(self, "edits", "text", "token_ids", "messages")
+        return self
+
+    @property
+    def expected(self) -> Epoch:
+        return Epoch(self.expected_epoch)
+
+    def to_changes(self) -> tuple[Change, ...] | Rewrite:
+        if self.edits is None:
+            return Rewrite(self.to_content())
+        return tuple(edit.to_change() for edit in self.edits)
+
+
+class DenoiseBody(SamplingBody):
+    """POST /v1/contexts/{id}/denoise."""
+
+
+def require_one(body: Body, *names: str) -> None:
+    """Raises ValueError unless one of these fields is given."""
+    given = [name for name in names if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give one of {', '.join(names)}; got {' and '.join(given) or 'none'}")

@@ -1,0 +1,269 @@
+"""OpenAI's request bodies, as far as a diffusion model can honour them.
+
+A field that would change the answer and can't be honoured is refused by name unless it has its neutral value; a
+field that changes nothing is accepted; an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from cache_service.core.contexts import MAX_STALENESS
+from cache_service.core.types import ContextId
+from cluster.errors import RequestError
+from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call
+from cluster.generation.events import ContextChoice
+from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
+from workers.api import ContextMode, DecodingParams
+
+
+def only(*neutral: Any, reason: str) -> AfterValidator:
+    """Marks a field that takes nothing but its neutral values."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            raise ValueError(f"{reason}; leave it out")
+        return value
+
+    return AfterValidator(check)
+
+
+Ignored = Any
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
+
+
+TokenId = Annotated[int, Field(strict=False)]
+"""As the key of an object, where JSON knows only strings."""
+
+
+class Body(BaseModel):
+    """Takes no value for another type's: `"yes"` is not true, and 1.5 no number of tokens."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def whole_characters(cls, value: object) -> object:
+        r"""JSON can spell halves of a character alone (`"\ud800"`), which no text holds."""
+        texts = value if isinstance(value, list) else [value]
+        try:
+            "".join(text for text in texts if isinstance(text, str)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half a character, at position {error.start}") from error
+        return value
+
+
+class DiffusionBody(Body):
+    """How the canvas is denoised: the extension of this server."""
+
+    steps: int | None = Field(default=None, ge=1)
+    block_length: int | None = Field(default=None, ge=1)
+    policy: str | None = None
+    seed: int | None = None
+    refresh_interval: int | None = Field(default=None, ge=0)
+    reuse_depth: int | None = Field(default=None, ge=0)
+    anchors: float | None = Field(default=None, gt=0, le=1)
+    skip_refresh: bool | None = None
+    deterministic: bool | None = None
+    unmasking: str | None = None
+    timetable: str | None = None
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    factor: float | None = Field(default=None, ge=0)
+    remask: int = Field(default=0, ge=0)
+    guidance: float = Field(default=0.0, ge=0)
+    top_k: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+
+
+class ContextBody(Body):
+    """A shared context as the prefix of a generation."""
+
+    id: NonEmpty
+    mode: Literal["pin", "follow"] = "pin"
+    max_staleness: int = Field(default=0, ge=0, le=MAX_STALENESS)
+
+    def to_choice(self) -> ContextChoice:
+        return ContextChoice(ContextId(self.id), ContextMode(self.mode), self.max_staleness)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: Ignored = None
+
+
+class SamplingBody(Body):
+    """How tokens are chosen, and for whom."""
+
+    model: str | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    logit_bias: dict[TokenId, Bias] | None = None
+    """Token id -> what is added to its logits."""
+    seed: int | None = None
+    stream: bool | None = None
+    cache_salt: str | None = None
+    diffusion: DiffusionBody | None = None
+
+    def params(self) -> DecodingParams:
+        """Raises RequestError for what only the whole body shows to be wrong."""
+        options = self.diffusion or DiffusionBody()
+        return DecodingParams(
+            num_steps=options.steps,
+            block_length=options.block_length,
+            policy=options.policy,
+            refresh_interval=options.refresh_interval,
+            reuse_depth=options.reuse_depth,
+            anchors=options.anchors,
+            skip_refresh=options.skip_refresh,
+            deterministic=options.deterministic,
+            unmasking=options.unmasking,
+            timetable=options.timetable,
+            threshold=options.threshold,
+            factor=options.factor,
+            remask=options.remask,
+            guidance=options.guidance,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=options.top_k,
+            logit_bias=tuple((self.logit_bias or {}).items()),
+            min_tokens=options.min_tokens,
+            temperature=self.temperature or 0.0,
+            seed=options.seed if options.seed is not None else self.seed,
+        )
+
+
+class GenerationBody(SamplingBody):
+    """What both endpoints share."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: Stop | None = None
+    ignore_eos: bool | None = None
+    """As load generators ask of vLLM: fill the whole canvas."""
+    stream_options: StreamOptions | None = None
+    context: ContextBody | None = None
+
+    n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
+    frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
+    presence_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
+
+    user: Ignored = None
+    metadata: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+
+    def to_call(self, request_id: str) -> Call:
+        """Raises RequestError for what only the whole body shows to be wrong."""
+        stop = self.stop or []
+        return Call(
+            request_id=request_id,
+            prompt=self.to_prompt(),
+            suffix=self.text_behind(),
+            model=self.model,
+            max_tokens=self.canvas(),
+            params=self.params(),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            cache_salt=self.cache_salt or "",
+            context=self.context.to_choice() if self.context else None,
+        )
+
+    def to_prompt(self) -> Prompt:
+        raise NotImplementedError
+
+    def text_behind(self) -> str:
+        """What the answer leads up to."""
+        return ""
+
+    def canvas(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _whole_canvas(self) -> int:
+        canvas = self.canvas()
+        if canvas is None:
+            raise RequestError(
+                "ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos"
+            )
+        return canvas
+
+    def params(self) -> DecodingParams:
+        asked = super().params()
+        return replace(asked, min_tokens=self._whole_canvas()) if self.ignore_eos else asked
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class MessageBody(Body):
+    """One turn. Fields of other turns' machinery (tool calls, audio) can't be put through a template here."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Ignored = None
+    refusal: Annotated[Any, only(reason="refusals are not supported")] = None
+    tool_calls: Annotated[Any, only([], reason="tools are not supported")] = None
+
+    def to_message(self) -> Message:
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return Message("system" if self.role == "developer" else self.role, "".join(parts))
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[MessageBody] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    tools: Annotated[Any, only([], reason="tools are not supported")] = None
+    tool_choice: Annotated[Any, only("none", "auto", reason="tools are not supported")] = None
+    functions: Annotated[Any, only([], reason="functions are not supported")] = None
+    function_call: Annotated[Any, only("none", "auto", reason="functions are not supported")] = None
+    logprobs: Annotated[Any, only(False, reason="log probabilities are not supported")] = None
+    top_logprobs: Annotated[Any, only(0, reason="log probabilities are not supported")] = None
+    response_format: Annotated[Any, only({"type": "text"}, reason="only text answers are supported")] = None
+    modalities: Annotated[Any, only(["text"], reason="only text answers are supported")] = None
+    audio: Annotated[Any, only(reason="only text answers are supported")] = None
+    prediction: Annotated[Any, only(reason="predicted outputs are not supported")] = None
+    reasoning_effort: Annotated[Any, only("none", reason="the model doesn't reason apart")] = None
+    web_search_options: Annotated[Any, only(reason="web search is not supported")] = None
+    parallel_tool_calls: Ignored = None
+    verbosity: Ignored = None
+
+    def to_prompt(self) -> Prompt:
+        return Conversation(tuple(message.to_message() for message in self.messages))
+
+    def canvas(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions and /v1/fim/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
+    suffix: str | None = None
+    best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
+    logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
+
+    def text_behind(self) -> str:
+        return self.suffix or ""
+
+    def to_prompt(self) -> Prompt:
+        prompt = self.prompt
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+            if len(prompt) > 1:
+                raise RequestError("one prompt a request is supported: send several requests", param="prompt")
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return TextPrompt(prompt)
+        return TokenPrompt(tuple(token_id for token_id in prompt if isinstance(token_id, int)))

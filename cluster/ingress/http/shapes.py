@@ -1,0 +1,143 @@
+"""OpenAI's response bodies: the same answer as a chat, or as a plain completion, whole or in pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cluster.generation.answer import Answer
+from cluster.generation.events import Finished
+from workers.api import FinishReason, Usage
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What every body of one response repeats."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+
+
+class Shape(Protocol):
+    """How one endpoint words an answer."""
+
+    def whole(self, answer: Answer) -> Json:
+        """The body of a response that isn't streamed."""
+        ...
+
+    def opening(self) -> list[Json]:
+        """Chunks that come before any text."""
+        ...
+
+    def piece(self, text: str) -> Json: ...
+
+    def closing(self, finished: Finished) -> Json:
+        """The chunk with the finish reason and what was done."""
+        ...
+
+    def usage(self, finished: Finished) -> Json:
+        """The chunk that `stream_options.include_usage` asks for."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    heading: Heading
+
+    def whole(self, answer: Answer) -> Json:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {"message": message, **_choice(answer.finished.reason)}
+        return _body(self.heading, "chat.completion", [choice], **_accounts(answer.finished))
+
+    def opening(self) -> list[Json]:
+        return [self._chunk({"role": "assistant", "content": ""}, None)]
+
+    def piece(self, text: str) -> Json:
+        return self._chunk({"content": text}, None)
+
+    def closing(self, finished: Finished) -> Json:
+        return self._chunk({}, finished.reason) | done(finished)
+
+    def usage(self, finished: Finished) -> Json:
+        return _body(self.heading, "chat.completion.chunk", [], usage=usage(finished))
+
+    def _chunk(self, delta: Json, reason: FinishReason | None) -> Json:
+        return _body(self.heading, "chat.completion.chunk", [{"delta": delta, **_choice(reason)}])
+
+
+@dataclass(frozen=True)
+class CompletionShape:
+    heading: Heading
+
+    def whole(self, answer: Answer) -> Json:
+        return self._chunk(answer.text, answer.finished.reason) | _accounts(answer.finished)
+
+    def opening(self) -> list[Json]:
+        return []
+
+    def piece(self, text: str) -> Json:
+        return self._chunk(text, None)
+
+    def closing(self, finished: Finished) -> Json:
+        return self._chunk("", finished.reason) | done(finished)
+
+    def usage(self, finished: Finished) -> Json:
+        return _body(self.heading, "text_completion", [], usage=usage(finished))
+
+    def _chunk(self, text: str, reason: FinishReason | None) -> Json:
+        return _body(self.heading, "text_completion", [{"text": text, **_choice(reason)}])
+
+
+def _body(heading: Heading, kind: str, choices: list[Json], **more: Any) -> Json:
+    return {
+        "id": heading.id,
+        "object": kind,
+        "created": heading.created,
+        "model": heading.model,
+        "choices": choices,
+        **more,
+    }
+
+
+def _choice(reason: FinishReason | None) -> Json:
+    return {"index": 0, "logprobs": None, "finish_reason": reason.value if reason else None}
+
+
+def _accounts(finished: Finished) -> Json:
+    return {"usage": usage(finished), **done(finished)}
+
+
+def done(finished: Finished) -> Json:
+    """What was done, and which epochs of a named context were read."""
+    named = finished.context
+    if named is None:
+        return {"diffusion": work_done(finished.usage)}
+    context = {"id": named.id, "mode": named.mode.value, "epochs": list(finished.usage.epochs)}
+    return {"diffusion": work_done(finished.usage), "context": context}
+
+
+def usage(finished: Finished) -> Json:
+    counts = finished.usage
+    return {
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "total_tokens": counts.prompt_tokens + counts.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
+    }
+
+
+def work_done(counts: Usage) -> Json:
+    """In the words of the request's `diffusion` object."""
+    return {
+        "policy": counts.policy,
+        "steps": counts.num_steps,
+        "forwards": counts.num_forwards,
+        "prefix_tokens": counts.prefix_tokens,
+        "reuse_depth": counts.reuse_depth,
+        "depth_limited_by": counts.depth_limited_by.value if counts.depth_limited_by else None,
+        "replica": counts.replica,
+    }

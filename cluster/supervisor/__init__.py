@@ -1,0 +1,1 @@
+"""The processes of `palimpsest serve`: a supervisor, the driver that starts Ray, and the cache service."""

@@ -1,0 +1,176 @@
+"""Run Ray and the application on this machine until SIGINT.
+
+`python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR LOG_LEVEL`
+
+Started by `cluster.supervisor.supervisor`, which ends it and whatever it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import ray
+import torch
+import typer
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from cache_service.config import address_of
+from cluster.app import build
+from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
+from cluster.errors import ClusterError, StartError
+from cluster.generation.tokenization import Tokenization
+from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
+from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
+from workers.engine.memory import memory_budget
+from workers.errors import WorkerError
+from workers.models.base import ModelConfig
+from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
+from workers.worker import dtype_of
+
+logger = logging.getLogger(__name__)
+
+LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of the container, by version of cgroups."""
+SHARED_MEMORY = Path("/dev/shm")
+PARENT_CHECK_S = 1.0
+SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
+QUESTION = "Where does Linus live?"
+
+
+def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
+    """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets.
+
+    Ray and Serve have much to say about themselves; that is shown from DEBUG on.
+    """
+    config = located(parse_config(json.loads(config_file.read_text())))
+    model = checked_model(config.worker.model)
+    level = "INFO" if log_level == "DEBUG" else "WARNING"
+    logging.getLogger("ray.serve").setLevel(level)
+    num_gpus = 0 if config.worker.device == "cpu" else torch.cuda.device_count()
+    store_bytes = object_store_bytes(config, model, num_gpus, memory_of_machine())
+    start_ray(config, ray_directory, config.num_replicas(num_gpus), store_bytes)
+    logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
+    http = HTTPOptions(host=config.http.host, port=config.http.port)
+    serve.start(http_options=http, logging_config=logs)
+    try:
+        serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
+    except RuntimeError as error:
+        raise StartError(f"{error} {reasons()}") from error
+    typer.echo(greeting(config))
+    signal.pause()
+
+
+def checked_model(directory: Path) -> ModelConfig:
+    """What can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
+    raw = read_json(directory / "config.json")
+    model = architecture_of(raw, directory).parse_config(raw)
+    check_dimensions(model, directory)
+    for shard in shard_files(directory):
+        with opened(shard):  # reads the header, which tells of a file that was cut off
+            pass
+    Tokenization(directory)
+    return model
+
+
+def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int, memory: Memory) -> int:
+    """For Ray on a machine; warns where copies will be slow. Raises StartError."""
+    worker, on_gpus = config.worker, config.is_on_gpus(num_gpus)
+    itemsize = dtype_of(worker.dtype, torch.device("cuda" if on_gpus else "cpu")).itemsize
+    entry_bytes = worker.kv.entry_bytes
+    if not on_gpus or worker.kv.pool_bytes is not None:
+        entry_bytes = memory_budget(worker.kv, torch.device("cpu")).entry_bytes
+    heaviest = heaviest_copy_bytes(model, worker.bicache.entry_depths, itemsize, entry_bytes)
+    size = store_size(config, config.num_replicas(num_gpus), heaviest, memory)
+    if size.warning:
+        logger.warning(size.warning)
+    return size.num_bytes
+
+
+def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
+    """Of the container, where this is one."""
+    limits = [psutil.virtual_memory().total]
+    for file in limit_files:
+        with suppress(OSError, ValueError):  # the other version's, or "max"
+            limits.append(int(file.read_text()))
+    total = min(limits)
+    return Memory(total, psutil.disk_usage(str(SHARED_MEMORY)).free if SHARED_MEMORY.exists() else total)
+
+
+def reasons() -> str:
+    """Why deployments failed: the last line of what each one's replicas said."""
+    deployments = serve.status().applications[APPLICATION].deployments.items()
+    said = {name: status.message.strip().splitlines() for name, status in deployments}
+    return "; ".join(f"{name}: {lines[-1]}" for name, lines in said.items() if lines)
+
+
+def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
+    """A Ray of our own: it joins no other one that runs on this machine, and reserves no more than is asked for."""
+    needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, needed),
+            object_store_memory=store_bytes,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(directory),
+        )
+    except Exception as error:
+        raise StartError(f"Ray doesn't start on this machine: {error} Is the machine busy? Then try again.") from error
+
+
+def greeting(config: ClusterConfig) -> str:
+    """What a person needs to ask the first question."""
+    url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    body = json.dumps({"model": config.name, "messages": messages})
+    named = config.api_keys.env
+    first = f"${{{named}%%,*}}" if named else "$KEY"
+    key = f'-H "Authorization: Bearer {first}" ' if config.api_keys.required else ""
+    return (
+        f"\nPalimpsest serves {config.name}.\n"
+        f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"
+        f"  gRPC  {address_of(reachable(config.grpc.host), config.grpc.port)}   (palimpsest.inference.v1.Inference)\n"
+        f"Ask it:\n"
+        f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+        f"Ctrl-C ends it all.\n"
+    )
+
+
+def reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def end_with(parent: int) -> None:
+    """End this process and all of Ray some seconds after `parent`: a Ray that is starting may miss its signal."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    time.sleep(GRACE_S)
+    end_descendants()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    with no_orphans():
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        except (ClusterError, WorkerError) as failure:
+            sys.exit(f"palimpsest: {failure}")
+        except KeyboardInterrupt:
+            ray.shutdown()

@@ -1,0 +1,215 @@
+"""The processes of one machine: the cache service and the cluster, started together and ended together.
+
+The supervisor imports neither Ray nor torch, so that it answers a signal at once, whatever its children are in the
+midst of. Every child has a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from tenacity import AsyncRetrying, RetryCallState, wait_exponential
+
+from cluster.config import ClusterConfig, to_mapping
+from cluster.errors import ClusterError, StartError
+
+logger = logging.getLogger(__name__)
+
+SOCKET_PATH_LIMIT = 107
+RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""How Ray names its longest unix socket below the directory that it is given."""
+GRACE_S, KILL_GRACE_S = 6.0, 1.5
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+"""Of prctl(2)."""
+SERVE_SETTINGS = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_PROXY_USE_GRPC": "1"}
+"""One thread less for each request to pass through, and no Ray objects between Serve's HTTP proxy and the ingress."""
+
+
+class ChildEndedError(ClusterError):
+    """A child that should run for ever has ended."""
+
+
+def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. Afterwards no process that was started here is left.
+
+    Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
+    """
+    check_ports(config)
+    with run_directory(environ) as directory, no_orphans():
+        machine = Machine(config, directory, child_environment(config, environ), log_level)
+        return asyncio.run(machine.serve())
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that this machine runs, as one configuration says."""
+
+    config: ClusterConfig
+    directory: Path
+    environment: Mapping[str, str]
+    log_level: str
+
+    async def serve(self) -> int:
+        """Until a signal asks to stop (0) or the cluster ends by itself (1)."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            cache = tasks.create_task(self._keep_cache_service()) if self.config.cache_service.spawn else None
+            cluster = tasks.create_task(self._run_cluster())
+            stopped = tasks.create_task(stop.wait())
+            await asyncio.wait({cluster, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            logger.info("stopping")
+            for task in filter(None, (cluster, stopped, cache)):
+                task.cancel()
+        return 0 if stop.is_set() else 1
+
+    async def _run_cluster(self) -> None:
+        config_file = self.directory / "config.json"
+        config_file.write_text(json.dumps(to_mapping(self.config)))
+        async with self._child(
+            "cluster.supervisor.driver", config_file, self.directory / "ray", self.log_level
+        ) as driver:
+            code = await driver.wait()
+            logger.error("the cluster ended by itself with exit code %d; it said why above", code)
+
+    async def _keep_cache_service(self) -> None:
+        """Run the cache service, and run it again, a little later each time, whenever it ends."""
+        where = self.config.cache_service
+        options = ("--host", where.host, "--port", where.port, "--log-level", self.log_level)
+        async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
+            with attempt:
+                async with self._child("cache_service", *options) as service:
+                    raise ChildEndedError(f"the cache service ended with exit code {await service.wait()}")
+
+    @asynccontextmanager
+    async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
+        """`python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
+
+        It is asked by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python hears of it.
+        """
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "cluster.supervisor.launch", module, *map(str, options)),
+            env=dict(self.environment),
+            start_new_session=True,
+            preexec_fn=as_child,
+        )
+        try:
+            yield child
+        finally:
+            if child.returncode is None:
+                child.send_signal(signal.SIGINT)
+                try:
+                    await asyncio.wait_for(child.wait(), GRACE_S)
+                except TimeoutError:
+                    child.kill()
+                    await child.wait()
+
+
+def log_restart(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning("%s; requests are served without it, and it starts again", error)
+
+
+def as_child() -> None:
+    """Die with the parent; SIGINT waits for `cluster.supervisor.launch`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the orderly way out is the only one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+@contextmanager
+def no_orphans() -> Iterator[None]:
+    """On leaving, every process that was started inside is gone: also those whose own parent died before them."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        end_descendants()
+
+
+def end_descendants() -> None:
+    """Ask every process below this one to end, and kill what doesn't."""
+    this = psutil.Process()
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        remaining = this.children(recursive=True)
+        for child in remaining:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(child)
+        psutil.wait_procs(remaining, timeout=KILL_GRACE_S)
+
+
+@contextmanager
+def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
+    """A fresh directory for this run, short enough for Ray's sockets; removed at the end.
+
+    Lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
+    """
+    wanted = environ.get("RAY_TMPDIR")
+    for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
+        if len(os.path.join(parent, "palimpsest-12345678") + RAY_SOCKET) <= SOCKET_PATH_LIMIT:
+            break
+    else:
+        raise StartError(f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp")
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="palimpsest-", dir=parent))
+    except OSError as error:
+        raise StartError(f"no directory for this run in {parent}: {error}; set RAY_TMPDIR") from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the children see: a Ray of their own, locked with a fresh token and without usage reports, and no proxy
+    between processes of this machine.
+    """
+    hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
+    bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
+    inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return SERVE_SETTINGS | inherited | ray | {"no_proxy": bypass, "NO_PROXY": bypass}
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Raises StartError, naming the option, for a port that can't be listened at."""
+    wanted = [(config.http.host, config.http.port, "--http-port"), (config.grpc.host, config.grpc.port, "--grpc-port")]
+    if config.cache_service.spawn:
+        wanted.append((config.cache_service.host, config.cache_service.port, "--cache-port"))
+    with contextlib.ExitStack() as stack:
+        for host, port, option in wanted:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                stack.enter_context(socket.create_server((host, port), family=family))
+            except (OSError, OverflowError) as error:
+                raise StartError(
+                    f"can't listen at {host}:{port} ({error}); choose another port with {option}"
+                ) from error

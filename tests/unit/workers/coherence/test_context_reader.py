@@ -1,0 +1,121 @@
+"""Where a request in follow mode learns what its context holds now: from a real cache service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from cache_service.client.client import CacheClient
+from cache_service.config import ServerConfig
+from cache_service.core.types import Context, Edit, ReplicaId
+from cache_service.rpc.server import CacheServer
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock
+from workers.api import ContextEpoch, ContextMode, ContextRead
+from workers.coherence.context_reader import ContextReader
+from workers.coherence.view import ClusterView
+
+ME = ReplicaId("me")
+POLL_S = 0.01
+
+
+def server_on(port: int = 0) -> CacheServer:
+    return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
+
+
+def client_of(server: CacheServer) -> CacheClient:
+    return CacheClient(f"127.0.0.1:{server.port}", timeout_s=10.0)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[CacheClient]:
+    async with server_on() as server, client_of(server) as client:
+        yield client
+
+
+def reader_of(context: Context, max_staleness: int = 0) -> ContextRead:
+    return ContextRead(ContextEpoch(context.id, context.epoch), 3, ContextMode.FOLLOW, max_staleness)
+
+
+async def following(client: CacheClient, view: ClusterView) -> None:
+    async for update in client.watch():
+        view.apply(update)
+
+
+async def test_without_a_budget_every_commit_is_seen_at_once_whatever_the_watch_has_told(client: CacheClient) -> None:
+    """The view stays where it was: what the service says counts."""
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    view = ClusterView()
+    view.apply(await anext(client.watch()))
+    reader = ContextReader(client, view)
+    assert await reader.newest(reader_of(context)) == context
+    for number in range(40):
+        await client.commit(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
+        context = await client.get_context(context.id)
+        assert await reader.newest(reader_of(context)) == context
+
+
+async def test_content_that_the_watch_has_told_is_not_asked_for_again(client: CacheClient) -> None:
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    view = ClusterView()
+    view.apply(await anext(client.watch()))
+    assert await ContextReader(client, view).newest(reader_of(context)) is view.context(context.id)
+
+
+async def test_what_the_watch_has_not_told_yet_is_asked_for(client: CacheClient) -> None:
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    for max_staleness in (0, 1):
+        assert await ContextReader(client, ClusterView()).newest(reader_of(context, max_staleness)) == context
+
+
+async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_is_away() -> None:
+    async with AsyncExitStack() as up:
+        client = await up.enter_async_context(client_of(server := await up.enter_async_context(server_on())))
+        async with client_of(server) as its_own:
+            context = await client.create_context("f", "", [1, 2, 3], author=ME)
+            view = ClusterView()
+            reader = ContextReader(its_own, view)
+            watching = asyncio.create_task(following(its_own, view))
+            assert await reader.newest(reader_of(context, 1)) == context
+            await client.commit(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
+            while True:
+                known = await reader.newest(reader_of(context, 1))
+                if known is not None and known.epoch > context.epoch:
+                    break
+                await asyncio.sleep(POLL_S)
+            await up.aclose()
+
+            assert await reader.newest(reader_of(context, 1)) == known
+            assert known.token_ids == (9, 8, 1, 2, 3)
+            assert await reader.newest(reader_of(context)) is None
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_deleted_context_has_no_newest_content(client: CacheClient) -> None:
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    view = ClusterView()
+    view.apply(await anext(client.watch()))
+    await client.delete_context(context.id, author=ME)
+    assert await ContextReader(client, view).newest(reader_of(context)) is None
+
+
+async def test_every_question_gets_a_reply_as_long_as_it_is_open() -> None:
+    replies: asyncio.Queue[Context | None] = asyncio.Queue()
+    async with AsyncExitStack() as up:
+        server = await up.enter_async_context(server_on())
+        async with client_of(server) as client:
+            context = await client.create_context("f", "", [1, 2, 3], author=ME)
+            reader = ContextReader(client, ClusterView())
+            for _ in range(3):
+                reader.ask(reader_of(context), replies.put_nowait)
+            assert [await replies.get() for _ in range(3)] == [context] * 3
+            await up.aclose()
+            reader.ask(reader_of(context), replies.put_nowait)
+            assert await replies.get() is None
+            reader.ask(reader_of(context), replies.put_nowait)
+            await reader.close()
+            assert replies.empty()

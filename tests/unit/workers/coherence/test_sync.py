@@ -1,0 +1,174 @@
+"""The bridge against a real cache service, with outages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from cache_service.client.client import CacheClient
+from cache_service.config import ServerConfig
+from cache_service.core.types import (
+    CommitId,
+    Context,
+    ContextId,
+    DepthLimit,
+    Epoch,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+    Snapshot,
+    Version,
+)
+from cache_service.errors import CacheServiceUnavailable
+from cache_service.rpc.server import CacheServer
+from cache_service.store.memory import MemoryStore
+from cache_service.testing import FakeClock, free_port
+from workers.bicache.entry import Live, Report
+from workers.coherence.sync import PrefixSync
+from workers.coherence.tally import Tally
+from workers.coherence.view import ClusterView
+
+REPLICA = ReplicaId("worker#1")
+TTL_S, LONG_S = 0.6, 60.0
+POLL_S = 0.02
+KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
+
+
+def server_on(port: int) -> CacheServer:
+    """Leases there go by a clock that stands still."""
+    return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
+
+
+def entries() -> tuple[Live, Live]:
+    def live(key: PrefixKey, num_tokens: int) -> Live:
+        return Live(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
+
+    return live(KEYS[0], 5), live(KEYS[1], 9)
+
+
+@pytest.fixture
+async def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+async def client(port: int) -> AsyncIterator[CacheClient]:
+    async with CacheClient(f"127.0.0.1:{port}", timeout_s=5.0) as client:
+        yield client
+
+
+async def until(view: Callable[[], Awaitable[object]], wanted: object) -> None:
+    while True:
+        if await view() == wanted:
+            return
+        await asyncio.sleep(POLL_S)
+
+
+def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
+    """The token counts of the entries that the service knows of."""
+
+    async def view() -> Sequence[int]:
+        try:
+            found = await client.lookup(KEYS)
+        except CacheServiceUnavailable:  # the test's own connection is still finding the new server
+            return []
+        placements: list[Placement] = [placement for key in KEYS for placement in found.get(key, ())]
+        assert all(placement.replica == REPLICA for placement in placements)
+        return [placement.num_tokens for placement in placements]
+
+    return view
+
+
+@asynccontextmanager
+async def syncing(client: CacheClient, view: ClusterView | None = None) -> AsyncIterator[PrefixSync]:
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(), 0, Tally())
+    running = asyncio.create_task(sync.run())
+    yield sync
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await sync.leave()
+
+
+async def test_entries_are_announced_withdrawn_and_left(port: int, client: CacheClient) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(Report(live=(first, second)))
+        await until(held(client), [5, 9])
+        sync.apply(Report(gone=(first.key,)))
+        await until(held(client), [9])
+        await sync.leave()
+        assert await held(client)() == []
+
+
+async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
+    async with server_on(port):
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), 0, Tally())
+        running = asyncio.create_task(sync.run())
+        await sync.joined.wait()
+        await asyncio.sleep(POLL_S)  # it has nothing to tell by now
+        sync.wake()
+        await asyncio.sleep(0)
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=1.0)
+        assert running in done
+
+
+async def test_a_service_that_forgot_everything_is_told_again(port: int, client: CacheClient) -> None:
+    async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
+        sync.apply(Report(live=entries()))  # nobody listens yet
+        for _ in range(2):
+            async with server_on(port):
+                await until(held(client), [5, 9])
+
+
+async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
+    first, _ = entries()
+    async with server_on(port), syncing(client) as sync:
+        await sync.joined.wait()
+        assert sync.lease is not None
+        build = await client.acquire(sync.lease, first.key, 60.0)
+        sync.owns(build)
+        await client.release(sync.lease, build)
+        sync.apply(Report(live=(first,)))
+        await until(held(client), [5])
+        [placement] = (await client.lookup([first.key]))[first.key]
+        assert placement.token is None
+
+
+async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
+    first, _ = entries()
+    async with server_on(port), syncing(client) as sync:
+        await sync.joined.wait()
+        assert sync.lease is not None
+        build = await client.acquire(sync.lease, first.key, 60.0)
+        sync.owns(build)
+        sync.apply(Report(live=(first,)))
+        await until(held(client), [5])
+        [placement] = (await client.lookup([first.key]))[first.key]
+        assert placement.token == build.token
+
+
+async def test_drift_is_told_once(port: int, client: CacheClient) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
+        await until(held(client), [5, 9])
+        assert await client.depth_limits(KEYS) == (DepthLimit(first.key, 60, 1, 0),)
+
+
+async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_no_other(
+    port: int, client: CacheClient
+) -> None:
+    first, second = entries()
+    version = Version(Epoch(3), first.key, CommitId("x"))
+    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), CommitId("x"), version)
+    behind = ClusterView()
+    behind.apply(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
+    async with server_on(port), syncing(client, behind) as sync:
+        sync.apply(Report(live=(first, second)))
+        await until(held(client), [9])

@@ -1,0 +1,117 @@
+"""What a replica makes of the events of others: checked against the service's own state."""
+
+from __future__ import annotations
+
+import random
+
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.state import State
+from cache_service.core.types import (
+    CommitId,
+    Context,
+    DepthLimit,
+    Edit,
+    Epoch,
+    Event,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+)
+from workers.api import ContextEpoch
+from workers.coherence.view import ClusterView, Moved, News
+
+A = ReplicaId("a")
+
+
+class Service:
+    """A service's state, and a view that hears of every event."""
+
+    def __init__(self) -> None:
+        self.state, self.view = State(), ClusterView()
+        self.view.apply(self.state.snapshot())
+
+    def carry_out(self, events: tuple[Event, ...]) -> list[News]:
+        heard = []
+        for event in events:
+            self.state.apply(event)
+            heard.append(self.view.apply(event))
+        return heard
+
+    def create(self, *token_ids: int, name: str = "c") -> Context:
+        at = self.state.next_revision
+        self.carry_out(self.state.contexts.create("f", "", token_ids, (), CommitId(name), A, at))
+        return self.state.contexts.made_by(CommitId(name))
+
+    def commit(self, context: Context, *edits: Edit, name: str) -> list[Moved]:
+        now = self.state.contexts.get(context.id)
+        events = self.state.commit(context.id, now.epoch, edits, CommitId(name), A, self.state.next_revision)
+        return [moved for news in self.carry_out(events) for moved in news.moved]
+
+
+def key(*token_ids: int) -> PrefixKey:
+    return prefix_keys("f", "", token_ids, [len(token_ids)])[0]
+
+
+def test_a_commit_makes_the_old_content_stale_and_names_the_new() -> None:
+    service = Service()
+    context = service.create(1, 2, 3)
+    assert service.view.context_of(key(1, 2, 3)) == ContextEpoch(context.id, Epoch(0))
+    [moved] = service.commit(context, Edit(0, 1, (9,)), name="x")
+    assert (moved.old, moved.context) == (key(1, 2, 3), service.state.contexts.get(context.id))
+    assert service.view.is_stale(key(1, 2, 3))
+    assert service.view.context_of(key(9, 2, 3)) == ContextEpoch(context.id, Epoch(1))
+
+
+def test_content_that_another_context_still_has_does_not_move() -> None:
+    service = Service()
+    first, second = service.create(1, 2, name="one"), service.create(1, 2, name="two")
+    assert service.commit(first, Edit(0, 1, (9,)), name="x") == []
+    assert service.view.context_of(key(1, 2)) == ContextEpoch(second.id, Epoch(0))
+    assert [moved.old for moved in service.commit(second, Edit(0, 1, (8,)), name="y")] == [key(1, 2)]
+
+
+def test_content_that_comes_back_is_current_again() -> None:
+    service = Service()
+    context = service.create(1, 2)
+    service.commit(context, Edit(0, 1, (9,)), name="x")
+    service.commit(context, Edit(0, 1, (1,)), name="y")
+    assert not service.view.is_stale(key(1, 2))
+    assert service.view.is_stale(key(9, 2))
+
+
+def test_a_deleted_context_leaves_its_content_behind() -> None:
+    service = Service()
+    context = service.create(1, 2)
+    [news] = service.carry_out(service.state.contexts.delete(context.id, A, service.state.next_revision))
+    assert news.moved == (Moved(key(1, 2), None),)
+    assert service.view.context_of(key(1, 2)) is None
+
+
+def test_holders_and_limits_are_told() -> None:
+    service = Service()
+    service.carry_out(service.state.register(A, 10.0, service.state.next_revision))
+    lease = service.state.directory.lease_of(A)
+    placement = Placement(key(1), A, 1, 2, 100)
+    service.carry_out(service.state.announce(lease, [placement], service.state.next_revision))
+    assert service.view.holders(key(1)) == {A}
+    limit = DepthLimit(key(1), 60, 1, 0)
+    [news] = service.carry_out(service.state.report_drift(lease, [limit], service.state.next_revision))
+    assert news.limits == (limit,)
+    late = ClusterView()
+    assert late.apply(service.state.snapshot()).limits == (limit,)
+    assert late.holders(key(1)) == {A}
+
+
+def test_a_view_that_heard_everything_equals_one_that_starts_now() -> None:
+    rng = random.Random(7)
+    service = Service()
+    contexts = [service.create(number, 5, name=f"c{number}") for number in range(3)]
+    for step in range(200):
+        context = rng.choice(contexts)
+        service.commit(context, Edit(0, 1, (rng.randrange(4),)), name=f"s{step}")
+        late = ClusterView()
+        late.apply(service.state.snapshot())
+        for token in range(4):
+            content = key(token, 5)
+            assert service.view.context_of(content) == late.context_of(content)
+            assert service.view.is_stale(content) == late.is_stale(content)

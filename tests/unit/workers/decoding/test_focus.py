@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
+from workers.decoding.focus import Attention, Focus, FocusConfig, attention_to_prefix
+from workers.engine.engine import Engine
+from workers.errors import InvalidRequestError
+from workers.scheduler.policy import Pass
+
+PREFIX = 20
+
+
+def passes_of(engine: Engine, **params: object) -> list[Pass]:
+    """The passes of one `lean` request of four blocks with four steps each, a refresh due at each."""
+    engine.submit(
+        request_of(
+            prompt_of(30),
+            32,
+            prefixes=[PREFIX],
+            policy="lean",
+            block_length=8,
+            num_steps=16,
+            refresh_interval=4,
+            reuse_depth=2,
+            **params,
+        )
+    )
+    passes = []
+    while engine.has_work:
+        plan = engine.scheduler.schedule()
+        passes += [turn.run for turn in plan.turns]
+        engine.scheduler.commit(plan, engine.runner.run(plan))
+    return passes
+
+
+def attention(weights: list[list[float]], positions: tuple[int, ...] = (10, 11)) -> Attention:
+    return Attention(positions, torch.tensor(weights))
+
+
+def test_without_flags_every_block_refreshes_the_whole_prefix() -> None:
+    passes = passes_of(engine_of(tiny_model()))
+    assert [len(run.deep) for run in passes] == [20, 0, 0, 0] * 4
+    assert [len(run.rows) for run in passes] == [42, 8, 8, 8] * 4
+
+
+def test_later_refreshes_recompute_the_anchors_alone() -> None:
+    passes = passes_of(engine_of(tiny_model()), anchors=0.2)
+    assert [len(run.deep) for run in passes[::4]] == [20, 4, 4, 4]
+
+
+def test_anchors_of_the_whole_prefix_change_nothing() -> None:
+    loaded, prompt = tiny_model(1), prompt_of(30)
+    whole, all_ = (
+        run_one(engine_of(loaded), request_of(prompt, 24, prefixes=[PREFIX], reuse_depth=2, block_length=8, **flags))
+        for flags in ({}, {"anchors": 1.0})
+    )
+    assert whole.token_ids == all_.token_ids
+
+
+def test_refreshes_are_skipped_while_attention_stays_up_to_the_cap() -> None:
+    """A model whose rows all look alike everywhere never drifts."""
+    loaded = tiny_model()
+    for layer in loaded.model.layers:  # type: ignore[attr-defined]
+        layer.q.weight.zero_()
+    passes = passes_of(engine_of(loaded), skip_refresh=True)
+    assert [len(run.deep) for run in passes[::4]] == [20, 0, 0, 0]
+
+
+def test_refreshes_are_not_skipped_once_attention_drifts() -> None:
+    passes = passes_of(engine_of(tiny_model()), skip_refresh=True)
+    assert [len(run.deep) for run in passes[::4]] == [20, 20, 20, 20]
+
+
+def test_the_cap_on_skips() -> None:
+    focus = Focus(FocusConfig(1.0, skip_refresh=True, skip_similarity=0.9, max_skips=1))
+    assert focus.drifted
+    focus.observe(attention([[1.0, 0.0], [0.0, 1.0]]), refreshed=True)
+    assert focus.drifted
+    focus.observe(attention([[1.0, 0.1]], (10,)), refreshed=False)
+    assert not focus.drifted
+    focus.skip()
+    assert focus.drifted
+    focus.observe(attention([[1.0, 0.0]], (11,)), refreshed=True)
+    focus.observe(attention([[0.0, 1.0]], (11,)), refreshed=False)
+    assert focus.drifted
+
+
+def test_anchors_are_what_the_rows_still_masked_look_at() -> None:
+    focus = Focus(FocusConfig(0.5, skip_refresh=False, skip_similarity=0.9, max_skips=1))
+    assert focus.anchors(frozenset({10, 11})) is None
+    focus.observe(attention([[0.5, 0.0, 0.3, 0.1], [0.0, 0.2, 0.1, 0.7]]), refreshed=True)
+    assert focus.anchors(frozenset({10})) == (0, 2)
+    assert focus.anchors(frozenset({11})) == (1, 3)
+    assert focus.anchors(frozenset({10, 11})) == (0, 3)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_weights_are_those_of_the_softmax(kv_heads: int) -> None:
+    q, k = torch.randn(3, 4, 8), torch.randn(9, kv_heads, 8)
+    weights = torch.stack(
+        [(q[:, head] @ k[:, head * kv_heads // 4].T / 8**0.5).softmax(-1)[:, :5] for head in range(4)]
+    ).mean(0)
+    torch.testing.assert_close(attention_to_prefix(q, k, 5), weights)
+
+
+@pytest.mark.parametrize(
+    ("param", "params"),
+    [
+        ("anchors", {"anchors": 0.0}),
+        ("anchors", {"anchors": 0.2, "policy": "bicache"}),
+        ("skip_refresh", {"skip_refresh": True, "policy": "none"}),
+    ],
+)
+def test_flags_are_checked(param: str, params: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError, match=param) as refusal:
+        engine_of(tiny_model()).submit(request_of([1], 8, **params))
+    assert refusal.value.param == param

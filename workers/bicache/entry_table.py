@@ -1,0 +1,135 @@
+"""What other replicas' doings change in this one's entries. Runs on the engine's thread, between two steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from cache_service.core.types import Context, DepthLimit, PrefixKey
+from workers.bicache.cache import PrefixCache
+from workers.bicache.copies import EntryCopy, EntryFormat
+from workers.bicache.depth import DepthLimits, Evidence
+from workers.bicache.entry import PrefixEntry
+from workers.kv.storage import PageStorage
+from workers.models.base import ModelConfig
+
+T = TypeVar("T")
+
+
+class Entries:
+    """The cache's entries as copies go and come."""
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        storage: PageStorage,
+        evidence: Evidence,
+        limits: DepthLimits,
+        model: ModelConfig,
+        format_: EntryFormat,
+    ) -> None:
+        self._cache, self._storage, self._model = cache, storage, model
+        self._evidence, self._limits = evidence, limits
+        self.format = format_
+
+    def clear(self, key: PrefixKey) -> None:
+        """The entry may be built here, if it is still wanted."""
+        if entry := self._cache.find(key):
+            self._cache.clear(entry)
+
+    def retire(self, key: PrefixKey, *, successor: Context | None) -> bool:
+        """Forget an entry whose content is out of date, and have one of its `successor` made, if there is room; whether
+        there was one to forget.
+        """
+        entry = self._cache.retire(key)
+        if entry is not None and successor is not None:
+            self._cache.warm(successor.key, successor.token_ids, entry.depths)
+        return entry is not None
+
+    def limit(self, limits: Iterable[DepthLimit]) -> None:
+        """Take in what others report; it binds requests that are not deterministic, from the next admission on."""
+        for limit in limits:
+            self._limits.take(limit)
+
+    def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
+        """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
+        entry = self._cache.find(key)
+        wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
+        if entry is None or not (wanted and wanted <= entry.ready):
+            return None
+        kv_depth = max(wanted)
+        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in wanted)
+        return EntryCopy(
+            format=self.format,
+            key=key,
+            token_ids=entry.token_ids,
+            kv_depth=kv_depth,
+            state_depths=state_depths,
+            findings=tuple(sorted(entry.findings.items())),
+            body=self._body(entry, kv_depth, state_depths),
+        )
+
+    def install(self, copy: EntryCopy) -> bool:
+        """Make the pending entry under the copy's key live. False where none is wanted, or another one is.
+
+        Depths that were added while the copy was on its way are built here.
+        """
+        entry = self._cache.find(copy.key)
+        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
+            return False
+        self._fill(entry, copy)
+        self._evidence.learn(copy.key, dict(copy.findings))
+        entry.findings.update(copy.findings)
+        for bucket, finding in copy.findings:
+            if finding.depth(entry.to_probe.get(bucket, 0), self._model.num_layers) is not None:
+                entry.to_probe.pop(bucket, None)
+        entry.copied = True
+        self._cache.mark_built(entry, copy.depths)
+        return True
+
+    def adopt(self, copy: EntryCopy) -> bool:
+        """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
+        return self._cache.warm(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
+
+    def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
+        parts: list[Tensor] = []
+        for layer in range(kv_depth):
+            parts += self._storage.read(entry.table.slots[layer])
+        for depth in state_depths:
+            parts.append(self._read_states(entry, depth))
+        return torch.cat([part.flatten() for part in parts]).view(torch.uint8)
+
+    def _read_states(self, entry: PrefixEntry, depth: int) -> Tensor:
+        pages = entry.table.state_pages[depth]
+        return self._storage.read_states(pages, entry.layout.num_tokens, self._model.hidden_size)
+
+    def _fill(self, entry: PrefixEntry, copy: EntryCopy) -> None:
+        num_tokens, storage = entry.layout.num_tokens, self._storage
+        heads = (num_tokens, self._model.num_kv_heads, self._model.head_dim)
+        rest = copy.body
+        for layer in range(copy.kv_depth):
+            k, rest = self._take(rest, heads)
+            v, rest = self._take(rest, heads)
+            storage.write(entry.table.slots[layer], k, v)
+        for depth in copy.state_depths:
+            states, rest = self._take(rest, (num_tokens, self._model.hidden_size))
+            storage.write_states(entry.table.state_pages[depth], states)
+
+    def _take(self, body: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The next tensor of a body, and the rest of it."""
+        size = math.prod(shape) * self.format.itemsize
+        part = body[:size].to(self._storage.device)
+        return part.view(self._storage.rows.dtype).view(shape), body[size:]
+
+
+class EntriesThread(Protocol):
+    """The engine's thread, for those on others."""
+
+    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+        """Run `command` there, soon. Raises WorkerError, or the future does, where the engine has ended."""
+        ...

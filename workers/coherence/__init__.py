@@ -1,0 +1,1 @@
+"""What one replica tells the cache service and the other replicas, and what it learns from them."""

@@ -1,0 +1,102 @@
+"""Where a replica gets an entry from that it lacks. Pure.
+
+Entries belong to replicas, so waiting for another's build only pays where its entry can be fetched then. What it saves
+is the model's time, not the request's: the other began earlier at best. `patience` says how many times as long as its
+own build a request may be delayed so that the cluster builds once.
+
+    1. A fetch is dearer than a build           build alone, and ask nobody
+    2. somebody holds the entry                 fetch it
+    3. nobody builds it                         claim the build
+    4. somebody builds it                       wait, where its rest and the fetch fit into the patience,
+                                                until that is used up; else build alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cache_service.core.types import Build, PrefixKey, ReplicaId
+from workers.coherence.estimate import Costs
+from workers.config import CoherenceConfig
+
+
+@dataclass(frozen=True)
+class BuildAlone:
+    """Build here, now, whoever else does."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Ask to be the only one who builds."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Copy the entry of `holder`."""
+
+    holder: ReplicaId
+
+
+@dataclass(frozen=True)
+class Wait:
+    """For the end of another's build, `timeout_s` at most."""
+
+    build: Build
+    timeout_s: float
+
+
+Source = BuildAlone | Claim | Fetch | Wait
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known of one entry that is wanted here."""
+
+    key: PrefixKey
+    replica: ReplicaId
+    """Ours."""
+    holders: Collection[ReplicaId]
+    """Others that hold it, less those that failed to hand it out."""
+    build: Build | None
+    """Another's, under way."""
+    waited_s: float
+    """Since the entry was wanted."""
+
+
+def is_cheaper_to_fetch(costs: Costs, config: CoherenceConfig) -> bool:
+    match config.transfer:
+        case "always":
+            return True
+        case "never":
+            return False
+        case "auto":
+            return costs.fetch_s < costs.build_s
+
+
+def choose(situation: Situation, costs: Costs, config: CoherenceConfig) -> Source:
+    """The next thing to try."""
+    if not is_cheaper_to_fetch(costs, config):
+        return BuildAlone()
+    if situation.holders:
+        return Fetch(nearest(situation))
+    if situation.build is None:
+        return Claim()
+    patience_s = config.max_wait_s
+    if config.transfer == "auto":
+        patience_s = min(patience_s, config.patience * costs.build_s)
+    rest_s = max(0.0, costs.build_s - situation.waited_s)
+    if config.transfer == "auto" and situation.waited_s + rest_s + costs.fetch_s > patience_s:
+        return BuildAlone()
+    left_s = patience_s - situation.waited_s
+    return Wait(situation.build, left_s) if left_s > 0 else BuildAlone()
+
+
+def nearest(situation: Situation) -> ReplicaId:
+    """One of the holders; different replicas ask different ones, so that nobody serves all copies."""
+
+    def score(holder: ReplicaId) -> bytes:
+        return hashlib.blake2b(f"{situation.replica} {holder}".encode() + situation.key, digest_size=8).digest()
+
+    return min(situation.holders, key=score)

@@ -1,0 +1,42 @@
+"""One step's decision for one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.decoding.adjustment import adjust
+from workers.decoding.focus import Attention
+from workers.decoding.sampling import Sampling, predict
+from workers.decoding.timetable import Portion
+from workers.decoding.unmasking import rank
+from workers.errors import NonFiniteLogitsError
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Positions to commit, and their tokens."""
+
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    """Of the tokens, before temperature; empty unless the request remasks."""
+    attention: Attention | None = None
+    """Where the sequence's masked rows looked, if it wants to know."""
+
+
+def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling: Sampling) -> Decision:
+    """Commit a portion of `positions` (ascending), all of them masked; ties go to the left.
+
+    logits [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteLogitsError
+    prediction = predict(adjust(logits, positions, sampling), sampling)
+    order = rank(prediction, portion, sampling)
+    chosen = prediction.token_ids[order].tolist()
+    kept = prediction.probabilities[order].tolist() if sampling.decoding.remask else ()
+    return Decision(tuple(positions[index] for index in order), tuple(chosen), tuple(kept))

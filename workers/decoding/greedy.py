@@ -1,0 +1,76 @@
+"""The usual decision, for many requests at once: the most probable tokens, the surest positions first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.decoding.decision import Decision
+from workers.decoding.rules import Decoding, Unmasking
+from workers.decoding.timetable import Portion
+from workers.errors import NonFiniteLogitsError, WorkerError
+
+ROWS_AT_ONCE = 512
+"""Rows whose logits are held together: what bounds their memory."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One request's masked positions and how many of them to commit."""
+
+    positions: tuple[int, ...]
+    """Ascending."""
+    portion: Portion
+    keeps_probabilities: bool
+
+
+def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bool:
+    """Whether `greedy` decides as `decide` would."""
+    return (
+        decoding.unmasking is Unmasking.LOW_CONFIDENCE
+        and not (decoding.reshapes or decoding.logit_bias or decoding.is_guided or wide)
+        and all(position >= decoding.first_eos for position in positions[:1])
+    )
+
+
+def greedy(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], asked: Sequence[Candidates], *, mask_token_id: int
+) -> Iterator[Decision | WorkerError]:
+    """A decision for each of `asked`, whose positions' hidden states stand in order in `hidden` [n, hidden].
+
+    Costs one copy from the device. An error stands for a request whose logits aren't finite.
+    """
+    found = [best_tokens(head(rows), mask_token_id) for rows in torch.split(hidden, ROWS_AT_ONCE)]
+    tokens, probabilities = torch.cat(found, dim=1).tolist()
+    start = 0
+    for one in asked:
+        own = slice(start, start + len(one.positions))
+        start = own.stop
+        yield surest(one, tokens[own], probabilities[own])
+
+
+def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Logits [n, vocab], which are overwritten -> float64 [2, n]: token ids, and their probabilities in the logits'
+    type; NaN where a row isn't finite.
+    """
+    lowest, highest = logits.aminmax(dim=-1)
+    probabilities = logits.softmax(-1)
+    logits[:, mask_token_id] = -torch.inf
+    best = logits.argmax(-1, keepdim=True)
+    own = probabilities.gather(-1, best).squeeze(-1).double()
+    finite = lowest.isfinite() & highest.isfinite()
+    return torch.stack((best.squeeze(-1).double(), own.where(finite, torch.nan)))
+
+
+def surest(asked: Candidates, tokens: Sequence[float], probabilities: Sequence[float]) -> Decision | WorkerError:
+    if any(probability != probability for probability in probabilities):  # noqa: PLR0124 (NaN)
+        return NonFiniteLogitsError()
+    order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])[: asked.portion.count]
+    return Decision(
+        tuple(asked.positions[index] for index in order),
+        tuple(int(tokens[index]) for index in order),
+        tuple(probabilities[index] for index in order) if asked.keeps_probabilities else (),
+    )

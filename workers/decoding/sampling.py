@@ -1,0 +1,126 @@
+r"""Which token each masked position would get.
+
+    logits ---> p = softmax(logits)
+        |
+        +----> / temperature ---> top-p ---> top-k ---> q = softmax(what is left) ---> chosen token x
+
+The mask token has its place in p and q, as in the published samplers, and is never chosen: committed, it would be a
+hole that nothing fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.decoding.rules import Decoding
+
+LEAST_TEMPERATURE = 1e-30
+"""Lower ones count as this, which float32 still tells from 0."""
+
+
+Generator = torch.Generator
+
+
+def seeded_generator(seed: int, device: torch.device) -> Generator:
+    """Return a source of randomness on `device` that repeats itself for each seed."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one request's decisions depend on besides its logits."""
+
+    decoding: Decoding
+    generator: Callable[[], Generator]
+    """Gives its own one, so that results don't depend on the batch; asked only where something is drawn."""
+    mask_token_id: int
+    eos_token_id: int
+    wide: bool
+    """Probabilities in float64 instead of the logits' dtype."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about n masked positions, and the token chosen for each."""
+
+    logits: Tensor
+    """[n, vocab]"""
+    filtered: Tensor
+    """[n, vocab], tempered; -inf for tokens that top-p and top-k leave out."""
+    token_ids: Tensor
+    """int64 [n]"""
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """p(x) [n]."""
+        return self._at_tokens(self.logits.softmax(-1))
+
+    @cached_property
+    def distribution(self) -> Tensor:
+        """Q [n, vocab]."""
+        return self.filtered.softmax(-1)
+
+    @property
+    def filtered_probabilities(self) -> Tensor:
+        """q(x) [n]."""
+        return self._at_tokens(self.distribution)
+
+    def _at_tokens(self, values: Tensor) -> Tensor:
+        return values.gather(-1, self.token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def predict(logits: Tensor, sampling: Sampling) -> Prediction:
+    """Choose a token for each of the rows [n, vocab]."""
+    if sampling.wide:
+        logits = logits.double()
+    choosable = logits.clone()
+    choosable[:, sampling.mask_token_id] = -torch.inf
+    best = choosable.argmax(-1)
+    if not sampling.decoding.reshapes:
+        return Prediction(logits, logits, best)
+    tempered = temper(logits, sampling.decoding.temperature)
+    keep = top_p(tempered, sampling.decoding.top_p) & top_k(tempered, sampling.decoding.top_k)
+    out = ~keep.scatter(-1, best.unsqueeze(-1), value=True)  # the mask token alone may have passed
+    is_greedy = sampling.decoding.temperature == 0
+    token_ids = best if is_greedy else sample(choosable.masked_fill(out, -torch.inf), sampling)
+    return Prediction(logits, tempered.masked_fill(out, -torch.inf), token_ids)
+
+
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    """Logits / temperature, the largest of a row at 0, so that nothing overflows upwards; as they are at 0."""
+    if temperature == 0:
+        return logits
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
+
+
+def sample(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Argmax of exp(logits) / (-log u)^temperature, u uniform, in float64: as LLaDA does it. int64 [n].
+
+    Draws from softmax(logits / temperature) (Gumbel-max); never where a logit is -inf.
+    """
+    wide = logits.double()
+    noise = torch.rand(wide.shape, dtype=torch.float64, device=wide.device, generator=sampling.generator())
+    scores = (wide - wide.amax(-1, keepdim=True)).exp() / (-noise.log()) ** sampling.decoding.temperature
+    return scores.masked_fill(wide.isneginf(), -1.0).argmax(-1)
+
+
+def top_p(logits: Tensor, share: float) -> Tensor:
+    """The most probable tokens up to the first with which they exceed `share`, it included: bool [n, vocab]."""
+    if share >= 1:
+        return torch.ones_like(logits, dtype=torch.bool)
+    ranked, order = logits.sort(descending=True, stable=True)
+    before = ranked.softmax(-1).cumsum(-1)[:, :-1]
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, F.pad(before <= share, (1, 0), value=True))
+
+
+def top_k(logits: Tensor, count: int | None) -> Tensor:
+    """The `count` most probable tokens, and those as probable as the last of them: bool [n, vocab]."""
+    if count is None or count >= logits.shape[-1]:
+        return torch.ones_like(logits, dtype=torch.bool)
+    return logits >= logits.topk(count).values[:, -1:]

@@ -1,0 +1,185 @@
+"""A request as it came -> a `Task` without open questions, or an error that names the parameter at fault."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import replace
+
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.types import Context
+from workers.api import ContextEpoch, DecodingParams, GenerateRequest, PrefixCandidate
+from workers.bicache.cut import choose_cut
+from workers.config import BiCacheConfig, EngineConfig
+from workers.decoding.focus import FocusConfig
+from workers.decoding.parameters import decoding_of, timing_of
+from workers.decoding.rules import Decoding
+from workers.decoding.timetable import Timetable
+from workers.errors import InvalidRequestError, check
+from workers.models.base import ModelConfig
+from workers.scheduler.policy import POLICIES, Policy
+from workers.scheduler.task import RequestId, Task
+
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+SEED_BITS = 63
+MAX_STEPS = 1 << 16
+"""Far more than any context has tokens; a step that commits nothing still takes a pass."""
+GUIDED_POLICY = "none"
+
+
+def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, bicache: BiCacheConfig) -> Task:
+    """Fill in defaults and check every value. Raises InvalidRequestError."""
+    params = request.params
+    check_tokens(request, model)
+    policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
+    decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
+    interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
+    check(interval >= 0, "refresh_interval", f"must not be negative, got {interval}")
+    depth = params.reuse_depth
+    check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
+    focus = focus_of(params, policy, bicache)
+    prefixes = usable_prefixes(request, model)
+    seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
+    check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
+    return Task(
+        id=RequestId(request.request_id),
+        prompt=request.token_ids,
+        suffix=request.suffix,
+        num_canvas=request.max_tokens,
+        prefixes=prefixes,
+        cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
+        timetable=timetable(request, model, policy, decoding, engine),
+        policy=policy,
+        refresh_interval=interval,
+        reuse_depth=depth,
+        deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
+        decoding=decoding,
+        seed=seed,
+        focus=focus,
+        context=request.context,
+    )
+
+
+def rebase(task: Task, content: Context, model: ModelConfig, bicache: BiCacheConfig) -> Task:
+    """`task` with `content` in the place of its context's older epoch; all that lies behind moves with its end.
+
+    Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
+    or of another vocabulary.
+    """
+    read = task.context
+    if read is None:
+        return task
+    shift = len(content.token_ids) - read.num_tokens
+    check(
+        task.total + shift <= model.context_length,
+        "context",
+        f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows it, "
+        f"{task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the request",
+        code=CONTEXT_LENGTH_EXCEEDED,
+    )
+    check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary")
+    prompt = content.token_ids + task.prompt[read.num_tokens :]
+    lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
+    keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
+    prefixes = tuple(map(PrefixCandidate, lengths, keys))
+    at = ContextEpoch(content.id, content.epoch)
+    whole = len(content.token_ids)
+    return replace(
+        task,
+        prompt=prompt,
+        prefixes=prefixes,
+        cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
+        timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
+        decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
+        context=replace(read, at=at, num_tokens=whole),
+    )
+
+
+def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
+    """Every token id and position, and that all of them fit into the context."""
+    holes, asked = request.holes, request.max_tokens
+    check(asked >= (0 if holes else 1), "max_tokens", f"must be at least 1, or 0 with holes, got {asked}")
+    given = len(request.token_ids) + len(request.suffix)
+    check(given >= 1, "token_ids", "must hold at least one prompt token, or suffix one")
+    check(
+        given + asked <= model.context_length,
+        "max_tokens",
+        f"of {asked} and {given} prompt tokens exceed the context of {model.context_length} tokens; "
+        f"lower max_tokens to {max(0, model.context_length - given)}, or shorten the prompt",
+    )
+    for param, token_ids in (("token_ids", request.token_ids), ("suffix", request.suffix)):
+        foreign = next((token for token in token_ids if not 0 <= token < model.vocab_size), None)
+        check(foreign is None, param, f"must lie in 0..{model.vocab_size - 1}, got {foreign}")
+    num_prompt = len(request.token_ids)
+    check(
+        list(holes) == sorted(set(holes)) and all(0 <= hole < num_prompt for hole in holes),
+        "holes",
+        f"must be distinct ascending positions within the {num_prompt} prompt tokens, got {list(holes)}",
+    )
+    read = request.context
+    if read is not None:
+        own = range(read.num_tokens, num_prompt)
+        check(0 < read.num_tokens <= num_prompt, "context", f"must fill 1 to {num_prompt} prompt tokens")
+        check(all(hole in own for hole in holes), "holes", "must lie behind the context that the prompt begins with")
+
+
+def policy_named(name: str) -> Policy:
+    if name not in POLICIES:
+        raise InvalidRequestError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}", param="policy")
+    return POLICIES[name]
+
+
+def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
+    """Anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
+    anchors = 1.0 if params.anchors is None else params.anchors
+    check(math.isfinite(anchors) and 0 < anchors <= 1, "anchors", f"must lie in (0, 1], got {anchors}")
+    adaptive = [other.name for other in POLICIES.values() if other.adaptive]
+    problem = f"needs policy {' or '.join(adaptive)}, got {policy.name}"
+    check(policy.adaptive or anchors == 1, "anchors", problem)
+    check(policy.adaptive or not params.skip_refresh, "skip_refresh", problem)
+    if not policy.adaptive:
+        return FocusConfig(1.0, False, bicache.skip_similarity, bicache.max_skips)
+    return FocusConfig(
+        anchor_share=bicache.anchors if params.anchors is None else params.anchors,
+        skip_refresh=bicache.skip_refresh if params.skip_refresh is None else params.skip_refresh,
+        skip_similarity=bicache.skip_similarity,
+        max_skips=bicache.max_skips,
+    )
+
+
+def timetable(
+    request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
+) -> Timetable:
+    """Blocks and steps. Without a number of steps, one for every `engine.tokens_per_step` tokens of each block; one
+    for every token where confidence sets the pace, because then it only says how many steps there may be at most.
+    """
+    params, start = request.params, len(request.token_ids)
+    positions = (*request.holes, *range(start, start + request.max_tokens))
+    length = len(positions)
+    asked = engine.block_length if params.block_length is None else params.block_length
+    check(asked >= 1, "block_length", f"must be at least 1, got {asked}")
+    block_length = length if policy.whole_canvas else min(asked, length)
+    num_blocks = -(-length // block_length)
+    num_steps = params.num_steps
+    if num_steps is None:
+        tokens_per_step = 1 if decoding.unmasking.is_adaptive else engine.tokens_per_step
+        num_steps = num_blocks * -(-block_length // tokens_per_step)
+    check(
+        num_steps >= num_blocks,
+        "steps",
+        f"must be at least 1 for each of the {num_blocks} blocks, got {num_steps}; raise it, or raise block_length",
+    )
+    check(num_steps <= MAX_STEPS, "steps", f"must be at most {MAX_STEPS}, got {num_steps}")
+    return Timetable(positions, block_length, num_steps, timing_of(params, model))
+
+
+def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
+    """The boundaries that leave the rows behind them all logits that the canvas needs."""
+    longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
+    lengths = [candidate.num_tokens for candidate in request.prefixes]
+    check(
+        lengths == sorted(lengths) and all(0 <= length <= len(request.token_ids) for length in lengths),
+        "prefixes",
+        f"must ascend within the {len(request.token_ids)} prompt tokens, got {lengths}",
+    )
+    return tuple(candidate for candidate in request.prefixes if 0 < candidate.num_tokens <= longest)
