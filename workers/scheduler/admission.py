@@ -123,8 +123,9 @@ class Admission:
 
     def _obtain(self, task: Task, depth: int, preparation: Preparation) -> PrefixEntry | None:
         """Return the entry that the request holds from now on, which serves `depth` once it is complete."""
-        if preparation.handle and self._serves(preparation.handle.entry, depth):
-            return preparation.handle.entry
+        held = preparation.handle.entry if preparation.handle else None
+        if held and (held.depths == {depth} if preparation.is_alone else self._serves(held, depth)):
+            return held
         preparation.release()
         if not preparation.is_alone:
             preparation.handle = self._share(task, depth, preparation)

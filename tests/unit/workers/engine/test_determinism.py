@@ -18,6 +18,7 @@ from workers.api import GenerateRequest
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine
 from workers.models.loader import LoadedModel
+from workers.scheduler.admission import Preparation
 from workers.scheduler.policy import POLICIES
 
 STEEP = {0: 0, 15: 1, 30: 1, 45: 2, 60: 3, 75: 3, 90: 4}
@@ -280,6 +281,27 @@ def test_everybody_gets_a_place_where_those_who_wait_hold_all_the_memory() -> No
         answers = run_all(engine, fitting)
         assert [told(answers[r.request_id]) for r in fitting] == [told(alone(r)) for r in fitting]
         engine.check_integrity()
+
+
+def test_a_request_that_just_fits_is_answered_also_where_its_probe_lowers_its_depth() -> None:
+    """The entry that was probed is deeper than the one that is needed then."""
+    requests = [turn(sheet, number, canvas=canvas) for sheet in range(8) for number in range(1, 5) for canvas in (4, 8)]
+    request = next(one for one in requests if lowered(alone(one)))
+    pages = next(pages for pages in count(20) if fits(fresh(budget(pages, 0)), request))
+    engine = fresh(budget(pages, 0))
+    engine.submit(request)
+    task = engine.scheduler._waiting[0]
+    preparation = Preparation(is_alone=True)  # as where others held all the memory when it was first looked at
+    engine.scheduler._admission._preparations[task.id] = preparation
+    answer = Answer()
+    for _ in range(100):
+        for outcome in engine.step():
+            answer.take(outcome)
+    assert told(answer) == told(alone(request))
+
+
+def lowered(answer: Answer) -> bool:
+    return answer.usage is not None and answer.usage.depth_limited_by is not None and answer.usage.reuse_depth > 0
 
 
 def fits(engine: Engine, request: GenerateRequest) -> bool:
