@@ -1,4 +1,4 @@
-"""Entries, callers and processes load the cache service in its benchmark and its soak."""
+"""Keeps the cache service busy for its benchmark and its soak, with entries, callers and processes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.cache_load import entry, key_of, redis, repeat, service, soak
 from benchmarks.cache_scale import ClusterResult, measure_at_service, measure_in_process
-from benchmarks.cache_watch import WATCHERS, Latencies, commit_latencies
+from benchmarks.cache_watch import WATCHERS, Latencies, measure_commits
 from benchmarks.report import Bar, Report, Row, cpu_name
 from cache_service.client.client import CacheClient
 from cache_service.core.types import ReplicaId
@@ -61,7 +61,7 @@ async def measure_over_grpc(process: ServiceProcess, store: str, effort: Effort)
         keys = [key_of(number) for number in range(LOOKUP_BATCH)]
         await client.announce(lease, [entry(number, lease.replica) for number in range(LOOKUP_BATCH)])
         lookups = await repeat(lambda n: client.lookup(keys), effort.seconds, 4)
-        latencies = await commit_latencies(process.target, client, effort.num_commits)
+        latencies = await measure_commits(process.target, client, effort.num_commits)
     row = {
         "what": f"over gRPC: {store} store",
         "announces_per_s": announces,

@@ -51,8 +51,8 @@ class Latencies:
         return {f"{prefix}_p50_ms": self.p50_ms, f"{prefix}_p99_ms": self.p99_ms, f"{prefix}_max_ms": self.max_ms}
 
 
-async def commit_latencies(target: str, client: CacheClient, num_commits: int) -> Latencies:
-    """Commit, wait until every watcher has the event, and repeat."""
+async def measure_commits(target: str, client: CacheClient, num_commits: int) -> Latencies:
+    """Commit, wait until every watcher has the event, and repeat; return all latencies."""
     author, sent, latencies = ReplicaId("bench"), dict[CommitId, float](), list[float]()
     async with watchers(target) as next_deliveries:
         context = await client.create_context("model", "salt", [1] * CONTEXT_TOKENS, author=author)

@@ -59,10 +59,10 @@ def check_device(name: str, device: str) -> None:
 
 def load_or_randomize(name: str, platform: Platform) -> LoadedModel:
     """Load a bundled model, or make one of published dimensions with random weights."""
-    return random_model(name, platform) if name in DIMENSIONS else platform.load(name)
+    return make_random_model(name, platform) if name in DIMENSIONS else platform.load(name)
 
 
-def random_model(name: str, platform: Platform) -> LoadedModel:
+def make_random_model(name: str, platform: Platform) -> LoadedModel:
     """Make a model on the device with weights ~ N(0, 0.02)."""
     config = DIMENSIONS[name]
     with torch.device("meta"):

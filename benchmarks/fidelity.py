@@ -85,7 +85,7 @@ class Setting:
         """Return the load and the blocks by which to find the setting of policy `none` to compare with."""
         return self.load, self.blocks
 
-    def request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
+    def make_request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
         """Make the request that asks the question of one turn."""
         keys = prefix_keys(fingerprint, "", turn.token_ids, turn.boundaries)
         prefixes = tuple(map(PrefixCandidate, turn.boundaries, keys))
@@ -202,7 +202,7 @@ class Bench:
         task = progress.add_task(f"{what}, blocks of {setting.blocks.length}", total=len(turns))
         started = time.perf_counter()
         fingerprint = load(self._platform, self.name).fingerprint
-        requests = (setting.request(turn, str(index), fingerprint) for index, turn in enumerate(turns))
+        requests = (setting.make_request(turn, str(index), fingerprint) for index, turn in enumerate(turns))
         groups = iter(lambda: tuple(islice(requests, GROUP)), ())
         answered: list[Answer] = []
         shared = (repeat(self._platform), repeat(self.name), repeat(self._batch), repeat(setting.cut_share))
