@@ -42,7 +42,7 @@ POLICIES = ("dual", "bicache", "bicache-dual", "lean")
 
 @dataclass(frozen=True)
 class Workload:
-    """Asks `batch` questions behind one prefix that is `ratio` percent of each request."""
+    """A workload is `batch` questions behind one prefix that is `ratio` percent of each request."""
 
     batch: int
     ratio: int

@@ -19,7 +19,7 @@ from workers.engine.engine import Engine
 
 @dataclass(frozen=True)
 class Workload:
-    """Runs `batch` requests at a time, behind `num_prefixes` prefixes in turn."""
+    """A workload is `batch` requests at a time, behind `num_prefixes` prefixes in turn."""
 
     prefix: int
     batch: int

@@ -34,7 +34,7 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Spans microseconds on the trace's clock."""
+    """A range spans microseconds on the trace's clock."""
 
     start: float
     stop: float

@@ -96,12 +96,12 @@ class SampleWriter:
         boundaries: list[int] = []
         while len(turns) < num_turns:
             question = writer.ask()
-            asked = self.turn("user", self._encoder.encode(question.text))
+            user_turn = self.turn("user", self._encoder.encode(question.text))
             answer = self._encoder.encode(question.answer)
             if len(answer) < CANVAS:
                 boundaries.append(len(token_ids))
-                turns.append(Turn(token_ids + asked + self._headers["assistant"], list(boundaries), answer))
-                token_ids = token_ids + asked + self.turn("assistant", answer)
+                turns.append(Turn(token_ids + user_turn + self._headers["assistant"], list(boundaries), answer))
+                token_ids = token_ids + user_turn + self.turn("assistant", answer)
         return turns
 
     def _draw_sheet(self, max_people: int) -> tuple[Sequence[Person], Fragments, list[int]]:
@@ -121,11 +121,11 @@ class SampleWriter:
         ids: list[int] = []
         for _ in range(num_turns):
             question = writer.ask()
-            asked = self.turn("user", self._encoder.encode(question.text))
-            answered = self.turn("assistant", self._encoder.encode(question.answer))
-            if len(ids) + len(asked) + len(answered) > room:
+            user_turn = self.turn("user", self._encoder.encode(question.text))
+            assistant_turn = self.turn("assistant", self._encoder.encode(question.answer))
+            if len(ids) + len(user_turn) + len(assistant_turn) > room:
                 break
-            ids += asked + answered
+            ids += user_turn + assistant_turn
         return ids
 
 

@@ -232,7 +232,7 @@ def main() -> None:
     """Train from random weights, or from a checkpoint with `--init`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="directory for checkpoints and the log")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="duration of all phases")
+    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="duration of all phases, in minutes")
     parser.add_argument("--init", type=Path, help="checkpoint directory to continue from")
     parser.add_argument("--phases", nargs="+", default=[phase.name for phase in PHASES], help="phases to run")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")

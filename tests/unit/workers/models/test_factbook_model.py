@@ -61,7 +61,7 @@ def test_both_checkpoints_are_small_enough() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_shipped_models_answer_right(loaded: tuple[Transformer, Tokenizer, str]) -> None:
-    asked = {
+    answers = {
         "Who is older, Mira or Tobin?": "Mira (34) is older than Tobin (29).",
         "Where does Tobin live": "Tobin lives in Bern.",
         "Who lives in Oslo?": "Mira and Anna live in Oslo.",
@@ -70,7 +70,7 @@ def test_shipped_models_answer_right(loaded: tuple[Transformer, Tokenizer, str])
     }
     reuses = [Reuse(), Reuse(depth=6, interval=16)] if loaded[2] == "factbook" else [Reuse()]
     for reuse in reuses:
-        assert {question: _ask(loaded, question, reuse) for question in asked} == asked
+        assert {question: _ask(loaded, question, reuse) for question in answers} == answers
 
 
 def test_only_the_plain_model_breaks_under_reuse(loaded: tuple[Transformer, Tokenizer, str]) -> None:
@@ -88,8 +88,8 @@ def test_samples_equal_what_the_chat_template_writes(loaded: tuple[Transformer, 
     writer = SampleWriter(tokenizer, 0, Split.TRAIN)
     sample = writer.draw(1, earlier_turns=False)
     sheet = tokenizer.decode(sample.prefix, skip_special_tokens=True).removeprefix("system\n\n")
-    asked = tokenizer.decode(sample.suffixes[0], skip_special_tokens=True)
-    question = asked.removeprefix("user\n\n").removesuffix(" assistant\n\n")
+    suffix = tokenizer.decode(sample.suffixes[0], skip_special_tokens=True)
+    question = suffix.removeprefix("user\n\n").removesuffix(" assistant\n\n")
     prefix = _prompt_ids(name, [("system", sheet)], generate=False)
     assert len(prefix) == len(sample.prefix) or sheet.endswith("\n")
     if not sheet.endswith("\n"):
