@@ -1,1 +1,1 @@
-"""One script a figure: `python -m benchmarks.NAME [--quick] [--json FILE]` prints a table and writes JSON."""
+"""Each script measures one kind of figure: `python -m benchmarks.NAME [--quick] [--json FILE]` prints and writes it."""

@@ -1,4 +1,4 @@
-"""An engine without a server around it, under the traffic that the server gets."""
+"""Measures an engine without a server, under the traffic that the server gets."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from workers.models.loader import load_model
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way of asking: one request at a time, then all streams."""
+class EngineMeasurement:
+    """Holds the timings of single requests and of all streams."""
 
     single: Timing
     streams: Timing
     num_forwards: int
-    """Under all streams."""
+    """Forward passes under all streams."""
     num_prefix_hits: int
-    """Under all streams."""
+    """Prefix hits under all streams."""
 
 
-def measure_alone(setting: Setting) -> Measured:
-    """In a process of its own, which takes the device's memory with it when it ends."""
+def measure_alone(setting: Setting) -> EngineMeasurement:
+    """Measure the engine in a process of its own, which frees the device's memory when it ends."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_measure, setting).result()
 
 
-def _measure(setting: Setting) -> Measured:
+def _measure(setting: Setting) -> EngineMeasurement:
     torch.set_num_threads(setting.num_threads)
-    caller = Caller(setting)
+    driver = EngineDriver(setting)
     traffic = setting.traffic
-    caller.drive(traffic.alone(1), first_turn=-1)
-    single = caller.drive(traffic.alone(setting.num_singles))
-    before = caller.engine.stats()
-    streams = caller.drive(traffic)
-    after = caller.engine.stats()
-    return Measured(
+    driver.drive(traffic.alone(1), first_turn=-1)
+    single = driver.drive(traffic.alone(setting.num_singles))
+    before = driver.engine.stats()
+    streams = driver.drive(traffic)
+    after = driver.engine.stats()
+    return EngineMeasurement(
         single,
         streams,
         after.num_forwards - before.num_forwards,
@@ -55,8 +55,8 @@ def _measure(setting: Setting) -> Measured:
     )
 
 
-class Caller:
-    """Holds the engine and steps it."""
+class EngineDriver:
+    """Submits requests to the engine and steps it."""
 
     def __init__(self, setting: Setting) -> None:
         device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
@@ -74,21 +74,21 @@ class Caller:
         list(self.engine.warm_up())
 
     def drive(self, traffic: Traffic, first_turn: int = 0) -> Timing:
-        """Until every stream has had its answers."""
-        waiting = {stream: self._requests(traffic, stream, first_turn) for stream in range(traffic.streams)}
-        streams: dict[str, int] = {}
+        """Submit every stream's requests, one after the other, and time their answers."""
+        pending = {stream: self._requests(traffic, stream, first_turn) for stream in range(traffic.streams)}
+        stream_of: dict[str, int] = {}
         began: dict[str, float] = {}
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         num_chunks = 0
 
         def submit_next(stream: int) -> None:
-            if request := next(waiting[stream], None):
+            if request := next(pending[stream], None):
                 self.engine.submit(request)
-                streams[request.request_id], began[request.request_id] = stream, time.perf_counter()
+                stream_of[request.request_id], began[request.request_id] = stream, time.perf_counter()
 
         started = time.perf_counter()
-        for stream in waiting:
+        for stream in pending:
             submit_next(stream)
         while self.engine.has_work:
             for outcome in self.engine.step():
@@ -99,11 +99,11 @@ class Caller:
                 first.setdefault(name, now - began[name])
                 if outcome.finish_reason:
                     last[name] = now - began[name]
-                    submit_next(streams[name])
+                    submit_next(stream_of[name])
         return Timing(time.perf_counter() - started, list(first.values()), list(last.values()), num_chunks)
 
     def _requests(self, traffic: Traffic, stream: int, first_turn: int) -> Iterator[GenerateRequest]:
-        """As the server's edge makes them."""
+        """Yield a stream's requests as the server's ingress makes them."""
         for turn in range(first_turn, first_turn + traffic.rounds):
             prompt = self._tokenization.encode(TokenPrompt(traffic.prompt(stream, turn)))
             yield GenerateRequest(

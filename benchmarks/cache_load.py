@@ -1,4 +1,4 @@
-"""Entries, callers and processes for the cache service's benchmark, and its soak."""
+"""Keeps the cache service busy for its benchmark and its soak, with entries, callers and processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cache_service.testing.processes import RedisProcess, ServiceProcess
 
 SAMPLE_S = 1.0
 WARM_UP = 0.3
-"""Of the soak's samples, the share that comes before growth counts."""
+"""Fraction of the soak's samples before growth counts."""
 
 
 def key_of(number: int) -> PrefixKey:
@@ -54,7 +54,7 @@ def redis() -> Iterator[RedisProcess]:
 
 
 async def repeat(call: Callable[[int], Awaitable[object]], seconds: float, concurrency: int) -> float:
-    """Calls a second, with so many under way at once."""
+    """Repeat `call`, `concurrency` calls at a time, and return the calls a second."""
     numbers, deadline = itertools.count(), time.perf_counter() + seconds
 
     async def caller() -> None:
@@ -67,9 +67,9 @@ async def repeat(call: Callable[[int], Awaitable[object]], seconds: float, concu
 
 
 async def soak(process: ServiceProcess, seconds: float) -> tuple[Row, float]:
-    """Growth of the service's memory after warm-up, in percent.
+    """Return a row, and the growth of the service's memory after warm-up in percent.
 
-    Under announcements, look-ups, withdrawals, commits, members that come and go, and one watcher.
+    Meanwhile clients announce, look up, withdraw and commit, a member joins and leaves, and one watcher listens.
     """
     samples: list[int] = []
     revision = Revision(0)
@@ -102,7 +102,7 @@ async def soak(process: ServiceProcess, seconds: float) -> tuple[Row, float]:
 
 
 async def churn(client: CacheClient, lease: Lease, turn: int) -> Revision:
-    """Entries and a member come, and go again."""
+    """Announce entries and withdraw them, and let a member join and leave."""
     numbers = range(64)
     await client.announce(lease, [entry(number, lease.replica, heat=turn) for number in numbers])
     await client.lookup([key_of(number) for number in numbers])

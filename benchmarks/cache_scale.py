@@ -1,7 +1,7 @@
-"""A large cluster, simulated: its directory in process, and the same cluster's life at a service.
+"""Simulates a large cluster, with its directory in this process and with the same directory at a service.
 
-The service runs as a process of its own and is told everything over gRPC, as by as many workers. A late router
-joins, and a tenth of the replicas stop renewing their leases.
+The service runs as a process of its own and is called over gRPC, as by as many workers. A late router joins, and a
+tenth of the replicas stop renewing their leases.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cache_service.core.types import Event, EventKind, Lease, PrefixKey, Replica
 from cache_service.testing.processes import ServiceProcess
 
 BATCH = 8
-"""Keys a look-up in process: the candidate prefixes of one request."""
+"""Keys of one look-up in process: the candidate prefixes of one request."""
 REMOTE_BATCH = 256
 LOOKUPS = 200_000
 TTL_S = 3600.0
 
 
-def in_process(num_replicas: int, num_entries: int) -> tuple[Row, float]:
-    """Fill one state, look every entry up in random-looking order, and let one member lapse. Gives keys/s."""
+def measure_in_process(num_replicas: int, num_entries: int) -> tuple[Row, float]:
+    """Fill one state, look entries up in scattered order, and let one member lapse; return a row and keys/s."""
     state, each = State(), num_entries // num_replicas
     before_bytes = resident_bytes()
     started = time.perf_counter()
@@ -62,20 +62,23 @@ def apply(state: State, events: Sequence[Event]) -> None:
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What came of it."""
+class ClusterResult:
+    """Holds what a service measured and counted under one cluster."""
 
     row: Row
     num_snapshot: int
-    """Entries that a late joiner is told of."""
+    """Entries in the snapshot that a late joiner gets."""
     num_left: int
-    """Entries that are found once a tenth of the replicas has lapsed."""
+    """Entries that the service still finds once a tenth of the replicas has lapsed."""
 
 
-async def at_a_service(process: ServiceProcess, num_replicas: int, num_entries: int, mortal_ttl_s: float) -> Cluster:
+async def measure_at_service(
+    process: ServiceProcess, num_replicas: int, num_entries: int, mortal_ttl_s: float
+) -> ClusterResult:
     """Register and announce, look up, join late, and let a tenth of the replicas lapse.
 
-    Those have leases of `mortal_ttl_s`, which must cover announcing their entries, the look-ups and the join.
+    Those have leases of `mortal_ttl_s`, which must last until their entries are announced and looked up and the late
+    router has joined.
     """
     each, num_mortal = num_entries // num_replicas, num_replicas // 10
     before_bytes = resident_bytes(process.pid)
@@ -98,7 +101,7 @@ async def at_a_service(process: ServiceProcess, num_replicas: int, num_entries: 
             for _ in mortals:
                 left = await anext(watch)
                 if not isinstance(left, Event) or left.kind is not EventKind.LEFT:
-                    raise RuntimeError(f"only lapses were to come, not {left}")
+                    raise RuntimeError(f"the watch must report lapses alone, not {left}")
             lapsed_s = time.perf_counter() - due
         num_left = sum([len(await client.lookup(keys)) for keys in batches(all_keys(num_entries), 4096)])
     row = {
@@ -110,7 +113,7 @@ async def at_a_service(process: ServiceProcess, num_replicas: int, num_entries: 
         "late_joiner_s": joined_s,
         f"{num_mortal}_replicas_gone_after_due_ms": lapsed_s * 1000,
     }
-    return Cluster(row, num_snapshot, num_left)
+    return ClusterResult(row, num_snapshot, num_left)
 
 
 def num_placements(item: Snapshot | Event) -> int:
@@ -124,7 +127,7 @@ def all_keys(num_entries: int) -> list[PrefixKey]:
 
 
 async def announce_all(client: CacheClient, leases: Sequence[Lease], each: int, first: int) -> float:
-    """Seconds that it takes all members to announce `each` entries in one call each."""
+    """Announce `each` entries of every member in one call, and return the seconds that all calls take."""
     started = time.perf_counter()
     for r, lease in enumerate(leases, first):
         await client.announce(lease, [entry(number, lease.replica) for number in range(r * each, (r + 1) * each)])
@@ -132,7 +135,7 @@ async def announce_all(client: CacheClient, leases: Sequence[Lease], each: int, 
 
 
 async def look_up(client: CacheClient, num_entries: int) -> float:
-    """Keys a second, all over the directory."""
+    """Look entries up all over the directory, and return keys/s."""
     keys = [key_of(number * 7919 % num_entries) for number in range(min(num_entries, LOOKUPS))]
     started = time.perf_counter()
     for batch in batches(keys, REMOTE_BATCH):

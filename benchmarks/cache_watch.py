@@ -1,7 +1,8 @@
-"""From a commit's sending until watchers in other processes have its event.
+"""Measures the time from sending a commit until watchers in other processes have its event.
 
-The committer runs in the benchmark's process, the service in its own, and the watchers, as routers do, in others: each
-watcher has a connection of its own. All share the machine's cores. Times are of one clock, the machine's monotonic one.
+The committer runs in the benchmark's process, the service in another, and the watchers in others again, as routers do.
+Each watcher has its own connection. All processes share the machine's cores and its monotonic clock, which all times
+are read from.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ PROCESSES = 2
 CONTEXT_TOKENS = 1024
 START_S = 60.0
 
-Heard = list[tuple[CommitId, float]]
+Deliveries = list[tuple[CommitId, float]]
 
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds, one for each commit and watcher."""
+    """Holds the seconds of each delivery of a commit to a watcher."""
 
     values_s: list[float]
 
@@ -50,10 +51,10 @@ class Latencies:
         return {f"{prefix}_p50_ms": self.p50_ms, f"{prefix}_p99_ms": self.p99_ms, f"{prefix}_max_ms": self.max_ms}
 
 
-async def commit_latencies(target: str, client: CacheClient, num_commits: int) -> Latencies:
-    """Commit, wait until every watcher has heard of it, and again."""
-    author, sent, heard = ReplicaId("bench"), dict[CommitId, float](), list[float]()
-    async with watchers(target) as all_heard:
+async def measure_commits(target: str, client: CacheClient, num_commits: int) -> Latencies:
+    """Commit, wait until every watcher has the event, and repeat; return all latencies."""
+    author, sent, latencies = ReplicaId("bench"), dict[CommitId, float](), list[float]()
+    async with watchers(target) as next_deliveries:
         context = await client.create_context("model", "salt", [1] * CONTEXT_TOKENS, author=author)
         version = context.version
         for number in range(num_commits):
@@ -61,14 +62,14 @@ async def commit_latencies(target: str, client: CacheClient, num_commits: int) -
             edits = [Edit(number % CONTEXT_TOKENS, number % CONTEXT_TOKENS + 1, (number,))]
             sent[commit] = time.perf_counter()
             version = await client.commit(context.id, version.epoch, edits, author=author, commit=commit)
-            heard += [at - sent[commit] for commit, at in await all_heard()]
+            latencies += [at - sent[commit] for commit, at in await next_deliveries()]
         await client.delete_context(context.id, author=author)
-    return Latencies(heard)
+    return Latencies(latencies)
 
 
 @asynccontextmanager
-async def watchers(target: str) -> AsyncIterator[Callable[[], Awaitable[Heard]]]:
-    """Gives a call that returns, once all watchers have heard of one commit more, when each of them did."""
+async def watchers(target: str) -> AsyncIterator[Callable[[], Awaitable[Deliveries]]]:
+    """Start the watchers, and yield a call that waits for the next commit at all of them and returns its times."""
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
@@ -79,19 +80,19 @@ async def watchers(target: str) -> AsyncIterator[Callable[[], Awaitable[Heard]]]
             pipes.append(ours)
             processes.append(process)
 
-        async def all_heard() -> Heard:
-            return [pair for pipe in pipes for pair in await received(pipe)]
+        async def next_deliveries() -> Deliveries:
+            return [delivery for pipe in pipes for delivery in await receive(pipe)]
 
-        await all_heard()
-        yield all_heard
+        await next_deliveries()
+        yield next_deliveries
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-async def received(pipe: Connection) -> Heard:
-    """The next message, without holding up the event loop meanwhile."""
+async def receive(pipe: Connection) -> Deliveries:
+    """Return the pipe's next message, without blocking the event loop."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(pipe.fileno(), readable.set)
     try:
@@ -99,18 +100,18 @@ async def received(pipe: Connection) -> Heard:
             await readable.wait()
     finally:
         loop.remove_reader(pipe.fileno())
-    message: Heard = pipe.recv()
+    message: Deliveries = pipe.recv()
     return message
 
 
-def watch(target: str, count: int, pipe: Connection) -> None:
-    """The whole life of one process of watchers: says that all are ready, then when each heard of each commit."""
-    asyncio.run(_watch(target, count, pipe))
+def watch(target: str, num_watchers: int, pipe: Connection) -> None:
+    """Run one process of watchers, which sends an empty message when all are ready, then one for each commit."""
+    asyncio.run(_watch(target, num_watchers, pipe))
 
 
-async def _watch(target: str, count: int, pipe: Connection) -> None:
-    heard: Heard = []
-    ready = asyncio.Barrier(count)
+async def _watch(target: str, num_watchers: int, pipe: Connection) -> None:
+    deliveries: Deliveries = []
+    ready = asyncio.Barrier(num_watchers)
 
     async def listen() -> None:
         async with CacheClient(target) as client, aclosing(client.watch()) as items:
@@ -119,9 +120,9 @@ async def _watch(target: str, count: int, pipe: Connection) -> None:
                 pipe.send([])
             async for item in items:
                 if isinstance(item, Event) and item.commit is not None:
-                    heard.append((item.commit.version.commit, time.perf_counter()))
-                    if len(heard) == count:
-                        pipe.send(heard)
-                        heard.clear()
+                    deliveries.append((item.commit.version.commit, time.perf_counter()))
+                    if len(deliveries) == num_watchers:
+                        pipe.send(deliveries)
+                        deliveries.clear()
 
-    await asyncio.gather(*(listen() for _ in range(count)))
+    await asyncio.gather(*(listen() for _ in range(num_watchers)))

@@ -1,4 +1,4 @@
-"""A model directory in LLaDA's layout, of any dimensions, with random weights: what a server can be pointed at."""
+"""Writes model directories in LLaDA's layout, of any dimensions and with random weights, that a server can load."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TOKENIZER_OF = "factbook"
 
 
 def write_checkpoint(directory: Path, config: ModelConfig, device: torch.device) -> None:
-    """bf16 weights ~ N(0, 0.02), drawn on `device`; memory holds one shard at a time: a layer, embedding or head.
+    """Write bf16 weights ~ N(0, 0.02), drawn on `device`, with one layer, embedding or head in memory at a time.
 
-    Tokenizer and chat template are the bundled model's, with words that fill the vocabulary up. `config` is one of
+    Tokenizer and chat template are the bundled model's, with more words to fill the vocabulary. `config` must be of the
     architecture llada, with a vocabulary that is at least as large as the bundled model's.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_checkpoint(directory: Path, config: ModelConfig, device: torch.device)
     for module_name, module in _shards(model):
         file = f"{module_name}.safetensors"
         weights = {
-            LLADA.checkpoint_name(f"{module_name}.{name}"): _drawn(parameter, generator)
+            LLADA.checkpoint_name(f"{module_name}.{name}"): _draw(parameter, generator)
             for name, parameter in module.named_parameters()
         }
         save_file(weights, directory / file)
@@ -45,7 +45,7 @@ def write_checkpoint(directory: Path, config: ModelConfig, device: torch.device)
 
 
 def raw_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json: LLaDA's keys."""
+    """Return the content of config.json, with LLaDA's keys."""
     return {
         "model_type": "llada",
         "d_model": config.hidden_size,
@@ -68,8 +68,8 @@ def _shards(model: Transformer) -> list[tuple[str, nn.Module]]:
     return [("embedding", model.embedding), *layers, ("norm", model.norm), ("head", model.head)]
 
 
-def _drawn(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Ones for a norm's vector, else random values."""
+def _draw(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ones for a norm's vector, and random values for a matrix."""
     if parameter.ndim == 1:
         return torch.ones(parameter.shape, dtype=torch.bfloat16)
     values = torch.empty(parameter.shape, dtype=torch.bfloat16, device=generator.device)
@@ -77,12 +77,12 @@ def _drawn(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _write_tokenizer(directory: Path, vocab_size: int) -> None:
-    """Every id that the model can commit is a word: a stream of such tokens becomes text as a real one does."""
+    """Write a tokenizer in which every id is a word, so that random tokens become text as real ones do."""
     source = model_directory(TOKENIZER_OF)
     (directory / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
     content = json.loads((source / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
     if vocab_size < len(vocabulary):
-        raise ValueError(f"the tokenizer has {len(vocabulary)} tokens, and the model room for {vocab_size}")
+        raise ValueError(f"the tokenizer has {len(vocabulary)} tokens, but the model has room for {vocab_size}")
     vocabulary |= {f" word{number}": number for number in range(len(vocabulary), vocab_size)}
     (directory / "tokenizer.json").write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Streaming clients of a running server, over HTTP and gRPC, in a process that the server doesn't share."""
+"""Streaming clients ask a running server over HTTP and gRPC, from a process of their own."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ TIMEOUT_S = 1200.0
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is asked, and how."""
+    """Names a server's target and the transport to it."""
 
     transport: Transport
     target: str
 
 
 class Client(Protocol):
-    """Opens streams."""
+    """Streams the answers to prompts."""
 
     def ask(self, traffic: Traffic, prompt: tuple[int, ...]) -> AsyncIterator[int | None]:
-        """None for each piece of text; in the end the number of completed tokens."""
+        """Yield None for each piece of text, and at the end the number of completed tokens."""
         ...
 
 
 class HttpClient:
-    """`/v1/completions` as server-sent events."""
+    """Reads `/v1/completions` as server-sent events."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
@@ -71,7 +71,7 @@ class HttpClient:
 
 
 class GrpcClient:
-    """`GenerateStream`."""
+    """Reads the stream of `GenerateStream`."""
 
     def __init__(self, stub: InferenceStub) -> None:
         self._stub = stub
@@ -93,7 +93,7 @@ class GrpcClient:
 
 
 @asynccontextmanager
-async def connected(address: Address) -> AsyncIterator[Client]:
+async def connect(address: Address) -> AsyncIterator[Client]:
     if address.transport == "gRPC":
         async with grpc.aio.insecure_channel(address.target) as channel:
             yield GrpcClient(InferenceStub(channel))
@@ -106,13 +106,13 @@ async def connected(address: Address) -> AsyncIterator[Client]:
 
 
 class Clients:
-    """A process of clients."""
+    """Drives clients in another process."""
 
     def __init__(self, process: ProcessPoolExecutor) -> None:
         self._process = process
 
     def drive(self, address: Address, traffic: Traffic, first_turn: int = 0) -> Timing:
-        """Until every stream has had its answers. Raises what a client was told instead of one."""
+        """Send every stream's requests and time their answers. Raises the error that a client gets instead of one."""
         return self._process.submit(_drive, address, traffic, first_turn).result()
 
 
@@ -123,17 +123,17 @@ def clients() -> Iterator[Clients]:
 
 
 def _drive(address: Address, traffic: Traffic, first_turn: int) -> Timing:
-    return asyncio.run(_all_streams(address, traffic, first_turn))
+    return asyncio.run(_run_streams(address, traffic, first_turn))
 
 
-async def _all_streams(address: Address, traffic: Traffic, first_turn: int) -> Timing:
+async def _run_streams(address: Address, traffic: Traffic, first_turn: int) -> Timing:
     turns = range(first_turn, first_turn + traffic.rounds)
     prompts = [[traffic.prompt(stream, turn) for turn in turns] for stream in range(traffic.streams)]
-    async with connected(address) as client:
+    async with connect(address) as client:
         started = time.perf_counter()
-        answered = await asyncio.gather(*(_stream(client, traffic, prompts_of_one) for prompts_of_one in prompts))
+        answers_of = await asyncio.gather(*(_run_stream(client, traffic, prompts_of_one) for prompts_of_one in prompts))
         elapsed_s = time.perf_counter() - started
-    flat = [answer for answers in answered for answer in answers]
+    flat = [answer for answers in answers_of for answer in answers]
     return Timing(
         elapsed_s,
         [answer.first_s for answer in flat],
@@ -143,19 +143,19 @@ async def _all_streams(address: Address, traffic: Traffic, first_turn: int) -> T
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One answer's times, from its request on."""
+class AnswerTiming:
+    """Holds one answer's times, counted from its request."""
 
     first_s: float
     last_s: float
     num_chunks: int
 
 
-async def _stream(client: Client, traffic: Traffic, prompts: list[tuple[int, ...]]) -> list[Answered]:
-    return [await _answered(client, traffic, prompt) for prompt in prompts]
+async def _run_stream(client: Client, traffic: Traffic, prompts: list[tuple[int, ...]]) -> list[AnswerTiming]:
+    return [await _time_answer(client, traffic, prompt) for prompt in prompts]
 
 
-async def _answered(client: Client, traffic: Traffic, prompt: tuple[int, ...]) -> Answered:
+async def _time_answer(client: Client, traffic: Traffic, prompt: tuple[int, ...]) -> AnswerTiming:
     began = time.perf_counter()
     pieces: list[float] = []
     async for num_tokens in client.ask(traffic, prompt):
@@ -163,5 +163,5 @@ async def _answered(client: Client, traffic: Traffic, prompt: tuple[int, ...]) -
         if num_tokens is None:
             pieces.append(now - began)
         elif num_tokens != traffic.canvas:
-            raise RuntimeError(f"an answer has {num_tokens} tokens, and its canvas {traffic.canvas}")
-    return Answered(pieces[0], time.perf_counter() - began, len(pieces))
+            raise RuntimeError(f"an answer has {num_tokens} tokens, but its canvas has {traffic.canvas}")
+    return AnswerTiming(pieces[0], time.perf_counter() - began, len(pieces))

@@ -1,8 +1,8 @@
-"""What a request costs by arithmetic: the roofline that measured speeds are held to.
+"""Counts the FLOPs of a request, with which its measured speed is compared as a roofline.
 
-A multiply-add is 2 FLOPs. A row costs its projections and SwiGLU in each layer; attention of q rows over k keys costs
-4 * q * k * width (QK and PV, no softmax); a row of logits 2 * width * vocabulary. Norms, rotations and the build of an
-entry (a miss) are left out.
+A multiply-add is 2 FLOPs. A row costs its projections and SwiGLU in each layer. Attention of q rows over k keys costs
+4 * q * k * width (QK and PV, no softmax), and a row of logits 2 * width * vocabulary. Norms, rotations and the build of
+an entry (a miss) are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.models.base import ModelConfig
 
 @dataclass(frozen=True)
 class Request:
-    """One request's shape: tokens, steps and blocks."""
+    """Describes the shape of a request: its tokens, steps and blocks."""
 
     prefix: int
     user: int
@@ -24,7 +24,7 @@ class Request:
     num_steps: int
     block: int
     depth: int
-    """Layers of the prefix that are reused."""
+    """Number of layers in which the prefix is reused."""
     refresh_interval: int
 
     @property
@@ -42,26 +42,28 @@ class Request:
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of the pieces that policies are made of."""
+    """Counts the FLOPs of the passes that policies consist of."""
 
     model: ModelConfig
     request: Request
 
-    def layers(self, count: int, rows: int, keys: int) -> int:
-        """`count` layers over `rows` rows that each see `keys` keys."""
-        return count * rows * (2 * self.model.layer_weights + 4 * keys * self.model.hidden_size)
+    def layers(self, num_layers: int, rows: int, keys: int) -> int:
+        """Count `num_layers` layers over `rows` rows that each see `keys` keys."""
+        return num_layers * rows * (2 * self.model.layer_weights + 4 * keys * self.model.hidden_size)
 
     def head(self, rows: int) -> int:
         return 2 * rows * self.model.hidden_size * self.model.vocab_size
 
     def full(self) -> int:
-        """All rows through all layers."""
+        """Count all rows through all layers."""
         return self.layers(self.model.num_layers, self.request.total, self.request.total)
 
     def refresh(self, prefix_rows: int) -> int:
-        """The suffix through all layers, joined by `prefix_rows` at the reuse depth."""
-        one, deep = self.request, self.model.num_layers - self.request.depth
-        return self.layers(one.depth, one.suffix, one.total) + self.layers(deep, prefix_rows + one.suffix, one.total)
+        """Count the suffix through all layers, joined by `prefix_rows` at the reuse depth."""
+        request, deep = self.request, self.model.num_layers - self.request.depth
+        return self.layers(request.depth, request.suffix, request.total) + self.layers(
+            deep, prefix_rows + request.suffix, request.total
+        )
 
     def suffix(self) -> int:
         return self.layers(self.model.num_layers, self.request.suffix, self.request.total)
@@ -75,26 +77,28 @@ def none(costs: Costs) -> int:
 
 
 def bicache(costs: Costs) -> int:
-    one = costs.request
-    refreshes = one.num_steps // one.refresh_interval
+    request = costs.request
+    refreshes = request.num_steps // request.refresh_interval
     return (
-        refreshes * costs.refresh(one.prefix)
-        + (one.num_steps - refreshes) * costs.suffix()
-        + one.num_steps * costs.head(one.total)
+        refreshes * costs.refresh(request.prefix)
+        + (request.num_steps - refreshes) * costs.suffix()
+        + request.num_steps * costs.head(request.total)
     )
 
 
 def dual(costs: Costs) -> int:
-    one = costs.request
-    steps = one.num_steps - one.num_blocks
-    whole = costs.full() + costs.head(one.total)
-    return one.num_blocks * whole + steps * (costs.in_block() + costs.head(one.block))
+    request = costs.request
+    steps = request.num_steps - request.num_blocks
+    whole = costs.full() + costs.head(request.total)
+    return request.num_blocks * whole + steps * (costs.in_block() + costs.head(request.block))
 
 
 def bicache_dual(costs: Costs) -> int:
-    one = costs.request
-    opening = costs.refresh(one.prefix) + costs.head(one.total)
-    return one.num_blocks * opening + one.num_steps * (costs.in_block() + costs.head(one.prefix + one.block))
+    request = costs.request
+    opening = costs.refresh(request.prefix) + costs.head(request.total)
+    return request.num_blocks * opening + request.num_steps * (
+        costs.in_block() + costs.head(request.prefix + request.block)
+    )
 
 
 def lean(costs: Costs) -> int:
@@ -102,22 +106,22 @@ def lean(costs: Costs) -> int:
 
 
 def lean_anchors(costs: Costs) -> int:
-    """Every refresh recomputes a fifth of the prefix."""
+    """Count refreshes that recompute a fifth of the prefix."""
     return _lean(costs, costs.request.prefix // 5, costs.request.num_blocks)
 
 
 def lean_skipping(costs: Costs) -> int:
-    """Every second block starts without a refresh."""
+    """Count a refresh in every second block alone."""
     return _lean(costs, costs.request.prefix, costs.request.num_blocks // 2)
 
 
 def _lean(costs: Costs, prefix_rows: int, num_refreshes: int) -> int:
-    one = costs.request
+    request = costs.request
     return (
         num_refreshes * costs.refresh(prefix_rows)
-        + (one.num_blocks - num_refreshes) * costs.suffix()
-        + (one.num_steps - one.num_blocks) * costs.in_block()
-        + one.num_steps * costs.head(one.block)
+        + (request.num_blocks - num_refreshes) * costs.suffix()
+        + (request.num_steps - request.num_blocks) * costs.in_block()
+        + request.num_steps * costs.head(request.block)
     )
 
 
@@ -132,4 +136,4 @@ COST: Mapping[str, Callable[[Costs], int]] = MappingProxyType(
         "lean+skip-refresh": lean_skipping,
     }
 )
-"""FLOPs of one request by policy."""
+"""FLOPs of one request, by policy."""

@@ -1,4 +1,4 @@
-"""Models of published dimensions with random weights: their speed is the real ones', their words aren't."""
+"""Models of published dimensions with random weights are as fast as the real ones, but answer nonsense."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 import typer
 
-from benchmarks.drive import Place
+from benchmarks.drive import Platform
 from workers.models.base import ModelConfig
 from workers.models.layers import RMSNorm, Transformer
 from workers.models.loader import LoadedModel, fastest
@@ -30,7 +30,7 @@ LLADA_8B = ModelConfig(
     eos_token_id=126336,
     pad_token_id=126081,
 )
-"""EOS is the mask token, which is never chosen: random answers don't end early."""
+"""EOS is the mask token, which is never committed, so that random answers don't end early."""
 DREAM_7B = ModelConfig(
     architecture="dream",
     num_layers=28,
@@ -52,31 +52,31 @@ DIMENSIONS: Mapping[str, ModelConfig] = MappingProxyType({"llada-8b": LLADA_8B, 
 
 
 def check_device(name: str, device: str) -> None:
-    """Raises typer.BadParameter for dimensions that only a GPU has room for."""
+    """Raise typer.BadParameter for dimensions that only a GPU has room for."""
     if name in DIMENSIONS and torch.device(device).type != "cuda":
         raise typer.BadParameter(f"{name} needs a GPU; choose --device cuda, or a bundled model", param_hint="--model")
 
 
-def loaded_at(name: str, place: Place) -> LoadedModel:
-    """Published dimensions with random weights, or a bundled model."""
-    return random_model(name, place) if name in DIMENSIONS else place.load(name)
+def load_or_randomize(name: str, platform: Platform) -> LoadedModel:
+    """Load a bundled model, or make one of published dimensions with random weights."""
+    return make_random_model(name, platform) if name in DIMENSIONS else platform.load(name)
 
 
-def random_model(name: str, place: Place) -> LoadedModel:
-    """Weights ~ N(0, 0.02), made on the device."""
+def make_random_model(name: str, platform: Platform) -> LoadedModel:
+    """Make a model on the device with weights ~ N(0, 0.02)."""
     config = DIMENSIONS[name]
     with torch.device("meta"):
         model = Transformer(config)
-    model = model.to(place.dtype).to_empty(device=place.device).requires_grad_(requires_grad=False).eval()
+    model = model.to(platform.dtype).to_empty(device=platform.device).requires_grad_(requires_grad=False).eval()
     torch.manual_seed(0)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter.fill_(1) if isinstance(module, RMSNorm) else parameter.normal_(0, WEIGHT_SCALE)
     return LoadedModel(
-        name=name, config=config, model=fastest(model, place.device), fingerprint=f"random {name}", depth_table=None
+        name=name, config=config, model=fastest(model, platform.device), fingerprint=f"random {name}", depth_table=None
     )
 
 
 def weight_bytes(config: ModelConfig, itemsize: int) -> int:
-    """What one forward reads at least: all projections and the head; of the embedding only a few rows."""
+    """Return the bytes that each forward pass reads: all projections and the head, and few rows of the embedding."""
     return (config.num_layers * config.layer_weights + config.hidden_size * config.vocab_size) * itemsize

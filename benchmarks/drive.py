@@ -1,4 +1,4 @@
-"""An engine without a server around it: requests in, whole answers out."""
+"""Runs requests through an engine without a server, and returns their answers."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ POLICIES: Mapping[str, DecodingParams] = MappingProxyType(
         "lean+skip-refresh": DecodingParams(policy="lean", skip_refresh=True),
     }
 )
-"""What is compared, by the name that tables give it."""
+"""Decoding parameters of the policies, by their names in tables."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One finished request."""
+class Answer:
+    """An answer has all tokens of one finished request."""
 
     token_ids: tuple[int, ...]
     usage: Usage
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a benchmark runs."""
+class Platform:
+    """Loads models and builds engines on one device in one type."""
 
     device: torch.device
     dtype: torch.dtype
     max_heavy_rows: int = 1 << 16
-    """A server's default is smaller; it bounds what a step's rows take beside the pool."""
+    """A server's default is smaller, since it bounds the memory of a step's rows beside the pool."""
     kv: KVConfig = field(default_factory=lambda: KVConfig(pool_bytes=1 << 30))
 
     @classmethod
-    def at(cls, device: str, dtype: str | None) -> Self:
-        """By names; without a dtype, float32 on a CPU and bfloat16 on a GPU."""
-        where = torch.device(device)
-        return cls(where, getattr(torch, dtype or ("float32" if where.type == "cpu" else "bfloat16")))
+    def of(cls, device: str, dtype: str | None) -> Self:
+        """Choose a platform by names; without a dtype, float32 on a CPU and bfloat16 on a GPU."""
+        chosen = torch.device(device)
+        return cls(chosen, getattr(torch, dtype or ("float32" if chosen.type == "cpu" else "bfloat16")))
 
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
     def load(self, name: str) -> LoadedModel:
-        """A bundled model, or a directory."""
+        """Load a bundled model, or a model directory."""
         return load_model(model_directory(name), device=self.device, dtype=self.dtype)
 
-    def engine(self, loaded: LoadedModel, *, batch: int, bicache: BiCacheConfig | None = None) -> Engine:
-        """An empty engine that takes any number of requests and lets refreshes run together."""
+    def build_engine(self, loaded: LoadedModel, *, batch: int, bicache: BiCacheConfig | None = None) -> Engine:
+        """Build an empty engine that takes any number of requests and lets refreshes run together."""
         return Engine(
             loaded,
             engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=self.max_heavy_rows),
@@ -82,8 +82,8 @@ def drive(
     *,
     on_answer: Callable[[], object] = lambda: None,
     on_step: Callable[[], object] = lambda: None,
-) -> list[Answered]:
-    """Run `requests` to their ends; answers in the requests' order. Raises the first failure."""
+) -> list[Answer]:
+    """Run `requests` to their ends and return the answers in the same order. Raises the first failure."""
     tokens: dict[str, list[int]] = {}
     usages: dict[str, Usage] = {}
     for request in requests:
@@ -98,4 +98,4 @@ def drive(
                 usages[outcome.request_id] = outcome.usage
                 on_answer()
         on_step()
-    return [Answered(tuple(answer), usages[name]) for name, answer in tokens.items()]
+    return [Answer(tuple(answer), usages[name]) for name, answer in tokens.items()]

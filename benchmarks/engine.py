@@ -1,10 +1,10 @@
-"""How fast each cache policy decodes, warm, on one machine.
+"""Measures how fast each cache policy decodes, warm, on one machine.
 
-A bundled model answers its own questions: policy x batch x prefix ratio. All requests of a batch share one prefix,
-which an earlier request has brought in where the policy keeps it.
+A bundled model answers its own questions by policy, batch and prefix ratio. All requests of a batch share one prefix;
+where the policy keeps it, an earlier request has built its entry.
 
-Published dimensions with random weights, or a bundled model with --rooflines, are held to what the device can do:
-policy x prefix length x batch x number of prefixes. That grid may be measured in parts.
+Published dimensions with random weights, or a bundled model with --rooflines, are compared with the device's limits by
+policy, prefix length, batch and number of prefixes. Several runs may measure that grid in parts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rich.progress import Progress
 from tokenizers import Tokenizer
 
 from benchmarks.costs import COST
-from benchmarks.dimensions import DIMENSIONS, check_device, loaded_at
-from benchmarks.drive import Place, drive
+from benchmarks.dimensions import DIMENSIONS, check_device, load_or_randomize
+from benchmarks.drive import Platform, drive
 from benchmarks.grid import QUICK, Grid, Sharing
-from benchmarks.load import Patience
+from benchmarks.load import Durations
 from benchmarks.parts import Parts, PartsError
 from benchmarks.report import Bar, Report, Row
 from benchmarks.rooflines import Rooflines, judge
@@ -37,12 +37,12 @@ from workers.models.loader import LoadedModel
 NUM_STEPS = 16
 BAR_RATIO, BAR_BATCH, BAR_SPEEDUP = 80, 8, 3.0
 POLICIES = ("dual", "bicache", "bicache-dual", "lean")
-"""Beside `none`, which comes first."""
+"""Policies that follow `none`."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`batch` questions behind one prefix that is `ratio` percent of each request."""
+    """A workload is `batch` questions behind one prefix that is `ratio` percent of each request."""
 
     batch: int
     ratio: int
@@ -50,7 +50,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Timing:
-    """One policy under one workload. Seconds are of the fastest of several runs: the machine's noise only adds."""
+    """Holds the fastest of one policy's runs under one workload, since the machine's noise only adds time."""
 
     elapsed_s: float
     num_steps: int
@@ -61,16 +61,16 @@ class Timing:
 
 
 class Bench:
-    """One loaded model and the prompts that every policy gets."""
+    """Times one loaded model on the prompts that every policy gets."""
 
-    def __init__(self, name: str, place: Place) -> None:
-        self._place = place
-        self._loaded: LoadedModel = place.load(name)
+    def __init__(self, name: str, platform: Platform) -> None:
+        self._platform = platform
+        self._loaded: LoadedModel = platform.load(name)
         tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
         self._samples: list[Sample] = list(evaluation_samples(tokenizer, 64))
 
     def time(self, policy: str, workload: Workload, repeats: int) -> Timing:
-        engine = self._place.engine(self._loaded, batch=workload.batch)
+        engine = self._platform.build_engine(self._loaded, batch=workload.batch)
         drive(engine, self._requests(policy, Workload(1, workload.ratio), "warm-up"))
         best: Timing | None = None
         for repeat in range(repeats):
@@ -80,10 +80,10 @@ class Bench:
                 nonlocal peak_pages, num_steps
                 peak_pages, num_steps = max(peak_pages, engine.num_used_pages), num_steps + 1
 
-            self._place.synchronize()
+            self._platform.synchronize()
             started = time.perf_counter()
             answers = drive(engine, self._requests(policy, workload, str(repeat)), on_step=observe)
-            self._place.synchronize()
+            self._platform.synchronize()
             timing = Timing(
                 elapsed_s=time.perf_counter() - started,
                 num_steps=num_steps,
@@ -105,7 +105,7 @@ class Bench:
                 yield row(name, workload, self.time(name, workload, repeats=2), baseline)
 
     def _requests(self, policy: str, workload: Workload, label: str) -> Iterator[GenerateRequest]:
-        """Questions cut or padded to one length, behind sheets that are cut to the ratio's length."""
+        """Yield the sheets' questions behind a prefix that has the ratio's length."""
         question = self._samples[0].suffixes[0]
         num_prefix = round((len(question) + CANVAS) * workload.ratio / (100 - workload.ratio))
         pool = [token for sample in self._samples for token in sample.prefix]
@@ -117,7 +117,7 @@ class Bench:
 
 
 def row(policy: str, workload: Workload, timing: Timing, baseline: Timing) -> Row:
-    """One line of the table; `speedup` is in canvas tokens a second, against policy `none`."""
+    """Return one line of the table; `speedup` is that of canvas tokens a second over policy `none`."""
     speed = timing.canvas_tokens / timing.elapsed_s
     return {
         "policy": policy,
@@ -134,7 +134,7 @@ def row(policy: str, workload: Workload, timing: Timing, baseline: Timing) -> Ro
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """`lean` against `none`, where prefixes are long and requests many."""
+    """Compare `lean` with `none` where prefixes are long and requests many."""
     name = f"lean: canvas tokens/s against none at ratio 0.{BAR_RATIO // 10}, batch {BAR_BATCH}"
     return [
         Bar(name, found["speedup"], ">=", BAR_SPEEDUP)
@@ -143,78 +143,88 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     ]
 
 
-def questions(model: str, place: Place, *, quick: bool, device: str) -> Iterator[Report]:
-    """The bundled model's own questions: a report each time that it has a row more."""
+def questions(model: str, platform: Platform, *, quick: bool, device: str) -> Iterator[Report]:
+    """Time the bundled model on its own questions, and yield a report after each row."""
     rows: list[Row] = []
     with Progress(transient=True) as progress:
-        for found in Bench(model, place).rows(progress, quick=quick):
+        for found in Bench(model, platform).rows(progress, quick=quick):
             rows.append(found)
             yield Report("engine", rows, bars(rows), device)
 
 
-def rooflines_of(loaded: LoadedModel, place: Place, grid: Grid, patience: Patience, parts: Parts) -> Iterator[Report]:
-    """What of the grid the earlier parts have not measured: a report of all parts each time that it has a row more."""
+def rooflines_of(
+    loaded: LoadedModel, platform: Platform, grid: Grid, durations: Durations, parts: Parts
+) -> Iterator[Report]:
+    """Measure the workloads that earlier parts lack, and yield a report of all parts after each row."""
     measured: list[Row] = []
     workloads = list(grid.missing(loaded.name, parts))
     if not workloads:
         return
     with Progress(transient=True) as progress:
-        bench = Rooflines(loaded, place, max_batch=max(grid.batch))
-        for found in bench.rows(workloads, patience, progress):
+        bench = Rooflines(loaded, platform, max_batch=max(grid.batch))
+        for found in bench.rows(workloads, durations, progress):
             measured.append(found)
-            rows = parts.joined(measured)
+            rows = parts.join(measured)
             yield Report("engine", rows, list(judge(rows)), parts.device, parts.origins(rows))
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="The bars' workload alone: under 45 s on 2 cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure the bars' workload alone, under 45 s on 2 cores.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[str, typer.Option(help=f"A bundled model, or dimensions: {', '.join(DIMENSIONS)}.")] = "factbook",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the CPU's and the GPU's.")] = None,
+    model: Annotated[
+        str, typer.Option(help=f"A bundled model, or published dimensions: {', '.join(DIMENSIONS)}.")
+    ] = "factbook",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    dtype: Annotated[str | None, typer.Option(help="Type: by default float32 on a CPU and bfloat16 on a GPU.")] = None,
     rooflines: Annotated[
-        bool, typer.Option("--rooflines", help="Hold a bundled model to its roofline, as dimensions are.")
+        bool, typer.Option("--rooflines", help="Compare a bundled model with its roofline, as dimensions always are.")
     ] = False,
-    prefix: Annotated[list[int] | None, typer.Option(help="Rooflines: tokens of a prefix.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rooflines: requests at a time.")] = None,
-    prefixes: Annotated[list[Sharing] | None, typer.Option(help="Rooflines: how many a batch has.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Rooflines: {', '.join(COST)}.")] = None,
+    prefix: Annotated[list[int] | None, typer.Option(help="Rooflines: number of tokens of a prefix.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rooflines: number of requests at a time.")] = None,
+    prefixes: Annotated[list[Sharing] | None, typer.Option(help="Rooflines: number of prefixes of a batch.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"Rooflines: policies among {', '.join(COST)}.")] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Rooflines: go on with what --json holds; measure what it lacks.")
+        bool, typer.Option("--append", help="Rooflines: continue the report of --json with the rows that it lacks.")
     ] = False,
-    seconds: Annotated[float, typer.Option(help="Rooflines: how long each row is watched.")] = Patience().watch_s,
-    warm_up: Annotated[float, typer.Option(help="Rooflines: seconds before that, at most.")] = Patience().warm_up_s,
+    seconds: Annotated[
+        float, typer.Option(help="Rooflines: seconds for which each row is watched.")
+    ] = Durations().watch_s,
+    warm_up: Annotated[float, typer.Option(help="Rooflines: seconds of warm-up at most.")] = Durations().warm_up_s,
 ) -> None:
-    """Canvas tokens a second by policy, batch and prefix, as a table and JSON."""
+    """Measure canvas tokens a second by policy, batch and prefix, as a table and JSON."""
     check_device(model, device)
-    place = Place.at(device, dtype)
-    named = place.device_name
+    platform = Platform.of(device, dtype)
+    device_name = platform.device_name
     picked = {"prefix": prefix, "batch": batch, "prefixes": prefixes, "policy": policy}
-    given: dict[str, Any] = {name: tuple(values) for name, values in picked.items() if values}
+    chosen: dict[str, Any] = {name: tuple(values) for name, values in picked.items() if values}
     if rooflines or model in DIMENSIONS:
         if unknown := [name for name in policy or () if name not in COST]:
-            raise typer.BadParameter(f"{unknown[0]!r} is unknown; there are {', '.join(COST)}", param_hint="--policy")
+            raise typer.BadParameter(
+                f"{unknown[0]!r} is unknown; choose among {', '.join(COST)}", param_hint="--policy"
+            )
         if append and not json:
-            raise typer.BadParameter("needs --json, the file to go on with", param_hint="--append")
+            raise typer.BadParameter("needs --json, the file of the report to continue", param_hint="--append")
         try:
-            parts = Parts.read(json, named) if append and json else Parts(named)
+            parts = Parts.read(json, device_name) if append and json else Parts(device_name)
         except PartsError as error:
             raise typer.BadParameter(str(error), param_hint="--append") from error
-        loaded = loaded_at(model, place)
-        grid = replace(QUICK if quick else Grid(), **given)
+        loaded = load_or_randomize(model, platform)
+        grid = replace(QUICK if quick else Grid(), **chosen)
         check_fits(grid, loaded)
-        found = rooflines_of(loaded, place, grid, Patience(seconds, warm_up), parts)
-    elif given or append:
-        name = next(iter(given), "append")
+        found = rooflines_of(loaded, platform, grid, Durations(seconds, warm_up), parts)
+    elif chosen or append:
+        name = next(iter(chosen), "append")
         raise typer.BadParameter("is for --rooflines, or dimensions", param_hint=f"--{name}")
     else:
-        found = questions(model, place, quick=quick, device=named)
+        found = questions(model, platform, quick=quick, device=device_name)
     report = None
     for report in found:
-        if json:  # what a cut-off run has measured is worth keeping
+        if json:  # keeps what an interrupted run has measured
             report.write(json)
     if report is None:
-        typer.echo(f"{json} holds all of it already")
+        typer.echo(f"{json} has all rows already")
     else:
         report.print()
 
@@ -223,8 +233,8 @@ def check_fits(grid: Grid, loaded: LoadedModel) -> None:
     for workload in grid.workloads():
         if workload.prefix + workload.suffix > loaded.config.context_length:
             raise typer.BadParameter(
-                f"{workload.prefix} tokens and {workload.suffix} behind them are more than the "
-                f"{loaded.config.context_length} that {loaded.name} knows",
+                f"a prefix of {workload.prefix} tokens and {workload.suffix} behind it exceed {loaded.name}'s context "
+                f"of {loaded.config.context_length}",
                 param_hint="--prefix",
             )
 

@@ -1,9 +1,9 @@
-"""What a cache policy costs in answers: exact match by model, policy and reuse depth, against policy `none`.
+"""Measures how many answers a cache policy costs: exact match by model, policy and reuse depth against policy `none`.
 
-Every configuration answers the same held-out questions (canvas 32, 16 steps), so differences are paired: their
-interval comes from the questions on which the two disagree. The canvas is one block, refreshed once, or eight blocks
-of 4 with a refresh due at each: there anchors and skipped refreshes have something to leave out. A question is the
-first one about its sheet, or a turn of a conversation of four, whose prompt is cut where the server would cut it.
+Every setting answers the same held-out questions (canvas 32, 16 steps), so that differences are paired: their interval
+comes from the questions on which the two disagree. The canvas is one block with one refresh, or eight blocks of 4 with
+a refresh due at each, so that anchors and skipped refreshes have work to save. A question is the first one about its
+sheet, or a turn of a conversation of four, whose prompt is cut where the server would cut it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import typer
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from benchmarks.drive import POLICIES, Answered, Place, drive
+from benchmarks.drive import POLICIES, Answer, Platform, drive
 from benchmarks.report import Bar, Report, Row
 from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
@@ -43,16 +43,16 @@ CONFIDENCE_Z = 1.96
 ALLOWED_LOSS_POINTS = 0.5
 ALLOWED_WIDTH_POINTS = 1.0
 GROUP = 32
-"""Questions that one engine answers."""
+"""Number of questions that one engine answers."""
 QUICK_QUESTIONS, QUICK_DRAWN, QUICK_CONVERSATIONS = 8, 64, 1
-"""--quick asks those with the shortest sheets among the first ones."""
+"""With --quick the questions are those with the shortest sheets among the first 64."""
 NUM_TURNS = 4
 Load = Literal["questions", "conversations"]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the canvas is cut, and how many steps lie between two refreshes."""
+    """Sets a block's length, and the number of steps between two refreshes."""
 
     length: int
     refresh_interval: int
@@ -64,7 +64,7 @@ EIGHT_BLOCKS = Blocks(CANVAS // 8, NUM_STEPS // 8)
 
 @dataclass(frozen=True)
 class Setting:
-    """One row. Without a depth, the profile's own."""
+    """Describes how one row is measured; without a depth the profile's own applies."""
 
     name: str
     params: DecodingParams
@@ -75,18 +75,18 @@ class Setting:
 
     @property
     def depth_name(self) -> str:
-        """`profile`, `published` for the published rule's table, or the fixed depth."""
+        """Return `profile`, `published` for the published rule's table, or the fixed depth."""
         if isinstance(self.depth, DepthTable):
             return "published"
         return "profile" if self.depth is None else str(self.depth)
 
     @property
     def baseline(self) -> tuple[Load, Blocks]:
-        """What it has in common with the setting of policy `none` that it is held to."""
+        """Return the load and the blocks by which to find the setting of policy `none` to compare with."""
         return self.load, self.blocks
 
-    def request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
-        """Ask the question of one turn."""
+    def make_request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
+        """Make the request that asks the question of one turn."""
         keys = prefix_keys(fingerprint, "", turn.token_ids, turn.boundaries)
         prefixes = tuple(map(PrefixCandidate, turn.boundaries, keys))
         cut = choose_cut(prefixes, self.cut_share)
@@ -94,7 +94,7 @@ class Setting:
         return GenerateRequest(request_id, tuple(turn.token_ids), CANVAS, prefixes, params)
 
     def _decoding(self, ratio: int) -> DecodingParams:
-        """For a request whose prefix has this ratio, in percent."""
+        """Return the parameters of a request whose prefix has this ratio, in percent."""
         depth = self.depth.lookup(ratio) if isinstance(self.depth, DepthTable) else self.depth
         return replace(
             self.params,
@@ -116,28 +116,30 @@ MODELS = ["factbook", "factbook-plain"]
 
 
 def settings_of(name: str, *, policies: Sequence[str], sweep: bool) -> list[Setting]:
-    """All rows of one model; the first of each way to cut the canvas is policy `none`, which the others are held to."""
-    found = []
+    """Return the settings of one model; policy `none` comes first for each load and block length."""
+    settings = []
     for blocks, known in ((ONE_BLOCK, ONE_BLOCK_POLICIES), (EIGHT_BLOCKS, EIGHT_BLOCKS_POLICIES)):
-        found.append(Setting("none", POLICIES["none"], blocks))
-        found += [Setting(policy, POLICIES[policy], blocks) for policy in known if policy in policies]
+        settings.append(Setting("none", POLICIES["none"], blocks))
+        settings += [Setting(policy, POLICIES[policy], blocks) for policy in known if policy in policies]
     if sweep:
         profile = jsonlib.loads((model_directory(name) / "depth_table.json").read_text())
         published = DepthTable({int(ratio): depth for ratio, depth in profile["published_rule"].items()})
-        found += [Setting("bicache", POLICIES["bicache"], depth=depth) for depth in (published, *SWEEP)]
-    talk: Load = "conversations"
-    found.append(Setting("none", POLICIES["none"], load=talk))
-    found += [Setting(policy, POLICIES[policy], load=talk) for policy in CONVERSATION_POLICIES if policy in policies]
+        settings += [Setting("bicache", POLICIES["bicache"], depth=depth) for depth in (published, *SWEEP)]
+    chats: Load = "conversations"
+    settings.append(Setting("none", POLICIES["none"], load=chats))
+    settings += [
+        Setting(policy, POLICIES[policy], load=chats) for policy in CONVERSATION_POLICIES if policy in policies
+    ]
     if sweep:
         lean = POLICIES["lean"]
-        found += [Setting("lean", lean, depth=depth, load=talk) for depth in SWEEP]
-        found += [Setting("lean", lean, load=talk, cut_share=share) for share in CUT_SHARES]
-    return found
+        settings += [Setting("lean", lean, depth=depth, load=chats) for depth in SWEEP]
+        settings += [Setting("lean", lean, load=chats, cut_share=share) for share in CUT_SHARES]
+    return settings
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one setting answered to every question, and what that took."""
+    """Holds one setting's answers to all questions, and their costs."""
 
     setting: Setting
     token_ids: tuple[tuple[int, ...], ...]
@@ -148,29 +150,31 @@ class Answers:
     elapsed_s: float
 
 
-Groups = Iterator[list[Answered]]
+Groups = Iterator[list[Answer]]
 
 
 @cache
-def load(place: Place, name: str) -> LoadedModel:
-    """Once in each process."""
-    return place.load(name)
+def load(platform: Platform, name: str) -> LoadedModel:
+    """Load the model once in each process."""
+    return platform.load(name)
 
 
 def answer_group(
-    place: Place, name: str, batch: int, cut_share: float, requests: Sequence[GenerateRequest]
-) -> list[Answered]:
-    """In an engine of its own, so that groups may run in several processes."""
-    return drive(place.engine(load(place, name), batch=batch, bicache=BiCacheConfig(cut_share=cut_share)), requests)
+    platform: Platform, name: str, batch: int, cut_share: float, requests: Sequence[GenerateRequest]
+) -> list[Answer]:
+    """Answer a group in an engine of its own, so that groups may run in several processes."""
+    return drive(
+        platform.build_engine(load(platform, name), batch=batch, bicache=BiCacheConfig(cut_share=cut_share)), requests
+    )
 
 
 class Bench:
-    """One model on one device, and the questions that all settings answer."""
+    """Puts the same questions to one model on one device under all settings."""
 
     def __init__(
         self,
         name: str,
-        place: Place,
+        platform: Platform,
         batch: int,
         *,
         num_questions: int,
@@ -178,31 +182,31 @@ class Bench:
         num_conversations: int,
         run: Callable[..., Groups] = map,
     ) -> None:
-        """Questions on the shortest `num_questions` of the first `num_drawn` sheets; `run` as `map` or a pool's."""
-        self.name, self._place, self._batch, self._run = name, place, batch, run
+        """Ask about the shortest `num_questions` of the first `num_drawn` sheets; `run` is `map`, or that of a pool."""
+        self.name, self._platform, self._batch, self._run = name, platform, batch, run
         tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
         drawn = sorted(evaluation_samples(tokenizer, num_drawn), key=lambda sample: len(sample.prefix))
-        talks = evaluation_conversations(tokenizer, num_conversations, NUM_TURNS)
+        chats = evaluation_conversations(tokenizer, num_conversations, NUM_TURNS)
         self.turns: Mapping[Load, list[Turn]] = {
             "questions": [
                 Turn([*one.prefix, *one.suffixes[0]], [len(one.prefix)], one.answers[0])
                 for one in drawn[:num_questions]
             ],
-            "conversations": [turn for talk in talks for turn in talk],
+            "conversations": [turn for chat in chats for turn in chat],
         }
 
     def answer(self, setting: Setting, progress: Progress) -> Answers:
-        """All questions, `batch` at a time, through the engine that serves."""
+        """Answer all questions, `batch` at a time, with the engine that the server uses."""
         what = f"{setting.load}: {self.name} {setting.name}, depth {setting.depth_name}"
         turns = self.turns[setting.load]
         task = progress.add_task(f"{what}, blocks of {setting.blocks.length}", total=len(turns))
         started = time.perf_counter()
-        fingerprint = load(self._place, self.name).fingerprint
-        requests = (setting.request(turn, str(index), fingerprint) for index, turn in enumerate(turns))
+        fingerprint = load(self._platform, self.name).fingerprint
+        requests = (setting.make_request(turn, str(index), fingerprint) for index, turn in enumerate(turns))
         groups = iter(lambda: tuple(islice(requests, GROUP)), ())
-        answered: list[Answered] = []
-        where = (repeat(self._place), repeat(self.name), repeat(self._batch), repeat(setting.cut_share))
-        for group in self._run(answer_group, *where, groups):
+        answered: list[Answer] = []
+        shared = (repeat(self._platform), repeat(self.name), repeat(self._batch), repeat(setting.cut_share))
+        for group in self._run(answer_group, *shared, groups):
             answered += group
             progress.advance(task, len(group))
         elapsed_s = time.perf_counter() - started
@@ -217,7 +221,7 @@ class Bench:
 
 
 def row(model: str, answers: Answers, baseline: Answers) -> Row:
-    """One line of the table. `points` are differences of exact match to policy `none`, in percentage points."""
+    """Return one line of the table; `points` is its difference in exact match from policy `none`."""
     total = len(answers.correct)
     low, high = wilson(sum(answers.correct), total)
     points, spread = paired_difference(answers.correct, baseline.correct)
@@ -242,20 +246,20 @@ def row(model: str, answers: Answers, baseline: Answers) -> Row:
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float]:
-    """Mean difference in percentage points, and the half width of its normal 95 % interval."""
+    """Return the mean difference in percentage points, and the half width of its normal 95 % interval."""
     differences = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
     error = differences.std(correction=0).item() / len(differences) ** 0.5
     return 100 * differences.mean().item(), 100 * CONFIDENCE_Z * error
 
 
 def agreement(ours: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> float:
-    """Share of positions with the same token, over the longer of each two answers."""
+    """Return the fraction of positions with the same token, over the longer of each two answers."""
     same = sum(a == b for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=False))
     return same / max(1, sum(max(len(mine), len(other)) for mine, other in zip(ours, theirs, strict=True)))
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """The plain model collapses under naive reuse and loses under the published rule; what guards its depth doesn't."""
+    """Return bars by which the plain model fails under naive reuse and the published rule, and others lose little."""
     questions = [row for row in rows if row["load"] == "questions"]
     exact_without = {(row["model"], row["block"]): row["exact_match"] for row in questions if row["policy"] == "none"}
     found: list[Bar] = []
@@ -276,7 +280,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def conversation_bars(row: Row) -> Iterator[Bar]:
-    """Yield what is asked of the server's default, where prompts are cut as it cuts them."""
+    """Yield the bars of the server's default policy, on prompts that are cut as the server cuts them."""
     if (row["policy"], row["depth"], row["cut_share"]) == ("lean", "profile", BiCacheConfig.cut_share):
         what = f"{row['model']}: lean, turns of conversations"
         yield Bar(f"{what}: points against none", row["points"], ">=", -ALLOWED_LOSS_POINTS)
@@ -284,7 +288,7 @@ def conversation_bars(row: Row) -> Iterator[Bar]:
 
 @contextmanager
 def pool(jobs: int) -> Iterator[Callable[..., Groups]]:
-    """`map`, or the same over processes."""
+    """Yield `map`, or its equal over `jobs` processes."""
     if jobs == 1:
         yield map
         return
@@ -293,34 +297,46 @@ def pool(jobs: int) -> Iterator[Callable[..., Groups]]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Few questions and settings: under 45 s on 2 cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure few questions and settings, under 45 s on 2 cores.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[list[str], typer.Option(help="Bundled models to ask.")] = MODELS,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Beside `none`: {', '.join(BESIDE_NONE)}.")] = None,
-    questions: Annotated[int | None, typer.Option(help="Questions per setting (2000; 8 with --quick).")] = None,
-    conversations: Annotated[int | None, typer.Option(help="Of four turns each (650; 1 with --quick).")] = None,
-    sweep: Annotated[bool, typer.Option(help="Fixed reuse depths too, and the published rule's.")] = True,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    batch: Annotated[int, typer.Option(help="Requests that an engine runs together.")] = 8,
-    jobs: Annotated[int, typer.Option(help="Processes that share the questions; one thread each.")] = 1,
+    model: Annotated[list[str], typer.Option(help="Bundled models to measure.")] = MODELS,
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"Policies beside `none`, among {', '.join(BESIDE_NONE)}.")
+    ] = None,
+    questions: Annotated[int | None, typer.Option(help="Number of questions a setting (2000; 8 with --quick).")] = None,
+    conversations: Annotated[
+        int | None, typer.Option(help="Number of conversations of four turns (650; 1 with --quick).")
+    ] = None,
+    sweep: Annotated[bool, typer.Option(help="Measure fixed reuse depths and the published rule's, too.")] = True,
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    dtype: Annotated[str, typer.Option(help="Type: float32 or bfloat16.")] = "float32",
+    batch: Annotated[int, typer.Option(help="Number of requests that an engine runs together.")] = 8,
+    jobs: Annotated[int, typer.Option(help="Number of processes of one thread that divide the questions.")] = 1,
 ) -> None:
-    """Exact match by model, policy and reuse depth, as a table and JSON."""
-    count = (QUICK_QUESTIONS if quick else 2000) if questions is None else questions
+    """Measure exact match by model, policy and reuse depth, as a table and JSON."""
+    num_questions = (QUICK_QUESTIONS if quick else 2000) if questions is None else questions
     policies = policy or [name for name in BESIDE_NONE if not (quick and name in NOT_QUICK)]
     if unknown := [name for name in policies if name not in BESIDE_NONE]:
         raise typer.BadParameter(
-            f"{unknown[0]!r} is unknown; there are {', '.join(BESIDE_NONE)}", param_hint="--policy"
+            f"{unknown[0]!r} is unknown; choose among {', '.join(BESIDE_NONE)}", param_hint="--policy"
         )
-    place = Place(torch.device(device), getattr(torch, dtype))
-    named = place.device_name
+    platform = Platform(torch.device(device), getattr(torch, dtype))
+    device_name = platform.device_name
     rows: list[Row] = []
-    num_drawn = max(count, QUICK_DRAWN) if quick else count
-    num_talks = (QUICK_CONVERSATIONS if quick else 650) if conversations is None else conversations
+    num_drawn = max(num_questions, QUICK_DRAWN) if quick else num_questions
+    num_conversations = (QUICK_CONVERSATIONS if quick else 650) if conversations is None else conversations
     with Progress(transient=True) as progress, pool(jobs) as run:
         for name in model:
             bench = Bench(
-                name, place, batch, num_questions=count, num_drawn=num_drawn, num_conversations=num_talks, run=run
+                name,
+                platform,
+                batch,
+                num_questions=num_questions,
+                num_drawn=num_drawn,
+                num_conversations=num_conversations,
+                run=run,
             )
             baselines: dict[tuple[Load, Blocks], Answers] = {}
             for setting in settings_of(name, policies=policies, sweep=sweep and not quick):
@@ -328,8 +344,8 @@ def main(
                     continue
                 answers = bench.answer(setting, progress)
                 rows.append(row(name, answers, baselines.setdefault(setting.baseline, answers)))
-                report = Report("fidelity", rows, bars(rows), named)
-                if json:  # a run of hours is worth keeping where it was cut off
+                report = Report("fidelity", rows, bars(rows), device_name)
+                if json:  # keeps what an interrupted run has measured
                     report.write(json)
     report.print()
 

@@ -1,4 +1,4 @@
-"""The grid of workloads under which policies are held to their roofline."""
+"""A grid lists the workloads under which policies are compared with their rooflines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAR_PREFIX = 2048
 
 
 class Sharing(StrEnum):
-    """How many prefixes the requests of a batch stand behind."""
+    """Says how many prefixes the requests of a batch have."""
 
     ONE = "one"
     FOUR = "four"
@@ -26,36 +26,37 @@ class Sharing(StrEnum):
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination; those that bars are read from come first, so that a run that is cut off has them."""
+    """Combines all values; those of the bars come first, so that an interrupted run has them."""
 
     prefix: tuple[int, ...] = (BAR_PREFIX, 512, 1024, 3500)
-    """Tokens."""
+    """Tokens of a prefix."""
     batch: tuple[int, ...] = (64, 16, 1, 4)
     prefixes: tuple[Sharing, ...] = tuple(Sharing)
     policy: tuple[str, ...] = tuple(COST)
 
     def workloads(self) -> Iterator[Workload]:
-        """Each once: four prefixes for one request are one."""
-        found = (
+        """Yield each workload once, since four prefixes for one request are one."""
+        workloads = (
             Workload(prefix, batch, sharing.num_prefixes(batch))
             for sharing in self.prefixes
             for prefix in self.prefix
             for batch in self.batch
         )
-        yield from dict.fromkeys(found)
+        yield from dict.fromkeys(workloads)
 
     def missing(self, model: str, parts: Parts) -> Iterator[tuple[Workload, Sequence[str]]]:
-        """Workloads that an earlier part has not measured all policies of; those are measured anew together, so that
-        they can be compared.
+        """Yield the workloads of which an earlier part lacks a policy.
+
+        Each comes with all policies, which are measured again together, so that they can be compared.
         """
         for workload in self.workloads():
-            where = {
+            columns = {
                 "model": model,
                 "prefix": workload.prefix,
                 "batch": workload.batch,
                 "prefixes": workload.num_prefixes,
             }
-            if parts.lacks({**where, "policy": policy} for policy in self.policy):
+            if parts.lacks({**columns, "policy": policy} for policy in self.policy):
                 yield workload, self.policy
 
 

@@ -1,4 +1,4 @@
-"""An engine under a constant number of requests, watched for some seconds."""
+"""Keeps an engine under a constant number of requests and watches it for some seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.drive import Place
+from benchmarks.drive import Platform
 from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, PrefixCandidate
 from workers.engine.engine import Engine
@@ -19,7 +19,7 @@ from workers.engine.engine import Engine
 
 @dataclass(frozen=True)
 class Workload:
-    """`batch` requests at a time, in turn behind one of `num_prefixes` prefixes."""
+    """A workload is `batch` requests at a time, behind `num_prefixes` prefixes in turn."""
 
     prefix: int
     batch: int
@@ -37,27 +37,27 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sample:
-    """What happened in the watched time."""
+    """Holds what the engine did while it was watched."""
 
     elapsed_s: float
     canvas_tokens: int
     num_forwards: int
-    """Passes of single requests."""
+    """Number of passes, counted for each request."""
     num_steps: int
-    """Of the engine."""
+    """Number of the engine's steps."""
     step_s: float
-    """The median step."""
+    """Time of the median step."""
     num_running: int
-    """In the end."""
+    """Number of requests that ran at the end."""
     used_pages: int
-    """In the end."""
+    """Number of pages in use at the end."""
     peak_pages: int
     peak_bytes: int | None
-    """Device memory, the pool included; None on a CPU."""
+    """Device memory with the pool; None on a CPU."""
 
 
 class ConstantLoad:
-    """Requests that never run out; each that ends is followed by another."""
+    """Submits a new request for each that ends."""
 
     def __init__(self, engine: Engine, vocab_size: int, workload: Workload, params: DecodingParams) -> None:
         self._engine, self._workload = engine, workload
@@ -67,7 +67,7 @@ class ConstantLoad:
             tuple(rng.randrange(vocab_size // 2) for _ in range(workload.prefix)) for _ in range(workload.num_prefixes)
         ]
         self._requests = self._draw(rng, vocab_size)
-        self._open: set[str] = set()
+        self._running: set[str] = set()
 
     def _draw(self, rng: Random, vocab_size: int) -> Iterator[GenerateRequest]:
         for index in itertools.count():
@@ -79,11 +79,11 @@ class ConstantLoad:
             )
 
     def fill(self) -> None:
-        """Submit what is missing to the batch."""
-        while len(self._open) < self._workload.batch:
+        """Submit requests until the batch is full."""
+        while len(self._running) < self._workload.batch:
             request = next(self._requests)
             self._engine.submit(request)
-            self._open.add(request.request_id)
+            self._running.add(request.request_id)
 
     def step(self) -> None:
         self.fill()
@@ -91,39 +91,39 @@ class ConstantLoad:
             if not isinstance(outcome, GenerateChunk):
                 raise outcome.error
             if outcome.finish_reason:
-                self._open.remove(outcome.request_id)
+                self._running.remove(outcome.request_id)
 
     def close(self) -> None:
-        for request_id in self._open:
+        for request_id in self._running:
             self._engine.abort(request_id)
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a load is watched, and how long it may take before that to come into its stride."""
+class Durations:
+    """Sets how long to watch a load, and how long to warm it up at most."""
 
     watch_s: float = 4.0
     warm_up_s: float = 6.0
 
 
-def watch(engine: Engine, place: Place, load: ConstantLoad, patience: Patience, *, warm_steps: int) -> Sample:
-    """Warm up for `warm_steps`, or as long as patience lasts where that comes first, then watch."""
-    on_gpu = place.device.type == "cuda"
+def watch(engine: Engine, platform: Platform, load: ConstantLoad, durations: Durations, *, warm_steps: int) -> Sample:
+    """Warm up for `warm_steps`, but no longer than `durations` allows, then watch the engine."""
+    on_gpu = platform.device.type == "cuda"
     started = time.perf_counter()
     for _ in range(warm_steps):
         load.step()
-        if time.perf_counter() - started > patience.warm_up_s:
+        if time.perf_counter() - started > durations.warm_up_s:
             break
-    place.synchronize()
+    platform.synchronize()
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(place.device)
+        torch.cuda.reset_peak_memory_stats(platform.device)
     before, started = engine.stats(), time.perf_counter()
     times, peak_pages = [started], 0
-    while times[-1] - started < patience.watch_s or len(times) < 3:
+    while times[-1] - started < durations.watch_s or len(times) < 3:
         load.step()
         times.append(time.perf_counter())
         peak_pages = max(peak_pages, engine.num_used_pages)
-    place.synchronize()
+    platform.synchronize()
     elapsed_s = time.perf_counter() - started
     after = engine.stats()
     return Sample(
@@ -135,5 +135,5 @@ def watch(engine: Engine, place: Place, load: ConstantLoad, patience: Patience, 
         num_running=after.num_running,
         used_pages=engine.num_used_pages,
         peak_pages=peak_pages,
-        peak_bytes=torch.cuda.max_memory_allocated(place.device) if on_gpu else None,
+        peak_bytes=torch.cuda.max_memory_allocated(platform.device) if on_gpu else None,
     )

@@ -1,7 +1,6 @@
-"""A report that several runs make together: what the earlier ones measured, and how a later one joins it.
+"""Several runs can make one report together; each measures a part of it.
 
-Each row says which part it is of, and each part has its own ceilings, commit and command. What is compared is compared
-within one part.
+Each row names its part, and each part has its own ceilings, commit and command. Bars compare rows of one part alone.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 from benchmarks.report import Row, origin
 
 IDENTITY = ("model", "policy", "prefix", "batch", "prefixes")
-"""What tells a measurement from others. A ceiling has a policy alone."""
+"""Columns that identify a measurement. Of these a ceiling has a policy alone."""
 
 
 class PartsError(ValueError):
-    """A report that can't be gone on with."""
+    """Signals a report that can't be continued."""
 
 
 def identity(row: Row) -> tuple[Any, ...]:
@@ -32,16 +31,16 @@ def is_ceiling(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The earlier parts of a report, and the number of the one that is measured now."""
+    """Holds the earlier parts of a report, and numbers the one that is measured now."""
 
     device: str
     earlier: tuple[Mapping[str, Any], ...] = ()
-    """{"part", "device", "versions", "commit", "command"} of each."""
+    """Number, device, versions, commit and command of each part."""
     rows: tuple[Row, ...] = ()
 
     @classmethod
     def read(cls, path: Path, device: str) -> Parts:
-        """What is in `path`; nothing where there is no such file. Raises PartsError."""
+        """Read the parts in `path`, or none where the file doesn't exist. Raises PartsError."""
         if not path.exists():
             return cls(device)
         content = json.loads(path.read_text())
@@ -56,19 +55,19 @@ class Parts:
         return max((part["part"] for part in self.earlier), default=0) + 1
 
     def lacks(self, wanted: Iterable[Row]) -> bool:
-        """Whether one of these was not measured yet."""
+        """Return True if an earlier part lacks one of these rows."""
         return not {identity(row) for row in wanted} <= {identity(row) for row in self.rows}
 
-    def joined(self, measured: Sequence[Row]) -> list[Row]:
-        """All rows, each once: what is measured anew replaces what was. A part without any row loses its ceilings."""
-        anew = {identity(row) for row in measured}
-        kept = [row for row in self.rows if is_ceiling(row) or identity(row) not in anew]
-        alive = {row["part"] for row in kept if not is_ceiling(row)}
+    def join(self, measured: Sequence[Row]) -> list[Row]:
+        """Return all rows, each once; new ones replace old ones, and a part without any row loses its ceilings."""
+        replaced = {identity(row) for row in measured}
+        kept = [row for row in self.rows if is_ceiling(row) or identity(row) not in replaced]
+        kept_parts = {row["part"] for row in kept if not is_ceiling(row)}
         new = [{**row, "part": self.number} for row in measured]
-        return [*(row for row in kept if row["part"] in alive), *new]
+        return [*(row for row in kept if row["part"] in kept_parts), *new]
 
     def origins(self, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-        """Of those parts that `rows` are of."""
-        alive = {row["part"] for row in rows}
-        known = [*self.earlier, {"part": self.number, **origin(self.device)}]
-        return [part for part in known if part["part"] in alive]
+        """Return the origins of the parts to which `rows` belong."""
+        kept_parts = {row["part"] for row in rows}
+        origins = [*self.earlier, {"part": self.number, **origin(self.device)}]
+        return [one for one in origins if one["part"] in kept_parts]

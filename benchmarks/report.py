@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows, bars computed from the rows, and where it all was measured."""
+"""A report holds what a benchmark prints and writes: rows, bars computed from them, and where they were measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """A bound that was asked of a figure."""
+    """A bar is a bound that a figure must keep."""
 
     name: str
     value: float
@@ -52,7 +52,7 @@ class Report:
     bars: Sequence[Bar]
     device: str
     parts: Sequence[Mapping[str, Any]] = ()
-    """Where the rows of each part were measured, in a report that several runs made."""
+    """Origins of the parts, in a report that several runs made."""
 
     def print(self) -> None:
         console = Console(width=None if sys.stdout.isatty() else 200)
@@ -61,7 +61,7 @@ class Report:
             console.print(table("bars", [{**asdict(bar), "holds": bar.holds} for bar in self.bars]))
 
     def write(self, path: Path) -> None:
-        """JSON with what a reader needs to measure it again, of the last run where there were several."""
+        """Write JSON with all that a reader needs to measure it again; of several runs it describes the last."""
         content = {
             "benchmark": self.benchmark,
             **origin(self.device),
@@ -69,20 +69,20 @@ class Report:
             "rows": list(self.rows),
             "bars": [{**asdict(bar), "holds": bar.holds} for bar in self.bars],
         }
-        new = path.with_name(f"{path.name}.new")  # a run that is cut off here leaves the last report whole
+        new = path.with_name(f"{path.name}.new")  # a run that ends here leaves the last report intact
         new.write_text(json.dumps(content, indent=1) + "\n")
         new.replace(path)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    drawn = Table(title=title)
+    result = Table(title=title)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         numeric = all(isinstance(row.get(column, 0), int | float) for row in rows)
-        drawn.add_column(column, justify="right" if numeric else "left")
+        result.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        drawn.add_row(*(cell(row.get(column, "")) for column in columns))
-    return drawn
+        result.add_row(*(cell(row.get(column, "")) for column in columns))
+    return result
 
 
 def cell(value: Any) -> str:
@@ -90,7 +90,7 @@ def cell(value: Any) -> str:
 
 
 def origin(device: str) -> dict[str, Any]:
-    """Where this process measures: the machine, the versions, the commit, and its command, from the root."""
+    """Return where this process measures: the machine, the versions, the commit, and the command."""
     return {"device": device, "versions": versions(), "commit": commit(), "command": command()}
 
 
@@ -105,12 +105,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """HEAD, marked `+changes` where the working tree, but for results, differs from it; "unknown" outside a checkout.
+    """Return HEAD, marked `+changes` where the working tree, apart from results, differs from it.
 
-    PALIMPSEST_COMMIT says it for a copy of the tree without its history.
+    Without a checkout it is "unknown". PALIMPSEST_COMMIT names the commit of a tree that comes without its history.
     """
-    if told := os.environ.get("PALIMPSEST_COMMIT"):
-        return told
+    if named := os.environ.get("PALIMPSEST_COMMIT"):
+        return named
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
@@ -119,18 +119,32 @@ def commit() -> str:
         return "unknown"
 
 
-def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def command() -> str:
+    """Return this process's command line, without absolute paths."""
+    script, *arguments = sys.argv
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    start = ["python", "-m", module] if module else ["python", sys.argv[0]]
-    return shlex.join([*start, *sys.argv[1:]])
+    start = ["python", "-m", module] if module else ["python", without_directory(script)]
+    return shlex.join([*start, *map(without_directory, arguments)])
+
+
+def without_directory(argument: str) -> str:
+    """Return `argument` with an absolute path written from the project's root, or as its last component elsewhere.
+
+    The path may be the whole argument or the value in `--option=value`.
+    """
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(os.path.normpath(value))
+    if not path.is_absolute():
+        return argument
+    return f"{option}{equals}{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}"
 
 
 def cpu_name() -> str:
-    """The processor as the system names it, with the number of cores that this process may use."""
+    """Return the processor as the system names it, with the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,8 +1,8 @@
-"""How near an engine comes to what its device can do, under loads in which requests come as fast as they are served.
+"""Measures how close an engine comes to its device's limits, while requests come as fast as they are served.
 
-Every policy runs on the same kernels in the same process, next to the two ceilings: copying memory, multiplying
-matrices. With random weights a probe would find no likeness between cached and fresh states, so the depth table is
-trusted as it is.
+Every policy runs on the same kernels in the same process, next to the two ceilings: copying memory and multiplying
+matrices. With random weights a probe would find no similarity between cached and fresh states, so that the depth table
+applies as it is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.utils.benchmark import Timer
 
 from benchmarks.costs import COST, Costs, Request
 from benchmarks.dimensions import weight_bytes
-from benchmarks.drive import POLICIES, Place
+from benchmarks.drive import POLICIES, Platform
 from benchmarks.grid import BAR_PREFIX
-from benchmarks.load import ConstantLoad, Patience, Sample, Workload, watch
+from benchmarks.load import ConstantLoad, Durations, Sample, Workload, watch
 from benchmarks.report import Bar, Row
 from workers.bicache.depth import DepthTable, ratio_percent
 from workers.config import BiCacheConfig, KVConfig
@@ -35,28 +35,29 @@ NUM_MISSES = 3
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches on the plainest work of each kind."""
+    """Holds the device's speeds at the simplest work of each kind."""
 
     copy_bytes_per_s: float
     """Bytes read plus bytes written."""
     matmul_flops: float
 
 
-def ceilings(place: Place) -> Ceilings:
-    """A copy of 4 GiB (on a CPU 256 MiB), and a product of two 8192-squared (1024-squared) matrices in the model's
-    type, random values.
+def ceilings(platform: Platform) -> Ceilings:
+    """Measure a copy and a matrix product of random values.
+
+    A GPU copies 4 GiB and multiplies 8192-squared matrices in the model's type, a CPU 256 MiB and 1024-squared ones.
     """
-    elements, width = (1 << 31, 8192) if place.device.type == "cuda" else (1 << 27, 1024)
-    source = torch.randn(elements, dtype=torch.bfloat16, device=place.device)
+    elements, width = (1 << 31, 8192) if platform.device.type == "cuda" else (1 << 27, 1024)
+    source = torch.randn(elements, dtype=torch.bfloat16, device=platform.device)
     target = torch.empty_like(source)
-    copy_s = seconds(lambda: target.copy_(source), place.device)
-    a, b = torch.randn(2, width, width, device=place.device).to(place.dtype)
-    matmul_s = seconds(lambda: a @ b, place.device)
+    copy_s = seconds(lambda: target.copy_(source), platform.device)
+    a, b = torch.randn(2, width, width, device=platform.device).to(platform.dtype)
+    matmul_s = seconds(lambda: a @ b, platform.device)
     return Ceilings(2 * source.nbytes / copy_s, 2 * width**3 / matmul_s)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The median run; on a GPU by device events."""
+    """Return the time of the median run, which a GPU measures by device events."""
     if device.type == "cuda":
         from triton.testing import do_bench
 
@@ -66,20 +67,20 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 class Rooflines:
-    """One model on one device."""
+    """Measures one model on one device, against its ceilings."""
 
-    def __init__(self, loaded: LoadedModel, place: Place, *, max_batch: int) -> None:
-        self._place = replace(place, max_heavy_rows=MAX_HEAVY_ROWS, kv=KVConfig())
-        self._ceilings = ceilings(place)
+    def __init__(self, loaded: LoadedModel, platform: Platform, *, max_batch: int) -> None:
+        self._platform = replace(platform, max_heavy_rows=MAX_HEAVY_ROWS, kv=KVConfig())
+        self._ceilings = ceilings(platform)
         self._loaded = loaded
-        self._engine = self._place.engine(loaded, batch=max_batch, bicache=BiCacheConfig(probe_positions=0))
+        self._engine = self._platform.build_engine(loaded, batch=max_batch, bicache=BiCacheConfig(probe_positions=0))
         self._num_misses = 0
         list(self._engine.warm_up())
 
     def rows(
-        self, workloads: Sequence[tuple[Workload, Sequence[str]]], patience: Patience, progress: Progress
+        self, workloads: Sequence[tuple[Workload, Sequence[str]]], durations: Durations, progress: Progress
     ) -> Iterator[Row]:
-        """The ceilings, then the policies that are named under each workload."""
+        """Yield the ceilings, then a row for each policy that each workload comes with."""
         yield {"policy": "ceiling: copying, GB/s", "ceiling": self._ceilings.copy_bytes_per_s / 1e9}
         yield {"policy": "ceiling: matrix product, TFLOP/s", "ceiling": self._ceilings.matmul_flops / 1e12}
         miss_s = {workload.prefix: self._miss_s(workload.prefix) for workload, _ in workloads}
@@ -87,18 +88,18 @@ class Rooflines:
         for workload, policies in workloads:
             for policy in policies:
                 progress.update(task, description=f"P={workload.prefix}, batch {workload.batch}: {policy}")
-                row = self._row(policy, workload, self._watch(policy, workload, patience), miss_s[workload.prefix])
+                row = self._row(policy, workload, self._watch(policy, workload, durations), miss_s[workload.prefix])
                 yield row
                 if policy == "bicache-dual":
                     yield self._as_published(row, workload)
                 progress.advance(task)
 
-    def _watch(self, policy: str, workload: Workload, patience: Patience) -> Sample:
+    def _watch(self, policy: str, workload: Workload, durations: Durations) -> Sample:
         load = ConstantLoad(self._engine, self._loaded.config.vocab_size, workload, POLICIES[policy])
         steps_per_block = workload.num_steps * workload.block // workload.canvas
         warm_steps = 3 if policy == "none" else workload.batch + 2 * steps_per_block
         try:
-            return watch(self._engine, self._place, load, patience, warm_steps=warm_steps)
+            return watch(self._engine, self._platform, load, durations, warm_steps=warm_steps)
         finally:
             load.close()
 
@@ -117,9 +118,9 @@ class Rooflines:
         )
         flops_per_token = COST[policy](Costs(config, request)) / workload.canvas
         speed = sample.canvas_tokens / sample.elapsed_s
-        read_s = weight_bytes(config, self._place.dtype.itemsize) / self._ceilings.copy_bytes_per_s
-        page_tokens = self._place.kv.page_tokens
-        num_running = max(1, sample.num_running)  # between two requests there is none
+        read_s = weight_bytes(config, self._platform.dtype.itemsize) / self._ceilings.copy_bytes_per_s
+        page_tokens = self._platform.kv.page_tokens
+        num_running = max(1, sample.num_running)  # between two requests none may run
         suffix_pages = num_running * config.num_layers * -(-workload.suffix // page_tokens)
         copy_pages = num_running * config.num_layers * workload.prefix / page_tokens
         row = {
@@ -153,12 +154,14 @@ class Rooflines:
         }
 
     def _as_published(self, row: Row, workload: Workload) -> Row:
-        """`bicache-dual` with the logits that the published code computes and nobody reads: those of all rows at a
-        block's start, of prefix and block at every step. Derived: the measured time, and that of these products.
+        """Derive the row of `bicache-dual` with all logits that the published code computes.
+
+        Of these it never reads those of all rows at a block's start, and those of the prefix at every step. The derived
+        time is the measured one and that of these products.
         """
         model, num_rows = self._loaded.model, 2048
-        hidden = torch.randn(num_rows, model.config.hidden_size, device=self._place.device).to(self._place.dtype)
-        row_s = seconds(lambda: model.logits(hidden), self._place.device) / num_rows
+        hidden = torch.randn(num_rows, model.config.hidden_size, device=self._platform.device).to(self._platform.dtype)
+        row_s = seconds(lambda: model.logits(hidden), self._platform.device) / num_rows
         num_blocks = workload.canvas // workload.block
         unread = num_blocks * (workload.prefix + workload.suffix) + workload.num_steps * workload.prefix
         token_s = 1 / row["canvas_tokens_per_s"] + unread * row_s / workload.canvas
@@ -168,25 +171,25 @@ class Rooflines:
         }
 
     def _miss_s(self, prefix: int) -> float:
-        """What the first request behind a prefix pays for its entry: the step that builds it, the median of a few."""
-        self._build_s(prefix)  # compiles what is still to be compiled
+        """Return the median time of the step that builds an entry, by which the first request behind a prefix waits."""
+        self._build_s(prefix)  # compiles the remaining kernels
         return median(self._build_s(prefix) for _ in range(NUM_MISSES))
 
     def _build_s(self, prefix: int) -> float:
         self._num_misses += 1
         workload = Workload(prefix, 1, 1, seed=self._num_misses)
         load = ConstantLoad(self._engine, self._loaded.config.vocab_size, workload, POLICIES["lean"])
-        self._place.synchronize()
+        self._platform.synchronize()
         started = time.perf_counter()
         load.step()
-        self._place.synchronize()
+        self._platform.synchronize()
         elapsed_s = time.perf_counter() - started
         load.close()
         return elapsed_s
 
 
 def judge(rows: Sequence[Row]) -> Iterator[Bar]:
-    """At P = 2048 with one prefix. What is compared was measured in one part."""
+    """Yield the bars at P = 2048 with one prefix, each from the rows of one part."""
     for _, part in groupby(sorted(rows, key=part_of), key=part_of):
         yield from judge_part(part)
 

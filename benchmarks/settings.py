@@ -1,4 +1,4 @@
-"""Models, engines and traffic that the whole stack is measured with."""
+"""A setting names the model, the engine and the traffic with which the whole stack is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.models.loader import read_json
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, by the server's own configuration."""
+    """Holds what is measured, in the terms of the server's configuration."""
 
     model: Path
     device: str
@@ -28,11 +28,11 @@ class Setting:
     bicache: BiCacheConfig
     traffic: Traffic
     num_singles: int
-    """Requests that come one at a time."""
+    """Number of requests that come one at a time."""
 
 
 def bundled(name: str, device: str, streams: int, *, quick: bool) -> Setting:
-    """One thread for the engine on a CPU: clients, edge and worker have the other cores."""
+    """Return a setting with one thread for the engine, so that clients, ingress and worker have the other cores."""
     model = model_directory(name)
     traffic = Traffic(
         streams=streams,
@@ -58,9 +58,12 @@ def bundled(name: str, device: str, streams: int, *, quick: bool) -> Setting:
 
 
 def published(directory: Path, streams: int, *, quick: bool) -> Setting:
-    """LLaDA-8B's dimensions. With random weights a probe would find no likeness, so the depth table is trusted."""
+    """Write a model of LLaDA-8B's dimensions and return its setting.
+
+    With random weights a probe would find no similarity, so that the setting trusts the depth table.
+    """
     write_checkpoint(directory, LLADA_8B, torch.device("cuda"))
-    torch.cuda.empty_cache()  # the device is for those who are measured
+    torch.cuda.empty_cache()  # leave the device to the engines that are measured
     traffic = Traffic(
         streams=streams,
         rounds=1 if quick else 2,
@@ -85,7 +88,7 @@ def published(directory: Path, streams: int, *, quick: bool) -> Setting:
 
 
 def configuration(setting: Setting) -> dict[str, Any]:
-    """The server's, for one replica with the very engine that is measured alone."""
+    """Return the server's configuration, for one replica with the same engine that is measured alone."""
     return {
         "model": str(setting.model),
         "replicas": 1,

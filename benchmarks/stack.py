@@ -1,8 +1,9 @@
-"""What the whole stack costs: `palimpsest serve` under streaming clients, against the engine alone on the same machine.
+"""Measures `palimpsest serve` under streaming clients against the engine alone on the same machine.
 
-The same requests come as streams over HTTP and over gRPC, from a process of their own, and straight to an engine in one
-process without a server: one at a time, then `--streams` of them, each followed by the next when it is answered. Time
-outside of the engine is the clients' mean latency less the mean that the worker itself measured for the same requests.
+Clients in a process of their own stream the same requests over HTTP and over gRPC, and a process without a server
+submits them to an engine: one at a time, then `--streams` of them, each followed by the next when it is answered. The
+time that the engine doesn't take is the clients' mean latency less the mean that the worker measured for the same
+requests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.alone import Measured, measure_alone
+from benchmarks.alone import EngineMeasurement, measure_alone
 from benchmarks.clients import Address, Clients, Transport, clients
 from benchmarks.dimensions import check_device
 from benchmarks.report import Bar, Report, Row, cpu_name
@@ -37,7 +38,7 @@ TRANSPORTS: tuple[Transport, ...] = ("gRPC", "HTTP")
 
 @contextmanager
 def served(setting: Setting, directory: Path) -> Iterator[System]:
-    """The system as a user starts it, with a configuration file, until the end of the block."""
+    """Run the system as a user starts it, with a configuration file, until the end of the block."""
     config = directory / "palimpsest.yaml"
     config.write_text(json_module.dumps(configuration(setting)))
     options = ("--config", str(config), "--log-level", "WARNING")
@@ -46,8 +47,8 @@ def served(setting: Setting, directory: Path) -> Iterator[System]:
 
 
 @dataclass(frozen=True)
-class Inside:
-    """Sums over the requests that the system has ended, as it counts them itself."""
+class ServerTotals:
+    """Holds the system's own counters and sums over the requests that have ended."""
 
     num_requests: float
     ingress_s: float
@@ -56,7 +57,7 @@ class Inside:
     num_prefix_hits: float
 
     @classmethod
-    def of(cls, system: System) -> Inside:
+    def of(cls, system: System) -> ServerTotals:
         return cls(
             system.metric("palimpsest_request_seconds_count"),
             system.metric("palimpsest_request_seconds_sum"),
@@ -68,11 +69,11 @@ class Inside:
 
 @dataclass(frozen=True)
 class Phase:
-    """One traffic through the stack: from outside and from inside."""
+    """Holds what clients and system measured while one traffic ran."""
 
     timing: Timing
-    before: Inside
-    after: Inside
+    before: ServerTotals
+    after: ServerTotals
 
     def mean_s(self, name: str) -> float:
         num_requests = self.after.num_requests - self.before.num_requests
@@ -80,8 +81,9 @@ class Phase:
 
     @property
     def costs(self) -> Row:
-        """Where the mean request spends its time outside of the engine, in ms: client and its connection; ingress,
-        router, Ray and the way back.
+        """Return the mean request's time before and after the engine, in ms, and the part of it within the server.
+
+        The rest is the client's and its connection's; the server's part is that of ingress, router and Ray.
         """
         ingress_s, engine_s = self.mean_s("ingress_s"), self.mean_s("engine_s")
         return {
@@ -92,23 +94,25 @@ class Phase:
         }
 
 
-def ask(system: System, address: Address, callers: Clients, traffic: Traffic) -> Phase:
-    before = Inside.of(system)
+def run_phase(system: System, address: Address, callers: Clients, traffic: Traffic) -> Phase:
+    before = ServerTotals.of(system)
     timing = callers.drive(address, traffic)
-    return Phase(timing, before, Inside.of(system))
+    return Phase(timing, before, ServerTotals.of(system))
 
 
-def through(system: System, transport: Transport, callers: Clients, setting: Setting) -> tuple[Phase, Phase]:
-    """One request at a time, then all streams."""
+def measure_transport(system: System, transport: Transport, callers: Clients, setting: Setting) -> tuple[Phase, Phase]:
+    """Run one request at a time, then all streams."""
     address = Address(transport, system.url if transport == "HTTP" else system.grpc_target)
     callers.drive(address, setting.traffic.alone(1), first_turn=-1)
-    single = ask(system, address, callers, setting.traffic.alone(setting.num_singles))
-    return single, ask(system, address, callers, setting.traffic)
+    single = run_phase(system, address, callers, setting.traffic.alone(setting.num_singles))
+    return single, run_phase(system, address, callers, setting.traffic)
 
 
 def measure(setting: Setting, directory: Path, repeats: int) -> Iterator[Row]:
-    """Rows of every repeat. The engine alone is measured beside the idle system, or before it starts where the device's
-    memory has no room for both.
+    """Yield the rows of every repeat.
+
+    The engine alone is measured beside the idle system, or before it starts where the device's memory has no room for
+    both.
     """
     baselines = (measure_alone(setting) for _ in range(repeats))
     early = list(baselines) if setting.device == "cuda" else []
@@ -116,13 +120,13 @@ def measure(setting: Setting, directory: Path, repeats: int) -> Iterator[Row]:
         for baseline in itertools.chain(early, baselines):
             yield from rows_alone(baseline, setting)
             for transport in TRANSPORTS:
-                single, streams = through(system, transport, callers, setting)
+                single, streams = measure_transport(system, transport, callers, setting)
                 one = setting.traffic.alone(setting.num_singles)
                 yield row(transport, one, single.timing, baseline.single) | single.costs
                 yield row(transport, setting.traffic, streams.timing, baseline.streams) | streams.costs
 
 
-def rows_alone(measured: Measured, setting: Setting) -> Iterator[Row]:
+def rows_alone(measured: EngineMeasurement, setting: Setting) -> Iterator[Row]:
     yield row("engine alone", setting.traffic.alone(setting.num_singles), measured.single, measured.single)
     counts = {"forwards": measured.num_forwards, "prefix_hits": measured.num_prefix_hits}
     yield row("engine alone", setting.traffic, measured.streams, measured.streams) | counts
@@ -144,7 +148,7 @@ def row(what: str, traffic: Traffic, timing: Timing, baseline: Timing) -> Row:
 
 
 def medians(rows: Sequence[Row]) -> list[Row]:
-    """One row for each of what was measured: the median of every figure over the repeats."""
+    """Merge the repeats of each row into one, with the median of every figure."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for one in rows:
         groups.setdefault((one["what"], one["streams"]), []).append(one)
@@ -158,7 +162,7 @@ def medians(rows: Sequence[Row]) -> list[Row]:
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """For a machine on which clients and edge take nothing from the engine."""
+    """Return the bars for a machine on which clients and ingress take nothing from the engine."""
     found: list[Bar] = []
     for one in rows:
         if one["what"] not in TRANSPORTS:
@@ -168,39 +172,44 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
             found.append(Bar(f"{what}: added latency p50, ms", one["added_p50_ms"], "<", ADDED_MS_BOUND))
         else:
             found.append(Bar(f"{what}: share of the engine's throughput", one["share_of_engine"], ">=", SHARE_BOUND))
-            outside = one["outside_engine_ms"]
-            found.append(Bar(f"{what}: mean time outside of the engine, ms", outside, "<", ADDED_MS_BOUND))
+            rest_ms = one["outside_engine_ms"]
+            found.append(Bar(f"{what}: mean time outside of the engine, ms", rest_ms, "<", ADDED_MS_BOUND))
     return found
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="16 streams, once.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure 16 streams, once.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[str, typer.Option(help=f"A bundled model, or {DIMENSIONS}: its dimensions.")] = "factbook",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    streams: Annotated[int | None, typer.Option(min=2, show_default="64", help="Concurrent requests.")] = None,
+    model: Annotated[
+        str, typer.Option(help=f"A bundled model, or {DIMENSIONS} for random weights of its dimensions.")
+    ] = "factbook",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    streams: Annotated[
+        int | None, typer.Option(min=2, show_default="64", help="Number of concurrent requests.")
+    ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, show_default="3 on a CPU", help="Runs of which the median counts.")
+        int | None,
+        typer.Option(min=1, show_default="3 on a CPU", help="Number of runs; the report shows their medians."),
     ] = None,
 ) -> None:
-    """Throughput and latency over HTTP and gRPC against the engine alone, as a table and JSON."""
+    """Measure throughput and latency over HTTP and gRPC against the engine alone, as a table and JSON."""
     check_device(model, device)
     num_streams = streams or (QUICK_STREAMS if quick else STREAMS)
     num_repeats = repeats or (1 if quick or device == "cuda" else 3)
     rows: list[Row] = []
     with TemporaryDirectory() as directory:
-        at = Path(directory)
+        root = Path(directory)
         if model == DIMENSIONS:
-            setting = published(at / model, num_streams, quick=quick)
+            setting = published(root / model, num_streams, quick=quick)
         else:
             setting = bundled(model, device, num_streams, quick=quick)
-        for one in measure(setting, at, num_repeats):
+        for one in measure(setting, root, num_repeats):
             rows.append(one)
             found = medians(rows)
             on_gpu = device == "cuda"
-            named = torch.cuda.get_device_name() if on_gpu else cpu_name()
-            report = Report("stack", found, bars(found) if on_gpu else [], named)
-            if json:  # what a cut-off run has measured is worth keeping
+            device_name = torch.cuda.get_device_name() if on_gpu else cpu_name()
+            report = Report("stack", found, bars(found) if on_gpu else [], device_name)
+            if json:  # keeps what an interrupted run has measured
                 report.write(json)
     report.print()
 

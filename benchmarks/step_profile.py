@@ -1,8 +1,8 @@
-"""Where the time of one step goes, under policy `lean`: all requests that are inside their blocks, and one block start.
+"""Measures the parts of a step under policy `lean`, for all requests inside their blocks and for one block start.
 
-The load is the engine benchmark's: requests behind one prefix that come as fast as they are served. Once it is in its
-stride, the passes that the scheduler plans are run again and again without being committed, so that each run does the
-same. Host gaps are what is left of a step: on a GPU while no kernel runs, on a CPU outside of torch's operations.
+The load is the engine benchmark's: requests behind one prefix come as fast as they are served. Once it is steady, the
+benchmark repeats the passes that the scheduler plans without committing them, so that each run does the same. Host gaps
+are the rest of a step, in which a GPU runs no kernel and a CPU none of torch's operations.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.dimensions import DIMENSIONS, check_device, loaded_at
-from benchmarks.drive import POLICIES, Place
+from benchmarks.dimensions import DIMENSIONS, check_device, load_or_randomize
+from benchmarks.drive import POLICIES, Platform
 from benchmarks.load import ConstantLoad, Workload
 from benchmarks.report import Report, Row
 from benchmarks.rooflines import MAX_HEAVY_ROWS
@@ -39,7 +39,7 @@ INSIDE, OPENING = "inside blocks", "block start"
 
 
 class MarkedLayer:
-    """Implements `workers.models.base.Layer`; its work is marked in a profile."""
+    """Implements `workers.models.base.Layer`, and marks its work in a profile."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
@@ -54,7 +54,7 @@ class MarkedLayer:
 
 
 class MarkedModel:
-    """Implements `workers.models.base.DiffusionLM`; layers and head are marked in a profile."""
+    """Implements `workers.models.base.DiffusionLM`, and marks its layers and head in a profile."""
 
     def __init__(self, model: DiffusionLM) -> None:
         self._model = model
@@ -81,7 +81,7 @@ class MarkedModel:
 
 @dataclass(frozen=True)
 class Passes:
-    """What is run again and again."""
+    """Holds the passes of one kind of step, which are repeated."""
 
     step: str
     turns: tuple[Turn, ...]
@@ -90,18 +90,18 @@ class Passes:
     def num_rows(self) -> int:
         return sum(turn.num_rows for turn in self.turns)
 
-    def described(self) -> Row:
+    def columns(self) -> Row:
         return {"step": self.step, "requests": len(self.turns), "rows": self.num_rows}
 
 
 class Bench:
-    """One model on one device, under one load."""
+    """Measures one model on one device, under one load."""
 
-    def __init__(self, loaded: LoadedModel, place: Place, workload: Workload) -> None:
-        self._place = replace(place, max_heavy_rows=MAX_HEAVY_ROWS, kv=KVConfig())
+    def __init__(self, loaded: LoadedModel, platform: Platform, workload: Workload) -> None:
+        self._platform = replace(platform, max_heavy_rows=MAX_HEAVY_ROWS, kv=KVConfig())
         self._workload = workload
         marked = replace(loaded, model=MarkedModel(loaded.model))
-        self._engine: Engine = self._place.engine(
+        self._engine: Engine = self._platform.build_engine(
             marked, batch=workload.batch, bicache=BiCacheConfig(probe_positions=0)
         )
         list(self._engine.warm_up())
@@ -112,38 +112,38 @@ class Bench:
             yield from self._rows(passes, repeats)
 
     def _passes(self) -> Iterator[Passes]:
-        """The passes inside blocks once every request has begun, and the first block start after that."""
+        """Yield the passes inside blocks once every request has begun, and the first block start after that."""
         for _ in range(self._workload.batch + 2):
             self._load.step()
-        wanted = {INSIDE, OPENING}
-        while wanted:
+        missing = {INSIDE, OPENING}
+        while missing:
             self._load.fill()
             turns = self._engine.scheduler.schedule().turns
             opening = [turn for turn in turns if turn.sequence.step == 0][:1]
             inside = [turn for turn in turns if turn.sequence.step > 0]
             for step, found in ((INSIDE, inside), (OPENING, opening)):
-                if found and step in wanted:
-                    wanted.remove(step)
+                if found and step in missing:
+                    missing.remove(step)
                     yield Passes(step, tuple(found))
             self._load.step()
 
     def _rows(self, passes: Passes, repeats: int) -> Iterator[Row]:
-        on_device = self._place.device.type == "cuda"
+        on_device = self._platform.device.type == "cuda"
         plan = StepPlan(turns=passes.turns)
 
         def run() -> None:
             self._engine.runner.run(plan)
-            self._place.synchronize()
+            self._platform.synchronize()
 
         run()
         plain_ms = 1000 * median(timed(run) for _ in range(repeats))
-        found = split(profiled(run, repeats, on_device=on_device), on_device=on_device)
+        found = split(profile_steps(run, repeats, on_device=on_device), on_device=on_device)
         # A profiler slows launches down, not kernels; on a CPU it slows both.
         wall_ms = plain_ms if on_device else found.wall_ms
-        yield {**passes.described(), "part": WHOLE, "ms": wall_ms, "share": 1.0, "without_profiler_ms": plain_ms}
+        yield {**passes.columns(), "part": WHOLE, "ms": wall_ms, "share": 1.0, "without_profiler_ms": plain_ms}
         for part, ms in {**found.ms, GAPS: wall_ms - found.busy_ms}.items():
             launches = found.launches.get(part, 0.0)
-            yield {**passes.described(), "part": part, "ms": ms, "share": ms / wall_ms, "launches": launches}
+            yield {**passes.columns(), "part": part, "ms": ms, "share": ms / wall_ms, "launches": launches}
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -152,43 +152,49 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def profiled(run: Callable[[], object], repeats: int, *, on_device: bool) -> Sequence[Event]:
-    """The trace of that many steps; a first one, in which the profiler itself warms up, isn't marked as a step."""
+def profile_steps(run: Callable[[], object], repeats: int, *, on_device: bool) -> Sequence[Event]:
+    """Return the trace of `repeats` steps, after an unmarked one in which the profiler warms up."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
-    with profile(activities=activities, acc_events=True) as seen:
+    with profile(activities=activities, acc_events=True) as trace:
         run()
         for _ in range(repeats):
             with record_function(STEP):
                 run()
     with TemporaryDirectory() as directory:
         path = Path(directory) / "trace.json"
-        seen.export_chrome_trace(str(path))
+        trace.export_chrome_trace(str(path))
         events: Sequence[Event] = jsonlib.loads(path.read_text())["traceEvents"]
     return events
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Few repeats of a small load: under 45 s on 2 cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure few repeats of a small load, under 45 s on 2 cores.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    model: Annotated[str, typer.Option(help=f"A bundled model, or dimensions: {', '.join(DIMENSIONS)}.")] = "factbook",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the CPU's and the GPU's.")] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens; by default half of the model's context.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Requests at a time (16; 4 with --quick).")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Runs of each step (20; 5 with --quick).")] = None,
+    model: Annotated[
+        str, typer.Option(help=f"A bundled model, or published dimensions: {', '.join(DIMENSIONS)}.")
+    ] = "factbook",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    dtype: Annotated[str | None, typer.Option(help="Type: by default float32 on a CPU and bfloat16 on a GPU.")] = None,
+    prefix: Annotated[
+        int | None, typer.Option(help="Number of tokens of the prefix; by default half of the model's context.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Number of requests at a time (16; 4 with --quick).")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Number of runs of each step (20; 5 with --quick).")] = None,
 ) -> None:
-    """Milliseconds of a step by part, as a table and JSON."""
+    """Measure the milliseconds of a step by part, as a table and JSON."""
     check_device(model, device)
-    place = Place.at(device, dtype)
-    loaded = loaded_at(model, place)
+    platform = Platform.of(device, dtype)
+    loaded = load_or_randomize(model, platform)
     workload = Workload(prefix or loaded.config.context_length // 2, batch or (4 if quick else 16), 1)
     with Progress(transient=True) as progress:
-        bench = Bench(loaded, place, workload)
+        bench = Bench(loaded, platform, workload)
         rows = [
             {"model": model, "prefix": workload.prefix, **row}
             for row in bench.rows(repeats or (5 if quick else 20), progress)
         ]
-    report = Report("step_profile", rows, [], place.device_name)
+    report = Report("step_profile", rows, [], platform.device_name)
     report.print()
     if json:
         report.write(json)

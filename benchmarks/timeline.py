@@ -1,8 +1,8 @@
-"""Where the time of an engine step goes, from the events of torch's profiler (its Chrome trace).
+"""Splits the time of an engine step into parts, from the events of torch's profiler (its Chrome trace).
 
-What runs (on a GPU its kernels and copies, else torch's outermost operations on the step's thread) belongs to the step
-that launched it. Its part follows from, in this order: whether the head had begun when it was launched; its name;
-whether a layer launched it. Kernels that a CUDA graph replays have nothing but their names.
+Work is a GPU's kernels and copies, or on a CPU torch's outermost operations on the step's thread, and belongs to the
+step that launched it. Its part follows from, in this order: whether the head had begun at its launch, its name, and
+whether a layer launched it. Of kernels that a CUDA graph replays only their names are known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STEP, HEAD, LAYER = "palimpsest: step", "palimpsest: head", "palimpsest: layer"
-"""Ranges that whoever makes the profile marks."""
+"""Names of the ranges that a profile must mark."""
 
 ATTENTION, PRODUCTS, BETWEEN = "attention", "matrix products", "norms, rotations, gates"
 STORES, DECISIONS, REST, GAPS = "K/V stores", "head and decisions", "tables, embeddings, copies", "host gaps"
@@ -34,7 +34,7 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Microseconds on the trace's clock."""
+    """A range spans microseconds on the trace's clock."""
 
     start: float
     stop: float
@@ -45,22 +45,22 @@ class Range:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing that ran."""
+    """Describes a kernel, a copy or an operation that ran."""
 
     name: str
     launched: float
-    """Microseconds on the trace's clock."""
+    """Time of the launch, in microseconds on the trace's clock."""
     ms: float
 
 
 @dataclass(frozen=True)
 class Split:
-    """The mean of the steps in a trace."""
+    """Holds the mean times of the steps in a trace."""
 
     wall_ms: float
-    """With the profiler's own cost."""
+    """Time of a step, with the profiler's own cost."""
     ms: Mapping[str, float]
-    """By part."""
+    """Time by part."""
     launches: Mapping[str, float]
 
     @property
@@ -69,26 +69,26 @@ class Split:
 
 
 def split(events: Iterable[Event], *, on_device: bool) -> Split:
-    """Events as `traceEvents` has them. Raises ValueError where no step is marked."""
-    whole = [event for event in events if event.get("ph") == "X"]
-    marked = {name: list(ranges(whole, name)) for name in (STEP, HEAD, LAYER)}
+    """Split the events of a trace's `traceEvents`. Raises ValueError where they mark no step."""
+    complete = [event for event in events if event.get("ph") == "X"]
+    marked = {name: list(ranges(complete, name)) for name in (STEP, HEAD, LAYER)}
     steps = marked[STEP]
     if not steps:
         raise ValueError("the trace has no step")
-    [thread] = {event["tid"] for event in whole if is_mark(event, STEP)}
+    [thread] = {event["tid"] for event in complete if is_mark(event, STEP)}
     ms: Counter[str] = Counter()
     launches: Counter[str] = Counter()
-    for work in device_work(whole) if on_device else host_work(whole, thread):
+    for work in device_work(complete) if on_device else host_work(complete, thread):
         step = next((step for step in steps if step.holds(work.launched)), None)
         if step:
             part = part_of(work, step, marked[HEAD], marked[LAYER])
             ms[part] += work.ms
             launches[part] += 1
-    count = len(steps)
+    num_steps = len(steps)
     return Split(
-        wall_ms=sum(step.stop - step.start for step in steps) / 1000 / count,
-        ms={part: ms[part] / count for part in PARTS},
-        launches={part: launches[part] / count for part in PARTS},
+        wall_ms=sum(step.stop - step.start for step in steps) / 1000 / num_steps,
+        ms={part: ms[part] / num_steps for part in PARTS},
+        launches={part: launches[part] / num_steps for part in PARTS},
     )
 
 
@@ -112,20 +112,20 @@ def ranges(events: Iterable[Event], name: str) -> Iterator[Range]:
 
 
 def device_work(events: Sequence[Event]) -> Iterator[Work]:
-    """A kernel was launched when the call of its correlation was made; all kernels of a graph have the graph's."""
+    """Yield a GPU's work, each launched by the call of its correlation; all kernels of a graph share its call."""
     calls = [event for event in events if event.get("cat") in LAUNCHES and "correlation" in event["args"]]
-    called = {event["args"]["correlation"]: event["ts"] for event in calls}
+    launch_times = {event["args"]["correlation"]: event["ts"] for event in calls}
     for event in events:
         if event.get("cat") in ON_DEVICE:
-            launched = called.get(event["args"].get("correlation"), event["ts"])
+            launched = launch_times.get(event["args"].get("correlation"), event["ts"])
             yield Work(event["name"], launched, event["dur"] / 1000)
 
 
 def host_work(events: Iterable[Event], thread: int) -> Iterator[Work]:
-    """Operations that are no part of another one."""
-    until = float("-inf")
+    """Yield the thread's operations that are no part of another one."""
+    end = float("-inf")
     operations = (event for event in events if event.get("cat") == "cpu_op" and event["tid"] == thread)
     for event in sorted(operations, key=lambda event: (event["ts"], -event["dur"])):
-        if event["ts"] >= until:
-            until = event["ts"] + event["dur"]
+        if event["ts"] >= end:
+            end = event["ts"] + event["dur"]
             yield Work(event["name"], event["ts"], event["dur"] / 1000)

@@ -1,4 +1,4 @@
-"""What a number of clients ask, the same for whoever is asked, and how long the answers took."""
+"""Traffic is what clients ask, the same of every server or engine, and a timing is how long the answers took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.api import DecodingParams
 
 @dataclass(frozen=True)
 class Traffic:
-    """`streams` clients, each of which sends its next request when the last one is answered, `rounds` in all.
+    """States what `streams` clients ask, each of which sends `rounds` requests, one after the other.
 
     All prompts begin with the same `prefix` tokens and end with `user` tokens of their own.
     """
@@ -27,13 +27,13 @@ class Traffic:
     block: int
     vocab_size: int
     ends_early: bool
-    """Whether the model would end an answer before the canvas is full, if it were let."""
+    """True where the model can end an answer before the canvas is full."""
 
     @property
     def params(self) -> DecodingParams:
-        """In which every answer fills its canvas."""
-        least = self.canvas if self.ends_early else 0
-        return DecodingParams(num_steps=self.num_steps, block_length=self.block, min_tokens=least)
+        """Return parameters with which every answer fills its canvas."""
+        min_tokens = self.canvas if self.ends_early else 0
+        return DecodingParams(num_steps=self.num_steps, block_length=self.block, min_tokens=min_tokens)
 
     @property
     def num_requests(self) -> int:
@@ -44,28 +44,28 @@ class Traffic:
         return self.num_requests * self.canvas
 
     def alone(self, rounds: int) -> Traffic:
-        """The same requests, one at a time."""
+        """Return the traffic of one client that sends `rounds` of the same requests."""
         return replace(self, streams=1, rounds=rounds)
 
     def prompt(self, stream: int, turn: int) -> tuple[int, ...]:
-        """Token ids of the `turn`-th request of a stream. Turn -1 is for warming up."""
+        """Return the token ids of a stream's request number `turn`; number -1 is for warming up."""
         shared, own = Random("prefix"), Random(f"{stream} {turn}")
-        words = itertools.chain(itertools.repeat(shared, self.prefix), itertools.repeat(own, self.user))
-        return tuple(word.randrange(self.vocab_size // 2) for word in words)
+        generators = itertools.chain(itertools.repeat(shared, self.prefix), itertools.repeat(own, self.user))
+        return tuple(generator.randrange(self.vocab_size // 2) for generator in generators)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one traffic, as its clients saw it."""
+    """Holds the times of one traffic, as its clients measured them."""
 
     elapsed_s: float
-    """From the first request to the last answer's end."""
+    """Time from the first request to the end of the last answer."""
     first_s: Sequence[float]
-    """Of each request, until its first text."""
+    """Time of each request until its first text."""
     last_s: Sequence[float]
-    """Of each request, until its last token."""
+    """Time of each request until its last token."""
     num_chunks: int
-    """Pieces in which the answers came."""
+    """Number of pieces in which the answers came."""
 
     @property
     def p50_s(self) -> float:
@@ -81,6 +81,6 @@ class Timing:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest of `values` that so many percent of them don't exceed."""
+    """Return the smallest of `values` that at least `percent` % of them don't exceed."""
     ordered = sorted(values)
     return ordered[-(-len(ordered) * percent // 100) - 1]

@@ -1,9 +1,10 @@
-"""Is a prefix entry fetched from another replica sooner than it is built anew?
+"""Measures whether a replica fetches a prefix entry from another one sooner than it builds it.
 
 One replica runs behind Ray Serve as it does in `palimpsest serve`; this process is the other one. For each prefix
-length the same entry is built here, fetched here (call, Ray's object store or Ray Direct Transport, checks, copy into
-pages), and handed over without Ray (export, digest, checks, copy into pages), which tells how much of a fetch is Ray's.
-Both have one thread. One tensor transport a run: that of nixl keeps a core busy on either side.
+length this process builds the same entry, fetches it (call, Ray's object store or Ray Direct Transport, checks, copy
+into pages), and copies it without Ray (export, digest, checks, copy into pages), which shows how much of a fetch is
+Ray's. Both replicas have one thread. A run measures one tensor transport, since that of nixl keeps a core busy on
+either side.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ ME = ReplicaId("benchmark")
 
 
 def request_of(num_prefix: int, fingerprint: str) -> GenerateRequest:
-    """A prefix of random words, and a short question behind it."""
+    """Return a request with a prefix of random tokens and a short question behind it."""
     generator = torch.Generator().manual_seed(num_prefix)
     prompt = tuple(torch.randint(2, 1894, (num_prefix + 8,), generator=generator).tolist())
     [key] = prefix_keys(fingerprint, "", prompt, [num_prefix])
@@ -57,7 +58,7 @@ def request_of(num_prefix: int, fingerprint: str) -> GenerateRequest:
 
 
 class Receiver:
-    """The engine of this process, and one entry at a time that is wanted in it."""
+    """Obtains entries, one at a time, in the engine of this process."""
 
     def __init__(self) -> None:
         self._loaded = load_model(model_directory(MODEL), device=torch.device("cpu"), dtype=torch.float32)
@@ -74,8 +75,8 @@ class Receiver:
         )
 
     @contextmanager
-    def wanting(self, request: GenerateRequest) -> Iterator[PrefixEntry]:
-        """A pending entry for the request, until the end of the block."""
+    def pending_entry(self, request: GenerateRequest) -> Iterator[PrefixEntry]:
+        """Yield a pending entry for the request, and retire it at the end of the block."""
         self.engine.submit(request)
         self.engine.step()
         [entry] = self.engine.take_changes().wanted
@@ -85,30 +86,32 @@ class Receiver:
 
     @torch.inference_mode()
     def build(self, request: GenerateRequest) -> float:
-        with self.wanting(request) as entry:
+        with self.pending_entry(request) as entry:
             return timed(lambda: self.engine.runner.build(entry))
 
-    def fetch(self, request: GenerateRequest, copied: Callable[[CopyRequest], EntryCopy], holder: ReplicaId) -> float:
-        with self.wanting(request) as entry:
-            asked = CopyRequest(holder, entry.key, tuple(sorted(entry.depths)))
+    def fetch(
+        self, request: GenerateRequest, fetch_copy: Callable[[CopyRequest], EntryCopy], holder: ReplicaId
+    ) -> float:
+        with self.pending_entry(request) as entry:
+            copy_request = CopyRequest(holder, entry.key, tuple(sorted(entry.depths)))
 
-            def whole() -> None:
-                copy = copied(asked)
-                check_copy(copy, asked, self.engine.entries.format, entry.token_ids)
+            def fetch_and_install() -> None:
+                copy = fetch_copy(copy_request)
+                check_copy(copy, copy_request, self.engine.entries.format, entry.token_ids)
                 assert self.engine.entries.install(copy)
 
-            return timed(whole)
+            return timed(fetch_and_install)
 
-    def hand_over(self, copy: EntryCopy) -> Callable[[CopyRequest], EntryCopy]:
-        """The way of a copy without Ray: out of pages that hold it, and sealed."""
+    def copier_of(self, copy: EntryCopy) -> Callable[[CopyRequest], EntryCopy]:
+        """Adopt `copy`, and return a function that exports it from its pages and seals it, without Ray."""
         self.engine.entries.adopt(copy)
 
-        def again(asked: CopyRequest) -> EntryCopy:
-            found = self.engine.entries.export(asked.key, asked.depths)
+        def copy_locally(request: CopyRequest) -> EntryCopy:
+            found = self.engine.entries.export(request.key, request.depths)
             assert found is not None
             return found.sealed()
 
-        return again
+        return copy_locally
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -119,7 +122,7 @@ def timed(action: Callable[[], object]) -> float:
 
 @contextmanager
 def holder(directory: Path, transport: TensorTransport) -> Iterator[tuple[Any, ReplicaId]]:
-    """A replica behind Serve: its handle and its name."""
+    """Run a replica behind Serve, and yield its handle and its name."""
     with ServiceProcess(directory / "service") as service:
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False)
         worker = {"dtype": "float32", "device": "cpu", "num_threads": 1, "coherence": {"tensor_transport": transport}}
@@ -138,43 +141,43 @@ def measure(transport: TensorTransport, lengths: Sequence[int], repeats: int) ->
     receiver = Receiver()
     with TemporaryDirectory() as directory, ExitStack() as resources:
         handle, name = resources.enter_context(holder(Path(directory), transport))
-        copied = over_ray(resources.enter_context(asyncio.Runner()), direct=transport == NIXL)
+        fetch_copy = copier_over_ray(resources.enter_context(asyncio.Runner()), direct=transport == NIXL)
         for length in lengths:
             request = request_of(length, receiver.fingerprint)
             for _ in handle.options(stream=True).generate.remote(request):
                 pass
-            copy = copied(CopyRequest(name, request.prefixes[0].key, None))  # the first one finds the way
+            copy = fetch_copy(CopyRequest(name, request.prefixes[0].key, None))  # connects the replicas, too
             builds = [receiver.build(request) for _ in range(repeats)]
-            fetches = [receiver.fetch(request, copied, name) for _ in range(repeats)]
-            local = [receiver_alone(receiver, copy) for _ in range(repeats)]
+            fetches = [receiver.fetch(request, fetch_copy, name) for _ in range(repeats)]
+            local = [hand_over(receiver, copy) for _ in range(repeats)]
             yield row(length, copy, builds, fetches, local)
 
 
-def over_ray(loop: asyncio.Runner, *, direct: bool) -> Callable[[CopyRequest], EntryCopy]:
-    """One way from the replica to this process."""
+def copier_over_ray(loop: asyncio.Runner, *, direct: bool) -> Callable[[CopyRequest], EntryCopy]:
+    """Return a function that fetches a copy from the replica by one transport."""
     transport = ServeTransport("DiffusionWorker", APPLICATION, direct=direct, timeout_s=TIMEOUT_S)
 
-    def copied(asked: CopyRequest) -> EntryCopy:
-        copy = loop.run(transport.fetch(asked))
+    def fetch_copy(request: CopyRequest) -> EntryCopy:
+        copy = loop.run(transport.fetch(request))
         assert copy is not None
         assert copy.transport == (NIXL if direct else OBJECT_STORE)
         return copy
 
-    return copied
+    return fetch_copy
 
 
-def receiver_alone(receiver: Receiver, copy: EntryCopy) -> float:
-    """Seconds of a hand-over without Ray: out of pages, sealed, checked, and into pages again."""
-    asked = CopyRequest(ME, copy.key, tuple(sorted(copy.depths)))
-    again = receiver.hand_over(copy)
+def hand_over(receiver: Receiver, copy: EntryCopy) -> float:
+    """Copy an entry out of pages and into pages again, sealed and checked but without Ray; return the seconds."""
+    request = CopyRequest(ME, copy.key, tuple(sorted(copy.depths)))
+    copy_locally = receiver.copier_of(copy)
 
-    def whole() -> None:
-        found = again(asked)
-        check_copy(found, asked, receiver.engine.entries.format, copy.token_ids)
+    def copy_and_adopt() -> None:
+        found = copy_locally(request)
+        check_copy(found, request, receiver.engine.entries.format, copy.token_ids)
         receiver.engine.entries.retire(copy.key, successor=None)
         assert receiver.engine.entries.adopt(found)
 
-    seconds = timed(whole)
+    seconds = timed(copy_and_adopt)
     receiver.engine.entries.retire(copy.key, successor=None)
     receiver.engine.take_changes()
     return seconds
@@ -199,11 +202,11 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Two lengths: under 45 s on 2 cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure two lengths, under 45 s on 2 cores.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
-    tensor_transport: Annotated[str, typer.Option(help=f"{OBJECT_STORE}, or {NIXL}.")] = OBJECT_STORE,
+    tensor_transport: Annotated[str, typer.Option(help=f"Tensor transport: {OBJECT_STORE} or {NIXL}.")] = OBJECT_STORE,
 ) -> None:
-    """Build time over fetch time by prefix length, as a table and JSON."""
+    """Measure build time over fetch time by prefix length, as a table and JSON."""
     if tensor_transport not in (OBJECT_STORE, NIXL):
         raise typer.BadParameter(f"must be {OBJECT_STORE} or {NIXL}", param_hint="--tensor-transport")
     torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""Charts of the committed results: `data` says what each shows, `drawing` how it looks."""
+"""Charts show the committed results: `data` selects what each shows, `drawing` how it looks."""

@@ -1,4 +1,4 @@
-"""Draws the charts of docs/performance.md anew: `python -m benchmarks.charts`."""
+"""`python -m benchmarks.charts` draws the charts of docs/performance.md from the committed results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from benchmarks.report import ROOT
 
 def main(
     results: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Where the benchmarks' JSON files lie.")
+        Path, typer.Option(exists=True, file_okay=False, help="Directory of the benchmarks' JSON files.")
     ] = ROOT / "benchmarks" / "results",
-    out: Annotated[Path, typer.Option(file_okay=False, help="Where to write the SVG files.")] = ROOT
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory to write the SVG files to.")] = ROOT
     / "docs"
     / "charts",
 ) -> None:
-    """Draw every chart whose results are there."""
+    """Draw every chart whose results exist."""
     out.mkdir(parents=True, exist_ok=True)
     for source in SOURCES:
         if absent := [name for name in source.files if not (results / name).exists()]:
-            typer.echo(f"left out {source.chart.__name__}: {results} lacks {', '.join(absent)}", err=True)
+            typer.echo(f"skipped {source.chart.__name__}: {results} lacks {', '.join(absent)}", err=True)
         else:
             typer.echo(save(source.read(results), out))
 

@@ -1,4 +1,4 @@
-"""A chart as plain values: what is drawn, and nothing of how."""
+"""A chart is plain values, which say what to draw and not how."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import StrEnum
 
 class Kind(StrEnum):
     BARS = "bars"
-    """Groups by x, a bar a series."""
+    """Groups of bars by x, with one bar a series."""
     LINES = "lines"
-    """x is a number."""
+    """Lines over x, which is a number."""
     INTERVALS = "intervals"
-    """x is a category, drawn downwards; y a point within its interval."""
+    """Points within their intervals along the horizontal axis, one line a category x."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     label: str = ""
-    """Written beside it."""
+    """Text beside the point."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bound:
-    """What was asked of the figures."""
+    """Marks the value that the figures must reach or keep below."""
 
     y: float
     label: str
@@ -47,18 +47,18 @@ class Bound:
 
 @dataclass(frozen=True)
 class Chart:
-    """One message."""
+    """Describes a chart, which carries one message."""
 
     name: str
-    """Of the file, without its ending."""
+    """Name of the file, without its ending."""
     kind: Kind
     title: str
     """The message, with the figures that carry it."""
     measured: str
-    """What was measured, and on what."""
+    """The measured quantity and the device."""
     x_label: str
     y_label: str
     panels: tuple[Panel, ...]
     bound: Bound | None = None
     start: float = 0.0
-    """Where the y axis starts; what lies below is written at its edge."""
+    """Start of the y axis; values below it are written at its edge."""

@@ -1,4 +1,4 @@
-"""What each chart shows, out of the committed results."""
+"""Selects what each chart shows from the committed results."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ POLICIES = (
     "lean+skip-refresh",
 )
 WITHOUT_ROOFLINE = ("bicache", "bicache-dual", "lean+skip-refresh")
-"""Their FLOPs are not what ran: logits that the published code computes and the engine doesn't; refreshes that random
-weights never let it skip.
+"""Policies whose counted FLOPs differ from those that ran.
+
+The published code computes logits that the engine doesn't, and with random weights the engine never skips a refresh.
 """
 
 Report = Mapping[str, Any]
@@ -33,7 +34,7 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A chart, and the files that it is made of."""
+    """Names the files of results from which a chart is made."""
 
     files: tuple[str, ...]
     chart: Callable[..., Chart]
@@ -49,7 +50,7 @@ def times(ratio: float) -> str:
 def series_of(
     rows: Iterable[Row], names: Sequence[str], column: str, point: Callable[[Row], Point]
 ) -> Iterator[Series]:
-    """One for each of `names` that has rows, sorted by x."""
+    """Yield a series for each of `names` that has rows, sorted by x."""
     rows = list(rows)
     for name in names:
         points = [point(row) for row in rows if row.get(column) == name]
@@ -58,7 +59,7 @@ def series_of(
 
 
 def at_the_bars(report: Report) -> list[Row]:
-    """Rows of one prefix of the bars' length."""
+    """Return the rows of one prefix of the bars' length."""
     return [row for row in report["rows"] if row.get("prefix") == BAR_PREFIX and row.get("prefixes") == 1]
 
 
@@ -134,7 +135,7 @@ def speed_by_prefix(engine: Report) -> Chart:
 
 
 def fidelity(*reports: Report) -> Chart:
-    """Of each policy the row with the most questions, under the profile's own depths."""
+    """Chart each policy's row with the most questions, under the profile's own depths."""
     groups = (
         ("questions", 32, "blocks of 32"),
         ("questions", 4, "blocks of 4"),
@@ -180,7 +181,7 @@ def depths(*reports: Report) -> Chart:
     models = ("factbook", "factbook-plain")
     found = tuple(series_of(rows, models, "model", lambda row: exact(row, int(row["depth"]))))
     plain = {point.x: point.y for point in found[1].points}
-    fall = next(depth for depth, share in plain.items() if share < plain[0] / 2)
+    fall = next(depth for depth, matches in plain.items() if matches < plain[0] / 2)
     return Chart(
         "depths",
         Kind.LINES,
@@ -281,7 +282,7 @@ NOT_CHARTED: Mapping[str, str] = MappingProxyType(
         "engine-dream-7b-h100.json": "one batch alone: a table says it",
         "conversations-cpu.json": "counts of tokens, which a table says",
         "stack-factbook-cpu.json": "two shared cores: a few figures, which stand in the text",
-        "factbook-train-h100.json": "the training run's own probe; the fidelity benchmark asks more questions",
+        "factbook-train-h100.json": "the training run's own probe; the fidelity benchmark has more questions",
     }
 )
-"""Results that no chart shows, and why."""
+"""Results that no chart shows, with the reason."""

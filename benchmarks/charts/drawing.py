@@ -1,7 +1,7 @@
-"""How charts look: SVG whose text is text, on a light card of its own, so that dark pages show it too.
+"""Draws charts as SVG with real text, on a light card that is readable on dark pages too.
 
-The same chart gives the same bytes: ids come from a fixed salt, and no date is written. The chart's values stand in the
-file's description.
+The same chart gives the same bytes, since ids come from a fixed salt and the file has no date. The file's description
+holds the chart's values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLOURS = {
     "lean+skip-refresh": "#CC79A7",
 }
 OTHERS = ("#0072B2", "#D55E00", "#009E73")
-"""All are of the palette that Okabe and Ito made for every kind of colour vision."""
+"""All colours are of the palette by Okabe and Ito, which suits every kind of colour vision."""
 MARKERS = "osD^v<>P"
 LOOK: dict[Any, Any] = {
     "svg.hashsalt": "palimpsest",
@@ -53,7 +53,7 @@ LOOK: dict[Any, Any] = {
 
 
 def save(chart: Chart, directory: Path) -> Path:
-    """Draw it into `directory`, which must be there."""
+    """Draw the chart into a file in `directory`, which must exist, and return its path."""
     path = directory / f"{chart.name}.svg"
     with mpl.rc_context(LOOK):
         figure = draw(chart)
@@ -87,7 +87,7 @@ def draw(chart: Chart) -> Figure:
 
 
 def colours(series: Iterable[Series]) -> Iterator[tuple[Series, str, str]]:
-    """Each with its colour and its marker: a policy has the same ones in all charts."""
+    """Yield each series with its colour and its marker, which are a policy's own in all charts."""
     others, known = iter(OTHERS), list(COLOURS)
     for index, one in enumerate(series):
         if one.name in COLOURS:
@@ -105,9 +105,15 @@ def bars(axes: Axes, chart: Chart, panel: Panel) -> None:
         shift = (index - (len(panel.series) - 1) / 2) * width
         at = [groups.index(point.x) + shift for point in series.points]
         axes.bar(at, [point.y for point in series.points], width=0.92 * width, color=colour, label=series.name)
-        for place, point in zip(at, series.points, strict=True):
+        for position, point in zip(at, series.points, strict=True):
             axes.annotate(
-                point.label, (place, point.y), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8
+                point.label,
+                (position, point.y),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8,
             )
     axes.set_xticks(range(len(groups)), [str(group) for group in groups])
     axes.margins(x=0.02, y=0.1)
@@ -135,19 +141,21 @@ def lines(axes: Axes, chart: Chart, panel: Panel) -> None:
 
 
 def intervals(axes: Axes, chart: Chart, panel: Panel) -> None:
-    seen = {point.x for one in chart.panels for series in one.series for point in series.points}
-    known = [name for name in COLOURS if name in seen]
+    used = {point.x for one in chart.panels for series in one.series for point in series.points}
+    known = [name for name in COLOURS if name in used]
     for index, (series, colour, marker) in enumerate(colours(panel.series)):
         shift = 0.16 * (2 * index - len(panel.series) + 1)
         for number, point in enumerate(series.points):
-            place = known.index(str(point.x)) + shift
+            position = known.index(str(point.x)) + shift
             name = series.name if number == 0 else None
             if point.y < chart.start:
                 note = f"◀ {point.y:.1f} %"
-                axes.annotate(note, (chart.start, place), (4, 0), textcoords="offset points", va="center", color=colour)
+                axes.annotate(
+                    note, (chart.start, position), (4, 0), textcoords="offset points", va="center", color=colour
+                )
                 continue
             ends = spread([point])
-            axes.errorbar([point.y], [place], xerr=ends, color=colour, marker=marker, capsize=3, ls="", label=name)
+            axes.errorbar([point.y], [position], xerr=ends, color=colour, marker=marker, capsize=3, ls="", label=name)
     axes.set_yticks(range(len(known)), known)
     axes.set_ylim(len(known) - 0.5, -0.5)
     axes.set_xlim(chart.start, 100)
@@ -157,7 +165,7 @@ def intervals(axes: Axes, chart: Chart, panel: Panel) -> None:
 
 
 def spread(points: Iterable[Point]) -> list[list[float]] | None:
-    """Distances to the intervals' ends; None where there are none."""
+    """Return the distances to the intervals' ends, or None if the points have no interval."""
     ends = [(one.y - one.low, one.high - one.y) for one in points if one.low is not None and one.high is not None]
     return [[low for low, _ in ends], [high for _, high in ends]] if ends else None
 

@@ -1,4 +1,4 @@
-"""What the whole stack is measured with reads what the server sends."""
+"""The benchmark's clients read what the server sends."""
 
 from __future__ import annotations
 

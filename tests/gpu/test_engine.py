@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.drive import Place, drive
+from benchmarks.drive import Platform, drive
 from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.models.bundle import model_directory
@@ -35,9 +35,9 @@ def test_answers_equal_the_cpus(cuda: torch.device) -> None:
     params.append(DecodingParams(num_steps=16, block_length=8, unmasking="threshold"))
     answers = []
     for device in (cuda, CPU):
-        place = Place(device, torch.float32)
-        loaded = place.load("factbook")
-        answers.append(drive(place.engine(loaded, batch=24), requests(loaded.fingerprint, params)))
+        platform = Platform(device, torch.float32)
+        loaded = platform.load("factbook")
+        answers.append(drive(platform.build_engine(loaded, batch=24), requests(loaded.fingerprint, params)))
     ours, theirs = answers
     assert [answer.token_ids for answer in ours] == [answer.token_ids for answer in theirs]
     assert [answer.usage for answer in ours] == [answer.usage for answer in theirs]
@@ -45,23 +45,23 @@ def test_answers_equal_the_cpus(cuda: torch.device) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_result_never_depends_on_its_batch(cuda: torch.device, policy: str) -> None:
-    place = Place(cuda, torch.float32)
-    loaded = place.load("factbook")
+    platform = Platform(cuda, torch.float32)
+    loaded = platform.load("factbook")
     asked = requests(loaded.fingerprint, [DecodingParams(num_steps=16, block_length=8, policy=policy)])
-    together = drive(place.engine(loaded, batch=16), asked)
-    alone = [answer for request in asked for answer in drive(place.engine(loaded, batch=1), [request])]
+    together = drive(platform.build_engine(loaded, batch=16), asked)
+    alone = [answer for request in asked for answer in drive(platform.build_engine(loaded, batch=1), [request])]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
 
 
 def test_recorded_steps_equal_eager_ones(cuda: torch.device) -> None:
     """In fp32, bit for bit would be too much to ask of other tile sizes; the tokens are the same."""
     params = [DecodingParams(num_steps=16, block_length=8, policy=policy) for policy in POLICIES]
-    place = Place(cuda, torch.float32)
-    loaded = place.load("factbook")
+    platform = Platform(cuda, torch.float32)
+    loaded = platform.load("factbook")
     for batch in (1, 3, 24):
         answers = []
         for warm in (True, False):
-            engine = place.engine(loaded, batch=batch)
+            engine = platform.build_engine(loaded, batch=batch)
             sizes = list(engine.warm_up()) if warm else []
             assert bool(sizes) == warm
             answers.append(drive(engine, requests(loaded.fingerprint, params)))

@@ -25,15 +25,15 @@ def charts() -> Iterator[Chart]:
 
 
 def texts(path: Path) -> list[str]:
-    """Everything that is written in a picture; without the fonts' sizes, which may differ between machines."""
+    """Return all text of a picture without the fonts' sizes, which may differ between machines."""
     return ["".join(text.itertext()).strip() for text in ElementTree.parse(path).iter(TEXT)]
 
 
 def test_every_result_is_charted_or_named_as_not_charted() -> None:
     charted = {name for source in SOURCES for name in source.files}
-    there = {path.name for path in RESULTS.glob("*.json")}
+    results = {path.name for path in RESULTS.glob("*.json")}
     assert not charted & set(NOT_CHARTED)
-    assert there == charted | set(NOT_CHARTED), "name new results in benchmarks/charts/data.py"
+    assert results == charted | set(NOT_CHARTED), "name new results in benchmarks/charts/data.py"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.chart.__name__)
@@ -43,12 +43,12 @@ def test_a_committed_chart_shows_its_results_as_they_are(source: Source, tmp_pat
     shown = ElementTree.parse(committed).find(f".//{DESCRIPTION}")
     assert shown is not None
     assert shown.text is not None
-    anew = "draw the charts anew: python -m benchmarks.charts"
-    assert json.loads(shown.text) == json.loads(json.dumps(asdict(chart))), anew
-    assert texts(committed) == texts(save(chart, tmp_path)), anew
+    advice = "draw the charts again: python -m benchmarks.charts"
+    assert json.loads(shown.text) == json.loads(json.dumps(asdict(chart))), advice
+    assert texts(committed) == texts(save(chart, tmp_path)), advice
 
 
-def test_there_is_no_chart_without_results_and_the_page_shows_them_all() -> None:
+def test_every_chart_has_results_and_the_page_shows_it() -> None:
     names = {f"{chart.name}.svg" for chart in charts()}
     assert {path.name for path in CHARTS.iterdir()} == names
     page = (ROOT / "docs" / "performance.md").read_text()
@@ -62,7 +62,7 @@ def test_a_chart_is_drawn_to_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert b"<dc:date>" not in first
 
 
-def test_what_has_no_results_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chart_without_its_results_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results, out = tmp_path / "results", tmp_path / "out" / "charts"
     results.mkdir()
     (results / "transfer-cpu.json").write_bytes((RESULTS / "transfer-cpu.json").read_bytes())

@@ -1,4 +1,4 @@
-"""A model directory with random weights is one that the server takes."""
+"""The server loads a model directory with random weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_file_holds_more_than_a_layer(directory: Path) -> None:
     )
 
 
-def test_published_dimensions_survive_the_way_through_the_file() -> None:
+def test_published_dimensions_are_read_back_from_the_file() -> None:
     assert parse_config(json.loads(json.dumps(raw_config(LLADA_8B)))) == LLADA_8B
 
 

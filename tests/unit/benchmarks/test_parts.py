@@ -1,4 +1,4 @@
-"""The engine's grid, measured in parts."""
+"""Several runs measure the engine's grid in parts and make one report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ceiling(part: int) -> Row:
 
 
 def measure(path: Path, *, batch: list[int], append: bool = False, **options: Any) -> dict[str, Any]:
-    """Of the bundled model on this CPU, as briefly as can be."""
+    """Measure the bundled model on this CPU, as briefly as possible."""
     main(
         json=path,
         model="factbook",
@@ -89,12 +89,12 @@ def test_two_runs_make_one_report(tmp_path: Path) -> None:
     assert path.read_text() == written
 
 
-def test_a_workload_that_was_cut_off_is_measured_anew_as_a_whole() -> None:
-    cut_off = Parts("gpu", ({"part": 1},), (ceiling(1), row("none", 64), row("none", 16), row("lean", 64)))
+def test_an_interrupted_workload_is_measured_again_with_all_policies() -> None:
+    interrupted = Parts("gpu", ({"part": 1},), (ceiling(1), row("none", 64), row("none", 16), row("lean", 64)))
     grid = Grid((2048,), (64, 16), (Sharing.ONE,), ("none", "lean"))
-    assert list(grid.missing("m", cut_off)) == [(Workload(2048, 16, 1), ("none", "lean"))]
-    assert len(list(grid.missing("another", cut_off))) == 2
-    joined = cut_off.joined([ceiling(2), row("none", 16, speed=2.0), row("lean", 16)])
+    assert list(grid.missing("m", interrupted)) == [(Workload(2048, 16, 1), ("none", "lean"))]
+    assert len(list(grid.missing("another", interrupted))) == 2
+    joined = interrupted.join([ceiling(2), row("none", 16, speed=2.0), row("lean", 16)])
     assert [(one["policy"], one.get("batch"), one["part"]) for one in joined] == [
         ("ceiling: copying, GB/s", None, 1),
         ("none", 64, 1),
@@ -107,7 +107,7 @@ def test_a_workload_that_was_cut_off_is_measured_anew_as_a_whole() -> None:
 
 def test_a_part_without_rows_leaves_no_ceilings() -> None:
     parts = Parts("gpu", ({"part": 1}, {"part": 2}), (ceiling(1), row("none"), ceiling(2)))
-    joined = parts.joined([ceiling(3), row("none")])
+    joined = parts.join([ceiling(3), row("none")])
     assert {one["part"] for one in joined} == {3}
     assert [part["part"] for part in parts.origins(joined)] == [3]
 
@@ -119,7 +119,7 @@ def test_bars_compare_within_a_part_alone() -> None:
     assert [(bar.name, bar.value) for bar in judge(together)][1:] == [("batch 16: lean against none", 20.0)]
 
 
-def test_a_report_of_another_device_or_without_parts_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_report_of_another_device_or_without_parts_cannot_be_continued(tmp_path: Path) -> None:
     path = tmp_path / "grid.json"
     path.write_text(json.dumps({"device": "A", "rows": [row("none")], "parts": [{"part": 1}]}))
     assert Parts.read(path, "A").number == 2
@@ -131,9 +131,9 @@ def test_a_report_of_another_device_or_without_parts_is_not_gone_on_with(tmp_pat
 
 
 def test_what_does_not_fit_the_model_or_the_benchmark_is_refused() -> None:
-    with pytest.raises(typer.BadParameter, match="2048 that factbook knows"):
+    with pytest.raises(typer.BadParameter, match="exceed factbook's context of 2048"):
         main(model="factbook", device="cpu", rooflines=True, prefix=[1800])
-    with pytest.raises(typer.BadParameter, match="'lane' is unknown; there are none, "):
+    with pytest.raises(typer.BadParameter, match="'lane' is unknown; choose among none, "):
         main(model="factbook", device="cpu", rooflines=True, policy=["lane"])
     with pytest.raises(typer.BadParameter, match="needs --json"):
         main(model="factbook", device="cpu", rooflines=True, append=True)

@@ -1,4 +1,4 @@
-"""What the whole stack is asked, and what is made of its answers."""
+"""The stack's benchmark sends the same prompts to server and engine, and bars follow from the answers' times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.alone import Caller
+from benchmarks.alone import EngineDriver
 from benchmarks.report import Row
 from benchmarks.settings import bundled, configuration
 from benchmarks.stack import bars, medians, row
@@ -38,9 +38,9 @@ def test_the_server_is_configured_with_the_engine_that_is_measured_alone() -> No
 def test_an_engine_alone_answers_every_stream_in_full() -> None:
     if "factbook" not in bundled_models():
         pytest.skip("the bundled model's weights are not in this checkout")
-    caller = Caller(replace(bundled("factbook", "cpu", 2, quick=True), traffic=TRAFFIC))
-    timing = caller.drive(TRAFFIC)
-    stats = caller.engine.stats()
+    driver = EngineDriver(replace(bundled("factbook", "cpu", 2, quick=True), traffic=TRAFFIC))
+    timing = driver.drive(TRAFFIC)
+    stats = driver.engine.stats()
     assert (stats.num_requests, stats.num_canvas_tokens) == (4, TRAFFIC.canvas_tokens)
     assert (len(timing.last_s), timing.num_chunks >= 4) == (4, True)
     assert max(timing.last_s) < timing.elapsed_s

@@ -1,4 +1,4 @@
-"""Where a step's time goes, by part."""
+"""A step's time is split by part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 
 from benchmarks import timeline
-from benchmarks.drive import Place
+from benchmarks.drive import Platform
 from benchmarks.load import Workload
 from benchmarks.step_profile import INSIDE, OPENING, WHOLE, Bench
 from benchmarks.timeline import HEAD, LAYER, STEP, split
@@ -22,7 +22,7 @@ def event(cat: str, name: str, ts: float, dur: float, **args: int) -> dict[str, 
 
 
 def test_kernels_belong_to_the_step_and_the_part_that_launched_them() -> None:
-    """As a GPU's trace: kernels run after their launch, and a graph's share one correlation."""
+    """Kernels run after their launch, as in a GPU's trace, and those of a graph share one correlation."""
     events = [
         event("user_annotation", STEP, 100, 900),
         event("user_annotation", LAYER, 110, 20),
@@ -76,14 +76,14 @@ def test_operations_on_the_host_count_once_and_on_the_steps_thread() -> None:
     assert found.busy_ms == pytest.approx(0.03)
 
 
-def test_without_a_step_there_is_nothing_to_split() -> None:
+def test_a_trace_without_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="no step"):
         split([event("cpu_op", "aten::mm", 0, 1)], on_device=False)
 
 
 def test_the_bundled_models_steps_are_split_into_all_their_parts() -> None:
-    place = Place(torch.device("cpu"), torch.float32)
-    bench = Bench(place.load("factbook"), place, Workload(64, 2, 1))
+    platform = Platform(torch.device("cpu"), torch.float32)
+    bench = Bench(platform.load("factbook"), platform, Workload(64, 2, 1))
     with Progress(disable=True) as progress:
         rows = list(bench.rows(2, progress))
     for step, requests, num_rows in ((INSIDE, 2, 64), (OPENING, 1, 64 + 320)):

@@ -1,12 +1,12 @@
-"""Offline depth tables: how many shallow layers of a prefix a model lets be reused, by the prefix's share.
+"""A profile measures how many shallow layers of a prefix a model can reuse, by the prefix's part of the request.
 
-The published profile asks whether a prefix's K/V look alike with and without what follows (cosine similarity, over
-theta in all leading layers). That says little about the answer: layer b is never tested, though its K/V come from a
-reused state, and what looks different may be read alike. So the table here asks the model: depth b is safe where the
-tokens that the exact pass commits are its tokens as well, at every smaller depth too. The canvas is there, masked to
-several degrees, as in serving; it counts in the ratio. Depth 0 is always legal.
+The published profile asks whether a prefix's K/V are similar with and without the suffix: their cosine similarity must
+exceed theta in all leading layers. That says little about the answer. It never tests layer b, though its K/V come from
+a reused state, and the model may read K/V that differ in the same way. So the table here asks the model: depth b is
+safe where reuse predicts the tokens that the exact pass commits, at b and at every smaller depth. The canvas is masked
+to several degrees, as in serving, and counts in the ratio. Depth 0 is always safe.
 
-A prompt is cut where the server would cut it, so that earlier turns may stand behind the cut. A model may read those
+A prompt is cut where the server would cut it, so that earlier turns may follow the cut. A model may read those
 differently, so that a depth must be safe for prompts with and without them.
 """
 
@@ -30,18 +30,18 @@ from workers.models.layers import full_attention
 
 KV = tuple[Tensor, Tensor]
 NUM_LEVELS = 4
-"""Canvases tried for each prompt: all masked, then each time the surer half of the rest committed."""
+"""Canvases for each prompt: the first is all masked, and each next one has half of its masks committed."""
 
 
 @dataclass(frozen=True)
 class ProfileSample:
-    """A prompt whose first `prefix` tokens are shared, with a canvas of `canvas` tokens behind it."""
+    """A sample is a prompt whose first `prefix` tokens are shared, with a canvas of `canvas` tokens behind it."""
 
     token_ids: tuple[int, ...]
     prefix: int
     canvas: int
     has_turns_behind: bool = False
-    """Whether earlier turns stand between the prefix and the last one."""
+    """True where earlier turns lie between the prefix and the last one."""
 
     @property
     def ratio(self) -> int:
@@ -50,18 +50,18 @@ class ProfileSample:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """When reuse counts as harmless, and how finely ratios are told apart."""
+    """Sets when reuse counts as harmless, and how wide a bucket of ratios is."""
 
     theta: float = 0.97
-    """K/V similarity that the published rule asks for."""
+    """K/V similarity that the published rule requires."""
     agreement: float = 0.97
-    """Share of tokens committed by the exact pass, EOS aside, that reuse must predict too; mean over samples."""
+    """Mean fraction of the tokens committed by the exact pass, apart from EOS, that reuse must predict too."""
     bucket_percent: int = 10
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One sample: `similarity` of prefix K/V by layer, `agreement` of committed tokens by depth 0..L."""
+    """Holds one sample's `similarity` of prefix K/V by layer and `agreement` of committed tokens by depth 0..L."""
 
     ratio: int
     similarity: tuple[float, ...]
@@ -71,34 +71,35 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bucket:
-    """All samples of one range of ratios: the heat map's column."""
+    """Averages all samples of one range of ratios, a column of the heat map."""
 
     ratio: int
-    """Lower edge in percent."""
+    """Lower edge of the range, in percent."""
     num_samples: int
     similarity: tuple[float, ...]
-    """By layer."""
+    """Similarity by layer."""
     agreement: tuple[float, ...]
-    """By depth, 0..L: of prompts with and without turns behind the prefix, the lower mean."""
+    """Agreement by depth 0..L: the lower of the means over prompts with and without turns behind the prefix."""
 
     def published_depth(self, config: ProfileConfig) -> int:
-        """Leading layers with similar K/V, whatever the layer behind them says."""
+        """Count the leading layers with similar K/V, whatever the next layer's are."""
         return len(list(takewhile(lambda cosine: cosine > config.theta, self.similarity)))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured, and the two tables that follow: ours, and the published rule's."""
+    """Holds the evidence and derives two tables from it: ours, and the published rule's."""
 
     config: ProfileConfig
     buckets: tuple[Bucket, ...]
 
     @property
     def table(self) -> dict[int, int]:
-        """Depths by ratio, stored where they change; below the first bucket nothing is reused.
+        """Return depths by ratio, stored where they change; below the first bucket nothing is reused.
 
-        The smaller a prefix's share, the more weight what follows it has: agreement rises with the ratio. So each
-        depth's agreements are fitted by a rising curve first, and the samples of one bucket support the others.
+        The smaller the prefix's part of a request, the more weight its suffix has, so that agreement rises with the
+        ratio. Each depth's agreements are fitted by a rising curve first, so that the samples of one bucket support
+        the others.
         """
         weights = [bucket.num_samples for bucket in self.buckets]
         fitted = zip(
@@ -114,7 +115,7 @@ class Profile:
 
     @property
     def published_table(self) -> dict[int, int]:
-        """A ratio is stored only where its depth exceeds that of all smaller ones."""
+        """Return the published rule's depths, each stored only where it exceeds those of all smaller ratios."""
         table: dict[int, int] = {}
         for bucket in self.buckets:
             depth = bucket.published_depth(self.config)
@@ -123,7 +124,7 @@ class Profile:
         return table
 
     def save(self, path: Path) -> None:
-        """As the model loader reads it (`table`), with the evidence."""
+        """Write the table as the model loader reads it, with the evidence."""
         content = {
             "table": self.table,
             "published_rule": self.published_table,
@@ -134,7 +135,7 @@ class Profile:
 
 
 class Profiler:
-    """Measures one model."""
+    """Measures one model's similarity and agreement."""
 
     def __init__(self, model: DiffusionLM, device: torch.device) -> None:
         self._model, self._device = model, device
@@ -142,7 +143,7 @@ class Profiler:
 
     @torch.inference_mode()
     def measure(self, sample: ProfileSample) -> Measurement:
-        """One sample's evidence: `NUM_LEVELS` exact passes, and as many at every depth."""
+        """Measure one sample by `NUM_LEVELS` exact passes, and as many at every depth."""
         config, prefix = self._model.config, sample.prefix
         tokens = torch.tensor([*sample.token_ids, *[config.mask_token_id] * sample.canvas], device=self._device)
         masked = torch.arange(len(sample.token_ids), len(tokens), device=self._device)
@@ -155,18 +156,18 @@ class Profiler:
             exact_kv: list[KV] = []
             *_, exact = self._layers(self._model.embed(tokens), 0, range(self._num_layers), exact_kv)
             similarity = similarity or [cosine(a, b, prefix) for a, b in zip(alone_kv, exact_kv, strict=True)]
-            surer, expected, rest = surer_half(masked, self._logits(exact, masked))
+            confident, expected, rest = most_confident_half(masked, self._logits(exact, masked))
             for depth, reused in enumerate(self._reused(tokens, states, alone_kv)):
-                predicted = self._logits(reused, surer - prefix).argmax(-1)
-                telling = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
-                agreeing[depth] += int(((predicted == expected) & telling).sum())
-                compared[depth] += int(telling.sum())
-            tokens[surer], masked = expected, rest
-        agreement = (same / all_ if all_ else 1.0 for same, all_ in zip(agreeing, compared, strict=True))
+                predicted = self._logits(reused, confident - prefix).argmax(-1)
+                is_compared = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
+                agreeing[depth] += int(((predicted == expected) & is_compared).sum())
+                compared[depth] += int(is_compared.sum())
+            tokens[confident], masked = expected, rest
+        agreement = (same / total if total else 1.0 for same, total in zip(agreeing, compared, strict=True))
         return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
-        """The suffix's last hidden states under reuse of 0, 1, ..., L layers."""
+        """Yield the suffix's last hidden states under reuse of 0, 1, ..., L layers."""
         prefix = len(states[0])
         suffix = self._model.embed(tokens[prefix:])
         for depth in range(self._num_layers):
@@ -179,9 +180,9 @@ class Profiler:
     def _layers(
         self, x: Tensor, start: int, layers: range, kept: list[KV], before: Sequence[KV] | None = None
     ) -> list[Tensor]:
-        """Rows at positions start... through `layers` -> the states after each; their K/V are added to `kept`.
+        """Run the rows at positions from `start` on through `layers`, and return the states after each.
 
-        The rows see each other and, where given, each layer's K/V `before` them.
+        The rows see each other and, where given, each layer's K/V `before` them. Their own K/V are added to `kept`.
         """
         after = []
         rope = self._model.rope(torch.arange(start, start + len(x), device=self._device))
@@ -201,37 +202,37 @@ class Profiler:
         return logits
 
 
-def num_leading(shares: Sequence[float], least: float) -> int:
-    """Return how many shares there are before the first that is under `least`."""
-    return len(list(takewhile(lambda share: share >= least, shares)))
+def num_leading(values: Sequence[float], minimum: float) -> int:
+    """Count the values before the first that is under `minimum`."""
+    return len(list(takewhile(lambda value: value >= minimum, values)))
 
 
 def rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
-    """Return the sequence that never falls with the least weighted squares of differences to `values`.
+    """Return the sequence that never falls and has the least weighted squares of differences to `values`.
 
-    Pool adjacent violators (Ayer et al. 1955): neighbours that fall are replaced by their weighted mean.
+    This pools adjacent violators (Ayer et al. 1955): a weighted mean replaces neighbours that fall.
     """
     pools: list[tuple[float, int, int]] = []  # mean, weight, number of values
     for value, weight in zip(values, weights, strict=True):
-        mean, total, count = value, weight, 1
+        mean, total, length = value, weight, 1
         while pools and pools[-1][0] > mean:
-            before, its_weight, its_count = pools.pop()
-            mean = (before * its_weight + mean * total) / (its_weight + total)
-            total, count = total + its_weight, count + its_count
-        pools.append((mean, total, count))
-    return [mean for mean, _, count in pools for _ in range(count)]
+            last_mean, last_weight, last_length = pools.pop()
+            mean = (last_mean * last_weight + mean * total) / (last_weight + total)
+            total, length = total + last_weight, length + last_length
+        pools.append((mean, total, length))
+    return [mean for mean, _, length in pools for _ in range(length)]
 
 
-def surer_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The half of the masked positions that is predicted more confidently, its tokens, and the other half."""
+def most_confident_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the masked positions that are predicted most confidently, their tokens, and the other half."""
     confidence, chosen = logits.softmax(-1).max(-1)
     order = confidence.argsort(descending=True, stable=True)
-    surer, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
-    return masked[surer], chosen[surer], masked[rest.sort().values]
+    confident, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    return masked[confident], chosen[confident], masked[rest.sort().values]
 
 
 def cosine(a: KV, b: KV, num_tokens: int) -> float:
-    """Mean over tokens, K and V of the cosine over the flattened heads of a token."""
+    """Return the mean over tokens, K and V of the cosine over a token's flattened heads."""
     pairs = zip(a, b, strict=True)
     return sum(F.cosine_similarity(x.flatten(1), y[:num_tokens].flatten(1)).mean().item() for x, y in pairs) / 2
 
@@ -256,7 +257,7 @@ def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
 
 
 def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    """Column by column."""
+    """Return the mean of each column."""
     return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 
 
@@ -268,7 +269,7 @@ def profile_model(
     device: torch.device,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Profile:
-    """Measure `samples` and make the tables; `on_sample` is called after each, for a progress bar."""
+    """Measure `samples` and derive the tables; call `on_sample` after each, for a progress bar."""
     profiler = Profiler(model, device)
     measurements = []
     for sample in samples:

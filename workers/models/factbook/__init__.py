@@ -1,1 +1,1 @@
-"""The bundled model: a small LLaDA-architecture diffusion model that answers questions about a fact sheet."""
+"""The bundled model is a small diffusion model of LLaDA's architecture that answers questions about a fact sheet."""

@@ -1,4 +1,4 @@
-"""The one right answer to each kind of question: a function of the people, in order of first mention."""
+"""Each kind of question has one right answer, a function of the people in order of first mention."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ _COUNT_ANIMAL = (Template("{K} person has {X}."), Template("{K} people have {X}.
 
 
 def conjunction(names: Sequence[str]) -> Fragments:
-    """A; A and B; A, B and C."""
+    """Join names as English does: A; A and B; A, B and C."""
     out: Fragments = []
     for i, name in enumerate(names):
         if i:
@@ -41,49 +41,49 @@ def _find(people: Sequence[Person], name: str) -> Person | None:
     return next((person for person in people if person.name == name), None)
 
 
-def _holders(people: Sequence[Person], holds: Callable[[Person], bool]) -> list[str]:
-    return [person.name for person in people if holds(person)]
+def _names_of(people: Sequence[Person], matches: Callable[[Person], bool]) -> list[str]:
+    return [person.name for person in people if matches(person)]
 
 
 def age_of(people: Sequence[Person], name: str) -> Fragments:
-    """How old is NAME?"""
+    """Answer "How old is NAME?"."""
     person = _find(people, name)
     return UNKNOWN if person is None or person.age is None else _AGE.fill(N=name, A=str(person.age))
 
 
 def city_of(people: Sequence[Person], name: str) -> Fragments:
-    """Where does NAME live?"""
+    """Answer "Where does NAME live?"."""
     person = _find(people, name)
     return UNKNOWN if person is None or person.city is None else _CITY.fill(N=name, C=person.city)
 
 
 def animal_of(people: Sequence[Person], name: str) -> Fragments:
-    """What animal does NAME have?"""
+    """Answer "What animal does NAME have?"."""
     person = _find(people, name)
     if person is None or person.animal is None:
         return UNKNOWN
     return _ANIMAL.fill(N=name, X=with_article(person.animal))
 
 
-def who_is_aged(people: Sequence[Person], age: int) -> Fragments:
-    """Who is AGE years old?"""
-    names = _holders(people, lambda person: person.age == age)
+def people_aged(people: Sequence[Person], age: int) -> Fragments:
+    """Answer "Who is AGE years old?"."""
+    names = _names_of(people, lambda person: person.age == age)
     if not names:
         return UNKNOWN
     return _AGE.fill(N=names[0], A=str(age)) if len(names) == 1 else _AGES.fill(Ns=conjunction(names), A=str(age))
 
 
-def who_lives_in(people: Sequence[Person], city: str) -> Fragments:
-    """Who lives in CITY?"""
-    names = _holders(people, lambda person: person.city == city)
+def residents_of(people: Sequence[Person], city: str) -> Fragments:
+    """Answer "Who lives in CITY?"."""
+    names = _names_of(people, lambda person: person.city == city)
     if not names:
         return UNKNOWN
     return _CITY.fill(N=names[0], C=city) if len(names) == 1 else _CITIES.fill(Ns=conjunction(names), C=city)
 
 
-def who_has(people: Sequence[Person], animal: str) -> Fragments:
-    """Who has a ANIMAL?"""
-    names = _holders(people, lambda person: person.animal == animal)
+def owners_of(people: Sequence[Person], animal: str) -> Fragments:
+    """Answer "Who has an ANIMAL?"."""
+    names = _names_of(people, lambda person: person.animal == animal)
     if not names:
         return UNKNOWN
     thing = with_article(animal)
@@ -91,7 +91,7 @@ def who_has(people: Sequence[Person], animal: str) -> Fragments:
 
 
 def compare(people: Sequence[Person], first: str, second: str, relation: str) -> Fragments:
-    """Who is older (or younger), FIRST or SECOND? Equal ages are named in the question's order."""
+    """Answer "Who is older (or younger), FIRST or SECOND?"; name people of one age in the question's order."""
     a, b = _find(people, first), _find(people, second)
     if a is None or b is None or a.age is None or b.age is None:
         return UNKNOWN
@@ -103,19 +103,19 @@ def compare(people: Sequence[Person], first: str, second: str, relation: str) ->
 
 
 def extreme(people: Sequence[Person], relation: str) -> Fragments:
-    """Who is the oldest (or youngest)? Among the people whose age the sheet gives; all who tie are named."""
+    """Answer "Who is the oldest (or youngest)?" by the ages that the sheet gives; name everyone in a tie."""
     ages = [person.age for person in people if person.age is not None]
     if not ages:
         return UNKNOWN
     best = max(ages) if relation == "oldest" else min(ages)
-    names = _holders(people, lambda person: person.age == best)
+    names = _names_of(people, lambda person: person.age == best)
     if len(names) == 1:
         return _EXTREME[relation].fill(N=names[0], A=str(best))
     return _EXTREMES[relation].fill(Ns=conjunction(names), A=str(best))
 
 
 def total_age(people: Sequence[Person], first: str, second: str) -> Fragments:
-    """How old are FIRST and SECOND together?"""
+    """Answer "How old are FIRST and SECOND together?"."""
     a, b = _find(people, first), _find(people, second)
     if a is None or b is None or a.age is None or b.age is None:
         return UNKNOWN
@@ -123,19 +123,21 @@ def total_age(people: Sequence[Person], first: str, second: str) -> Fragments:
 
 
 def count_in(people: Sequence[Person], city: str) -> Fragments:
-    """How many people live in CITY?"""
-    count = Counter(person.city for person in people)[city]
-    return _COUNT_CITY[count > 1].fill(K=str(count), C=city) if count else UNKNOWN
+    """Answer "How many people live in CITY?"."""
+    num_people = Counter(person.city for person in people)[city]
+    return _COUNT_CITY[num_people > 1].fill(K=str(num_people), C=city) if num_people else UNKNOWN
 
 
 def count_with(people: Sequence[Person], animal: str) -> Fragments:
-    """How many people have a ANIMAL?"""
-    count = Counter(person.animal for person in people)[animal]
-    return _COUNT_ANIMAL[count > 1].fill(K=str(count), X=with_article(animal)) if count else UNKNOWN
+    """Answer "How many people have an ANIMAL?"."""
+    num_people = Counter(person.animal for person in people)[animal]
+    if not num_people:
+        return UNKNOWN
+    return _COUNT_ANIMAL[num_people > 1].fill(K=str(num_people), X=with_article(animal))
 
 
 def template_texts() -> tuple[str, ...]:
-    """Every phrasing, for the tokenizer's word list."""
+    """Return every phrasing, for the tokenizer's word list."""
     groups = (*_COMPARISON.values(), *_EXTREME.values(), *_EXTREMES.values(), *_COUNT_CITY, *_COUNT_ANIMAL)
     single = (_AGE, _CITY, _ANIMAL, _AGES, _CITIES, _ANIMALS, _SAME_AGE, _SUM)
     return (join(UNKNOWN), *(template.text for template in (*groups, *single)))

@@ -1,12 +1,12 @@
-"""One sheet, many questions: samples packed side by side, and who attends to whom.
+"""Samples are packed side by side, many questions behind one sheet, and attention masks keep them apart.
 
-A packed row of P + 64 n token slots (P a multiple of 128; every slot past a part's end is padding):
+A packed row has P + 64 n token slots. P is a multiple of 128, and every slot past a part's end is padding:
 
     | prefix ......pad | suffix canvas pad | suffix canvas pad | ...
     0                  P                   P+64                P+128
 
-Every branch takes the positions right after the prefix and attends to the prefix and to itself, as if it stood there
-alone. Prefix rows attend to the prefix, and to all branches unless the layer isolates the prefix.
+Every branch takes the positions right after the prefix and attends to the prefix and to itself, as if it were the
+only one. Prefix rows attend to the prefix, and to all branches unless the layer isolates the prefix.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,16 @@ from workers.models.factbook.samples import CANVAS, Sample
 
 BRANCH = 64
 TILE = 128
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q, k, v [batch, slots, heads, head_dim] -> the same shape."""
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function of q, k and v [batch, slots, heads, head_dim] that returns the same shape."""
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch of packed samples. ids [B, S], prefix_len [B], the others [B, branches]; canvas 0 = no branch."""
+class PackedBatch:
+    """A batch holds packed samples: `ids` [B, S], `prefix_len` [B], the others [B, branches].
+
+    A `canvas_len` of 0 means that the row lacks this branch.
+    """
 
     ids: Tensor
     prefix_len: Tensor
@@ -37,10 +40,10 @@ class Packed:
     canvas_len: Tensor
     answer_len: Tensor
 
-    def to(self, device: str | torch.device) -> "Packed":
-        """The batch on a device, as int64."""
+    def to(self, device: str | torch.device) -> "PackedBatch":
+        """Copy the batch to a device, as int64."""
         moved = (getattr(self, field.name).to(device, non_blocking=True).long() for field in fields(self))
-        return Packed(*moved)
+        return PackedBatch(*moved)
 
     @property
     def prefix_slots(self) -> int:
@@ -49,8 +52,8 @@ class Packed:
 
 def pack(
     samples: Sequence[Sample], prefix_slots: int, num_slots: int, eos: int, canvas_lens: NDArray[np.int64]
-) -> Packed:
-    """Samples side by side, canvases filled with EOS after the answer; `canvas_lens` [B, branches]."""
+) -> PackedBatch:
+    """Pack samples side by side and fill their canvases with EOS after the answer; `canvas_lens` [B, branches]."""
     shape = (len(samples), num_slots)
     ids = np.full((len(samples), prefix_slots + BRANCH * num_slots), eos, dtype=np.int16)
     prefix_len = np.zeros(len(samples), dtype=np.int16)
@@ -63,11 +66,14 @@ def pack(
             ids[row, start : start + len(suffix) + len(answer)] = suffix + answer
             suffix_len[row, k], answer_len[row, k] = len(suffix), len(answer)
             canvas_len[row, k] = min(max(canvas_lens[row, k], len(answer) + 1), BRANCH - len(suffix))
-    return Packed(*(torch.from_numpy(array) for array in (ids, prefix_len, suffix_len, canvas_len, answer_len)))
+    return PackedBatch(*(torch.from_numpy(array) for array in (ids, prefix_len, suffix_len, canvas_len, answer_len)))
 
 
-def layout(batch: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions [B, S], owners [B, S] (0 prefix, k + 1 branch k, -1 padding), canvas slots [B, branches, CANVAS]."""
+def layout(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions [B, S], owners [B, S] and canvas slots [B, branches, CANVAS].
+
+    A slot's owner is 0 in the prefix, k + 1 in branch k and -1 in padding.
+    """
     prefix_slots, num_slots = batch.prefix_slots, batch.ids.shape[1]
     slot = torch.arange(num_slots, device=batch.ids.device).expand_as(batch.ids)
     prefix_len = batch.prefix_len.unsqueeze(1)
@@ -82,14 +88,14 @@ def layout(batch: Packed) -> tuple[Tensor, Tensor, Tensor]:
     return positions, owners, canvas.clamp(max=num_slots - 1)
 
 
-def dense_attention(owners: Tensor, prefix_slots: int, *, isolated: bool) -> Attend:
-    """Attention by an explicit mask: any device, slow for long rows."""
+def dense_attention(owners: Tensor, prefix_slots: int, *, isolated: bool) -> AttentionFn:
+    """Return attention by an explicit mask, which runs on any device and is slow for long rows."""
     query, key = owners.unsqueeze(2), owners.unsqueeze(1)
     in_prefix = torch.arange(owners.shape[1], device=owners.device).unsqueeze(1) < prefix_slots
-    seen = (key == 0) | ((key > 0) & (query == key))
+    visible = (key == 0) | ((key > 0) & (query == key))
     if not isolated:
-        seen = seen | ((key > 0) & in_prefix)
-    mask = seen.unsqueeze(1)
+        visible = visible | ((key > 0) & in_prefix)
+    mask = visible.unsqueeze(1)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -99,14 +105,14 @@ def dense_attention(owners: Tensor, prefix_slots: int, *, isolated: bool) -> Att
 
 
 class TiledMask:
-    """The same rule for FlexAttention at one batch shape; `show` refills it in place for the next batch."""
+    """Masks FlexAttention at one batch shape as `dense_attention` does; `set_owners` refills it in place."""
 
     def __init__(self, owners: Tensor, prefix_slots: int, *, isolated: bool) -> None:
         self._in_prefix = torch.arange(owners.shape[1], device=owners.device) < prefix_slots
         self._isolated = isolated
         keys, queries = torch.empty_like(owners, dtype=torch.int32), torch.empty_like(owners, dtype=torch.int32)
         self._keys, self._queries = keys, queries
-        self.show(owners)
+        self.set_owners(owners)
         num_tiles, num_prefix = owners.shape[1] // TILE, prefix_slots // TILE
         prefix = list(range(num_prefix))
         rows = [prefix if isolated else list(range(num_tiles)) for _ in prefix]
@@ -114,14 +120,14 @@ class TiledMask:
         counts = torch.tensor([len(row) for row in rows], dtype=torch.int32)
         indices = torch.tensor([row + [0] * (num_tiles - len(row)) for row in rows], dtype=torch.int32)
 
-        def seen(b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        def is_visible(b: Tensor, _h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             key, query = keys[b, kv], queries[b, q]
             return (key == 0) | ((key > 0) & ((query == key) | (query == 0)))
 
-        blocks = BlockMask.from_kv_blocks(counts[None, None], indices[None, None], BLOCK_SIZE=TILE, mask_mod=seen)
+        blocks = BlockMask.from_kv_blocks(counts[None, None], indices[None, None], BLOCK_SIZE=TILE, mask_mod=is_visible)
         self.blocks = blocks.to(str(owners.device))
 
-    def show(self, owners: Tensor) -> None:
-        """Takes the owners [B, S] of a batch. An isolated prefix row asks as padding does: it sees no branch."""
+    def set_owners(self, owners: Tensor) -> None:
+        """Set the owners [B, S] of the next batch. An isolated prefix row counts as padding, so it sees no branch."""
         self._keys.copy_(owners)
         self._queries.copy_(owners.masked_fill(self._in_prefix, -1) if self._isolated else owners)

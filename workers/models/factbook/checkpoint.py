@@ -1,4 +1,4 @@
-"""The model's dimensions, and checkpoint directories in LLaDA's layout."""
+"""Checkpoint directories hold the model, whose dimensions are set here, in LLaDA's layout."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ _VOCAB_MULTIPLE = 64
 
 
 def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json: LLaDA's keys."""
+    """Return the content of config.json, with LLaDA's keys."""
     vocab_size = tokenizer.get_vocab_size()
     eos, mask = special_id(tokenizer, EOS), special_id(tokenizer, MASK)
     return {
@@ -47,10 +47,10 @@ def raw_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def new_model(tokenizer: Tokenizer) -> Transformer:
-    """A model with fresh weights: normal, 0.5 / sqrt(fan in), smaller where a matrix feeds the residual stream.
+    """Build a model with random weights of deviation 0.5 / sqrt(fan in), smaller in matrices that feed the residual.
 
-    The head starts as the embedding, scaled down: whatever a layer copies from an input row then already means the
-    same token at the output, so that copying is learned once and not for each name.
+    The head starts as the embedding, scaled down. What a layer copies from an input row then already means the same
+    token at the output, so that the model learns to copy once and not for each name.
     """
     model = Transformer(LLADA.parse_config(raw_config(tokenizer)))
     depth = (2 * model.config.num_layers) ** -0.5
@@ -65,7 +65,7 @@ def new_model(tokenizer: Tokenizer) -> Transformer:
 
 
 def save_checkpoint(model: Transformer, tokenizer: Tokenizer, directory: Path) -> None:
-    """config.json, generation_config.json, tokenizer files and model.safetensors in bfloat16."""
+    """Write config.json, generation_config.json, the tokenizer's files and model.safetensors in bfloat16."""
     save_tokenizer(directory)
     (directory / "config.json").write_text(json.dumps(raw_config(tokenizer), indent=2) + "\n")
     (directory / "generation_config.json").write_text(json.dumps({"max_new_tokens": CANVAS}, indent=2) + "\n")
@@ -77,7 +77,7 @@ def save_checkpoint(model: Transformer, tokenizer: Tokenizer, directory: Path) -
 
 
 def load_checkpoint(directory: Path, device: str | torch.device, dtype: torch.dtype) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer that `save_checkpoint` wrote."""
+    """Load the model and the tokenizer that `save_checkpoint` wrote."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = Transformer(LLADA.parse_config(json.loads((directory / "config.json").read_text())))
     weights = load_file(str(directory / "model.safetensors"))

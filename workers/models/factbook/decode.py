@@ -1,7 +1,7 @@
-"""A small reference decoder: fixed quota, low-confidence order, with and without reuse of the prefix.
+"""The reference decoder commits a fixed number of tokens a step, with and without reuse of the prefix.
 
-Independent of the engine: it works on packed batches of one branch a row and recomputes everything that the reuse
-policy says is recomputed.
+It is independent of the engine: it decodes packed batches of one branch a row, commits the most confident tokens first,
+and recomputes everything that the reuse policy requires.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.models.factbook.branches import Packed, layout, pack
+from workers.models.factbook.branches import PackedBatch, layout, pack
 from workers.models.factbook.samples import CANVAS, Sample
 from workers.models.layers import Transformer
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """How the prefix is computed. `depth` layers use K/V of the prefix alone; the deeper ones are recomputed over the
-    whole sequence every `interval` steps, and keep the prefix's K/V between. Depth 0 and interval 1 is no cache.
+    """States how the prefix is computed.
+
+    The first `depth` layers use K/V of the prefix alone. The deeper ones are recomputed over the whole sequence every
+    `interval` steps and keep the prefix's K/V in between. Depth 0 with interval 1 means no cache.
     """
 
     depth: int = 0
@@ -28,9 +30,9 @@ class Reuse:
 
 
 class PrefixCache:
-    """Prefix K/V of each layer, and the pass that renews them."""
+    """Keeps each layer's prefix K/V and refreshes them."""
 
-    def __init__(self, model: Transformer, batch: Packed, reuse: Reuse) -> None:
+    def __init__(self, model: Transformer, batch: PackedBatch, reuse: Reuse) -> None:
         self._model, self._batch, self._depth = model, batch, reuse.depth
         positions, owners, self.canvas = layout(batch)
         self._slots = batch.prefix_slots
@@ -39,7 +41,7 @@ class PrefixCache:
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def refresh(self, ids: Tensor) -> Tensor:
-        """Whole-sequence pass; returns canvas logits [B, CANVAS, vocab] and keeps the prefix's K/V."""
+        """Run the whole sequence, keep the prefix's K/V and return the canvas logits [B, CANVAS, vocab]."""
         x = self._model.embed(ids)
         self._kept = []
         in_prefix = torch.arange(ids.shape[1], device=ids.device).unsqueeze(1) < self._slots
@@ -52,7 +54,7 @@ class PrefixCache:
         return self._canvas_logits(x, 0)
 
     def step(self, ids: Tensor) -> Tensor:
-        """Suffix-only pass against the kept K/V; canvas logits [B, CANVAS, vocab]."""
+        """Run the suffix alone against the kept K/V and return the canvas logits [B, CANVAS, vocab]."""
         x = self._model.embed(ids[:, self._slots :])
         cos, sin = self._cos[:, self._slots :], self._sin[:, self._slots :]
         for layer, (kept_k, kept_v) in zip(self._model.stack, self._kept, strict=True):
@@ -74,33 +76,33 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(model: Transformer, samples: Sequence[Sample], mask: int, reuse: Reuse, num_steps: int = 16) -> Tensor:
-    """Greedy answers [B, CANVAS] to each sample's first question: CANVAS // num_steps tokens a step."""
+    """Return greedy answers [B, CANVAS] to each sample's first question, CANVAS // num_steps tokens a step."""
     device = next(iter(model.parameters())).device
     slots = -(-max(len(sample.prefix) for sample in samples) // 64) * 64
     batch = pack(samples, slots, 1, mask, np.full((len(samples), 1), CANVAS)).to(device)
     cache = PrefixCache(model, batch, reuse)
     canvas = cache.canvas[:, 0]
     ids = batch.ids.scatter(1, canvas, mask)
-    open_ = torch.ones_like(canvas, dtype=torch.bool)
+    is_masked = torch.ones_like(canvas, dtype=torch.bool)
     for step in range(num_steps):
         logits = cache.refresh(ids) if step % reuse.interval == 0 else cache.step(ids)
         confidence, token = logits.float().softmax(-1).max(-1)
-        chosen = confidence.masked_fill(~open_, -1).topk(CANVAS // num_steps).indices
+        chosen = confidence.masked_fill(~is_masked, -1).topk(CANVAS // num_steps).indices
         ids = ids.scatter(1, canvas.gather(1, chosen), token.gather(1, chosen))
-        open_ = open_.scatter(1, chosen, value=False)
+        is_masked = is_masked.scatter(1, chosen, value=False)
     return ids.gather(1, canvas)
 
 
 def exact_matches(
     model: Transformer, samples: Sequence[Sample], mask: int, eos: int, reuse: Reuse, batch_size: int = 128
 ) -> list[bool]:
-    """Whether each sample's first question is answered word for word, in the samples' order."""
+    """Return for each sample, in order, whether the model answers its first question word for word."""
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].prefix))
-    matched = [False] * len(samples)
+    is_match = [False] * len(samples)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         answers = decode(model, [samples[i] for i in chosen], mask, reuse).tolist()
         for i, answer in zip(chosen, answers, strict=True):
             text = answer[: answer.index(eos)] if eos in answer else answer
-            matched[i] = text == samples[i].answers[0]
-    return matched
+            is_match[i] = text == samples[i].answers[0]
+    return is_match

@@ -1,7 +1,7 @@
-"""Names, cities and animals that are one token each in the factbook tokenizer.
+"""Each of these names, cities and animals is one token in the factbook tokenizer.
 
-All are single ASCII words, so that an entity is one pre-token. Names and cities are capitalised, animals are
-lower case. No word stands in two lists.
+Each is a single ASCII word, so that an entity is one pre-token. Names and cities are capitalised, animals are in
+lower case. No word is in two lists.
 """
 
 _NAMES = """

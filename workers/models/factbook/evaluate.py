@@ -1,9 +1,9 @@
-"""Exact match on held-out questions by model, reuse depth, question kind, names and sheet size.
+"""Measures exact match on held-out questions by model, reuse depth, question kind, names and sheet size.
 
     python -m workers.models.factbook.evaluate CHECKPOINT [CHECKPOINT ...] [--count 2000] [--json FILE]
 
-Decodes a canvas of 32 in 16 steps. A row's `depth` layers use the prefix computed alone; the deeper ones are
-recomputed every `interval` steps. Depth 0 with interval 1 is no cache; depth = all layers is naive reuse.
+It decodes a canvas of 32 in 16 steps. The first `depth` layers of a row use the prefix computed alone; the deeper ones
+are recomputed every `interval` steps. Depth 0 with interval 1 means no cache, a depth of all layers naive reuse.
 """
 
 import argparse
@@ -31,12 +31,12 @@ _LISTED = frozenset((*NAMES, *CITIES, *ANIMALS))
 _SIZES = ((4, 10), (11, 20), (21, 30), (31, 40))
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    z, p = 1.96, hits / count
-    centre = p + z * z / (2 * count)
-    spread = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+def wilson(num_hits: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927)."""
+    z, p = 1.96, num_hits / total
+    centre = p + z * z / (2 * total)
+    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
 
 
 def _words(sample: Sample) -> str:
@@ -55,11 +55,11 @@ _GROUPINGS: dict[str, Callable[[Sample], str]] = {
 
 
 def score_row(model: str, reuse: Reuse, samples: Sequence[Sample], matches: Sequence[bool]) -> dict[str, Any]:
-    """One row of the results: the exact match as a whole and by group, each with its number of questions."""
-    hits = sum(matches)
-    low, high = wilson(hits, len(matches))
+    """Return one row of the results: exact match over all and by group, each with its number of questions."""
+    num_hits = sum(matches)
+    low, high = wilson(num_hits, len(matches))
     row: dict[str, Any] = {"model": model, "depth": reuse.depth, "interval": reuse.interval, "questions": len(matches)}
-    row |= {"exact_match": hits / len(matches), "ci95": [round(low, 4), round(high, 4)]}
+    row |= {"exact_match": num_hits / len(matches), "ci95": [round(low, 4), round(high, 4)]}
     for name, group_of in _GROUPINGS.items():
         groups: dict[str, list[bool]] = defaultdict(list)
         for sample, match in zip(samples, matches, strict=True):
@@ -68,10 +68,10 @@ def score_row(model: str, reuse: Reuse, samples: Sequence[Sample], matches: Sequ
     return row
 
 
-def evaluate(directory: Path, count: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Rows for one checkpoint: no cache, every depth up to half the layers, and naive reuse."""
+def evaluate(directory: Path, num_questions: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Return one checkpoint's rows: no cache, every depth up to half the layers, and naive reuse."""
     model, tokenizer = load_checkpoint(directory, device, dtype)
-    samples = list(evaluation_samples(tokenizer, count))
+    samples = list(evaluation_samples(tokenizer, num_questions))
     layers = model.config.num_layers
     reuses = [
         Reuse(),
@@ -84,12 +84,13 @@ def evaluate(directory: Path, count: int, device: str, dtype: torch.dtype) -> li
         config = model.config
         matches = exact_matches(model, samples, config.mask_token_id, config.eos_token_id, reuse)
         rows.append(score_row(directory.name, reuse, samples, matches))
-        log.info("%s depth %d interval %d: %.4f", directory.name, reuse.depth, reuse.interval, rows[-1]["exact_match"])
+        score = rows[-1]["exact_match"]
+        log.info("%s at depth %d and interval %d: exact match %.4f", directory.name, reuse.depth, reuse.interval, score)
     return rows
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bounds that were asked of each model that the rows hold."""
+    """Return the bars of each model that the rows hold."""
     out: list[dict[str, Any]] = []
 
     def add(name: str, value: float, op: str, bound: float) -> None:
@@ -117,14 +118,14 @@ def _commit() -> str:
 
 
 def main() -> None:
-    """Prints one line a row; writes the JSON file if asked."""
+    """Evaluate the checkpoints, log one line a row, and write the JSON file where one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--commit", default=_commit(), help="the commit to name, where there is no git")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="checkpoint directories")
+    parser.add_argument("--count", type=int, default=2000, help="number of questions")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="type of the weights")
+    parser.add_argument("--commit", default=_commit(), help="commit to record, where git is not available")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dtype: torch.dtype = getattr(torch, args.dtype)

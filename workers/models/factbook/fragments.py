@@ -1,4 +1,4 @@
-"""Text as fragments: strings cut at the tokenizer's word borders, so that ids need no tokenizer run.
+"""Fragments are strings cut at the tokenizer's word borders, so that token ids come without a tokenizer run.
 
 A word's fragment carries its leading space (`" Mira"`). At the start of a text or a line the space is only
 implied: `join` drops it there, exactly as the tokenizer's decoder does.
@@ -17,23 +17,23 @@ _MAX_CACHED = 200_000
 
 
 def join(fragments: Sequence[str]) -> str:
-    """The text that the fragments stand for."""
+    """Return the text that the fragments stand for."""
     return re.sub(r"\n ", "\n", "".join(fragments)).removeprefix(" ")
 
 
 class Template:
-    """A sentence with slots, such as `"{N} is {A}."`; a slot after a space takes the spaced form of its value."""
+    """A template is a sentence with slots, as `"{N} is {A}."`; a slot after a space takes its value's spaced form."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._parts = [part for part in _SLOT.split(" " + text) if part]
 
     def fill(self, **values: str | Sequence[str]) -> Fragments:
-        """Fragments of the sentence; a value is a word without its space, or fragments that carry theirs."""
+        """Return the sentence's fragments; a value is a word without its space, or fragments that carry theirs."""
         return self.fill_from(values)
 
     def fill_from(self, values: Mapping[str, str | Sequence[str]]) -> Fragments:
-        """As `fill`, with the values in a mapping."""
+        """Fill the slots as `fill` does, with the values in a mapping."""
         out: Fragments = []
         for part in self._parts:
             if part[-1] != "}":
@@ -49,23 +49,23 @@ class Template:
 
 
 class FragmentEncoder:
-    """Fragments to token ids; equal to encoding the joined text with the tokenizer, and much faster."""
+    """Encodes fragments to the token ids of the joined text, much faster than the tokenizer does."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def encode(self, fragments: Sequence[str]) -> list[int]:
-        """Token ids of `join(fragments)`."""
+        """Return the token ids of `join(fragments)`."""
         ids: list[int] = []
         for fragment in fragments:
-            known = self._cache.get(fragment)
-            if known is None:
-                known = self._remember(fragment)
-            ids.extend(known)
+            cached = self._cache.get(fragment)
+            if cached is None:
+                cached = self._encode_fragment(fragment)
+            ids.extend(cached)
         return ids
 
-    def _remember(self, fragment: str) -> tuple[int, ...]:
+    def _encode_fragment(self, fragment: str) -> tuple[int, ...]:
         if len(self._cache) >= _MAX_CACHED:
             self._cache.clear()
         ids: list[int] = []

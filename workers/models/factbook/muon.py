@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for the matrices of a small transformer, batched over matrices of one shape."""
+"""Muon (Jordan et al. 2024) trains the matrices of a small transformer, in batches of one shape."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approximately U V^T of each matrix's singular value decomposition; [n, rows, columns], in bfloat16.
+    """Return about U V^T of each matrix's singular value decomposition; [n, rows, columns], in bfloat16.
 
-    Quintic Newton-Schulz iteration with the coefficients of the Muon paper.
+    This is the quintic Newton-Schulz iteration with the coefficients of the Muon paper.
     """
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
@@ -27,7 +27,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Momentum, orthogonalised; the update's root mean square is 0.2 (Liu et al. 2025, sec. 2.2)."""
+    """Orthogonalises momentum; an update's root mean square is 0.2 (Liu et al. 2025, sec. 2.2)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.05) -> None:
         groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -39,7 +39,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update from the parameters' gradients."""
+        """Update the parameters once from their gradients."""
         for group, buffer in zip(self._groups, self._buffers, strict=True):
             gradient = torch.stack([p.grad for p in group if p.grad is not None])
             buffer.lerp_(gradient, 1 - self._momentum)
@@ -50,10 +50,10 @@ class Muon:
             torch._foreach_add_(values, list((update.float() * (-lr * scale)).unbind()))
 
     def state(self) -> list[Tensor]:
-        """A copy of the momentum."""
+        """Return a copy of the momentum."""
         return [buffer.clone() for buffer in self._buffers]
 
     def restore(self, state: list[Tensor]) -> None:
-        """Back to a copy that `state` gave."""
+        """Restore the momentum from a copy that `state` returned."""
         for buffer, saved in zip(self._buffers, state, strict=True):
             buffer.copy_(saved)

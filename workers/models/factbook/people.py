@@ -1,4 +1,4 @@
-"""People and their facts, drawn from a seed; made-up words; the split into training and evaluation."""
+"""People, their facts and made-up words come from a seed, on one side of the split into training and evaluation."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,10 +12,10 @@ MAX_AGE = 99
 MIN_PEOPLE = 4
 MAX_PEOPLE = 40
 MAX_SHARING = 5  # people who may share one city or one animal
-MADE_UP_SHARE = 0.12
+MADE_UP_FRACTION = 0.12
 
-_EVALUATION_SHEETS = 8  # one sheet in so many
-_EVALUATION_WORDS = 4  # one made-up word in so many
+_EVALUATION_SHEETS = 8  # one sheet in eight is for evaluation
+_EVALUATION_WORDS = 4  # one made-up word in four is for evaluation
 _ONSETS = (
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl st t th tr v w x y z".split()
 )
@@ -26,7 +26,7 @@ _LISTED = frozenset(word.lower() for word in (*NAMES, *CITIES, *ANIMALS))
 
 
 class Split(Enum):
-    """Which side of the hash split a sheet or a made-up word must lie on."""
+    """A split is the side of the hash on which a sheet or a made-up word lies."""
 
     TRAIN = "train"
     EVALUATION = "evaluation"
@@ -34,7 +34,7 @@ class Split(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """One person; a fact that the sheet does not give is None. Age in years."""
+    """A person has an age in years, a city and an animal; a fact that the sheet does not give is None."""
 
     name: str
     age: int | None = None
@@ -48,18 +48,18 @@ def _bucket(text: str, num_buckets: int) -> int:
 
 
 def sheet_split(people: tuple[Person, ...]) -> Split:
-    """The side on which a sheet lies: a function of its facts alone, whatever their order and wording."""
+    """Return the side on which a sheet lies, which depends on its facts and not on their order and wording."""
     facts = sorted((p.name, p.age or 0, p.city or "", p.animal or "") for p in people)
     return Split.EVALUATION if _bucket(repr(facts), _EVALUATION_SHEETS) == 0 else Split.TRAIN
 
 
 def word_split(word: str) -> Split:
-    """The side on which a made-up word lies, whatever its case."""
+    """Return the side on which a made-up word lies, whatever its case."""
     return Split.EVALUATION if _bucket(word.lower(), _EVALUATION_WORDS) == 0 else Split.TRAIN
 
 
 def made_up_word(rng: Random, split: Split) -> str:
-    """A lower-case word of 3 to 9 letters that no list holds, from the given side of the split."""
+    """Draw a lower-case word of 3 to 9 letters that no list holds, from the given side of the split."""
     while True:
         if rng.random() < 0.15:
             word = "".join(rng.choices(_LETTERS, k=rng.randint(3, 6)))
@@ -71,12 +71,12 @@ def made_up_word(rng: Random, split: Split) -> str:
             return word
 
 
-def _distinct(rng: Random, count: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
-    """`count` distinct words, most from the list, the others made up."""
-    chosen = rng.sample(listed, count)
+def _draw_distinct(rng: Random, num_words: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
+    """Draw distinct words, most from the list, the others made up."""
+    chosen = rng.sample(listed, num_words)
     seen = set(chosen)
-    for i in range(count):
-        if rng.random() < MADE_UP_SHARE:
+    for i in range(num_words):
+        if rng.random() < MADE_UP_FRACTION:
             word = make()
             if word not in seen:
                 chosen[i] = word
@@ -84,22 +84,22 @@ def _distinct(rng: Random, count: int, listed: tuple[str, ...], make: Callable[[
     return chosen
 
 
-def _shared(rng: Random, count: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
-    """`count` words of which each is held by 1 to MAX_SHARING people."""
+def _draw_shared(rng: Random, num_people: int, listed: tuple[str, ...], make: Callable[[], str]) -> list[str]:
+    """Draw a word for each person; up to MAX_SHARING people share one."""
     weights = rng.choice(((10, 2, 1, 0, 0), (5, 3, 2, 1, 1), (2, 3, 3, 2, 1)))
     sizes: list[int] = []
-    while sum(sizes) < count:
+    while sum(sizes) < num_people:
         sizes.append(rng.choices(range(1, MAX_SHARING + 1), weights)[0])
-    words = _distinct(rng, len(sizes), listed, make)
-    spread = [word for word, size in zip(words, sizes, strict=True) for _ in range(size)][:count]
+    words = _draw_distinct(rng, len(sizes), listed, make)
+    spread = [word for word, size in zip(words, sizes, strict=True) for _ in range(size)][:num_people]
     rng.shuffle(spread)
     return spread
 
 
-def _draw(rng: Random, count: int, split: Split) -> tuple[Person, ...]:
-    names = _distinct(rng, count, NAMES, lambda: made_up_word(rng, split).capitalize())
-    cities = _shared(rng, count, CITIES, lambda: made_up_word(rng, split).capitalize())
-    animals = _shared(rng, count, ANIMALS, lambda: made_up_word(rng, split))
+def _draw(rng: Random, num_people: int, split: Split) -> tuple[Person, ...]:
+    names = _draw_distinct(rng, num_people, NAMES, lambda: made_up_word(rng, split).capitalize())
+    cities = _draw_shared(rng, num_people, CITIES, lambda: made_up_word(rng, split).capitalize())
+    animals = _draw_shared(rng, num_people, ANIMALS, lambda: made_up_word(rng, split))
     missing = rng.choice((0.0, 0.0, 0.1, 0.3))
     people = []
     for name, city, animal in zip(names, cities, animals, strict=True):
@@ -111,9 +111,9 @@ def _draw(rng: Random, count: int, split: Split) -> tuple[Person, ...]:
     return tuple(people)
 
 
-def draw_people(rng: Random, count: int, split: Split) -> tuple[Person, ...]:
-    """`count` people whose sheet lies on the given side of the split."""
+def draw_people(rng: Random, num_people: int, split: Split) -> tuple[Person, ...]:
+    """Draw people whose sheet lies on the given side of the split."""
     while True:
-        people = _draw(rng, count, split)
+        people = _draw(rng, num_people, split)
         if sheet_split(people) is split:
             return people

@@ -1,4 +1,4 @@
-"""Questions of every kind about a sheet, in many phrasings, each with its one right answer."""
+"""Questions of every kind ask about a sheet in many phrasings, each with its one right answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from workers.models.factbook.sheets import with_article
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its answer; `words` are the names, cities and animals that either holds."""
+    """A question comes with its answer; `words` are the names, cities and animals in both."""
 
     kind: str
     text: Fragments
@@ -21,7 +21,7 @@ class Question:
     words: tuple[str, ...]
 
 
-# How often each kind is asked: what is learned late is asked more.
+# How often each kind is asked: the kinds that a model learns late come more often.
 KIND_WEIGHTS: dict[str, float] = {
     "age": 6,
     "city": 6,
@@ -35,8 +35,8 @@ KIND_WEIGHTS: dict[str, float] = {
     "count": 11,
     "list": 10,
 }
-_UNANSWERABLE_SHARE = 0.1
-_OFF_TOPIC_SHARE = 0.015
+_UNANSWERABLE_FRACTION = 0.1
+_OFF_TOPIC_FRACTION = 0.015
 
 _TEXTS: dict[str, tuple[str, ...]] = {
     "age": (
@@ -98,7 +98,7 @@ _TEMPLATES = {kind: tuple(Template(text) for text in texts) for kind, texts in _
 
 
 class QuestionWriter:
-    """Asks about one sheet. `people` stand in the order in which the sheet first names them."""
+    """Writes questions about one sheet. `people` are in the order in which the sheet first names them."""
 
     def __init__(self, rng: Random, people: Sequence[Person], split: Split) -> None:
         self._rng = rng
@@ -111,20 +111,20 @@ class QuestionWriter:
         self._animals = [p.animal for p in people if p.animal is not None]
 
     def ask(self) -> Question:
-        """A question of a kind drawn by weight; about one in eight has no answer on the sheet."""
+        """Write a question of a kind drawn by weight; about one in eight has no answer on the sheet."""
         draw = self._rng.random()
-        if draw < _OFF_TOPIC_SHARE:
+        if draw < _OFF_TOPIC_FRACTION:
             return self._off_topic()
         kind = self._rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
-        return self.ask_kind(kind, unanswerable=draw < _OFF_TOPIC_SHARE + _UNANSWERABLE_SHARE)
+        return self.ask_kind(kind, unanswerable=draw < _OFF_TOPIC_FRACTION + _UNANSWERABLE_FRACTION)
 
     def ask_kind(self, kind: str, *, unanswerable: bool = False) -> Question:
-        """A question of one kind; `unanswerable` asks about someone or something that the sheet doesn't hold."""
+        """Write a question of one kind; an `unanswerable` one is about something that is not on the sheet."""
         match kind:
             case "age" | "city" | "animal":
                 question = self._about_person(kind, unanswerable)
             case "who_age":
-                question = self._who_age(unanswerable)
+                question = self._about_age(unanswerable)
             case "who_city" | "who_animal" | "count" | "list":
                 question = self._about_value(kind, unanswerable)
             case "comparison" | "sum":
@@ -147,7 +147,7 @@ class QuestionWriter:
             text[0] = text[0][:2].lower() + text[0][2:]
         return text
 
-    def _absent(self, listed: tuple[str, ...], present: Sequence[str], *, capital: bool) -> str:
+    def _draw_absent(self, listed: tuple[str, ...], present: Sequence[str], *, capital: bool) -> str:
         while True:
             if self._rng.random() < 0.12:
                 word = made_up_word(self._rng, self._split)
@@ -158,24 +158,24 @@ class QuestionWriter:
                 return word
 
     def _about_person(self, kind: str, unanswerable: bool) -> Question:
-        name = self._absent(NAMES, self._names, capital=True) if unanswerable else self._rng.choice(self._names)
+        name = self._draw_absent(NAMES, self._names, capital=True) if unanswerable else self._rng.choice(self._names)
         answer = {"age": answers.age_of, "city": answers.city_of, "animal": answers.animal_of}[kind]
         person = next((p for p in self._people if p.name == name), Person(name))
         words = {"age": (name,), "city": (name, person.city or ""), "animal": (name, person.animal or "")}[kind]
         return Question(kind, self._phrase(kind, N=name), answer(self._people, name), words)
 
-    def _who_age(self, unanswerable: bool) -> Question:
+    def _about_age(self, unanswerable: bool) -> Question:
         usable = [age for age in self._ages if self._ages.count(age) <= MAX_SHARING]
         age = self._rng.choice(usable) if usable and not unanswerable else self._rng.randint(1, MAX_AGE)
         words = tuple(p.name for p in self._people if p.age == age)
-        return Question("who_age", self._phrase("who_age", A=str(age)), answers.who_is_aged(self._people, age), words)
+        return Question("who_age", self._phrase("who_age", A=str(age)), answers.people_aged(self._people, age), words)
 
     def _about_value(self, kind: str, unanswerable: bool) -> Question:
-        """Reverse look-ups, counts and lists: of a city or of an animal."""
+        """Write a reverse look-up, a count or a list for a city or an animal."""
         of_city = kind == "who_city" or (kind != "who_animal" and self._rng.random() < 0.5)
         present = self._cities if of_city else self._animals
         if unanswerable or not present:
-            word = self._absent(CITIES if of_city else ANIMALS, present, capital=of_city)
+            word = self._draw_absent(CITIES if of_city else ANIMALS, present, capital=of_city)
         else:
             word = self._rng.choice(present)
         key = kind if kind.startswith("who") else f"{kind}_{'city' if of_city else 'animal'}"
@@ -183,7 +183,7 @@ class QuestionWriter:
         if kind == "count":
             answer = answers.count_in(self._people, word) if of_city else answers.count_with(self._people, word)
             return Question(kind, text, answer, (word,))
-        answer = answers.who_lives_in(self._people, word) if of_city else answers.who_has(self._people, word)
+        answer = answers.residents_of(self._people, word) if of_city else answers.owners_of(self._people, word)
         names = [p.name for p in self._people if word == (p.city if of_city else p.animal)]
         return Question(kind, text, answer, (word, *names))
 
@@ -191,7 +191,7 @@ class QuestionWriter:
         names = self._aged if len(self._aged) > 1 and self._rng.random() < 0.97 else self._names
         first, second = self._rng.sample(names, 2)
         if unanswerable:
-            stranger = self._absent(NAMES, self._names, capital=True)
+            stranger = self._draw_absent(NAMES, self._names, capital=True)
             first, second = (stranger, second) if self._rng.random() < 0.5 else (first, stranger)
         if kind == "sum":
             text = self._phrase("sum", N=first, M=second)
@@ -213,5 +213,5 @@ class QuestionWriter:
 
 
 def template_texts() -> tuple[str, ...]:
-    """Every phrasing, for the tokenizer's word list."""
+    """Return every phrasing, for the tokenizer's word list."""
     return tuple(text for texts in _TEXTS.values() for text in texts)

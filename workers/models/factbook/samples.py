@@ -1,4 +1,4 @@
-"""Training and evaluation samples: one sheet as a chat prefix, several question/answer branches after it."""
+"""A sample is one sheet as a chat prefix, with several questions and answers behind it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ CANVAS = 32
 MAX_PREFIX = 640
 MAX_SUFFIX = 32
 MAX_SHEET = 600
-_EARLIER_TURNS_SHARE = 0.08
+_EARLIER_TURNS_FRACTION = 0.08
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sheet's chat prefix and its branches; all lists hold token ids.
+    """A sample holds one sheet's chat prefix and its branches as token ids.
 
-    A suffix is the last user turn with the assistant's header; an answer is what the canvas holds before EOS.
+    A suffix is the last user turn with the assistant's header; an answer is the part of the canvas before EOS.
     """
 
     prefix: list[int]
@@ -45,11 +45,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation, as a prompt that ends with the assistant's header; all lists hold token ids."""
+    """A turn of a conversation is a prompt that ends with the assistant's header."""
 
     token_ids: list[int]
     boundaries: list[int]
-    """Lengths of the prompt before each of its user turns: before the first, the sheet alone."""
+    """Lengths of the prompt before each of its user turns; the first is that of the sheet alone."""
     answer: list[int]
 
 
@@ -70,11 +70,11 @@ class SampleWriter:
         }
 
     def draw(self, num_branches: int, max_people: int = MAX_PEOPLE, *, earlier_turns: bool = True) -> Sample:
-        """A sheet of MIN_PEOPLE to `max_people` people that fits, with `num_branches` questions."""
+        """Draw a sheet of MIN_PEOPLE to `max_people` people that fits, with `num_branches` questions about it."""
         people, sheet, prefix = self._draw_sheet(max_people)
         writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
-        if earlier_turns and self._rng.random() < _EARLIER_TURNS_SHARE:
-            prefix += self._turns(writer, self._rng.randint(1, 3), MAX_PREFIX - len(prefix))
+        if earlier_turns and self._rng.random() < _EARLIER_TURNS_FRACTION:
+            prefix += self._draw_turns(writer, self._rng.randint(1, 3), MAX_PREFIX - len(prefix))
         questions: list[Question] = []
         suffixes: list[list[int]] = []
         answers: list[list[int]] = []
@@ -89,19 +89,19 @@ class SampleWriter:
         return Sample(prefix, suffixes, answers, questions, len(people), sheet)
 
     def draw_conversation(self, num_turns: int, max_people: int = MAX_PEOPLE) -> list[Turn]:
-        """Draw a sheet and `num_turns` questions about it; each turn stands behind the right answers before it."""
+        """Draw a sheet and `num_turns` questions about it; each follows the earlier ones and their right answers."""
         people, sheet, token_ids = self._draw_sheet(max_people)
         writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
         turns: list[Turn] = []
         boundaries: list[int] = []
         while len(turns) < num_turns:
             question = writer.ask()
-            asked = self.turn("user", self._encoder.encode(question.text))
+            user_turn = self.turn("user", self._encoder.encode(question.text))
             answer = self._encoder.encode(question.answer)
             if len(answer) < CANVAS:
                 boundaries.append(len(token_ids))
-                turns.append(Turn(token_ids + asked + self._headers["assistant"], list(boundaries), answer))
-                token_ids = token_ids + asked + self.turn("assistant", answer)
+                turns.append(Turn(token_ids + user_turn + self._headers["assistant"], list(boundaries), answer))
+                token_ids = token_ids + user_turn + self.turn("assistant", answer)
         return turns
 
     def _draw_sheet(self, max_people: int) -> tuple[Sequence[Person], Fragments, list[int]]:
@@ -114,30 +114,32 @@ class SampleWriter:
                 return people, sheet, self._bos + self.turn("system", sheet_ids)
 
     def turn(self, role: str, ids: list[int]) -> list[int]:
-        """One turn as the chat template writes it."""
+        """Return the token ids of one turn, as the chat template writes it."""
         return self._headers[role] + ids + self._end
 
-    def _turns(self, writer: QuestionWriter, count: int, room: int) -> list[int]:
+    def _draw_turns(self, writer: QuestionWriter, num_turns: int, room: int) -> list[int]:
         ids: list[int] = []
-        for _ in range(count):
+        for _ in range(num_turns):
             question = writer.ask()
-            asked = self.turn("user", self._encoder.encode(question.text))
-            answered = self.turn("assistant", self._encoder.encode(question.answer))
-            if len(ids) + len(asked) + len(answered) > room:
+            user_turn = self.turn("user", self._encoder.encode(question.text))
+            assistant_turn = self.turn("assistant", self._encoder.encode(question.answer))
+            if len(ids) + len(user_turn) + len(assistant_turn) > room:
                 break
-            ids += asked + answered
+            ids += user_turn + assistant_turn
         return ids
 
 
-def evaluation_samples(tokenizer: Tokenizer, count: int, seed: int = 0) -> Iterator[Sample]:
-    """`count` held-out sheets with one question each: the benchmark that the model card reports."""
+def evaluation_samples(tokenizer: Tokenizer, num_samples: int, seed: int = 0) -> Iterator[Sample]:
+    """Draw held-out sheets with one question each: the benchmark that the model card reports."""
     writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
-    for _ in range(count):
+    for _ in range(num_samples):
         yield writer.draw(1, earlier_turns=False)
 
 
-def evaluation_conversations(tokenizer: Tokenizer, count: int, num_turns: int, seed: int = 0) -> Iterator[list[Turn]]:
-    """Draw `count` conversations of `num_turns` turns about held-out sheets."""
+def evaluation_conversations(
+    tokenizer: Tokenizer, num_conversations: int, num_turns: int, seed: int = 0
+) -> Iterator[list[Turn]]:
+    """Draw conversations of `num_turns` turns about held-out sheets."""
     writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
-    for _ in range(count):
+    for _ in range(num_conversations):
         yield writer.draw_conversation(num_turns)

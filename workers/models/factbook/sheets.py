@@ -1,4 +1,4 @@
-"""Fact sheets in words: many phrasings, facts of a person in one sentence or several, sentences in any order."""
+"""A fact sheet gives a person's facts in one sentence or several, in many phrasings and in any order."""
 
 from collections.abc import Sequence
 from random import Random
@@ -61,7 +61,7 @@ _INTRO_FRAGMENTS = tuple(Template(text).fill() for text in _INTROS)
 
 
 def with_article(animal: str) -> Fragments:
-    """The animal after its article, a fox or an owl, as fragments."""
+    """Return the fragments of the animal after its article, such as a fox or an owl."""
     return [" an" if animal[0] in "aeiou" else " a", " " + animal]
 
 
@@ -83,7 +83,7 @@ def _one_sentence(rng: Random, person: Person) -> Fragments:
 
 
 def _split_sentences(rng: Random, person: Person) -> list[Fragments]:
-    """The person's facts over two or three sentences, each of which names the person."""
+    """Spread the person's facts over several sentences, each of which names the person."""
     values = _values(person)
     facts = [i for i, fact in enumerate((person.age, person.city, person.animal)) if fact is not None]
     rng.shuffle(facts)
@@ -93,7 +93,7 @@ def _split_sentences(rng: Random, person: Person) -> list[Fragments]:
 
 
 def _with_pronoun(rng: Random, person: Person) -> list[Fragments]:
-    """One sentence that names the person, then one a fact that says He or She."""
+    """Write one sentence that names the person, then one for each other fact that says He or She."""
     values = _values(person)
     values["P"] = rng.choice(("He", "She"))
     facts = [i for i, fact in enumerate((person.age, person.city, person.animal)) if fact is not None]
@@ -107,23 +107,23 @@ def _with_pronoun(rng: Random, person: Person) -> list[Fragments]:
 
 
 def write_sheet(rng: Random, people: Sequence[Person]) -> Fragments:
-    """The sheet's text; people in the given order by their first mention, unless split sentences are shuffled.
+    """Write the sheet's text about the people in the given order, unless it shuffles split sentences.
 
-    Use `mention_order` for the order in which the text first names them.
+    `mention_order` returns the order in which the text first names them.
     """
     separator = rng.choice(("", "", "\n"))
     table = rng.random() < 0.08
-    split_share = rng.choice((0.0, 0.0, 0.15, 0.5))
+    split_fraction = rng.choice((0.0, 0.0, 0.15, 0.5))
     sentences: list[Fragments] = []
     for person in people:
         full = None not in (person.age, person.city, person.animal)
         if table and full:
             sentences.append(rng.choice(_LINES).fill_from(_values(person)))
-        elif rng.random() < split_share:
+        elif rng.random() < split_fraction:
             sentences.extend((_split_sentences if rng.random() < 0.6 else _with_pronoun)(rng, person))
         else:
             sentences.append(_one_sentence(rng, person))
-    if split_share and rng.random() < 0.4:
+    if split_fraction and rng.random() < 0.4:
         rng.shuffle(sentences)
     if rng.random() < 0.15:
         sentences.insert(0, rng.choice(_INTRO_FRAGMENTS))
@@ -140,13 +140,13 @@ def write_sheet(rng: Random, people: Sequence[Person]) -> Fragments:
 
 
 def mention_order(sheet: Sequence[str], people: Sequence[Person]) -> tuple[Person, ...]:
-    """The people in the order in which the sheet first names them."""
+    """Return the people in the order in which the sheet first names them."""
     by_fragment = {" " + person.name: person for person in people}
     seen = {fragment: None for fragment in sheet if fragment in by_fragment}
     return tuple(by_fragment[fragment] for fragment in seen)
 
 
 def template_texts() -> tuple[str, ...]:
-    """Every phrasing, for the tokenizer's word list."""
+    """Return every phrasing, for the tokenizer's word list."""
     groups = (_INTROS, _ALL, _LINE, _AGE_CITY, _AGE_ANIMAL, _CITY_ANIMAL, _AGE, _CITY, _ANIMAL)
     return (*(text for group in groups for text in group), "He She {P}")

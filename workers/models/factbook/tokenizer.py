@@ -1,7 +1,7 @@
-"""Builds the factbook tokenizer: whole words with their leading space, sub-words for the rest, bytes at last.
+"""Builds the factbook tokenizer: whole words with their leading space, sub-words for other words, then bytes.
 
-Decoding is the exact inverse of encoding: a space is put in front of a text's and a line's first word, so that a
-word has one token wherever it stands, and the decoder takes it away again.
+Decoding is the exact inverse of encoding. The encoder puts a space in front of a text's and a line's first word, so
+that a word has one token at any position, and the decoder removes that space.
 
     python -m workers.models.factbook.tokenizer DIR
 """
@@ -50,7 +50,7 @@ def _template_words() -> Iterable[str]:
 
 
 def _words() -> list[str]:
-    """Every pre-token that is one token, the most frequent kinds first, without repeats."""
+    """Return every pre-token that is one token, the most frequent kinds first, without repeats."""
     spaced = (*EXTRA_WORDS, *NAMES, *CITIES, *ANIMALS, *map(str, range(_MAX_SPACED_NUMBER + 1)))
     words = [*_template_words(), *(" " + word for word in spaced), *map(str, range(_MAX_BARE_NUMBER + 1))]
     words += ["'s", " (", ")", ",", ".", ":", "?", "!", ";", " -", " '", ' "']
@@ -58,15 +58,15 @@ def _words() -> list[str]:
 
 
 def _learn_merges(words: Counter[str], num_merges: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding (Sennrich et al. 2016, algorithm 1); ties go to the alphabetically first pair."""
+    """Learn merges by byte-pair encoding (Sennrich et al. 2016, algorithm 1); the first pair by alphabet wins a tie."""
     pieces = {word: list(word) for word in words}
     pairs: Counter[tuple[str, str]] = Counter()
-    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    words_with: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def count(word: str, sign: int) -> None:
         for pair in pairwise(pieces[word]):
             pairs[pair] += sign * words[word]
-            holders[pair].add(word)
+            words_with[pair].add(word)
 
     for word in words:
         count(word, 1)
@@ -74,14 +74,14 @@ def _learn_merges(words: Counter[str], num_merges: int) -> list[tuple[str, str]]
     for _ in range(num_merges):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        for word in holders[best]:
+        for word in words_with[best]:
             count(word, -1)
-            pieces[word] = _merged(pieces[word], best)
+            pieces[word] = _merge(pieces[word], best)
             count(word, 1)
     return merges
 
 
-def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     out: list[str] = []
     for piece in pieces:
         if out and (out[-1], piece) == pair:
@@ -100,7 +100,7 @@ def _subword_corpus() -> Counter[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """The tokenizer, built from the word lists and phrasings alone; the same at every call."""
+    """Build the tokenizer from the word lists and phrasings alone, the same at every call."""
     merges = _learn_merges(_subword_corpus(), _NUM_MERGES)
     printable = [chr(code) for code in range(32, 127)]
     other_bytes = [f"<0x{byte:02X}>" for byte in range(256) if not 32 <= byte < 127]
@@ -120,7 +120,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that every factbook tokenizer holds."""
+    """Return the id of a token that every factbook tokenizer holds."""
     index = tokenizer.token_to_id(token)
     if index is None:
         raise ValueError(f"the tokenizer has no token {token!r}")
@@ -128,7 +128,7 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """tokenizer_config.json: what `transformers.AutoTokenizer` needs beside tokenizer.json."""
+    """Return the content of tokenizer_config.json, which `transformers.AutoTokenizer` needs beside tokenizer.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 2048,
@@ -143,7 +143,7 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def save_tokenizer(directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save(str(directory / "tokenizer.json"), pretty=False)
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")

@@ -2,8 +2,9 @@
 
     python -m workers.models.factbook.train OUT [--minutes 26]
 
-Phases (a share of the time each): `trunk` at a constant rate while sheets grow; `plain` cools the trunk down on single
-questions, so that prefix rows see just one; `isolation` goes on from the trunk with prefix isolation and cools down.
+Each phase takes a fraction of the time. `trunk` trains at a constant rate while sheets grow. `plain` cools the trunk
+down, with single questions in half of its batches, so that prefix rows see just one. `isolation` continues from the
+trunk with prefix isolation and cools down as well.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from workers.models.base import Layer
-from workers.models.factbook.branches import BRANCH, Packed, TiledMask, layout
+from workers.models.factbook.branches import BRANCH, PackedBatch, TiledMask, layout
 from workers.models.factbook.checkpoint import load_checkpoint, new_model, save_checkpoint
 from workers.models.factbook.decode import Reuse, exact_matches
 from workers.models.factbook.feed import Feed
@@ -37,28 +38,29 @@ log = logging.getLogger("factbook.train")
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: its share of the time, its isolation and its learning rate."""
+    """A phase of training sets the time, the isolation and the learning rate."""
 
     name: str
-    share: float
+    time_fraction: float
     isolated: bool
-    single_share: float
+    single_fraction: float
+    """Fraction of batches in which a sheet carries a single question."""
     grows: bool = False
     cool_from: float = 1.0
-    """Part of the phase after which the rate falls linearly to zero."""
+    """Fraction of the phase after which the rate falls linearly to zero."""
     checkpoint: str | None = None
 
 
 PHASES = (
-    Phase("trunk", 0.54, isolated=False, single_share=0.12, grows=True),
-    Phase("plain", 0.16, isolated=False, single_share=0.5, cool_from=0.0, checkpoint="factbook-plain"),
-    Phase("isolation", 0.30, isolated=True, single_share=0.15, cool_from=0.4, checkpoint="factbook"),
+    Phase("trunk", 0.54, isolated=False, single_fraction=0.12, grows=True),
+    Phase("plain", 0.16, isolated=False, single_fraction=0.5, cool_from=0.0, checkpoint="factbook-plain"),
+    Phase("isolation", 0.30, isolated=True, single_fraction=0.15, cool_from=0.4, checkpoint="factbook"),
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run may change; seconds for times."""
+    """A recipe holds the settings of a run."""
 
     minutes: float = 26.0
     tokens: int = 106_496
@@ -66,33 +68,33 @@ class Recipe:
     adam_rate: float = 2e-3
     warmup_steps: int = 200
     growth: float = 0.4
-    """Part of the growing phase over which sheets grow to MAX_PEOPLE, slowly at first."""
-    full_mask_share: float = 0.3
-    suffix_mask_share: float = 0.15
+    """Fraction of the growing phase over which sheets grow to MAX_PEOPLE, slowly at first."""
+    full_mask_fraction: float = 0.3
+    suffix_mask_fraction: float = 0.15
     fill_weight: float = 0.1
-    """Loss weight of EOS after the first."""
+    """Loss weight of each EOS after the first."""
     num_workers: int = 14
     seed: int = 1
 
 
-def corrupt(batch: Packed, canvas: Tensor, recipe: Recipe, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masked ids [B, S], targets and loss weights [B, branches, CANVAS].
+def corrupt(batch: PackedBatch, canvas: Tensor, recipe: Recipe, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return masked ids [B, S], targets and loss weights [B, branches, CANVAS].
 
     A branch is masked wholly, or from a random position on, or at random with a ratio uniform in (0, 1).
     """
     shape, device = (*canvas.shape[:2], BRANCH), canvas.device
-    place = torch.arange(BRANCH, device=device) - batch.suffix_len.unsqueeze(-1)
+    position = torch.arange(BRANCH, device=device) - batch.suffix_len.unsqueeze(-1)
     draw, ratio = torch.rand(2, *shape[:2], 1, device=device)
     masked = torch.rand(shape, device=device) < ratio
-    from_place = draw < recipe.full_mask_share + recipe.suffix_mask_share
-    masked = torch.where(from_place, place >= ratio * CANVAS, masked) | (draw < recipe.full_mask_share)
-    masked = masked & (place >= 0) & (place < batch.canvas_len.unsqueeze(-1))
-    everywhere = F.pad(masked.flatten(1), (batch.prefix_slots, 0))
+    from_position = draw < recipe.full_mask_fraction + recipe.suffix_mask_fraction
+    masked = torch.where(from_position, position >= ratio * CANVAS, masked) | (draw < recipe.full_mask_fraction)
+    masked = masked & (position >= 0) & (position < batch.canvas_len.unsqueeze(-1))
+    masked_slots = F.pad(masked.flatten(1), (batch.prefix_slots, 0))
     targets = batch.ids.gather(1, canvas.flatten(1)).view(canvas.shape)
-    counted = everywhere.gather(1, canvas.flatten(1)).view(canvas.shape)
+    counted = masked_slots.gather(1, canvas.flatten(1)).view(canvas.shape)
     content = torch.arange(CANVAS, device=device) <= batch.answer_len.unsqueeze(-1)
     weights = counted * torch.where(content, 1.0, recipe.fill_weight)
-    return batch.ids.masked_fill(everywhere, mask_id), targets, weights
+    return batch.ids.masked_fill(masked_slots, mask_id), targets, weights
 
 
 def _run_layer(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask) -> Tensor:
@@ -108,7 +110,7 @@ def _head_loss(model: Transformer, x: Tensor, targets: Tensor, weights: Tensor) 
 
 
 class Trainer:
-    """The model with its optimizers, compiled layer by layer at the feed's fixed shapes."""
+    """Trains the model, which it compiles layer by layer at the feed's fixed shapes."""
 
     def __init__(self, model: Transformer, recipe: Recipe, device: str) -> None:
         self.model, self.recipe, self.device = model.to(device), recipe, device
@@ -122,8 +124,8 @@ class Trainer:
         self._corrupt = torch.compile(corrupt, dynamic=False)
         self._masks: dict[tuple[int, ...], tuple[TiledMask, TiledMask]] = {}
 
-    def step(self, batch: Packed, depth: int, rate: float) -> Tensor:
-        """One optimizer step with the prefix isolated in the first `depth` layers; `rate` scales both rates."""
+    def step(self, batch: PackedBatch, depth: int, rate: float) -> Tensor:
+        """Take one step with the prefix isolated in the first `depth` layers; `rate` scales both learning rates."""
         batch = batch.to(self.device)
         positions, owners, canvas = layout(batch)
         plain, isolated = self._tiled_masks(owners, batch.prefix_slots)
@@ -152,17 +154,17 @@ class Trainer:
             plain, isolated = (TiledMask(owners, prefix_slots, isolated=flag) for flag in (False, True))
             self._masks[key] = (plain, isolated)
         for mask in self._masks[key]:
-            mask.show(owners)
+            mask.set_owners(owners)
         return self._masks[key]
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy of weights and optimizer state."""
+        """Return a copy of the weights and the optimizers' state."""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         adam = {p: {k: v.clone() for k, v in s.items()} for p, s in self.adam.state.items()}
         return {"weights": weights, "muon": self.muon.state(), "adam": adam}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Back to a copy that `snapshot` gave."""
+        """Restore weights and optimizers from a copy that `snapshot` returned."""
         self.model.load_state_dict(snapshot["weights"])
         self.muon.restore(snapshot["muon"])
         for parameter, state in snapshot["adam"].items():
@@ -171,7 +173,7 @@ class Trainer:
 
 
 class Run:
-    """One training run: phases, logging, checkpoints."""
+    """Runs the phases of one training, logs its progress and writes its checkpoints."""
 
     def __init__(self, trainer: Trainer, feed: Feed, tokenizer: Tokenizer, out: Path) -> None:
         self.trainer, self.feed, self.tokenizer, self.out = trainer, feed, tokenizer, out
@@ -180,10 +182,10 @@ class Run:
         self._tokens = 0
         self._start = time.monotonic()
 
-    def phase(self, phase: Phase, seconds: float) -> None:
-        """Trains for `seconds`, then writes the phase's checkpoint."""
+    def train(self, phase: Phase, seconds: float) -> None:
+        """Train for `seconds`, then write the phase's checkpoint."""
         start = reported = time.monotonic()
-        self.feed.single_share.value = phase.single_share
+        self.feed.single_fraction.value = phase.single_fraction
         losses: list[Tensor] = []
         while (done := (time.monotonic() - start) / seconds) < 1:
             grown = min(1.0, done / self.trainer.recipe.growth) ** 2 if phase.grows else 1.0
@@ -214,7 +216,7 @@ class Run:
         self._save("latest")
 
     def score(self, reuse: Reuse) -> float:
-        """Exact match on a small held-out set."""
+        """Return the exact match on a small held-out set."""
         config = self.trainer.model.config
         with torch.autocast(self.trainer.device, torch.bfloat16):
             matches = exact_matches(
@@ -227,14 +229,14 @@ class Run:
 
 
 def main() -> None:
-    """Trains from fresh weights, or goes on from a checkpoint with `--init`."""
+    """Train from random weights, or from a checkpoint with `--init`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes)
-    parser.add_argument("--init", type=Path, help="checkpoint directory to start from")
-    parser.add_argument("--phases", nargs="+", default=[phase.name for phase in PHASES])
+    parser.add_argument("out", type=Path, help="directory for checkpoints and the log")
+    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="duration of all phases, in minutes")
+    parser.add_argument("--init", type=Path, help="checkpoint directory to continue from")
+    parser.add_argument("--phases", nargs="+", default=[phase.name for phase in PHASES], help="phases to run")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of data, weights and masks")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
@@ -245,12 +247,12 @@ def main() -> None:
     feed = Feed(tokenizer, recipe.num_workers, recipe.tokens, seed=args.seed * 1000)
     run = Run(Trainer(model, recipe, "cuda"), feed, tokenizer, args.out)
     phases = [phase for phase in PHASES if phase.name in args.phases]
-    total = sum(phase.share for phase in phases)
+    total = sum(phase.time_fraction for phase in phases)
     trunk: dict[str, Any] | None = None
     for phase in phases:
         if phase.name == "isolation" and trunk is not None:
             run.trainer.restore(trunk)
-        run.phase(phase, recipe.minutes * 60 * phase.share / total)
+        run.train(phase, recipe.minutes * 60 * phase.time_fraction / total)
         if phase.name == "trunk":
             trunk = run.trainer.snapshot()
     feed.close()

@@ -1,4 +1,4 @@
-"""Entities, fragments, tokenizer: what a sheet is written with."""
+"""A sheet's language: entities are one token each, and fragments encode as the tokenizer does."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The shipped checkpoints, their chat template, the packing, and the reference decoder."""
+"""The shipped checkpoints answer, their samples equal the chat template, and packed branches stay independent."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -48,9 +48,9 @@ def _prompt_ids(name: str, turns: Sequence[tuple[str, str]], *, generate: bool) 
 def _ask(loaded: tuple[Transformer, Tokenizer, str], question: str, reuse: Reuse) -> str:
     model, tokenizer, name = loaded
     prefix = _prompt_ids(name, [("system", SHEET)], generate=False)
-    whole = _prompt_ids(name, [("system", SHEET), ("user", question)], generate=True)
-    assert whole[: len(prefix)] == prefix
-    sample = Sample(prefix, [whole[len(prefix) :]], [[]], [], 4, [])
+    prompt = _prompt_ids(name, [("system", SHEET), ("user", question)], generate=True)
+    assert prompt[: len(prefix)] == prefix
+    sample = Sample(prefix, [prompt[len(prefix) :]], [[]], [], 4, [])
     answer = decode(model, [sample], model.config.mask_token_id, reuse)[0].tolist()
     return tokenizer.decode(answer, skip_special_tokens=True)
 
@@ -60,8 +60,8 @@ def test_both_checkpoints_are_small_enough() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_shipped_models_answer(loaded: tuple[Transformer, Tokenizer, str]) -> None:
-    asked = {
+def test_shipped_models_answer_right(loaded: tuple[Transformer, Tokenizer, str]) -> None:
+    answers = {
         "Who is older, Mira or Tobin?": "Mira (34) is older than Tobin (29).",
         "Where does Tobin live": "Tobin lives in Bern.",
         "Who lives in Oslo?": "Mira and Anna live in Oslo.",
@@ -70,7 +70,7 @@ def test_shipped_models_answer(loaded: tuple[Transformer, Tokenizer, str]) -> No
     }
     reuses = [Reuse(), Reuse(depth=6, interval=16)] if loaded[2] == "factbook" else [Reuse()]
     for reuse in reuses:
-        assert {question: _ask(loaded, question, reuse) for question in asked} == asked
+        assert {question: _ask(loaded, question, reuse) for question in answers} == answers
 
 
 def test_only_the_plain_model_breaks_under_reuse(loaded: tuple[Transformer, Tokenizer, str]) -> None:
@@ -83,18 +83,18 @@ def test_only_the_plain_model_breaks_under_reuse(loaded: tuple[Transformer, Toke
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_samples_read_as_the_chat_template_writes(loaded: tuple[Transformer, Tokenizer, str]) -> None:
+def test_samples_equal_what_the_chat_template_writes(loaded: tuple[Transformer, Tokenizer, str]) -> None:
     _, tokenizer, name = loaded
     writer = SampleWriter(tokenizer, 0, Split.TRAIN)
     sample = writer.draw(1, earlier_turns=False)
     sheet = tokenizer.decode(sample.prefix, skip_special_tokens=True).removeprefix("system\n\n")
-    asked = tokenizer.decode(sample.suffixes[0], skip_special_tokens=True)
-    question = asked.removeprefix("user\n\n").removesuffix(" assistant\n\n")
+    suffix = tokenizer.decode(sample.suffixes[0], skip_special_tokens=True)
+    question = suffix.removeprefix("user\n\n").removesuffix(" assistant\n\n")
     prefix = _prompt_ids(name, [("system", sheet)], generate=False)
     assert len(prefix) == len(sample.prefix) or sheet.endswith("\n")
     if not sheet.endswith("\n"):
-        whole = _prompt_ids(name, [("system", sheet), ("user", question)], generate=True)
-        assert whole == sample.prefix + sample.suffixes[0]
+        prompt = _prompt_ids(name, [("system", sheet), ("user", question)], generate=True)
+        assert prompt == sample.prefix + sample.suffixes[0]
 
 
 def test_a_packed_branch_computes_what_it_computes_alone(loaded: tuple[Transformer, Tokenizer, str]) -> None:

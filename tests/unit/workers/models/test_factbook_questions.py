@@ -1,4 +1,4 @@
-"""Sheets and questions: the splits never meet, and every answer is right and fits."""
+"""The splits share no sheet and no made-up word, and every answer is right and fits its canvas."""
 
 from pathlib import Path
 from random import Random
@@ -57,8 +57,8 @@ def test_a_sheet_first_names_people_in_mention_order() -> None:
         sheet = write_sheet(rng, people)
         order = mention_order(sheet, people)
         assert set(order) == set(people)
-        places = [sheet.index(" " + person.name) for person in order]
-        assert places == sorted(places)
+        positions = [sheet.index(" " + person.name) for person in order]
+        assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_a_sheet_first_names_people_in_mention_order() -> None:
     [
         (answers.age_of(PEOPLE, "Mira"), "Mira is 34 years old."),
         (answers.age_of(PEOPLE, "Leo"), "The sheet does not say."),
-        (answers.age_of(PEOPLE, "Nobody"), "The sheet does not say."),
+        (answers.age_of(PEOPLE, "Stranger"), "The sheet does not say."),
         (answers.city_of(PEOPLE, "Tobin"), "Tobin lives in Bern."),
         (answers.animal_of(PEOPLE, "Tobin"), "Tobin has an owl."),
-        (answers.who_is_aged(PEOPLE, 29), "Tobin is 29 years old."),
-        (answers.who_is_aged(PEOPLE, 34), "Mira and Anna are 34 years old."),
-        (answers.who_lives_in(PEOPLE, "Oslo"), "Mira, Anna and Leo live in Oslo."),
-        (answers.who_lives_in(PEOPLE, "Rome"), "The sheet does not say."),
-        (answers.who_has(PEOPLE, "owl"), "Tobin and Zorb have an owl."),
+        (answers.people_aged(PEOPLE, 29), "Tobin is 29 years old."),
+        (answers.people_aged(PEOPLE, 34), "Mira and Anna are 34 years old."),
+        (answers.residents_of(PEOPLE, "Oslo"), "Mira, Anna and Leo live in Oslo."),
+        (answers.residents_of(PEOPLE, "Rome"), "The sheet does not say."),
+        (answers.owners_of(PEOPLE, "owl"), "Tobin and Zorb have an owl."),
         (answers.compare(PEOPLE, "Mira", "Tobin", "older"), "Mira (34) is older than Tobin (29)."),
         (answers.compare(PEOPLE, "Mira", "Tobin", "younger"), "Tobin (29) is younger than Mira (34)."),
         (answers.compare(PEOPLE, "Anna", "Mira", "older"), "Anna and Mira are both 34."),
@@ -90,7 +90,7 @@ def test_answers_on_a_small_sheet(answer: Fragments, text: str) -> None:
     assert join(answer) == text
 
 
-def test_every_kind_can_be_asked_and_left_unanswered() -> None:
+def test_every_kind_of_question_can_have_an_answer_or_none() -> None:
     writer = QuestionWriter(Random(2), PEOPLE, Split.TRAIN)
     for kind in KIND_WEIGHTS:
         assert {writer.ask_kind(kind).kind for _ in range(30)} <= {kind, "unanswerable"}
