@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -261,19 +261,9 @@ def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 
 
-def profile_model(
-    model: DiffusionLM,
-    samples: Iterable[ProfileSample],
-    config: ProfileConfig,
-    *,
-    device: torch.device,
-    on_sample: Callable[[], None] = lambda: None,
-) -> Profile:
-    """Measure `samples` and derive the tables; call `on_sample` after each, for a progress bar."""
+def measure(model: DiffusionLM, samples: Iterable[ProfileSample], device: torch.device) -> Iterator[Measurement]:
+    """Measure those of `samples` whose prefix can be reused at all."""
     profiler = Profiler(model, device)
-    measurements = []
     for sample in samples:
         if 0 < sample.prefix <= len(sample.token_ids) - model.config.prediction_shift:
-            measurements.append(profiler.measure(sample))
-        on_sample()
-    return profile(measurements, config)
+            yield profiler.measure(sample)

@@ -46,11 +46,12 @@ def main(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of prompts to measure")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the data generator")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the prompts")] = 1,
 ) -> None:
     """Profile a factbook model on questions about sheets of its training split."""
     directory = model_directory(model)
     sheets = list(fact_sheets(directory, samples, seed))
-    profile_directory(directory, sheets, output or directory, config=CONFIG, console=Console())
+    profile_directory(directory, sheets, output or directory, config=CONFIG, console=Console(), num_processes=jobs)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from workers.bicache.profile import Profile, ProfileConfig, ProfileSample, profile_model
+from workers.bicache.profile import Measurement, Profile, ProfileConfig, ProfileSample, measure, profile
 from workers.bicache.profile.heatmap import heatmap, save_heatmap
 from workers.errors import InvalidRequestError
-from workers.models.loader import load_model
+from workers.models.loader import LoadedModel, load_model
 
 TABLE_FILE, PICTURE_FILE = "depth_table.json", "depth_table.svg"
+CHUNK = 4
+"""Samples that a process measures before it reports."""
+
+Measure = Callable[..., Iterator[list[Measurement]]]
 
 
 def profile_directory(
-    directory: Path, samples: Sequence[ProfileSample], output: Path, *, config: ProfileConfig, console: Console
+    directory: Path,
+    samples: Sequence[ProfileSample],
+    output: Path,
+    *,
+    config: ProfileConfig,
+    console: Console,
+    num_processes: int = 1,
 ) -> Profile:
     """Measure the model in `directory` in float32, on a GPU if there is one, and write both files to `output`.
 
@@ -26,18 +41,43 @@ def profile_directory(
     samples that exceed the model's context.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(directory, device=device, dtype=torch.float32)
+    loaded = load_once(directory, device)
     longest, room = max(len(sample.token_ids) + sample.canvas for sample in samples), loaded.config.context_length
     if longest > room:
         raise InvalidRequestError(
             f"a conversation takes {longest} tokens with its canvas, and the model's context holds {room}: shorten it, "
             "or lower --canvas"
         )
-    with Progress(console=console) as progress:
-        task = progress.add_task(f"{loaded.name} on {device}", total=len(samples))
-        made = profile_model(loaded.model, samples, config, device=device, on_sample=lambda: progress.advance(task))
+    chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+    measurements: list[Measurement] = []
+    with Progress(console=console) as progress, processes(num_processes) as run:
+        task = progress.add_task(f"{loaded.name} on {device}", total=len(chunks))
+        for measured in run(measure_chunk, repeat(directory), repeat(device), chunks):
+            measurements += measured
+            progress.advance(task)
+    made = profile(measurements, config)
     made.save(output / TABLE_FILE)
     save_heatmap(made, output / PICTURE_FILE)
     console.print(heatmap(made))
     console.print(f"reuse depths by ratio: {made.table}; by the published rule: {made.published_table}")
     return made
+
+
+@cache
+def load_once(directory: Path, device: torch.device) -> LoadedModel:
+    """Load the model once in each process."""
+    return load_model(directory, device=device, dtype=torch.float32)
+
+
+def measure_chunk(directory: Path, device: torch.device, samples: Sequence[ProfileSample]) -> list[Measurement]:
+    return list(measure(load_once(directory, device).model, samples, device))
+
+
+@contextmanager
+def processes(count: int) -> Iterator[Measure]:
+    """Yield `map`, or its equivalent over `count` processes of one thread each."""
+    if count == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool.map

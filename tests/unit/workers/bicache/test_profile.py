@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, prompt_of, tiny_model
-from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, profile, profile_model
+from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, measure, profile
 from workers.bicache.profile.heatmap import colour, save_heatmap
+from workers.bicache.profile.report import CHUNK, profile_directory
+from workers.models.bundle import model_directory
 from workers.models.loader import read_depth_table
 
 CPU = torch.device("cpu")
@@ -85,12 +88,27 @@ def test_reused_states_equal_the_references() -> None:
 def test_a_saved_profile_is_read_by_the_loader(tmp_path: Path) -> None:
     loaded = tiny_model(1)
     samples = [ProfileSample(prompt_of(20, seed), prefix, 6) for seed, prefix in enumerate((0, 6, 18))]
-    calls = []
-    made = profile_model(loaded.model, samples, ProfileConfig(), device=CPU, on_sample=lambda: calls.append(1))
-    assert len(calls) == 3
+    made = profile(measure(loaded.model, samples, CPU), ProfileConfig())
     made.save(tmp_path / "depth_table.json")
     assert read_depth_table(tmp_path) == made.table
     assert len(json.loads((tmp_path / "depth_table.json").read_text())["buckets"]) == 2
+
+
+def test_several_processes_measure_what_one_does(tmp_path: Path) -> None:
+    samples = [ProfileSample(tuple(range(2, 30)), 20, 8), ProfileSample(tuple(range(2, 50)), 40, 8)] * CHUNK
+    made = [
+        profile_directory(
+            model_directory("factbook"),
+            samples,
+            tmp_path,
+            config=ProfileConfig(),
+            console=Console(quiet=True),
+            num_processes=num_processes,
+        )
+        for num_processes in (1, 2)
+    ]
+    assert made[0] == made[1]
+    assert sum(bucket.num_samples for bucket in made[0].buckets) == len(samples)
 
 
 def test_the_heat_map_shows_every_layer_and_bucket(tmp_path: Path) -> None:
