@@ -29,6 +29,9 @@ WITHOUT_ROOFLINE = ("bicache", "bicache-dual", "lean+skip-refresh")
 The published code computes logits that the engine doesn't, and with random weights the engine never skips a refresh.
 """
 
+WITHOUT_TABLE = ("none", "dual", "prefix-naive")
+"""Policies whose answers no depth table decides."""
+
 Report = Mapping[str, Any]
 
 
@@ -142,7 +145,10 @@ def fidelity(*reports: Report) -> Chart:
         ("conversations", 32, "turns of chats"),
     )
     best: dict[tuple[str, str, str, int], Row] = {}
+    own = reports[0]["device"]
     for row in (row for report in reports for row in report["rows"] if row["depth"] == "profile"):
+        if "load" not in row and row["policy"] not in WITHOUT_TABLE:
+            continue  # measured by an older depth table
         key = (row["model"], row["policy"], row.get("load", "questions"), row["block"])
         if key not in best or row["questions"] > best[key]["questions"]:
             best[key] = row
@@ -162,7 +168,7 @@ def fidelity(*reports: Report) -> Chart:
         Kind.INTERVALS,
         f"Naive reuse drops the plain model to {naive:.0f} %; lean keeps {lean:.0f} %",
         f"Exact match with 95 % intervals, {counts[0]:,} to {counts[-1]:,} questions, depths by profile and probe, "
-        f"{reports[0]['device']}",
+        f"{own}; dual and naive reuse: {reports[-1]['device']}",
         "policy",
         "exact match, %",
         (panel("factbook"), panel("factbook-plain")),
@@ -267,11 +273,16 @@ def transfer(report: Report) -> Chart:
 
 LLADA, CPU = "engine-llada-8b-h100.json", "engine-factbook-cpu.json"
 SWEEPS = ("fidelity-factbook-depths-h100.json", "fidelity-factbook-plain-depths-h100.json")
+FIDELITY = (
+    "fidelity-factbook-h200.json",
+    "fidelity-factbook-plain-h200.json",
+    "fidelity-factbook-plain-h100.json",  # naive reuse
+)
 SOURCES = (
     Source((LLADA,), speed_by_batch),
     Source((LLADA,), roofline_share),
     Source((LLADA,), speed_by_prefix),
-    Source(("fidelity-factbook-h200.json", "fidelity-factbook-plain-h200.json", *SWEEPS), fidelity),
+    Source((*FIDELITY, *SWEEPS), fidelity),
     Source(SWEEPS, depths),
     Source((CPU,), cpu_speed),
     Source(("cache-service-cpu.json",), commit_latency),
