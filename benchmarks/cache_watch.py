@@ -17,14 +17,15 @@ from multiprocessing.connection import Connection
 
 from benchmarks.report import Row
 from cache_service.client.client import CacheClient
-from cache_service.core.types import CommitId, Edit, Event, ReplicaId
+from cache_service.core.events import Edited
+from cache_service.core.types import Edit, EditId, ReplicaId
 
 WATCHERS = 64
 PROCESSES = 2
 CONTEXT_TOKENS = 1024
 START_S = 60.0
 
-Heard = list[tuple[CommitId, float]]
+Heard = list[tuple[EditId, float]]
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,16 @@ class Latencies:
 
 async def commit_latencies(target: str, client: CacheClient, num_commits: int) -> Latencies:
     """Commit, wait until every watcher has heard of it, and again."""
-    author, sent, heard = ReplicaId("bench"), dict[CommitId, float](), list[float]()
+    author, sent, heard = ReplicaId("bench"), dict[EditId, float](), list[float]()
     async with watchers(target) as all_heard:
         context = await client.create_context("model", "salt", [1] * CONTEXT_TOKENS, author=author)
         version = context.version
         for number in range(num_commits):
-            commit = CommitId(f"commit-{number}")
+            edit_id = EditId(f"commit-{number}")
             edits = [Edit(number % CONTEXT_TOKENS, number % CONTEXT_TOKENS + 1, (number,))]
-            sent[commit] = time.perf_counter()
-            version = await client.commit(context.id, version.epoch, edits, author=author, commit=commit)
-            heard += [at - sent[commit] for commit, at in await all_heard()]
+            sent[edit_id] = time.perf_counter()
+            version = await client.edit_context(context.id, version.epoch, edits, author=author, edit_id=edit_id)
+            heard += [at - sent[edit_id] for edit_id, at in await all_heard()]
         await client.delete_context(context.id, author=author)
     return Latencies(heard)
 
@@ -118,8 +119,8 @@ async def _watch(target: str, count: int, pipe: Connection) -> None:
             if await ready.wait() == 0:
                 pipe.send([])
             async for item in items:
-                if isinstance(item, Event) and item.commit is not None:
-                    heard.append((item.commit.version.commit, time.perf_counter()))
+                if isinstance(item, Edited):
+                    heard.append((item.version.edit_id, time.perf_counter()))
                     if len(heard) == count:
                         pipe.send(heard)
                         heard.clear()

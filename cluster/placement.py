@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from cache_service.core.directory import Directory
-from cache_service.core.types import Event, PrefixKey, ReplicaId, Revision, Snapshot
+from cache_service.core.events import Event
+from cache_service.core.state import State
+from cache_service.core.types import PrefixKey, ReplicaId, Revision, Snapshot
 
 
 class PlacementView:
@@ -15,35 +16,31 @@ class PlacementView:
     """
 
     def __init__(self) -> None:
-        self.revision = Revision(0)
-        self._directory = Directory()
+        self._state = State()
+
+    @property
+    def revision(self) -> Revision:
+        return self._state.revision
 
     def __repr__(self) -> str:
-        return f"<PlacementView at {self.revision}: {self._directory}>"
+        return f"<PlacementView at {self.revision}: {self._state.directory}>"
 
     @property
     def num_placements(self) -> int:
-        return self._directory.num_placements
+        return self._state.directory.num_placements
 
     def holders(self, keys: Iterable[PrefixKey]) -> Mapping[PrefixKey, frozenset[ReplicaId]]:
         """Who holds each of `keys`; a key that nobody holds is absent."""
-        found = self._directory.lookup(tuple(keys))
+        found = self._state.directory.lookup(tuple(keys))
         return {key: frozenset(placement.replica for placement in placements) for key, placements in found.items()}
 
     def not_draining(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
         """Those of `replicas` that take new work; all of them where none does."""
-        return [replica for replica in replicas if not self._directory.is_draining(replica)] or list(replicas)
+        return [replica for replica in replicas if not self._state.directory.is_draining(replica)] or list(replicas)
 
     def apply(self, update: Snapshot | Event) -> None:
         """Take one message of a watch. An event that the view already covers changes nothing."""
         if isinstance(update, Snapshot):
-            self._directory = Directory()
-            for placement in update.placements:
-                self._directory.place(placement)
-            for replica in update.draining:
-                self._directory.mark_draining(replica)
-        elif update.revision <= self.revision:
-            return
-        else:
-            self._directory.apply(update)
-        self.revision = update.revision
+            self._state = State.of(update)
+        elif update.revision > self.revision:
+            self._state.apply(update)

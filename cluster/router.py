@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import persistently
+from cache_service.client.watch import run_forever
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
@@ -63,7 +63,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._collector = RouterCollector(self._view, self._ledger)
         self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
-            following = persistently(partial(self._follow, cache_service))
+            following = run_forever(partial(self._follow, cache_service))
             self._following = asyncio.get_running_loop().create_task(following)
 
     async def _follow(self, target: str) -> None:

@@ -1,1 +1,1 @@
-"""The cache service as its callers see it: calls with deadlines, watches that resume, waits for builds."""
+"""The client of the cache service: calls with deadlines, watches that resume, and waits for builds."""

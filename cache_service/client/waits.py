@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from cache_service.core.types import Build, Event, EventKind, FencingToken, Revision, Snapshot
+from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.types import Build, FencingToken, Revision, Snapshot
 
 
 class BuildWaits:
@@ -22,11 +23,10 @@ class BuildWaits:
                 self._ends[token] = asyncio.Event()
             for token in self._ends.keys() - under_way:
                 self._ends.pop(token).set()
-        elif item.build is not None:
-            if item.kind is EventKind.GRANTED:
-                self._ends.setdefault(item.build.token, asyncio.Event())
-            elif item.build.token in self._ends:
-                self._ends.pop(item.build.token).set()
+        elif isinstance(item, Granted):
+            self._ends.setdefault(item.build.token, asyncio.Event())
+        elif isinstance(item, Built | Released) and item.build.token in self._ends:
+            self._ends.pop(item.build.token).set()
         self._revision = item.revision
 
     async def over(self, build: Build, timeout_s: float) -> bool:

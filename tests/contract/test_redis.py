@@ -11,7 +11,7 @@ import redis
 
 from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
-from cache_service.store.redis.scripts import COMMIT, REVISION_JUMP, Script
+from cache_service.store.redis.scripts import APPEND, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
@@ -96,7 +96,7 @@ async def test_an_append_that_a_loss_overtook_leaves_no_trace(
 
         async def run_and_lose(script: Script, keys: list[str], args: list[Any]) -> Any:
             answer = await run(script, keys, args)
-            if script is COMMIT:
+            if script is APPEND:
                 with redis.Redis(port=server.port) as client:
                     client.flushall()
                 await store.sync()

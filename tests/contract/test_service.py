@@ -49,8 +49,8 @@ async def test_an_epoch_that_one_instance_acknowledged_is_never_behind_on_the_ot
     one, two = clients
     context = await one.create_context("m", "s", [1], author=ANNA)
     for epoch in range(10):
-        version = await one.commit(context.id, context.epoch, [Edit(0, 1, (epoch,))], author=ANNA)
+        version = await one.edit_context(context.id, context.epoch, [Edit(0, 1, (epoch,))], author=ANNA)
         context = await two.get_context(context.id)
         assert context.version == version
         with pytest.raises(StaleEpoch):
-            await two.commit(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)
+            await two.edit_context(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from cache_service.core.events import Created, Edited, Joined
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Lease,
     LeaseId,
     Placement,
@@ -175,9 +176,9 @@ class Client:
         sim, began = self._sim, self._sim.service_time()
         self._unsure_until = sim.network.now + sim.network.faults.straggle_s
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(lambda s, at: s.register(self._replica, MEMBER_TTL_S, at))
+        events = yield lambda: sim.service.append(lambda s, at: s.register(self._replica, MEMBER_TTL_S, at))
         if isinstance(events, tuple):
-            self._lease = next(event.lease for event in events if event.lease)
+            self._lease = next(event.lease for event in events if isinstance(event, Joined))
             self._safe_until = began + MEMBER_TTL_S
 
     def _lose_build(self) -> None:
@@ -194,12 +195,12 @@ class Client:
         context = yield from self._some_context()
         entry = self._entry(self._sim.rng.choice(KEYS), context)
         self._sim.checker.begin()
-        yield lambda: self._sim.service.commit(lambda s, at: s.announce(self._lease, [entry], at))
+        yield lambda: self._sim.service.append(lambda s, at: s.announce(self._lease, [entry], at))
 
     def _withdraw(self) -> Script:
         keys = self._sim.rng.sample(KEYS, 3)
         self._sim.checker.begin()
-        yield lambda: self._sim.service.commit(lambda s, at: s.directory.withdraw(self._lease, keys, at))
+        yield lambda: self._sim.service.append(lambda s, at: s.directory.withdraw(self._lease, keys, at))
 
     def _look_up(self) -> Script:
         context = yield from self._some_context()
@@ -238,35 +239,35 @@ class Client:
         """Commit to a context; now and then make or delete one."""
         sim, rng = self._sim, self._sim.rng
         context = yield from self._some_context()
-        commit = CommitId(sim.name())
+        edit_id = EditId(sim.name())
         if context is None:
             if len(sim.contexts) < 6:
-                yield from self._create(commit)
+                yield from self._create(edit_id)
             return
         if rng.random() < 0.01:
             sim.contexts.remove(context.id) if context.id in sim.contexts else None
             sim.checker.begin()
-            events = yield lambda: sim.service.commit(lambda s, at: s.delete(context.id, self._replica, at))
+            events = yield lambda: sim.service.append(lambda s, at: s.delete(context.id, self._replica, at))
             if isinstance(events, tuple):
                 sim.checker.end_delete(context.id)
             return
         edits = [Edit(0, 1, (rng.randrange(1000),))]
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(
-            lambda s, at: s.commit(context.id, context.epoch, edits, commit, self._replica, at)
+        events = yield lambda: sim.service.append(
+            lambda s, at: s.edit(context.id, context.epoch, edits, edit_id, self._replica, at)
         )
         if isinstance(events, tuple):
             for event in events:
-                if event.commit is not None:
-                    sim.checker.end_commit(context.id, event.commit.version)
+                if isinstance(event, Edited):
+                    sim.checker.end_edit(context.id, event.version)
 
-    def _create(self, commit: CommitId) -> Script:
+    def _create(self, edit_id: EditId) -> Script:
         sim, salt = self._sim, self._sim.rng.choice(["red", "blue"])
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(
-            lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], commit, self._replica, at)
+        events = yield lambda: sim.service.append(
+            lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], edit_id, self._replica, at)
         )
-        if isinstance(events, tuple) and events and events[0].context is not None:
+        if isinstance(events, tuple) and events and isinstance(events[0], Created):
             sim.checker.end_create(events[0].context)
             sim.contexts.append(events[0].context.id)
 
@@ -292,7 +293,7 @@ class Client:
                 sim.checker.end_extend(build, self._guaranteed(began))
         sim.checker.begin_complete(build)
         entry = self._entry(key, context)
-        outcome = yield lambda: sim.service.commit(lambda s, at: s.complete(self._lease, build.token, entry, at))
+        outcome = yield lambda: sim.service.append(lambda s, at: s.complete(self._lease, build.token, entry, at))
         self._build = None
         if isinstance(outcome, tuple):
             sim.checker.end_complete(build)
@@ -312,6 +313,6 @@ class Client:
     def _report(self) -> Script:
         limits = [DepthLimit(self._sim.rng.choice(KEYS), 50, self._sim.rng.randrange(9), 1)]
         self._sim.checker.begin()
-        outcome = yield lambda: self._sim.service.commit(lambda s, at: s.report_drift(self._lease, limits, at))
+        outcome = yield lambda: self._sim.service.append(lambda s, at: s.report_drift(self._lease, limits, at))
         if isinstance(outcome, (InvalidRequest, StaleEpoch, UnknownContext)):
             raise AssertionError(f"a report is only ever refused for its lease, not {outcome}")

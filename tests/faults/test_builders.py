@@ -15,7 +15,8 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.core.types import Build, Event, EventKind, Lease, PrefixKey, ReplicaId
+from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.types import Build, Lease, PrefixKey, ReplicaId
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.unit.cache_service.builders import placed
 
@@ -58,11 +59,15 @@ class Waiter:
     async def acquire(self, key: PrefixKey) -> Build:
         return await self.client.acquire(self.lease, key, LONG_S)
 
-    async def told(self, key: PrefixKey, kind: EventKind) -> list[tuple[EventKind, ReplicaId]]:
+    async def told(self, key: PrefixKey, kind: type[Event]) -> list[tuple[type[Event], ReplicaId]]:
         """What became of the key's builds up to an event of this kind, in order."""
         async with asyncio.timeout(LONG_S):
             while True:
-                about = [(event.kind, event.replica) for event in self.heard if event.build and event.build.key == key]
+                about: list[tuple[type[Event], ReplicaId]] = [
+                    (type(event), event.replica)
+                    for event in self.heard
+                    if isinstance(event, Granted | Built | Released) and event.build.key == key
+                ]
                 if kind in {told for told, _ in about}:
                     return about
                 await asyncio.sleep(0.01)
@@ -117,11 +122,11 @@ async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(t
                 assert mine.replica == WAITER
                 assert mine.token > theirs.token
                 await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))
-            assert await waiter.told(key, EventKind.BUILT) == [
-                (EventKind.GRANTED, BUILDER),
-                (EventKind.RELEASED, BUILDER),
-                (EventKind.GRANTED, WAITER),
-                (EventKind.BUILT, WAITER),
+            assert await waiter.told(key, Built) == [
+                (Granted, BUILDER),
+                (Released, BUILDER),
+                (Granted, WAITER),
+                (Built, WAITER),
             ]
 
 

@@ -9,7 +9,7 @@ from cache_service.core.state import State
 from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 from cache_service.store.base import Store
-from cache_service.testing import Network, WatchChecker, mirror_of
+from cache_service.testing import Network, WatchChecker
 
 PUMP_S = 0.02
 PATIENCE_S = 0.5
@@ -81,7 +81,7 @@ class Watcher:
         for item in items:
             self.checker.take(item)
             if isinstance(item, Snapshot):
-                self.view = mirror_of(item)
+                self.view = State.of(item)
             else:
                 self.view.apply(item)
 

@@ -25,7 +25,7 @@ from cache_service.core.types import (
     Snapshot,
 )
 from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
-from cache_service.testing import HistoryChecker, WatchChecker, mirror_of
+from cache_service.testing import HistoryChecker, WatchChecker
 
 MEMBER_TTL_S = 10.0
 BUILD_TTL_S = 0.5
@@ -112,8 +112,8 @@ class Worker:
         self._checker.begin()
         if context is not None:
             edits = [Edit(0, 1, (self._rng.randrange(1000),))]
-            version = await self._client.commit(context.id, context.epoch, edits, author=self._replica)
-            self._checker.end_commit(context.id, version)
+            version = await self._client.edit_context(context.id, context.epoch, edits, author=self._replica)
+            self._checker.end_edit(context.id, version)
         elif len(self._contexts) < 4:
             created = await self._client.create_context("model", self._replica, [1, 2], author=self._replica)
             self._checker.end_create(created)
@@ -161,6 +161,6 @@ class Follower:
             async for item in watch:
                 self.checker.take(item)
                 if isinstance(item, Snapshot):
-                    self.view = mirror_of(item)
+                    self.view = State.of(item)
                 else:
                     self.view.apply(item)

@@ -9,7 +9,7 @@ from functools import partial
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.client.watch import persistently
+from cache_service.client.watch import run_forever
 from cache_service.core.types import Context, PrefixKey, ReplicaId, Snapshot
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
@@ -134,7 +134,7 @@ class Membership(LoopThread):
 
     async def _main(self) -> None:
         async with self._client, self._follow_client:
-            lasting = (persistently(self._watch), persistently(self._sync.run), self._prewarm())
+            lasting = (run_forever(self._watch), run_forever(self._sync.run), self._prewarm())
             tasks = [asyncio.create_task(task) for task in lasting]
             await self._stop.wait()
             for task in tasks:

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cache_service.core.contexts import Contexts
-from cache_service.core.directory import Directory
-from cache_service.core.types import (
-    Context,
-    ContextId,
-    DepthLimit,
-    Event,
-    PrefixKey,
-    ReplicaId,
-    Revision,
-    Snapshot,
-)
+from cache_service.core.events import Created, Deleted, Edited, Event, Limited
+from cache_service.core.state import State
+from cache_service.core.types import Context, ContextId, DepthLimit, PrefixKey, ReplicaId, Revision, Snapshot
 from workers.api import ContextEpoch
 
 
@@ -43,32 +34,32 @@ class ClusterView:
     """Who holds what, and which keys are a shared context's content. It is a hint: it may be behind the service."""
 
     def __init__(self) -> None:
-        self.revision = Revision(0)
-        self._directory = Directory()
-        self._contexts = Contexts()
+        self._state = State()
         self._current: dict[PrefixKey, set[ContextId]] = {}
         self._past: dict[PrefixKey, set[ContextId]] = {}
 
     def apply(self, update: Snapshot | Event) -> News:
         """Take one message of a watch."""
-        self.revision = update.revision
         if isinstance(update, Snapshot):
             return self._restart(update)
-        self._directory.apply(update)
-        limits = (update.limit,) if update.limit else ()
+        limits = (update.limit,) if isinstance(update, Limited) else ()
         return replace(self._follow(update), limits=limits)
 
+    @property
+    def revision(self) -> Revision:
+        return self._state.revision
+
     def holders(self, key: PrefixKey) -> frozenset[ReplicaId]:
-        return frozenset(placement.replica for placement in self._directory.lookup([key]).get(key, ()))
+        return frozenset(placement.replica for placement in self._state.directory.lookup([key]).get(key, ()))
 
     def context(self, context_id: ContextId) -> Context | None:
         """Its newest content, as far as was told; None where nothing was, or that it is gone."""
-        return self._contexts.find(context_id)
+        return self._state.contexts.find(context_id)
 
     def context_of(self, key: PrefixKey) -> ContextEpoch | None:
         """A context whose newest content has this key."""
         ids = self._current.get(key)
-        context = self._contexts.find(min(ids)) if ids else None
+        context = self._state.contexts.find(min(ids)) if ids else None
         return ContextEpoch(context.id, context.epoch) if context else None
 
     def is_stale(self, key: PrefixKey) -> bool:
@@ -77,17 +68,14 @@ class ClusterView:
 
     def is_over(self, at: ContextEpoch, key: PrefixKey) -> bool:
         """Whether the content `key` that a context had `at` its epoch is known to be no context's now."""
-        newest = self._contexts.find(at.context)
+        newest = self._state.contexts.find(at.context)
         return newest is not None and newest.epoch > at.epoch and key not in self._current
 
     def _restart(self, snapshot: Snapshot) -> News:
-        before = self._contexts.all()
-        self._directory, self._contexts = Directory(), Contexts()
+        before = self._state.contexts.all()
+        self._state = State.of(snapshot)
         self._current, self._past = {}, {}
-        for placement in snapshot.placements:
-            self._directory.place(placement)
         for context in snapshot.contexts:
-            self._contexts.restore(context)
             self._index(context)
         moved = [
             Moved(version.key, context)
@@ -95,19 +83,25 @@ class ClusterView:
             for version in context.past
             if self.is_stale(version.key)
         ]
-        deleted = (context for context in before if self._contexts.find(context.id) is None)
+        deleted = (context for context in before if self._state.contexts.find(context.id) is None)
         moved += [Moved(context.key, None) for context in deleted if context.key not in self._current]
         return News(snapshot.limits, tuple(moved))
 
     def _follow(self, event: Event) -> News:
         """Take an event of a context in; an edit that changes nothing leaves its key current."""
-        context_id = event.commit.context if event.commit else event.context_id
-        old = self._contexts.find(context_id) if context_id else None
-        self._contexts.apply(event)
+        context_id: ContextId | None = None
+        match event:
+            case Created(context=context):
+                context_id = context.id
+            case Edited(context_id=edited) | Deleted(context_id=edited):
+                context_id = edited
+            case _:
+                pass
+        old = self._state.contexts.find(context_id) if context_id else None
+        self._state.apply(event)
         if old is not None:
             self._forget(old)
-        changed = event.context.id if event.context else context_id
-        new = self._contexts.find(changed) if changed else None
+        new = self._state.contexts.find(context_id) if context_id else None
         if new is not None:
             self._index(new)
         renamed = frozenset(version.key for c in (old, new) if c for version in (c.version, *c.past))
@@ -124,7 +118,7 @@ class ClusterView:
         remove(self._past, {version.key for version in context.past}, context.id)
 
     def __repr__(self) -> str:
-        return f"<ClusterView at {self.revision}: {self._directory}, {len(self._contexts)} contexts>"
+        return f"<ClusterView at {self.revision}: {self._state.directory}, {len(self._state.contexts)} contexts>"
 
 
 def remove(index: dict[PrefixKey, set[ContextId]], keys: Iterable[PrefixKey], context: ContextId) -> None:

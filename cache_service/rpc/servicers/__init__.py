@@ -1,1 +1,1 @@
-"""The gRPC wall, one servicer a noun: each method decodes, lets a core decide, and encodes. No rules here."""
+"""The gRPC servicers: each method decodes, lets a core decide, and encodes. They hold no rules."""

@@ -1,4 +1,4 @@
-"""Many callers, one call under way: each gets the outcome of a call that began after it asked."""
+"""One call for many callers: each gets the outcome of a call that began after it asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 
 class SharedFlight:
-    """Call it to have `act` run once more; calls that arrive meanwhile share the next run."""
+    """Runs `act` once for all calls that arrive while the run before is under way."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
         self._act = act
@@ -15,14 +15,14 @@ class SharedFlight:
         self._boarding: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
-        """Return when a run that began after this call has ended; raises what it raised."""
+        """Return when a run that began after this call has ended. Raises what the run raised."""
         if self._boarding is None:
             self._boarding = asyncio.create_task(self._fly(after=self._flying))
-            self._boarding.add_done_callback(_noticed)
+            self._boarding.add_done_callback(_mark_retrieved)
         await asyncio.shield(self._boarding)
 
     async def close(self) -> None:
-        """End what is under way; who waits for it is cancelled."""
+        """End the runs under way and cancel their callers."""
         flights = [flight for flight in (self._flying, self._boarding) if flight is not None]
         for flight in flights:
             flight.cancel()
@@ -35,7 +35,7 @@ class SharedFlight:
         await self._act()
 
 
-def _noticed(flight: asyncio.Task[None]) -> None:
-    """A failure counts as seen even where every caller has gone away meanwhile."""
+def _mark_retrieved(flight: asyncio.Task[None]) -> None:
+    """Mark a failure as seen, even where every caller was cancelled meanwhile."""
     if not flight.cancelled():
         flight.exception()

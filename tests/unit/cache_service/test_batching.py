@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from cache_service.core.events import Event
 from cache_service.core.state import State
-from cache_service.core.types import Event, Lease, LeaseId, Placement, ReplicaId
+from cache_service.core.types import Lease, LeaseId, Placement, ReplicaId
 from cache_service.errors import LeaseRefused
 from cache_service.store.base import Decision
 from cache_service.store.redis.batching import MAX_EVENTS, Proposal, batch_of

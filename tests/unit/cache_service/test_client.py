@@ -10,18 +10,17 @@ import grpc
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import persistently
+from cache_service.client.watch import run_forever
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced, Built, Edited, Event
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import (
     FIRST_EPOCH,
-    CommitId,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     Lease,
     LeaseId,
     ReplicaId,
@@ -46,12 +45,12 @@ from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 async def test_a_context_is_made_read_rewritten_and_deleted(client: CacheClient) -> None:
     made = await client.create_context("model", "salt", [1, 99, 99, 4], masked=[1, 2], author=ANNA)
     assert await client.get_context(made.id) == made
-    version = await client.commit(made.id, FIRST_EPOCH, [Edit(1, 2, (7,))], author=ANNA)
+    version = await client.edit_context(made.id, FIRST_EPOCH, [Edit(1, 2, (7,))], author=ANNA)
     read = await client.get_context(made.id)
     assert (read.token_ids, read.masked, read.version) == ((1, 7, 99, 4), (2,), version)
     assert [version.key] == prefix_keys("model", "salt", [1, 7, 99, 4], [4])
     with pytest.raises(StaleEpoch, match="at epoch 1"):
-        await client.commit(made.id, FIRST_EPOCH, [Edit(2, 3, (8,))], author=BORIS)
+        await client.edit_context(made.id, FIRST_EPOCH, [Edit(2, 3, (8,))], author=BORIS)
     await client.delete_context(made.id, author=ANNA)
     with pytest.raises(UnknownContext, match=made.id):
         await client.get_context(made.id)
@@ -62,11 +61,11 @@ async def test_content_that_is_known_does_not_travel_again(server: CacheServer, 
     read = await client.get_context(made.id)
     assert await client.get_context(made.id, known=read) is read
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        request = pb.GetContextRequest(id=made.id, known_commit_id=read.version.commit)
+        request = pb.GetContextRequest(id=made.id, known_commit_id=read.version.edit_id)
         answer = await ContextsStub(channel).Get(request)  # type: ignore[no-untyped-call]
     assert (list(answer.context.token_ids), list(answer.context.masked)) == ([], [])
 
-    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (7,))], author=ANNA)
+    await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (7,))], author=ANNA)
     newest = await client.get_context(made.id, known=read)
     assert (newest.epoch, newest.token_ids, newest.masked) == (1, (7, 2, 3), (1,))
     await client.delete_context(made.id, author=ANNA)
@@ -75,11 +74,11 @@ async def test_content_that_is_known_does_not_travel_again(server: CacheServer, 
 
 
 async def test_requests_with_the_same_commit_id_are_carried_out_once(client: CacheClient) -> None:
-    first = await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make"))
-    assert await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make")) == first
+    first = await client.create_context("m", "s", [1], author=ANNA, edit_id=EditId("make"))
+    assert await client.create_context("m", "s", [1], author=ANNA, edit_id=EditId("make")) == first
     edits = [Edit(0, 1, (2,))]
-    version = await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit"))
-    assert await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit")) == version
+    version = await client.edit_context(first.id, FIRST_EPOCH, edits, author=ANNA, edit_id=EditId("edit"))
+    assert await client.edit_context(first.id, FIRST_EPOCH, edits, author=ANNA, edit_id=EditId("edit")) == version
 
 
 async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheClient) -> None:
@@ -116,11 +115,10 @@ async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheC
         snapshot = await anext(watch)
         assert isinstance(snapshot, Snapshot)
         assert snapshot.contexts == (made,)
-        version = await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (5,))], author=BORIS)
+        version = await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (5,))], author=BORIS)
         event = await anext(watch)
-    assert isinstance(event, Event)
-    assert event.commit is not None
-    assert (event.kind, event.replica, event.commit.version) == (EventKind.COMMITTED, BORIS, version)
+    assert isinstance(event, Edited)
+    assert (event.author, event.version) == (BORIS, version)
     assert await client.lookup([made.key]) == {}
     assert await client.lookup([made.key], max_staleness=1) == {made.key: (entry,)}
     assert await client.hottest(9) == ()
@@ -138,8 +136,8 @@ async def test_one_builds_and_the_other_hears_of_it(client: CacheClient) -> None
         assert await client.acquire(boris, key("a"), ttl_s=1.0) == build
         await client.extend(anna, build)
         await client.complete(anna, build, placed("a", ANNA))
-        kinds = [item.kind for item in [await anext(watch), await anext(watch)] if isinstance(item, Event)]
-    assert kinds == [EventKind.ANNOUNCED, EventKind.BUILT]
+        kinds = [type(item) for item in [await anext(watch), await anext(watch)] if isinstance(item, Event)]
+    assert kinds == [Announced, Built]
     with pytest.raises(FencedToken):
         await client.extend(anna, build)
     mine = await client.acquire(boris, key("a"), ttl_s=1.0)
@@ -181,7 +179,7 @@ async def test_asking_again_for_ones_own_build_begins_its_lease_again(
 
 async def test_drift_lowers_depths_for_all(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
-    limit = DepthLimit(key("a"), bucket=60, depth=3, profile=1)
+    limit = DepthLimit(key("a"), bucket=60, depth=3, depth_table_version=1)
     revision = await client.report_drift(lease, [limit])
     assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
     assert await client.depth_limits([key("a"), key("b"), key("a")]) == (limit,)
@@ -212,7 +210,7 @@ async def test_what_is_stale_takes_no_place_among_the_hottest(client: CacheClien
     made = await client.create_context("m", "s", [1], author=ANNA)
     old = placed("", ANNA, key=made.key, context=made.id, heat=99)
     await client.announce(lease, [old, placed("a", ANNA, heat=2)])
-    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
+    await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
     assert await client.hottest(1) == (placed("a", ANNA, heat=2),)
 
 
@@ -250,7 +248,7 @@ async def test_what_keeps_up_with_the_service_outlives_whatever_fails(monkeypatc
             raise failures.pop()
         await asyncio.Event().wait()
 
-    running = asyncio.create_task(persistently(run))
+    running = asyncio.create_task(run_forever(run))
     done, _ = await asyncio.wait([running], timeout=0.1)
     assert (done, failures) == (set(), [])
     running.cancel()
@@ -311,4 +309,4 @@ def test_a_client_needs_a_target() -> None:
 async def test_an_epoch_of_the_future_is_as_stale_as_one_of_the_past(client: CacheClient) -> None:
     made = await client.create_context("m", "s", [1], author=ANNA)
     with pytest.raises(StaleEpoch):
-        await client.commit(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)
+        await client.edit_context(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)

@@ -4,14 +4,15 @@ import asyncio
 
 import pytest
 
-from cache_service.core.types import Event, EventKind, Revision
+from cache_service.core.events import Event, Left
+from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
 from cache_service.store.feed import Feed
 from tests.unit.cache_service.builders import ANNA
 
 
 def event(revision: int) -> Event:
-    return Event(Revision(revision), EventKind.LEFT, ANNA)
+    return Left(Revision(revision), ANNA)
 
 
 def filled(num_events: int, capacity: int) -> Feed:

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 import pytest
 
+from cache_service.core.events import Announced, Built, Edited, Event, Left, Released
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
-    CommitId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     FencingToken,
     Lease,
     PrefixKey,
@@ -23,10 +22,10 @@ from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, Stal
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
-def carry_out(state: State, events: tuple[Event, ...]) -> list[EventKind]:
+def carry_out(state: State, events: tuple[Event, ...]) -> list[type[Event]]:
     for event in events:
         state.apply(event)
-    return [event.kind for event in events]
+    return [type(event) for event in events]
 
 
 def joined(state: State, replica: ReplicaId) -> Lease:
@@ -39,7 +38,7 @@ def acquire(state: State, lease: Lease, name: str = "a") -> Build:
     return state.builds.under_way(key(name), FIRST_EPOCH)
 
 
-def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[EventKind]:
+def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[type[Event]]:
     entry = placed("a", lease.replica, depth=depth)
     return carry_out(state, state.complete(lease, build.token, entry, state.next_revision))
 
@@ -61,7 +60,7 @@ def test_one_member_builds_and_the_others_learn_who(state: State) -> None:
 def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
-    assert complete(state, anna, build) == [EventKind.ANNOUNCED, EventKind.BUILT]
+    assert complete(state, anna, build) == [Announced, Built]
     made = replace(placed("a", ANNA), token=build.token)
     assert state.directory.lookup([key("a")]) == {key("a"): (made,)}
     assert state.announce(anna, [placed("a", ANNA)], state.next_revision) == ()
@@ -72,12 +71,12 @@ def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None
 def test_a_holder_that_slept_through_its_lease_is_fenced_off(state: State) -> None:
     anna, boris = joined(state, ANNA), joined(state, BORIS)
     old = acquire(state, anna)
-    assert carry_out(state, state.expire({old.lease.id}, state.next_revision)) == [EventKind.RELEASED]
+    assert carry_out(state, state.expire({old.lease.id}, state.next_revision)) == [Released]
     with pytest.raises(FencedToken, match="has ended"):
         complete(state, anna, old)
     new = acquire(state, boris)
     assert new.token > old.token
-    with pytest.raises(FencedToken, match=f"granted anew to 'boris' under {new.token}"):
+    with pytest.raises(FencedToken, match=f"granted again, to 'boris' under {new.token}"):
         complete(state, anna, old)
     complete(state, boris, new)
     with pytest.raises(FencedToken):
@@ -100,9 +99,7 @@ def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
     with pytest.raises(FencedToken, match=f"token {build.token}"):
         state.announce(anna, [entry], state.next_revision)
     complete(state, anna, build)
-    assert carry_out(state, state.announce(anna, [replace(entry, heat=2)], state.next_revision)) == [
-        EventKind.ANNOUNCED
-    ]
+    assert carry_out(state, state.announce(anna, [replace(entry, heat=2)], state.next_revision)) == [Announced]
     with pytest.raises(FencedToken):
         state.announce(anna, [replace(entry, token=FencingToken(build.token + 1))], state.next_revision)
     again = joined(state, ANNA)
@@ -123,9 +120,7 @@ def test_releasing_frees_the_build(state: State) -> None:
     build = acquire(state, anna)
     with pytest.raises(FencedToken):
         state.release(anna, build.key, build.epoch, FencingToken(build.token + 1), state.next_revision)
-    assert carry_out(state, state.release(anna, build.key, build.epoch, build.token, state.next_revision)) == [
-        EventKind.RELEASED
-    ]
+    assert carry_out(state, state.release(anna, build.key, build.epoch, build.token, state.next_revision)) == [Released]
     assert acquire(state, boris).replica == BORIS
 
 
@@ -139,7 +134,7 @@ def test_a_members_builds_end_with_it(state: State, how: str) -> None:
         kinds = carry_out(state, state.expire({anna.id}, state.next_revision))
     else:
         kinds = carry_out(state, state.register(ANNA, 5.0, state.next_revision))
-    assert kinds[:2] == [EventKind.RELEASED, EventKind.LEFT]
+    assert kinds[:2] == [Released, Left]
     assert len(state.builds) == 0
 
 
@@ -147,20 +142,20 @@ def test_a_lapsed_member_and_its_lapsed_build_end_once(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
     lapsed = {anna.id, build.lease.id}
-    assert carry_out(state, state.expire(lapsed, state.next_revision)) == [EventKind.RELEASED, EventKind.LEFT]
+    assert carry_out(state, state.expire(lapsed, state.next_revision)) == [Released, Left]
     assert state.expire(lapsed, state.next_revision) == ()
 
 
 def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
     anna = joined(state, ANNA)
-    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    made = state.contexts.create("m", "s", [1, 2], [], EditId("c"), ANNA, state.next_revision)
     carry_out(state, made)
     (context,) = state.contexts.all()
     carry_out(state, state.acquire(anna, context.key, context.epoch, context.id, 2.0, state.next_revision))
     build = state.builds.under_way(context.key, context.epoch)
     edits = [Edit(0, 1, (5,))]
-    events = state.commit(context.id, FIRST_EPOCH, edits, CommitId("d"), BORIS, state.next_revision)
-    assert carry_out(state, events) == [EventKind.COMMITTED, EventKind.RELEASED]
+    events = state.edit(context.id, FIRST_EPOCH, edits, EditId("d"), BORIS, state.next_revision)
+    assert carry_out(state, events) == [Edited, Released]
     entry = placed("", ANNA, key=context.key, context=context.id)
     with pytest.raises(StaleEpoch):
         state.complete(anna, build.token, entry, state.next_revision)
@@ -170,16 +165,16 @@ def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
 
 def test_an_entry_must_be_under_its_contexts_key(state: State) -> None:
     anna = joined(state, ANNA)
-    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    made = state.contexts.create("m", "s", [1, 2], [], EditId("c"), ANNA, state.next_revision)
     carry_out(state, made)
     entry = placed("a", ANNA, context=state.contexts.all()[0].id)
     with pytest.raises(InvalidRequest, match="another key"):
         state.announce(anna, [entry], state.next_revision)
-    with pytest.raises(InvalidRequest, match="outside of any context"):
+    with pytest.raises(InvalidRequest, match="without a context"):
         state.announce(anna, [placed("a", ANNA, epoch=1)], state.next_revision)
 
 
-def test_strangers_may_neither_build_nor_report(state: State) -> None:
+def test_replicas_that_are_no_members_may_neither_build_nor_report(state: State) -> None:
     anna = joined(state, ANNA)
     carry_out(state, state.leave(anna, state.next_revision))
     with pytest.raises(LeaseRefused):

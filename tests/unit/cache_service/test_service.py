@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced, Event, Joined, Left, Released, Withdrawn
 from cache_service.core.state import State
-from cache_service.core.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
+from cache_service.core.types import Lease, LeaseId, Revision, Snapshot
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
 from cache_service.rpc.server import CacheServer
 from cache_service.store.base import Decision
@@ -73,17 +74,17 @@ async def test_lapsed_leases_end_one_by_one(
         lease = await client.register(replica, ttl_s=5.0)
         await client.acquire(lease, key(replica), ttl_s=5.0)
     clock.advance(5.0)
-    ended: list[list[EventKind]] = []
-    whole = MemoryStore.commit
+    ended: list[list[type[Event]]] = []
+    whole = MemoryStore.append
 
-    async def commit(store: MemoryStore, decide: Decision) -> Sequence[Event]:
+    async def append(store: MemoryStore, decide: Decision) -> Sequence[Event]:
         events = await whole(store, decide)
-        ended.append([event.kind for event in events])
+        ended.append([type(event) for event in events])
         return events
 
-    monkeypatch.setattr(MemoryStore, "commit", commit)
+    monkeypatch.setattr(MemoryStore, "append", append)
     await server.service.tick()
-    assert [kinds for kinds in ended if kinds] == [[EventKind.RELEASED, EventKind.LEFT]] * 2
+    assert [kinds for kinds in ended if kinds] == [[Released, Left]] * 2
 
 
 async def test_refusals_cross_the_wire_as_what_they_are(client: CacheClient) -> None:
@@ -102,9 +103,9 @@ async def test_a_watch_begins_with_a_snapshot_and_goes_on_with_every_event(clien
         await client.withdraw(lease, [key("a")])
         await client.leave(lease)
         assert await take(watch, 3) == [
-            Event(Revision(3), EventKind.ANNOUNCED, ANNA, placed("b", ANNA)),
-            Event(Revision(4), EventKind.WITHDRAWN, ANNA, placed("a", ANNA)),
-            Event(Revision(5), EventKind.LEFT, ANNA),
+            Announced(Revision(3), placed("b", ANNA)),
+            Withdrawn(Revision(4), placed("a", ANNA)),
+            Left(Revision(5), ANNA),
         ]
 
 
@@ -177,7 +178,7 @@ async def test_a_watch_outlives_the_service_and_gets_a_snapshot_of_its_successor
     async with CacheServer(ServerConfig(port=first.port, grace_s=0.0), MemoryStore(clock=clock)):
         assert await pending == Snapshot(Revision(0), (), ())
         lease = await client.register(BORIS, ttl_s=5.0)
-        joined = Event(Revision(1), EventKind.JOINED, BORIS, lease=lease)
+        joined = Joined(Revision(1), lease)
         assert await anext(watch) == joined
         await watch.aclose()
         await client.close()
@@ -197,8 +198,7 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
         async with aclosing(client.watch()) as watch:
             async for item in watch:
                 if isinstance(item, Snapshot):
-                    leases = [Lease(LeaseId(0), replica, 1.0) for replica in item.members]
-                    view = State.restore(item.revision, leases, item.placements)
+                    view = State.of(item)
                 else:
                     view.apply(item)
                 if view.revision >= until:

@@ -5,7 +5,8 @@ from contextlib import aclosing
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.core.types import FIRST_EPOCH, Build, Event, EventKind, FencingToken, Revision, Snapshot
+from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, Revision, Snapshot
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 LONG_S = 30.0
@@ -15,30 +16,30 @@ def build_of(token: int) -> Build:
     return Build(key("a"), FIRST_EPOCH, ANNA, FencingToken(token), 5.0)
 
 
-def event(kind: EventKind, token: int, revision: int) -> Event:
-    return Event(Revision(revision), kind, ANNA, build=build_of(token))
+def event(kind: type[Granted | Built | Released], token: int, revision: int) -> Event:
+    return kind(Revision(revision), build_of(token))
 
 
 async def test_a_wait_ends_with_its_build() -> None:
     waits = BuildWaits()
-    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waits.apply(event(Granted, 3, 3))
     waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
     await asyncio.sleep(0)
-    waits.apply(event(EventKind.GRANTED, 4, 4))
-    waits.apply(event(EventKind.RELEASED, 4, 5))
+    waits.apply(event(Granted, 4, 4))
+    waits.apply(event(Released, 4, 5))
     await asyncio.sleep(0)
     assert not waiting.done()
-    waits.apply(event(EventKind.BUILT, 3, 6))
+    waits.apply(event(Built, 3, 6))
     assert await waiting
 
 
 async def test_who_is_cancelled_just_as_the_build_ends_goes_on_no_more() -> None:
     waits = BuildWaits()
-    waits.apply(event(EventKind.GRANTED, 3, 3))
+    waits.apply(event(Granted, 3, 3))
     waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
     for _ in range(3):
         await asyncio.sleep(0)
-    waits.apply(event(EventKind.RELEASED, 3, 4))
+    waits.apply(event(Released, 3, 4))
     await asyncio.sleep(0)
     was_over = not waiting.cancel()
     await asyncio.wait([waiting])
@@ -47,8 +48,8 @@ async def test_who_is_cancelled_just_as_the_build_ends_goes_on_no_more() -> None
 
 async def test_a_build_that_ended_before_the_wait_began_is_over() -> None:
     waits = BuildWaits()
-    waits.apply(event(EventKind.GRANTED, 3, 3))
-    waits.apply(event(EventKind.RELEASED, 3, 4))
+    waits.apply(event(Granted, 3, 3))
+    waits.apply(event(Released, 3, 4))
     assert await waits.over(build_of(3), LONG_S)
 
 
@@ -56,8 +57,8 @@ async def test_a_wait_may_begin_before_the_watch_has_heard_of_the_build() -> Non
     waits = BuildWaits()
     waiting = asyncio.create_task(waits.over(build_of(3), LONG_S))
     await asyncio.sleep(0)
-    waits.apply(event(EventKind.GRANTED, 3, 3))
-    waits.apply(event(EventKind.BUILT, 3, 5))
+    waits.apply(event(Granted, 3, 3))
+    waits.apply(event(Built, 3, 5))
     assert await waiting
 
 

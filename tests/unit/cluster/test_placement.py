@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+from cache_service.core.events import Announced, Draining, Event, Joined, Left, Withdrawn
 from cache_service.core.types import (
-    Event,
-    EventKind,
     Lease,
     LeaseId,
     Placement,
@@ -26,11 +25,11 @@ def snapshot(revision: int, *placements: Placement) -> Snapshot:
 
 
 def announced(revision: int, key: PrefixKey, replica: ReplicaId) -> Event:
-    return Event(Revision(revision), EventKind.ANNOUNCED, replica, placement=placement(key, replica))
+    return Announced(Revision(revision), placement(key, replica))
 
 
 def withdrawn(revision: int, key: PrefixKey, replica: ReplicaId) -> Event:
-    return Event(Revision(revision), EventKind.WITHDRAWN, replica, placement=placement(key, replica))
+    return Withdrawn(Revision(revision), placement(key, replica))
 
 
 def test_a_view_without_news_gives_no_hints() -> None:
@@ -40,14 +39,14 @@ def test_a_view_without_news_gives_no_hints() -> None:
 def test_events_after_a_snapshot_are_followed() -> None:
     view = PlacementView()
     view.apply(snapshot(5, placement(SHEET, A)))
-    view.apply(Event(Revision(6), EventKind.JOINED, B, lease=Lease(LeaseId(6), B, 10.0)))
+    view.apply(Joined(Revision(6), Lease(LeaseId(6), B, 10.0)))
     view.apply(announced(7, SHEET, B))
     view.apply(announced(8, TALK, B))
 
     assert view.holders((SHEET, TALK)) == {SHEET: {A, B}, TALK: {B}}
     view.apply(withdrawn(9, SHEET, B))
     assert view.holders((SHEET, TALK)) == {SHEET: {A}, TALK: {B}}
-    view.apply(Event(Revision(10), EventKind.LEFT, B))
+    view.apply(Left(Revision(10), B))
     assert view.holders((SHEET, TALK)) == {SHEET: {A}}
     assert (view.revision, view.num_placements) == (10, 1)
 
@@ -76,7 +75,7 @@ def test_a_draining_replica_gets_no_new_work_while_there_are_others() -> None:
     a, b = ReplicaId("a"), ReplicaId("b")
     view.apply(Snapshot(Revision(5), (a, b), (), draining=(a,)))
     assert view.not_draining([a, b]) == [b]
-    view.apply(Event(Revision(6), EventKind.DRAINING, b))
+    view.apply(Draining(Revision(6), b))
     assert view.not_draining([a, b]) == [a, b]
-    view.apply(Event(Revision(7), EventKind.LEFT, a))
+    view.apply(Left(Revision(7), a))
     assert view.not_draining([a, b]) == [a]

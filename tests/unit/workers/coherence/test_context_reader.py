@@ -53,7 +53,7 @@ async def test_without_a_budget_every_commit_is_seen_at_once_whatever_the_watch_
     reader = ContextReader(client, view)
     assert await reader.newest(reader_of(context)) == context
     for number in range(40):
-        await client.commit(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
+        await client.edit_context(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
         context = await client.get_context(context.id)
         assert await reader.newest(reader_of(context)) == context
 
@@ -80,7 +80,7 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
             reader = ContextReader(its_own, view)
             watching = asyncio.create_task(following(its_own, view))
             assert await reader.newest(reader_of(context, 1)) == context
-            await client.commit(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
+            await client.edit_context(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
             while True:
                 known = await reader.newest(reader_of(context, 1))
                 if known is not None and known.epoch > context.epoch:

@@ -12,10 +12,10 @@ import pytest
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
 from cache_service.core.types import (
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
+    EditId,
     Epoch,
     Placement,
     PrefixKey,
@@ -165,8 +165,8 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     port: int, client: CacheClient
 ) -> None:
     first, second = entries()
-    version = Version(Epoch(3), first.key, CommitId("x"))
-    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), CommitId("x"), version)
+    version = Version(Epoch(3), first.key, EditId("x"))
+    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), EditId("x"), version)
     behind = ClusterView()
     behind.apply(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
     async with server_on(port), syncing(client, behind) as sync:

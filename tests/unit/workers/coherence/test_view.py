@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 
+from cache_service.core.events import Event
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.state import State
 from cache_service.core.types import (
-    CommitId,
     Context,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
     Placement,
     PrefixKey,
     ReplicaId,
@@ -39,12 +39,12 @@ class Service:
 
     def create(self, *token_ids: int, name: str = "c") -> Context:
         at = self.state.next_revision
-        self.carry_out(self.state.contexts.create("f", "", token_ids, (), CommitId(name), A, at))
-        return self.state.contexts.made_by(CommitId(name))
+        self.carry_out(self.state.contexts.create("f", "", token_ids, (), EditId(name), A, at))
+        return self.state.contexts.made_by(EditId(name))
 
     def commit(self, context: Context, *edits: Edit, name: str) -> list[Moved]:
         now = self.state.contexts.get(context.id)
-        events = self.state.commit(context.id, now.epoch, edits, CommitId(name), A, self.state.next_revision)
+        events = self.state.edit(context.id, now.epoch, edits, EditId(name), A, self.state.next_revision)
         return [moved for news in self.carry_out(events) for moved in news.moved]
 
 
