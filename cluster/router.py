@@ -19,6 +19,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from cache_service.client.client import CacheClient
 from cache_service.client.watch import run_forever
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
@@ -57,7 +58,8 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
         """
         self._weights = RouterWeights(uncached=uncached, queued=queued)
-        self._view = PlacementView()
+        self._mirror = Mirror()
+        self._view = PlacementView(self._mirror)
         self._ledger = WorkLedger()
         self._longest_s, self._cut_share = request_timeout_s, cut_share
         self._collector = RouterCollector(self._view, self._ledger)
@@ -70,7 +72,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
         async with CacheClient(target) as client:
             async for update in client.watch():
-                self._view.apply(update)
+                self._mirror.take(update)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

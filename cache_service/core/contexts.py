@@ -10,7 +10,7 @@ Under bidirectional attention every edit changes the states of all positions, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -45,6 +45,8 @@ class Contexts:
     def __init__(self) -> None:
         self._contexts: dict[ContextId, Context] = {}
         self._made_by: dict[EditId, ContextId] = {}
+        self._current: dict[PrefixKey, set[ContextId]] = {}
+        self._past: dict[PrefixKey, set[ContextId]] = {}
 
     def create(
         self,
@@ -118,6 +120,15 @@ class Contexts:
             raise StaleEpoch(f"context {context_id} has been edited too often since edit {edit_id!r}")
         return version
 
+    def with_content(self, key: PrefixKey) -> Context | None:
+        """Return a context whose newest content has this key."""
+        ids = self._current.get(key)
+        return self._contexts[min(ids)] if ids else None
+
+    def is_stale(self, key: PrefixKey) -> bool:
+        """Return True where contexts had the content `key`, and none has it now."""
+        return key in self._past and key not in self._current
+
     def page(self, salt: str, after: Revision, size: int) -> tuple[Context, ...]:
         """Return at most `size` contexts of one tenant that were created after the revision, in order of creation."""
         theirs = (c for c in self._contexts.values() if c.salt == salt and c.created > after)
@@ -127,15 +138,31 @@ class Contexts:
         return tuple(self._contexts.values())
 
     def put(self, context: Context) -> None:
+        if (replaced := self._contexts.get(context.id)) is not None:
+            self._remove_from_index(replaced)
         self._contexts[context.id] = context
         self._made_by[context.origin] = context.id
+        self._current.setdefault(context.key, set()).add(context.id)
+        for version in context.past:
+            self._past.setdefault(version.key, set()).add(context.id)
 
     def drop(self, context: Context) -> None:
-        del self._contexts[context.id]
+        self._remove_from_index(self._contexts.pop(context.id))
         del self._made_by[context.origin]
+
+    def _remove_from_index(self, context: Context) -> None:
+        _discard(self._current, {context.key}, context.id)
+        _discard(self._past, {version.key for version in context.past}, context.id)
 
     def __len__(self) -> int:
         return len(self._contexts)
+
+
+def _discard(index: dict[PrefixKey, set[ContextId]], keys: Iterable[PrefixKey], context: ContextId) -> None:
+    for key in keys:
+        index[key].discard(context)
+        if not index[key]:
+            del index[key]
 
 
 def _find(context: Context, edit_id: EditId) -> Version | None:

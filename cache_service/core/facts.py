@@ -35,9 +35,11 @@ Fact = EndingFact | DepthLimit
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """`fact` replaces the fact that is known under the same identity."""
+    """`fact` holds from now on, in place of the one that is known under the same identity."""
 
     fact: Fact
+    replaced: Context | None = None
+    """The context as it was before, where `fact` is an edited one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def changes_of(event: Event, directory: Directory, contexts: Contexts) -> Iterat
         case Withdrawn(placement=fact) | Built(build=fact) | Released(build=fact):
             yield Drop(fact)
         case Edited(context_id=context_id, version=version, edits=edits):
-            yield Put(apply_edits(contexts.get(context_id), version, edits))
+            before = contexts.get(context_id)
+            yield Put(apply_edits(before, version, edits), before)
         case Deleted(context_id=context_id):
             yield Drop(contexts.get(context_id))
         case Left(replica=replica):

@@ -79,7 +79,7 @@ class State:
         changes = tuple(changes_of(event, self.directory, self.contexts))
         for change in changes:
             match change:
-                case Put(fact):
+                case Put(fact=fact):
                     self._put(fact)
                 case Drop(fact):
                     self._drop(fact)
@@ -254,15 +254,13 @@ class State:
         context = self.contexts.get(context_id)
         deleted = self.contexts.delete(context_id, author, at)
         ended = self.builds.release(self.builds.before(context_id, None), _after(at, deleted))
-        keys = [version.key for version in (context.version, *context.past)]
-        gone = self.directory.withdraw_stale(context_id, keys, context.epoch, _after(at, (*deleted, *ended)))
+        gone = self.directory.withdraw_stale(context_id, context.keys, context.epoch, _after(at, (*deleted, *ended)))
         return (*deleted, *ended, *gone)
 
     def _end_stale(self, context: Context, newest: Epoch, at: Revision) -> Events:
         ended = self.builds.release(self.builds.before(context.id, newest), at)
-        keys = [version.key for version in (context.version, *context.past)]
         oldest_kept = newest - MAX_STALENESS
-        gone = self.directory.withdraw_stale(context.id, keys, Epoch(oldest_kept - 1), _after(at, ended))
+        gone = self.directory.withdraw_stale(context.id, context.keys, Epoch(oldest_kept - 1), _after(at, ended))
         return (*ended, *gone)
 
     def __repr__(self) -> str:

@@ -97,6 +97,11 @@ class Context:
     def key(self) -> PrefixKey:
         return self.version.key
 
+    @property
+    def keys(self) -> tuple[PrefixKey, ...]:
+        """The keys of this version and the past ones, newest first."""
+        return tuple(version.key for version in (self.version, *self.past))
+
 
 @dataclass(frozen=True, slots=True)
 class Build:

@@ -91,7 +91,7 @@ class Simulation:
         self.network.run(until=lambda: self.network.now > healed)
         self.store.state.directory.check_integrity()
         for watcher in self.watchers:
-            require_same_view(watcher.view.snapshot(), self.store.state.snapshot())
+            require_same_view(watcher.mirror.state.snapshot(), self.store.state.snapshot())
 
     @property
     def quiet(self) -> bool:

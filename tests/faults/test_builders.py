@@ -16,6 +16,7 @@ import pytest
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
 from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import Build, Lease, PrefixKey, ReplicaId
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.unit.cache_service.builders import placed
@@ -46,15 +47,18 @@ class Waiter:
 
     client: CacheClient
     lease: Lease
-    waits: BuildWaits = field(default_factory=BuildWaits)
-    heard: list[Event] = field(default_factory=list)
+    mirror: Mirror = field(default_factory=Mirror)
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.waits = BuildWaits(self.mirror)
 
     async def listen(self) -> None:
         async with aclosing(self.client.watch()) as watch:
             async for item in watch:
-                self.waits.apply(item)
+                self.waits.take(self.mirror.take(item))
                 if isinstance(item, Event):
-                    self.heard.append(item)
+                    self.events.append(item)
 
     async def acquire(self, key: PrefixKey) -> Build:
         return await self.client.acquire(self.lease, key, LONG_S)
@@ -65,7 +69,7 @@ class Waiter:
             while True:
                 about: list[tuple[type[Event], ReplicaId]] = [
                     (type(event), event.replica)
-                    for event in self.heard
+                    for event in self.events
                     if isinstance(event, Granted | Built | Released) and event.build.key == key
                 ]
                 if kind in {told for told, _ in about}:
@@ -112,8 +116,10 @@ async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(t
             async with builder_at(targets[0], key) as builder:
                 theirs = await waiter.acquire(key)
                 assert theirs.replica == BUILDER
-                assert not await waiter.waits.over(theirs, 1.5 * TTL_S), "a build that gives signs of life has ended"
-                waiting = asyncio.create_task(waiter.waits.over(theirs, LONG_S))
+                assert not await waiter.waits.wait_for_end(theirs, 1.5 * TTL_S), (
+                    "a build that gives signs of life has ended"
+                )
+                waiting = asyncio.create_task(waiter.waits.wait_for_end(theirs, LONG_S))
                 await asyncio.sleep(0)
                 builder.kill()
 
@@ -138,7 +144,7 @@ async def test_a_builder_that_slept_through_its_lease_is_fenced_off(
     async with waiter_at(targets[1]) as waiter, builder_at(targets[0], key) as builder:
         theirs = await waiter.acquire(key)
         builder.send_signal(signal.SIGSTOP)
-        assert await waiter.waits.over(theirs, LONG_S)
+        assert await waiter.waits.wait_for_end(theirs, LONG_S)
         if is_taken_over:
             mine = await waiter.acquire(key)
             await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))

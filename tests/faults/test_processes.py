@@ -50,9 +50,9 @@ async def require_healed(followers: list[Follower], client: CacheClient) -> None
             await asyncio.sleep(0.5)
             try:
                 for follower in followers:
-                    require_same_view(follower.view.snapshot(), snapshot)
+                    require_same_view(follower.mirror.state.snapshot(), snapshot)
             except Violation:
-                if all(follower.view.revision == snapshot.revision for follower in followers):
+                if all(follower.mirror.revision == snapshot.revision for follower in followers):
                     raise
                 continue  # the last leases are still lapsing
             return

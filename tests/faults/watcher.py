@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
-from cache_service.core.state import State
-from cache_service.core.types import Revision, Snapshot
+from cache_service.core.mirror import Mirror
+from cache_service.core.types import Revision
 from cache_service.errors import Compacted
 from cache_service.store.base import Store
 from cache_service.testing import Network, WatchChecker
@@ -26,7 +26,7 @@ class Watcher:
         self._stream = 0
         self._heard = 0.0
         self.checker = WatchChecker()
-        self.view = State()
+        self.mirror = Mirror()
         self.num_gaps = 0
         self._open()
         self._watch_the_clock()
@@ -80,10 +80,7 @@ class Watcher:
             return
         for item in items:
             self.checker.take(item)
-            if isinstance(item, Snapshot):
-                self.view = State.of(item)
-            else:
-                self.view.apply(item)
+            self.mirror.take(item)
 
     def _refused(self, stream: int) -> None:
         if stream == self._stream:

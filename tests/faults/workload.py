@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from cache_service.client.client import CacheClient
-from cache_service.core.state import State
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
@@ -22,7 +22,6 @@ from cache_service.core.types import (
     Placement,
     PrefixKey,
     ReplicaId,
-    Snapshot,
 )
 from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
 from cache_service.testing import HistoryChecker, WatchChecker
@@ -154,13 +153,10 @@ class Follower:
     def __init__(self, client: CacheClient) -> None:
         self._client = client
         self.checker = WatchChecker()
-        self.view = State()
+        self.mirror = Mirror()
 
     async def follow(self) -> None:
         async with aclosing(self._client.watch()) as watch:
             async for item in watch:
                 self.checker.take(item)
-                if isinstance(item, Snapshot):
-                    self.view = State.of(item)
-                else:
-                    self.view.apply(item)
+                self.mirror.take(item)

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
 from cache_service.core.events import Created, Edited, Event, Joined
+from cache_service.core.mirror import Mirror
 from cache_service.core.state import State
 from cache_service.core.types import (
     Build,
@@ -23,7 +24,6 @@ from cache_service.core.types import (
     Placement,
     PrefixKey,
     ReplicaId,
-    Snapshot,
 )
 from cache_service.errors import CacheServiceError, Compacted, FencedToken, LeaseRefused
 from cache_service.rpc.service import CacheService
@@ -48,7 +48,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.store = MemoryStore(clock=self.clock, history=6)
         self.service = CacheService(self.store)
         self.checker, self.watch = HistoryChecker(), WatchChecker()
-        self.cursor, self.view = Cursor(), State()
+        self.cursor, self.mirror = Cursor(), Mirror()
         self.newest: dict[ReplicaId, Lease] = {}
         self.alive_until: dict[ReplicaId, float] = {}
         self.given: dict[ReplicaId, list[Build]] = {}
@@ -175,16 +175,13 @@ class ServiceMachine(RuleBasedStateMachine):
         except Compacted:
             self.cursor.reset()
             self._listen(0)
-        require_same_view(self.view.snapshot(), self.store.state.snapshot())
+        require_same_view(self.mirror.state.snapshot(), self.store.state.snapshot())
 
     def _listen(self, num_lost: int) -> None:
         for update in self._updates(num_lost):
             for item in self.cursor.take(update):
                 self.watch.take(item)
-                if isinstance(item, Snapshot):
-                    self.view = State.of(item)
-                else:
-                    self.view.apply(item)
+                self.mirror.take(item)
 
     def _updates(self, num_lost: int) -> list[Update]:
         after, revision, incarnation = self.cursor.resume(), self.store.state.revision, self.store.incarnation

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
 from cache_service.core.events import Announced, Event, Joined, Left, Released, Withdrawn
+from cache_service.core.mirror import Mirror
 from cache_service.core.state import State
 from cache_service.core.types import Lease, LeaseId, Revision, Snapshot
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
@@ -194,16 +195,13 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
                 await client.withdraw(lease, [key(f"{name}{i}")])
 
     async def follow(until: Revision) -> State:
-        view = State()
+        mirror = Mirror()
         async with aclosing(client.watch()) as watch:
             async for item in watch:
-                if isinstance(item, Snapshot):
-                    view = State.of(item)
-                else:
-                    view.apply(item)
-                if view.revision >= until:
+                mirror.take(item)
+                if mirror.revision >= until:
                     break
-        return view
+        return mirror.state
 
     last = Revision(2 + 2 * 40 + 2 * 14)
     followers = [asyncio.create_task(follow(last)) for _ in range(4)]

@@ -6,6 +6,7 @@ import random
 
 from cache_service.core.events import Event
 from cache_service.core.hashing import prefix_keys
+from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.state import State
 from cache_service.core.types import (
     Context,
@@ -18,7 +19,7 @@ from cache_service.core.types import (
     ReplicaId,
 )
 from workers.api import ContextEpoch
-from workers.coherence.view import ClusterView, Moved, News
+from workers.coherence.view import ClusterView
 
 A = ReplicaId("a")
 
@@ -27,14 +28,15 @@ class Service:
     """A service's state, and a view that hears of every event."""
 
     def __init__(self) -> None:
-        self.state, self.view = State(), ClusterView()
-        self.view.apply(self.state.snapshot())
+        self.state, self.mirror = State(), Mirror()
+        self.view = ClusterView(self.mirror)
+        self.mirror.take(self.state.snapshot())
 
     def carry_out(self, events: tuple[Event, ...]) -> list[News]:
         heard = []
         for event in events:
             self.state.apply(event)
-            heard.append(self.view.apply(event))
+            heard.append(self.mirror.take(event))
         return heard
 
     def create(self, *token_ids: int, name: str = "c") -> Context:
@@ -97,9 +99,9 @@ def test_holders_and_limits_are_told() -> None:
     limit = DepthLimit(key(1), 60, 1, 0)
     [news] = service.carry_out(service.state.report_drift(lease, [limit], service.state.next_revision))
     assert news.limits == (limit,)
-    late = ClusterView()
-    assert late.apply(service.state.snapshot()).limits == (limit,)
-    assert late.holders(key(1)) == {A}
+    late = Mirror()
+    assert late.take(service.state.snapshot()).limits == (limit,)
+    assert ClusterView(late).holders(key(1)) == {A}
 
 
 def test_a_view_that_heard_everything_equals_one_that_starts_now() -> None:
@@ -109,8 +111,9 @@ def test_a_view_that_heard_everything_equals_one_that_starts_now() -> None:
     for step in range(200):
         context = rng.choice(contexts)
         service.commit(context, Edit(0, 1, (rng.randrange(4),)), name=f"s{step}")
-        late = ClusterView()
-        late.apply(service.state.snapshot())
+        mirror = Mirror()
+        mirror.take(service.state.snapshot())
+        late = ClusterView(mirror)
         for token in range(4):
             content = key(token, 5)
             assert service.view.context_of(content) == late.context_of(content)
