@@ -1,4 +1,4 @@
-"""The command `python -m cache_service`, which serves one instance until SIGTERM or SIGINT."""
+"""Serve one instance by `python -m cache_service`, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 

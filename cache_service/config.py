@@ -1,4 +1,4 @@
-"""The configuration of an instance of the cache service. An unknown key is an error that names it."""
+"""Configure an instance of the cache service. An unknown key is an error that names it."""
 
 from __future__ import annotations
 

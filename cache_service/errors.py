@@ -1,11 +1,11 @@
-"""The errors of the cache service. The cores and the client raise the same classes."""
+"""Define the errors of the cache service. The cores and the client raise the same classes."""
 # ruff: noqa: N818 (the names say what was refused)
 
 from __future__ import annotations
 
 
 class CacheServiceError(Exception):
-    """The root of the cache service's errors; `reason` is its name on the wire."""
+    """The cache service refused or failed; `reason` names the error on the wire."""
 
     reason = "internal"
 

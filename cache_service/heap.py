@@ -1,4 +1,4 @@
-"""A task that keeps Python's cycle collector from walking all facts again and again.
+"""Keep Python's cycle collector from walking all facts again and again.
 
 Facts and events have no cycles: the last reference frees them. But the collector can't know that, and each of its full
 passes walks all of them while calls wait: tenths of a second for hundreds of thousands. So the objects that live are

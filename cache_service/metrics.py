@@ -1,4 +1,4 @@
-"""The metrics of the service, in a registry of its own."""
+"""Measure what the service does, in a registry of its own."""
 
 from __future__ import annotations
 

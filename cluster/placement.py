@@ -1,4 +1,4 @@
-"""The replicas that hold each prefix, for the router. Look-ups are a dictionary's."""
+"""Answer the router's questions about members and holders. Look-ups are a dictionary's."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The client of the cache service: calls with deadlines, watches that resume, and waits for builds."""
+"""The client calls the cache service with deadlines, resumes watches, and waits for builds."""

@@ -1,4 +1,4 @@
-"""The asyncio client of workers, routers and ingress: calls with deadlines and fail-over, and a watch that resumes."""
+"""Call the service from workers, routers and ingress: with deadlines, fail-over, and a watch that resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels to the instances of the service, and the choice of the one to call."""
+"""Keep channels to the instances of the service, and choose the one to call."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Connection:
 
     @property
     def current(self) -> Instance:
-        """The instance that answered last."""
+        """Return the instance that answered last."""
         if not self._instances:
             self._instances = [Instance(target) for target in self._targets]
         return self._instances[self._current]

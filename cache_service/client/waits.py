@@ -1,4 +1,4 @@
-"""Waits for builds of other members, by the news of a watch that runs anyway."""
+"""Wait for builds of other members, by the news of a watch that runs anyway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One endless watch, made of as many calls as it takes."""
+"""Make one endless watch of as many calls as it takes."""
 
 from __future__ import annotations
 

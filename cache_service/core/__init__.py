@@ -1,1 +1,1 @@
-"""The decisions of the cache service: pure functions of a state and a call that return events."""
+"""The cores decide: pure functions of a state and a call return events."""

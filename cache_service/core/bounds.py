@@ -1,4 +1,4 @@
-"""Bounds of the names that every placement repeats and every watcher receives. Pure."""
+"""Bound the names that every placement repeats and every watcher receives. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which member may build which entry. Pure.
+"""Decide which member may build which entry. Pure.
 
 One member at a time builds the entry of (key, epoch). Its token is the revision of the grant, so it rises at each
 grant: a member that slept through the end of its lease comes back with a token that no longer counts.

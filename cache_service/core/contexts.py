@@ -1,4 +1,4 @@
-"""Shared contexts: named prefixes that can be edited, one epoch at a time. Pure.
+"""Let shared contexts, which are named prefixes, be edited one epoch at a time. Pure.
 
     epoch 0          epoch 1            epoch 2              an edit names the epoch that it was made for;
     [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only one that names the newest is accepted,
@@ -203,7 +203,7 @@ def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tu
 
 
 def _id(at: Revision, edit_id: EditId) -> ContextId:
-    """Make an id that a store which lost its memory, and counts revisions from the start again, never repeats."""
+    """Make an id that no other context gets, even where a store that lost its memory counts revisions from 1 again."""
     return ContextId(f"ctx-{at}-{hashlib.blake2b(edit_id.encode(), digest_size=4).hexdigest()}")
 
 

@@ -1,4 +1,4 @@
-"""The updates of a watch stream, and a cursor that follows them. Pure."""
+"""Cut a watch into updates, and follow the updates. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How deep each prefix may be reused where drift was measured. Pure."""
+"""Decide how deep each prefix may be reused where drift was measured. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The members, and which member holds which prefix. Pure.
+"""Keep the members, and which member holds which prefix. Pure.
 
 A decision changes nothing: it checks the request against the present state and returns the events that would
 carry it out, numbered from the revision `at`. Only `put_...` and `drop_...` write, and only `State.apply` calls them.

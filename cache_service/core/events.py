@@ -1,6 +1,6 @@
-"""The events of the cache service's log: a union with one class for each kind of change, each with its own fields.
+"""Define the events of the service's log: a union of classes, one for each kind of change, with fields of its own.
 
-`cache_service.core.facts.changes_of` is the one reading of what an event changes.
+`cache_service.core.facts` derives what each event changes; no other module interprets events.
 """
 
 from __future__ import annotations

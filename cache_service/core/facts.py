@@ -1,4 +1,4 @@
-"""What each event changes in the facts that the service knows: the one reading of events. Pure.
+"""Derive from each event the facts that it changes. No other module interprets events. Pure.
 
 A state, a mirror and a store in a Redis-protocol server all carry out these changes, so they can't disagree.
 """

@@ -1,7 +1,7 @@
-"""Content addresses of prefixes: (fingerprint, salt, all token ids) -> `PrefixKey`.
+"""Address prefixes by their content: (fingerprint, salt, all token ids) -> `PrefixKey`.
 
 The whole prefix is hashed, never a chain of pages: under bidirectional attention the entry of a shorter prefix
-is no truncation of a longer one, so a key that shares a beginning with another says nothing about it.
+is no truncation of a longer one, so prefixes that begin alike have unrelated keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The deadlines of leases, by one clock. Pure."""
+"""Track the deadlines of leases by one clock. Pure."""
 
 from __future__ import annotations
 

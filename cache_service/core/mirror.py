@@ -1,4 +1,4 @@
-"""A copy of the service's state that a watch keeps up to date, and the news in each update. Pure.
+"""Keep a copy of the service's state by a watch, and report the news in each update. Pure.
 
 The copy is a hint, never a promise: while the watch is interrupted it grows old.
 """

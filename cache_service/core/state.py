@@ -1,4 +1,4 @@
-"""Everything the cache service knows at one revision, and the decisions that concern more than one core. Pure.
+"""Hold all that the service knows at one revision, and take the decisions that concern several cores. Pure.
 
 A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
 it refuses; see `cache_service.core.directory`.

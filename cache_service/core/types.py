@@ -1,4 +1,4 @@
-"""The vocabulary of the coherence protocol: typed ids and frozen values. All packages may import it."""
+"""Define the vocabulary of the coherence protocol: typed ids and frozen values. All packages may import it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One epoch of a context, with the key of its content and the edit that made it."""
+    """Describes one epoch of a context by the key of its content and the edit that made it."""
 
     epoch: Epoch
     key: PrefixKey
@@ -75,7 +75,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named prefix that can be edited. `past` holds its latest versions before this one, newest first."""
+    """Holds a named prefix that can be edited. `past` lists its latest versions before this one, newest first."""
 
     id: ContextId
     fingerprint: str
@@ -99,7 +99,7 @@ class Context:
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
-        """The keys of this version and the past ones, newest first."""
+        """Return the keys of this version and the past ones, newest first."""
         return tuple(version.key for version in (self.version, *self.past))
 
 
@@ -133,7 +133,7 @@ class DepthLimit:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that watchers may know at one revision, for one that starts or has fallen behind."""
+    """Holds all that watchers may know at one revision, for one that starts or has fallen behind."""
 
     revision: Revision
     members: tuple[ReplicaId, ...]

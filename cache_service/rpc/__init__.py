@@ -1,1 +1,1 @@
-"""The cache service's gRPC side: it decodes a call, lets the core decide, and encodes the answer."""
+"""The gRPC side decodes a call, lets the core decide, and encodes the answer."""

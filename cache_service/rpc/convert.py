@@ -1,4 +1,4 @@
-"""Conversion between protocol messages and the service's types. Nothing is decided here."""
+"""Convert between protocol messages and the service's types. Nothing is decided here."""
 
 from __future__ import annotations
 

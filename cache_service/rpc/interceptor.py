@@ -1,4 +1,4 @@
-"""An interceptor of every call: it turns refusals into status codes, and counts and times the calls."""
+"""Turn refusals into status codes, and count and time every call."""
 
 from __future__ import annotations
 

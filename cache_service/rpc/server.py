@@ -1,4 +1,4 @@
-"""One running instance: the gRPC server with its services, health, reflection, metrics and tick."""
+"""Run one instance: the gRPC server with its services, health, reflection, metrics and tick."""
 
 from __future__ import annotations
 

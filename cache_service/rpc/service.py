@@ -1,4 +1,4 @@
-"""The service apart from gRPC: one store with its metrics, and the tick that ends lapsed leases."""
+"""Carry out calls on one store, apart from gRPC, and end lapsed leases by a tick."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ class CacheService:
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
         """Yield a snapshot where `after` is None, then all later events.
 
-        Raises Compacted where some of them are no longer known, and CacheServiceUnavailable without a store.
+        Raises Compacted where some of them are no longer known, and CacheServiceUnavailable where the store is not
+        reachable.
         """
         store, watcher = self.store, object()
         if after is None:
@@ -123,7 +124,7 @@ class CacheService:
                     async with asyncio.timeout(PROGRESS_S):
                         await store.feed.wait(after)
                 except TimeoutError:
-                    await store.sync()  # an instance without its store can't know that nothing came
+                    await store.sync()  # an instance without its store can't know that there were no events
                     yield Update(incarnation, after)
         finally:
             del self._revisions[watcher]

@@ -1,4 +1,4 @@
-"""The one table between errors and gRPC: class, status code, and reason in the trailing metadata."""
+"""Map errors to gRPC and back by one table: class, status code, and reason in the trailing metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stores of the log of events: one in this process, and one in a Redis-protocol server."""
+"""Store the log of events in this process or in a Redis-protocol server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one boundary between the pure cores and the storage of their events."""
+"""Define the boundary between the pure cores and the storage of their events."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Store(Protocol):
 
     @property
     def incarnation(self) -> str:
-        """Names one history of revisions; another name means that no earlier revision counts."""
+        """Return the name of this history of revisions; under another name no earlier revision counts."""
 
     @property
     def state(self) -> State:
-        """The state at some revision, at or before the newest: see `sync`. Callers only read it."""
+        """Return the state at the newest revision or an earlier one: see `sync`. Callers only read it."""
 
     @property
     def feed(self) -> Feed:
-        """The recent events, up to `state.revision`."""
+        """Return the recent events, up to `state.revision`."""
 
     async def append(self, decide: Decision) -> Sequence[Event]:
         """Append the events of `decide` for the newest state, all or none; on return `state` includes them."""

@@ -1,4 +1,4 @@
-"""The recent events of one store, and a wait for the next ones.
+"""Keep the recent events of one store, and wait for the next ones.
 
 Every watcher is only a cursor into this shared, bounded history: a slow one costs nothing, and when the history
 has moved past its cursor it gets an error instead of missing events.

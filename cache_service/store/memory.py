@@ -1,4 +1,4 @@
-"""A store in this process: it ends with the process, and is as fast as a dict."""
+"""Store the log in this process: it ends with the process, and is as fast as a dict."""
 
 from __future__ import annotations
 

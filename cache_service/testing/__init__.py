@@ -1,4 +1,4 @@
-"""Fakes, faults and the history checker, for tests of the cache service and of its users."""
+"""Offer fakes, faults and the history checker to tests of the cache service and of its users."""
 
 from cache_service.testing.clock import FakeClock, free_port
 from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, require_same_view

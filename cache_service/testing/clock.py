@@ -1,4 +1,4 @@
-"""A clock and ports for tests."""
+"""Offer a clock and ports to tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what clients saw against the invariants of the protocol, while it happens.
+"""Check what clients saw against the invariants of the protocol, while it happens.
 
 The checker believes only what clients observe: when a call began, when and how it ended. A call that got no answer
 may or may not have been carried out, so it proves nothing. All times come from one clock, which must not run ahead

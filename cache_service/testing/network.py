@@ -1,4 +1,4 @@
-"""A simulated network and its time: messages get lost, late, doubled and out of order, all from one seed."""
+"""Simulate a network and its time: messages get lost, late, doubled and out of order, all from one seed."""
 
 from __future__ import annotations
 

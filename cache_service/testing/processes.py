@@ -1,4 +1,4 @@
-"""Real processes for tests and benchmarks: the service and a Redis-protocol server, which can be paused and killed."""
+"""Run the service and a Redis-protocol server as real processes, which tests and benchmarks can pause and kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store must do. Each test runs on all of them."""
+"""Every store must pass these tests."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ async def joined(store: Store, replica: ReplicaId, ttl_s: float = 60.0) -> Lease
     return events[-1].lease
 
 
-async def created(store: Store, commit: str, author: ReplicaId = ANNA) -> Context:
+async def created(store: Store, edit_id: str, author: ReplicaId = ANNA) -> Context:
     events = await store.append(
-        lambda state, at: state.contexts.create("model", "salt", [1, 2, 3], [1], EditId(commit), author, at)
+        lambda state, at: state.contexts.create("model", "salt", [1, 2, 3], [1], EditId(edit_id), author, at)
     )
     assert isinstance(events[-1], Created)
     return events[-1].context
@@ -52,7 +52,7 @@ async def announce(store: Store, lease: Lease, *placements: Placement) -> None:
 
 
 def facts(state: State) -> tuple[object, ...]:
-    """All that `state` holds, without regard to order."""
+    """Return all that `state` holds, without regard to order."""
     view = state.snapshot()
     return (
         view.revision,
@@ -85,7 +85,7 @@ async def test_a_refusal_leaves_no_trace(backend: Backend) -> None:
     assert facts(store.state) == before
 
 
-async def test_what_one_instance_commits_another_reads(backend: Backend) -> None:
+async def test_one_instance_reads_what_another_appends(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     lease = await joined(one, ANNA)
     await announce(two, lease, placed("a", ANNA))
@@ -101,11 +101,11 @@ async def test_a_refusal_is_never_from_an_old_copy(backend: Backend) -> None:
         await announce(two, lease, placed("a", lease.replica))
 
 
-async def test_of_two_commits_to_one_epoch_one_is_accepted(backend: Backend) -> None:
+async def test_of_two_edits_to_one_epoch_one_is_accepted(backend: Backend) -> None:
     stores = [await backend.open(), await backend.open()]
     context = await created(stores[0], "make")
 
-    async def commit(store: Store, epoch: int, name: str) -> str:
+    async def edit(store: Store, epoch: int, name: str) -> str:
         try:
             await store.append(
                 lambda state, at: state.edit(
@@ -117,7 +117,7 @@ async def test_of_two_commits_to_one_epoch_one_is_accepted(backend: Backend) -> 
         return "accepted"
 
     for epoch in range(20):
-        outcomes = await asyncio.gather(*(commit(stores[i % 2], epoch, f"{epoch}.{i}") for i in range(4)))
+        outcomes = await asyncio.gather(*(edit(stores[i % 2], epoch, f"{epoch}.{i}") for i in range(4)))
         assert Counter(outcomes) == {"accepted": 1, "stale": 3}
     await stores[1].sync()
     assert stores[1].state.contexts.get(context.id).epoch == 20
@@ -137,7 +137,7 @@ async def test_a_lease_lapses_for_all_instances_and_for_good(backend: Backend) -
     assert [member.replica for member in one.state.directory.members()] == [steady.replica]
 
 
-async def test_renewing_puts_a_lease_off_from_any_instance(backend: Backend) -> None:
+async def test_any_instance_can_renew_a_lease(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     lease = await joined(one, ANNA, ttl_s=2.0)
     assert await two.renew(replace(lease, ttl_s=60.0))
@@ -189,7 +189,7 @@ async def test_many_instances_and_writers_keep_one_history(backend: Backend) -> 
         assert facts(store.state) == facts(stores[0].state)
 
 
-async def test_a_follower_hears_of_others_events(backend: Backend) -> None:
+async def test_a_follower_receives_the_events_of_others(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     revision = two.state.revision
     waiting = asyncio.create_task(two.feed.wait(revision))
@@ -200,7 +200,7 @@ async def test_a_follower_hears_of_others_events(backend: Backend) -> None:
 
 
 async def test_a_late_instance_knows_what_the_others_know(backend: Backend) -> None:
-    """Every kind of event, many times, in random order; then a copy from facts must equal the copy from events."""
+    """After many events of every kind in random order, a copy from facts must equal the copy from events."""
     store = await backend.open()
     rng = random.Random(7)
     kinds = {type(event) for i in range(500) for event in await act(store, rng, i)}
@@ -211,7 +211,7 @@ async def test_a_late_instance_knows_what_the_others_know(backend: Backend) -> N
 
 
 async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
-    """One random thing that somebody does; what is refused is as good."""
+    """Try one random decision; it may be refused."""
     replica = ReplicaId(rng.choice("abc"))
     members = {lease.replica: lease for lease in store.state.directory.members()}
     lease = members.get(replica)

@@ -1,4 +1,4 @@
-"""Clients and watchers of one service over a faulty network, in simulated time: the real cores, store and cursor."""
+"""Simulate clients and watchers of one service over a faulty network, with the real cores, store and cursor."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Script = Generator[Request, Any, None]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` returns, given that it has nothing to wait for: so it is with the memory store."""
+    """Return what `work` returns, given that it never waits, as is the case with the memory store."""
     try:
         work.send(None)
     except StopIteration as done:
@@ -54,7 +54,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Simulation:
-    """One run. `run` raises Violation where an invariant breaks."""
+    """Simulates one cluster. `run` raises Violation where an invariant breaks."""
 
     def __init__(self, seed: int, *, num_clients: int = 12, num_watchers: int = 4) -> None:
         self.network = Network(seed, FAULTS)
@@ -83,7 +83,7 @@ class Simulation:
         Client(self).resume(None)
 
     def run(self, num_operations: int) -> None:
-        """So many operations under faults; then the network heals, and all views must become one."""
+        """Carry out so many operations under faults; then heal the network and require that all views become one."""
         self.network.run(until=lambda: self.checker.num_operations >= num_operations)
         self.network.faults = Faults()
         self._quiet = True
@@ -95,7 +95,7 @@ class Simulation:
 
     @property
     def quiet(self) -> bool:
-        """Clients make no more requests."""
+        """Return True once clients make no more requests."""
         return self._quiet
 
     def _tick(self) -> None:
@@ -105,13 +105,13 @@ class Simulation:
         self.network.after(TICK_S, self._tick)
 
     def _jump(self) -> None:
-        """The service's clock leaps ahead: leases lapse early, and only tokens still protect."""
+        """Let the service's clock leap ahead: leases lapse early, and only tokens still protect."""
         self.skipped_s += self.rng.random() * MEMBER_TTL_S
         self.network.after(self.rng.expovariate(1 / 5.0), self._jump)
 
 
 class Client:
-    """A replica that announces, reads, builds and commits, one request at a time, until it dies."""
+    """Announces, reads, builds and edits like a replica, one request at a time, until it dies."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._sim = simulation
@@ -124,7 +124,7 @@ class Client:
         self._script = self._live()
 
     def resume(self, outcome: Any) -> None:
-        """Go on with the answer; None: none came in time."""
+        """Go on with the answer, or with None where none came in time."""
         if self._sim.quiet:
             return
         try:
@@ -154,12 +154,12 @@ class Client:
 
     def _live(self) -> Script:
         rng = self._sim.rng
-        deeds = [self._look_up] * 4 + [self._announce] * 3 + [self._build_entry] * 3 + [self._rewrite] * 3
-        deeds += [self._withdraw, self._report, self._read]
+        actions = [self._look_up] * 4 + [self._announce] * 3 + [self._build_entry] * 3 + [self._edit] * 3
+        actions += [self._withdraw, self._report, self._read]
         while rng.random() > 0.0005:
             if self._sim.service_time() > self._safe_until - MEMBER_TTL_S / 2:
                 yield from self._keep_alive()
-            yield from rng.choice(deeds)()
+            yield from rng.choice(actions)()
 
     def _keep_alive(self) -> Script:
         service, began = self._sim.service, self._sim.service_time()
@@ -171,7 +171,7 @@ class Client:
             yield from self._register()
 
     def _register(self) -> Script:
-        """A straggling copy of this request ends whatever was begun under the lease that it brought."""
+        """Register; a straggling copy of this request ends what was begun under the lease that it brought."""
         self._lose_build()
         sim, began = self._sim, self._sim.service_time()
         self._unsure_until = sim.network.now + sim.network.faults.straggle_s
@@ -235,8 +235,8 @@ class Client:
         sim.checker.end_get(began, context)
         return context
 
-    def _rewrite(self) -> Script:
-        """Commit to a context; now and then make or delete one."""
+    def _edit(self) -> Script:
+        """Edit a context; now and then create or delete one."""
         sim, rng = self._sim, self._sim.rng
         context = yield from self._some_context()
         edit_id = EditId(sim.name())
@@ -305,7 +305,7 @@ class Client:
         return "extended"
 
     def _guaranteed(self, began: float) -> float:
-        """Until when a build that was begun or extended by a request sent at `began` can't have ended by itself."""
+        """Return until when a build can't end by itself that a request sent at `began` has begun or extended."""
         if self._sim.network.now < self._unsure_until:
             return 0.0
         return min(began + BUILD_TTL_S, self._safe_until)

@@ -1,4 +1,4 @@
-"""Members in processes of their own that hold a build, and are killed or paused: who waits takes over, once."""
+"""Kill or pause members that hold a build, in processes of their own: a waiting member takes over, once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = [PrefixKey(bytes([number]) * 20) for number in range(2)]
 
 @pytest.fixture(params=["memory", "redis"])
 def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Of the service, for the builder and for the waiter: two instances where the store can be shared."""
+    """Yield the service's targets for builder and waiter: two instances where the store can be shared."""
     with ExitStack() as stack:
         if request.param == "memory":
             service = stack.enter_context(ServiceProcess(tmp_path))
@@ -43,7 +43,7 @@ def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
 
 @dataclass
 class Waiter:
-    """A member that hears of everything."""
+    """Acquires builds as a member that follows every event."""
 
     client: CacheClient
     lease: Lease
@@ -53,7 +53,7 @@ class Waiter:
     def __post_init__(self) -> None:
         self.waits = BuildWaits(self.mirror)
 
-    async def listen(self) -> None:
+    async def follow(self) -> None:
         async with aclosing(self.client.watch()) as watch:
             async for item in watch:
                 self.waits.take(self.mirror.take(item))
@@ -63,8 +63,8 @@ class Waiter:
     async def acquire(self, key: PrefixKey) -> Build:
         return await self.client.acquire(self.lease, key, LONG_S)
 
-    async def told(self, key: PrefixKey, kind: type[Event]) -> list[tuple[type[Event], ReplicaId]]:
-        """What became of the key's builds up to an event of this kind, in order."""
+    async def events_until(self, key: PrefixKey, kind: type[Event]) -> list[tuple[type[Event], ReplicaId]]:
+        """Return the events of the key's builds, in order, once one of this kind is among them."""
         async with asyncio.timeout(LONG_S):
             while True:
                 about: list[tuple[type[Event], ReplicaId]] = [
@@ -72,7 +72,7 @@ class Waiter:
                     for event in self.events
                     if isinstance(event, Granted | Built | Released) and event.build.key == key
                 ]
-                if kind in {told for told, _ in about}:
+                if kind in {seen for seen, _ in about}:
                     return about
                 await asyncio.sleep(0.01)
 
@@ -81,18 +81,18 @@ class Waiter:
 async def waiter_at(target: str) -> AsyncIterator[Waiter]:
     async with CacheClient(target, timeout_s=10.0) as client:
         waiter = Waiter(client, await client.register(WAITER, LONG_S))
-        listening = asyncio.create_task(waiter.listen())
+        following = asyncio.create_task(waiter.follow())
         try:
             yield waiter
         finally:
-            listening.cancel()
+            following.cancel()
             with suppress(asyncio.CancelledError):
-                await listening
+                await following
 
 
 @asynccontextmanager
 async def builder_at(target: str, key: PrefixKey) -> AsyncIterator[Process]:
-    """A builder whose build was granted."""
+    """Run a builder, and yield it once its build was granted."""
     command = [sys.executable, "-m", "tests.faults.builder", target, BUILDER, key.hex(), str(TTL_S)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     try:
@@ -110,7 +110,7 @@ async def line_of(process: Process) -> str:
         return (await process.stdout.readline()).decode().strip()
 
 
-async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(targets: tuple[str, str]) -> None:
+async def test_a_waiting_member_takes_over_the_build_of_a_killed_process(targets: tuple[str, str]) -> None:
     async with waiter_at(targets[1]) as waiter:
         for key in KEYS:
             async with builder_at(targets[0], key) as builder:
@@ -128,7 +128,7 @@ async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(t
                 assert mine.replica == WAITER
                 assert mine.token > theirs.token
                 await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))
-            assert await waiter.told(key, Built) == [
+            assert await waiter.events_until(key, Built) == [
                 (Granted, BUILDER),
                 (Released, BUILDER),
                 (Granted, WAITER),

@@ -78,7 +78,7 @@ def writes_under_any_token(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Builds, "require", require)
 
 
-def builds_for_whoever_asks(patch: pytest.MonkeyPatch) -> None:
+def builds_for_every_caller(patch: pytest.MonkeyPatch) -> None:
     whole = Builds.acquire
 
     def acquire(self: Builds, lease: Any, key: Any, epoch: Any, *rest: Any) -> tuple[Event, ...]:
@@ -152,7 +152,7 @@ def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
         (reads_that_forget_epochs, "stale read"),
         (edits_of_any_epoch, "two edits made epoch|came after epoch|stale read"),
         (writes_under_any_token, "was accepted though"),
-        (builds_for_whoever_asks, "two builds at once"),
+        (builds_for_every_caller, "two builds at once"),
         (leases_that_lapse_early, "two builds at once"),
         (leases_that_never_lapse, "dead beyond its TTL"),
         (watchers_that_skip_gaps, "came after revision"),

@@ -1,4 +1,4 @@
-"""The questions that a replica asks about the others. Pure."""
+"""Answer the questions that a replica asks about the others. Pure."""
 
 from __future__ import annotations
 

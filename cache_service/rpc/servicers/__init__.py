@@ -1,1 +1,1 @@
-"""The gRPC servicers: each method decodes, lets a core decide, and encodes. They hold no rules."""
+"""Each servicer decodes a call, lets a core decide, and encodes the answer. Servicers hold no rules."""

@@ -1,4 +1,4 @@
-"""The base of all servicers."""
+"""Give every servicer the service and the answer's header."""
 
 from __future__ import annotations
 

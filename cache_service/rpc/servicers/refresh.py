@@ -1,4 +1,4 @@
-"""The gRPC service `palimpsest.cache.v1.Refresh`."""
+"""Serve `palimpsest.cache.v1.Refresh`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The choice of waiting decisions that can be appended together. Pure.
+"""Choose the waiting decisions that can be appended together. Pure.
 
 All decisions of a batch are taken on one state, so none may depend on what an earlier one of the batch changes. That
 holds for announcements of different placements: each reads only leases, epochs and its own placement, and changes

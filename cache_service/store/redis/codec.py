@@ -1,4 +1,4 @@
-"""The encoding of facts as fields and values of the server's hashes, and of changes as arguments of scripts. Pure."""
+"""Encode facts as fields and values of the server's hashes, and changes as arguments of scripts. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The redis-py client that a URL stands for."""
+"""Make the redis-py client that a URL stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that run inside the server, each as one atomic step.
+"""Define the scripts that run inside the server, each as one atomic step.
 
 A server that restarts forgets its scripts, even where it keeps its data, and a replica that is promoted gets a new
 replication id. Either makes the next call fail before anything is read or written, and the first caller that fails

@@ -1,4 +1,4 @@
-"""One call for many callers: each gets the outcome of a call that began after it asked."""
+"""Share one call among many callers: each gets the outcome of a call that began after it asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store over a Redis-protocol server: this process keeps a copy of the state and follows the shared log."""
+"""Share the log through a Redis-protocol server: this process keeps a copy of the state and follows the log."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class RedisStore:
                 return
             if self.state.revision >= int(head):
                 return
-            if not entries:  # trimmed away, before this copy had seen it
+            if not entries:  # the log was trimmed before this copy had read it
                 await self._reload()
                 return
 
@@ -170,7 +170,7 @@ class RedisStore:
         self.state = codec.state_of(Revision(int(head)), tables)
         self.incarnation = incarnation.decode()
         self.feed.restart(self.state.revision)
-        _log.info("loaded %r, incarnation %s", self.state, self.incarnation)
+        _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
 
     async def _attach(self) -> None:
         """Begin a new incarnation, on a server that is new, restarted or emptied."""
@@ -214,7 +214,7 @@ class RedisStore:
                 )
                 entry_ids = [entry_id for _, entries in _streams(reply) for entry_id, _ in entries]
                 await asyncio.sleep(GATHER_S)
-                # What this instance appended itself is known by then: an entry's id is its revision.
+                # This instance knows what it appended itself by then: an entry's id is its revision.
                 if any(_revision(entry_id) > self.state.revision for entry_id in entry_ids):
                     await self._catching_up()
             except Exception as error:  # calls and the tick meet it too, and report it

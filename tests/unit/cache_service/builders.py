@@ -1,4 +1,4 @@
-"""Short spellings for the values that tests are about."""
+"""Build the values that tests are about by short calls."""
 
 from __future__ import annotations
 

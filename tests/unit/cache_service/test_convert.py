@@ -1,4 +1,4 @@
-"""The encoding of events, which logs in Redis and instances of other versions rely on."""
+"""Logs in Redis and instances of other versions rely on the encoding of events."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ ENCODED: list[tuple[Event, str]] = [
 
 
 @pytest.mark.parametrize(("event", "encoded"), ENCODED, ids=[event.kind for event, _ in ENCODED])
-def test_an_event_is_encoded_as_it_always_was(event: Event, encoded: str) -> None:
+def test_the_encoding_of_an_event_does_not_change(event: Event, encoded: str) -> None:
     assert event_to_pb(event).SerializeToString(deterministic=True).hex() == encoded
     assert event_from_pb(pb.Event.FromString(bytes.fromhex(encoded))) == event
 

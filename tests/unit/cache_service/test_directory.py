@@ -41,7 +41,7 @@ def test_holders_are_found_by_key() -> None:
     assert {k: [p.replica for p in v] for k, v in found.items()} == {key("a"): [ANNA], key("b"): [ANNA, BORIS]}
 
 
-def test_saying_the_same_again_adds_no_event() -> None:
+def test_a_repeated_announcement_adds_no_event() -> None:
     state = State()
     lease = joined(state, ANNA)
     announce(state, lease, "a")
@@ -89,7 +89,7 @@ keys = st.sampled_from([key(name) for name in "uvwxyz"])
 
 
 class DirectoryMachine(RuleBasedStateMachine):
-    """Random decisions against a model that is nothing but a dict per member; a copy fed by events keeps up."""
+    """Checks random decisions against a model of one dict per member, and a copy that is fed by events."""
 
     leases: Bundle[Lease] = Bundle("leases")
 

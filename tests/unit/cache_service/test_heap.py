@@ -26,7 +26,7 @@ def thawed() -> Iterator[None]:
     gc.enable()
 
 
-def test_what_lives_is_not_walked_again() -> None:
+def test_objects_that_live_are_not_walked_again() -> None:
     ring = Ring()
     collect_and_freeze(whole=True)
     assert gc.get_freeze_count() > 0
@@ -40,7 +40,7 @@ def test_cycles_among_newer_objects_are_freed_at_the_next_turn() -> None:
     assert ring() is None
 
 
-def test_a_cycle_that_was_in_use_when_put_aside_is_freed_by_a_whole_pass() -> None:
+def test_a_cycle_that_was_in_use_when_set_aside_is_freed_by_a_whole_pass() -> None:
     ring = Ring()
     seen = weakref.ref(ring)
     collect_and_freeze(whole=False)
@@ -51,7 +51,7 @@ def test_a_cycle_that_was_in_use_when_put_aside_is_freed_by_a_whole_pass() -> No
     assert seen() is None
 
 
-async def test_the_collector_is_as_before_once_nobody_tends_it() -> None:
+async def test_the_collector_is_as_before_once_the_task_ends() -> None:
     tending = asyncio.create_task(freeze_periodically())
     await asyncio.sleep(0)
     assert gc.get_freeze_count() > 0

@@ -1,4 +1,4 @@
-"""Any calls in any order break no invariant of the protocol: the history checker is told what the service accepts."""
+"""Any calls in any order break no invariant of the protocol: the history checker sees what the service accepts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MEMBER_TTL_S, BUILD_TTL_S = 3.0, 1.0
 
 
 class ServiceMachine(RuleBasedStateMachine):
-    """Leases, builds and contexts in the bundles may have ended: whoever holds them doesn't know."""
+    """Makes calls with leases, builds and contexts that may have ended without their holders' knowledge."""
 
     leases, builds, contexts = Bundle("leases"), Bundle("builds"), Bundle("contexts")
     replicas = st.sampled_from([ReplicaId(name) for name in "ab"])
@@ -104,8 +104,8 @@ class ServiceMachine(RuleBasedStateMachine):
         return made
 
     @rule(target=contexts, context=contexts, token=st.integers(1, 2), replica=replicas, is_behind=seldom)
-    def rewrite(self, context: Context, token: int, replica: ReplicaId, is_behind: bool) -> Any:
-        """By who has read that epoch, and may not be the first to commit to it."""
+    def edit(self, context: Context, token: int, replica: ReplicaId, is_behind: bool) -> Any:
+        """Edit an epoch that the author has read, and that another author may have edited before."""
         edits, edit_id = [Edit(0, 1, (token,))], self.next_edit_id()
         context = context if is_behind else self.newest_of(context) or context
         try:

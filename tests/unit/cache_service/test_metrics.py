@@ -1,4 +1,4 @@
-"""What an operator reads, after things happened at a real server."""
+"""Check the metrics that an operator reads from a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_calls_and_state_are_counted(server: CacheServer, client: CacheCli
     assert read(server, "call_seconds_count", method="Announce") == 2
 
 
-async def test_a_commit_that_lost_its_race_and_a_fenced_build_are_told_apart(
+async def test_an_edit_that_lost_its_race_and_a_fenced_build_are_counted_apart(
     server: CacheServer, client: CacheClient, clock: FakeClock
 ) -> None:
     lease = await client.register(ANNA, ttl_s=60.0)

@@ -48,7 +48,7 @@ def state() -> State:
     return State()
 
 
-def test_one_member_builds_and_the_others_learn_who(state: State) -> None:
+def test_one_member_builds_and_the_others_learn_which(state: State) -> None:
     anna, boris = joined(state, ANNA), joined(state, BORIS)
     build = acquire(state, anna)
     assert build.replica == ANNA
@@ -92,7 +92,7 @@ def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: Sta
         complete(state, anna, old)
 
 
-def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
+def test_an_announcement_may_not_bring_a_token(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
     entry = replace(placed("a", ANNA), token=build.token)
@@ -109,7 +109,7 @@ def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
         state.announce(again, [entry], state.next_revision)
 
 
-def test_a_token_counts_only_for_the_member_that_got_it(state: State) -> None:
+def test_a_token_counts_only_for_its_own_member(state: State) -> None:
     build = acquire(state, joined(state, ANNA))
     with pytest.raises(FencedToken):
         complete(state, joined(state, BORIS), build)
@@ -146,7 +146,7 @@ def test_a_lapsed_member_and_its_lapsed_build_end_once(state: State) -> None:
     assert state.expire(lapsed, state.next_revision) == ()
 
 
-def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
+def test_builds_of_an_old_epoch_end_with_the_edit(state: State) -> None:
     anna = joined(state, ANNA)
     made = state.contexts.create("m", "s", [1, 2], [], EditId("c"), ANNA, state.next_revision)
     carry_out(state, made)
@@ -186,20 +186,20 @@ def test_replicas_that_are_no_members_may_neither_build_nor_report(state: State)
 
 
 def report(state: State, *reports: tuple[int, int]) -> dict[int, int]:
-    """Report (profile, depth) pairs for one prefix and bucket; the depth that then holds, by bucket."""
+    """Report (depth table version, depth) pairs for one prefix and bucket; return the resulting depth by bucket."""
     lease = joined(state, ANNA)
-    limits = [DepthLimit(key("a"), 60, depth, profile) for profile, depth in reports]
+    limits = [DepthLimit(key("a"), 60, depth, version) for version, depth in reports]
     carry_out(state, state.report_drift(lease, limits, state.next_revision))
     return {limit.bucket: limit.depth for limit in state.depths.lookup([key("a")])}
 
 
-def test_under_one_profile_a_limit_only_falls(state: State) -> None:
+def test_under_one_depth_table_a_limit_only_falls(state: State) -> None:
     assert report(state, (1, 5)) == {60: 5}
     assert report(state, (1, 7)) == {60: 5}
     assert report(state, (1, 3), (1, 4)) == {60: 3}
 
 
-def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: State) -> None:
+def test_a_newer_depth_table_raises_a_limit_and_an_older_one_changes_nothing(state: State) -> None:
     assert report(state, (1, 2)) == {60: 2}
     assert report(state, (2, 9)) == {60: 9}
     assert report(state, (1, 1)) == {60: 9}
@@ -208,12 +208,12 @@ def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: St
 @pytest.mark.parametrize(
     ("limit", "named"), [(DepthLimit(key("a"), 101, 1, 1), "bucket"), (DepthLimit(PrefixKey(b""), 60, 1, 1), "key")]
 )
-def test_limits_that_make_no_sense_are_refused(state: State, limit: DepthLimit, named: str) -> None:
+def test_invalid_limits_are_refused(state: State, limit: DepthLimit, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         state.report_drift(joined(state, ANNA), [limit], state.next_revision)
 
 
 @pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b""), 0, "key"), (key("a"), 7, "epoch 0")])
-def test_builds_that_make_no_sense_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
+def test_invalid_builds_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         state.acquire(joined(state, ANNA), built, Epoch(epoch), None, 2.0, state.next_revision)

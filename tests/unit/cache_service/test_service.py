@@ -1,4 +1,4 @@
-"""The real server and the real client, over a real socket."""
+"""Test the real server and the real client over a real socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def take(items: AsyncIterator[Snapshot | Event], count: int) -> list[Snaps
     return [await anext(items) for _ in range(count)]
 
 
-async def test_what_is_announced_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
+async def test_an_announced_entry_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     assert await client.announce(lease, [placed("a", ANNA), placed("b", ANNA, depth=0)]) == 3
     found = await client.lookup([key("a"), key("b"), key("c")])
@@ -70,7 +70,7 @@ async def test_a_silent_member_leaves_with_all_it_holds(
 async def test_lapsed_leases_end_one_by_one(
     server: CacheServer, client: CacheClient, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at once can be a million placements, and nobody else is served meanwhile."""
+    """Together they can have a million placements, and no other call is served meanwhile."""
     for replica in (ANNA, BORIS):
         lease = await client.register(replica, ttl_s=5.0)
         await client.acquire(lease, key(replica), ttl_s=5.0)
@@ -88,7 +88,7 @@ async def test_lapsed_leases_end_one_by_one(
     assert [kinds for kinds in ended if kinds] == [[Released, Left]] * 2
 
 
-async def test_refusals_cross_the_wire_as_what_they_are(client: CacheClient) -> None:
+async def test_a_refusal_arrives_as_the_error_that_the_service_raised(client: CacheClient) -> None:
     with pytest.raises(LeaseRefused, match="'anna' is not a member"):
         await client.announce(Lease(LeaseId(7), ANNA, 1.0), [placed("a", ANNA)])
     with pytest.raises(InvalidRequest, match="ttl_s"):
@@ -110,7 +110,7 @@ async def test_a_watch_begins_with_a_snapshot_and_goes_on_with_every_event(clien
         ]
 
 
-async def test_watchers_that_have_come_equally_far_share_one_message(server: CacheServer, client: CacheClient) -> None:
+async def test_watchers_at_the_same_revision_share_one_message(server: CacheServer, client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     service = server.service
     revision, incarnation = service.store.state.revision, service.store.incarnation
@@ -222,7 +222,7 @@ async def test_an_instance_listens_at_an_ipv6_address(clock: FakeClock) -> None:
         assert (await client.register(ANNA, ttl_s=5.0)).replica == ANNA
 
 
-async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeClock) -> None:
+async def test_ticks_go_on_after_one_that_fails_unexpectedly(clock: FakeClock) -> None:
     store = MemoryStore(clock=clock)
     lapsed, store.lapsed = store.lapsed, AsyncMock(side_effect=LookupError)  # type: ignore[method-assign]
     config = ServerConfig(port=0, grace_s=0.0, tick_s=0.01)
@@ -235,7 +235,7 @@ async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeCloc
             assert (await statuses.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_watch_ends_where_the_service_lost_its_store(
+async def test_a_watch_ends_when_the_service_loses_its_store(
     server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The instance can't know what the others accept, so it must not call the watcher's view up to date."""

@@ -46,7 +46,7 @@ async def test_a_wait_ends_with_its_build() -> None:
     assert await waiting
 
 
-async def test_who_is_cancelled_just_as_the_build_ends_goes_on_no_more() -> None:
+async def test_a_wait_that_is_cancelled_just_as_the_build_ends_stays_cancelled() -> None:
     watch = Watch()
     watch.take(event(Granted, 3, 3))
     waiting = asyncio.create_task(watch.waits.wait_for_end(build_of(3), LONG_S))
@@ -66,7 +66,7 @@ async def test_a_build_that_ended_before_the_wait_began_is_over() -> None:
     assert await watch.waits.wait_for_end(build_of(3), LONG_S)
 
 
-async def test_a_wait_may_begin_before_the_watch_has_heard_of_the_build() -> None:
+async def test_a_wait_may_begin_before_the_watch_knows_the_build() -> None:
     watch = Watch()
     waiting = asyncio.create_task(watch.waits.wait_for_end(build_of(3), LONG_S))
     await asyncio.sleep(0)

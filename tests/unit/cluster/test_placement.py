@@ -33,7 +33,7 @@ def withdrawn(revision: int, key: PrefixKey, replica: ReplicaId) -> Event:
     return Withdrawn(Revision(revision), placement(key, replica))
 
 
-def test_a_view_without_news_gives_no_hints() -> None:
+def test_a_view_of_an_empty_mirror_gives_no_hints() -> None:
     assert PlacementView(Mirror()).holders((SHEET,)) == {}
 
 
@@ -53,7 +53,7 @@ def test_events_after_a_snapshot_are_followed() -> None:
     assert (view.revision, view.num_placements) == (10, 1)
 
 
-def test_an_event_that_is_known_already_changes_nothing() -> None:
+def test_a_known_event_changes_nothing() -> None:
     mirror = Mirror()
     view = PlacementView(mirror)
     mirror.take(snapshot(5))
@@ -64,7 +64,7 @@ def test_an_event_that_is_known_already_changes_nothing() -> None:
 
 
 def test_a_snapshot_replaces_everything_even_by_a_lower_revision() -> None:
-    """A service that lost its memory counts anew."""
+    """A service that lost its memory counts from the start again."""
     mirror = Mirror()
     view = PlacementView(mirror)
     mirror.take(snapshot(50, placement(SHEET, A), placement(TALK, B)))

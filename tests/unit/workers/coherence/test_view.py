@@ -1,4 +1,4 @@
-"""What a replica makes of the events of others: checked against the service's own state."""
+"""Check the view of a replica against the service's own state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ A = ReplicaId("a")
 
 
 class Service:
-    """A service's state, and a view that hears of every event."""
+    """Holds a service's state, and a view that follows every event."""
 
     def __init__(self) -> None:
         self.state, self.mirror = State(), Mirror()
@@ -33,18 +33,18 @@ class Service:
         self.mirror.take(self.state.snapshot())
 
     def carry_out(self, events: tuple[Event, ...]) -> list[News]:
-        heard = []
+        news = []
         for event in events:
             self.state.apply(event)
-            heard.append(self.mirror.take(event))
-        return heard
+            news.append(self.mirror.take(event))
+        return news
 
     def create(self, *token_ids: int, name: str = "c") -> Context:
         at = self.state.next_revision
         self.carry_out(self.state.contexts.create("f", "", token_ids, (), EditId(name), A, at))
         return self.state.contexts.made_by(EditId(name))
 
-    def commit(self, context: Context, *edits: Edit, name: str) -> list[Moved]:
+    def edit(self, context: Context, *edits: Edit, name: str) -> list[Moved]:
         now = self.state.contexts.get(context.id)
         events = self.state.edit(context.id, now.epoch, edits, EditId(name), A, self.state.next_revision)
         return [moved for news in self.carry_out(events) for moved in news.moved]
@@ -54,11 +54,11 @@ def key(*token_ids: int) -> PrefixKey:
     return prefix_keys("f", "", token_ids, [len(token_ids)])[0]
 
 
-def test_a_commit_makes_the_old_content_stale_and_names_the_new() -> None:
+def test_an_edit_makes_the_old_content_stale_and_names_the_new() -> None:
     service = Service()
     context = service.create(1, 2, 3)
     assert service.view.context_of(key(1, 2, 3)) == ContextEpoch(context.id, Epoch(0))
-    [moved] = service.commit(context, Edit(0, 1, (9,)), name="x")
+    [moved] = service.edit(context, Edit(0, 1, (9,)), name="x")
     assert (moved.old, moved.context) == (key(1, 2, 3), service.state.contexts.get(context.id))
     assert service.view.is_stale(key(1, 2, 3))
     assert service.view.context_of(key(9, 2, 3)) == ContextEpoch(context.id, Epoch(1))
@@ -67,16 +67,16 @@ def test_a_commit_makes_the_old_content_stale_and_names_the_new() -> None:
 def test_content_that_another_context_still_has_does_not_move() -> None:
     service = Service()
     first, second = service.create(1, 2, name="one"), service.create(1, 2, name="two")
-    assert service.commit(first, Edit(0, 1, (9,)), name="x") == []
+    assert service.edit(first, Edit(0, 1, (9,)), name="x") == []
     assert service.view.context_of(key(1, 2)) == ContextEpoch(second.id, Epoch(0))
-    assert [moved.old for moved in service.commit(second, Edit(0, 1, (8,)), name="y")] == [key(1, 2)]
+    assert [moved.old for moved in service.edit(second, Edit(0, 1, (8,)), name="y")] == [key(1, 2)]
 
 
 def test_content_that_comes_back_is_current_again() -> None:
     service = Service()
     context = service.create(1, 2)
-    service.commit(context, Edit(0, 1, (9,)), name="x")
-    service.commit(context, Edit(0, 1, (1,)), name="y")
+    service.edit(context, Edit(0, 1, (9,)), name="x")
+    service.edit(context, Edit(0, 1, (1,)), name="y")
     assert not service.view.is_stale(key(1, 2))
     assert service.view.is_stale(key(9, 2))
 
@@ -89,7 +89,7 @@ def test_a_deleted_context_leaves_its_content_behind() -> None:
     assert service.view.context_of(key(1, 2)) is None
 
 
-def test_holders_and_limits_are_told() -> None:
+def test_a_view_knows_holders_and_the_news_names_limits() -> None:
     service = Service()
     service.carry_out(service.state.register(A, 10.0, service.state.next_revision))
     lease = service.state.directory.lease_of(A)
@@ -104,13 +104,13 @@ def test_holders_and_limits_are_told() -> None:
     assert ClusterView(late).holders(key(1)) == {A}
 
 
-def test_a_view_that_heard_everything_equals_one_that_starts_now() -> None:
+def test_a_view_that_followed_all_events_equals_one_that_starts_now() -> None:
     rng = random.Random(7)
     service = Service()
     contexts = [service.create(number, 5, name=f"c{number}") for number in range(3)]
     for step in range(200):
         context = rng.choice(contexts)
-        service.commit(context, Edit(0, 1, (rng.randrange(4),)), name=f"s{step}")
+        service.edit(context, Edit(0, 1, (rng.randrange(4),)), name=f"s{step}")
         mirror = Mirror()
         mirror.take(service.state.snapshot())
         late = ClusterView(mirror)
