@@ -110,7 +110,7 @@ class Contexts:
         """Return the context that was created under `edit_id`. Raises UnknownContext."""
         context_id = self._made_by.get(edit_id)
         if context_id is None:
-            raise UnknownContext(f"there is no context that {edit_id!r} created")
+            raise UnknownContext(f"there is no context that was created under {edit_id!r}")
         return self._contexts[context_id]
 
     def version_by(self, context_id: ContextId, edit_id: EditId) -> Version:

@@ -1,4 +1,4 @@
-"""Build the values that tests are about by short calls."""
+"""Offer short calls that build the values of tests."""
 
 from __future__ import annotations
 
