@@ -11,31 +11,31 @@ class SharedFlight:
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
         self._act = act
-        self._flying: asyncio.Task[None] | None = None
-        self._boarding: asyncio.Task[None] | None = None
+        self._current: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
         """Return when a run that began after this call has ended. Raises what the run raised."""
-        if self._boarding is None:
-            self._boarding = asyncio.create_task(self._fly(after=self._flying))
-            self._boarding.add_done_callback(_mark_retrieved)
-        await asyncio.shield(self._boarding)
+        if self._next is None:
+            self._next = asyncio.create_task(self._run(after=self._current))
+            self._next.add_done_callback(_mark_retrieved)
+        await asyncio.shield(self._next)
 
     async def close(self) -> None:
         """End the runs under way and cancel their callers."""
-        flights = [flight for flight in (self._flying, self._boarding) if flight is not None]
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        runs = [run for run in (self._current, self._next) if run is not None]
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
 
-    async def _fly(self, after: asyncio.Task[None] | None) -> None:
+    async def _run(self, after: asyncio.Task[None] | None) -> None:
         if after is not None:
             await asyncio.wait([after])
-        self._flying, self._boarding = self._boarding, None
+        self._current, self._next = self._next, None
         await self._act()
 
 
-def _mark_retrieved(flight: asyncio.Task[None]) -> None:
+def _mark_retrieved(run: asyncio.Task[None]) -> None:
     """Mark a failure as seen, even where every caller was cancelled meanwhile."""
-    if not flight.cancelled():
-        flight.exception()
+    if not run.cancelled():
+        run.exception()
