@@ -16,7 +16,8 @@ import psutil
 
 from benchmarks.report import Row
 from cache_service.client.client import CacheClient
-from cache_service.core.types import Edit, Event, Lease, Placement, PrefixKey, ReplicaId, Revision, Snapshot
+from cache_service.core.events import Event
+from cache_service.core.types import Edit, Lease, Placement, PrefixKey, ReplicaId, Revision, Snapshot
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 
 SAMPLE_S = 1.0
@@ -83,7 +84,7 @@ async def soak(process: ServiceProcess, seconds: float) -> tuple[Row, float]:
             while time.monotonic() < sample_at:
                 revision = await churn(client, lease, turn)
                 edits = [Edit(0, 1, (turn,))]
-                version = await client.commit(context.id, version.epoch, edits, author=lease.replica)
+                version = await client.edit_context(context.id, version.epoch, edits, author=lease.replica)
             samples.append(resident_bytes(process.pid))
             if time.monotonic() > deadline:
                 break

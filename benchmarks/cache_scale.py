@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from benchmarks.cache_load import batches, entry, key_of, resident_bytes
 from benchmarks.report import Row
 from cache_service.client.client import CacheClient
+from cache_service.core.events import Event, Left
 from cache_service.core.state import State
-from cache_service.core.types import Event, EventKind, Lease, PrefixKey, ReplicaId, Snapshot
+from cache_service.core.types import Lease, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
 
 BATCH = 8
@@ -100,7 +101,7 @@ async def measure_at_service(
             due = time.perf_counter() + mortal_ttl_s
             for _ in mortals:
                 left = await anext(watch)
-                if not isinstance(left, Event) or left.kind is not EventKind.LEFT:
+                if not isinstance(left, Left):
                     raise RuntimeError(f"the watch must report lapses alone, not {left}")
             lapsed_s = time.perf_counter() - due
         num_left = sum([len(await client.lookup(keys)) for keys in batches(all_keys(num_entries), 4096)])

@@ -18,14 +18,15 @@ from multiprocessing.connection import Connection
 
 from benchmarks.report import Row
 from cache_service.client.client import CacheClient
-from cache_service.core.types import CommitId, Edit, Event, ReplicaId
+from cache_service.core.events import Edited
+from cache_service.core.types import Edit, EditId, ReplicaId
 
 WATCHERS = 64
 PROCESSES = 2
 CONTEXT_TOKENS = 1024
 START_S = 60.0
 
-Deliveries = list[tuple[CommitId, float]]
+Deliveries = list[tuple[EditId, float]]
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class Latencies:
 
 async def measure_commits(target: str, client: CacheClient, num_commits: int) -> Latencies:
     """Commit, wait until every watcher has the event, and repeat; return all latencies."""
-    author, sent, latencies = ReplicaId("bench"), dict[CommitId, float](), list[float]()
+    author, sent, latencies = ReplicaId("bench"), dict[EditId, float](), list[float]()
     async with watchers(target) as next_deliveries:
         context = await client.create_context("model", "salt", [1] * CONTEXT_TOKENS, author=author)
         version = context.version
         for number in range(num_commits):
-            commit = CommitId(f"commit-{number}")
+            edit_id = EditId(f"commit-{number}")
             edits = [Edit(number % CONTEXT_TOKENS, number % CONTEXT_TOKENS + 1, (number,))]
-            sent[commit] = time.perf_counter()
-            version = await client.commit(context.id, version.epoch, edits, author=author, commit=commit)
-            latencies += [at - sent[commit] for commit, at in await next_deliveries()]
+            sent[edit_id] = time.perf_counter()
+            version = await client.edit_context(context.id, version.epoch, edits, author=author, edit_id=edit_id)
+            latencies += [at - sent[edit_id] for edit_id, at in await next_deliveries()]
         await client.delete_context(context.id, author=author)
     return Latencies(latencies)
 
@@ -119,8 +120,8 @@ async def _watch(target: str, num_watchers: int, pipe: Connection) -> None:
             if await ready.wait() == 0:
                 pipe.send([])
             async for item in items:
-                if isinstance(item, Event) and item.commit is not None:
-                    deliveries.append((item.commit.version.commit, time.perf_counter()))
+                if isinstance(item, Edited):
+                    deliveries.append((item.version.edit_id, time.perf_counter()))
                     if len(deliveries) == num_watchers:
                         pipe.send(deliveries)
                         deliveries.clear()

@@ -1,4 +1,4 @@
-"""`python -m cache_service`: one instance, until SIGTERM or SIGINT."""
+"""Serve one instance by `python -m cache_service`, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from cache_service import config as configs
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError
-from cache_service.heap import tend_heap
+from cache_service.heap import freeze_periodically
 from cache_service.rpc.server import CacheServer
 from cache_service.store import open_store
 
@@ -32,16 +32,16 @@ async def _serve(config: ServerConfig) -> None:
     )
     async with CacheServer(config, store) as server:
         _log.info("serving on %s from %r", configs.address_of(config.host, server.port), store)
-        tending = loop.create_task(tend_heap())
+        freezing = loop.create_task(freeze_periodically())
         await stop.wait()
-        tending.cancel()
+        freezing.cancel()
         _log.info("stopping")
     _log.info("stopped")
 
 
 @app.command()
 def main(
-    config: Annotated[Path | None, typer.Option(help="YAML file; the options below go before it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the options below take precedence.")] = None,
     host: Annotated[str | None, typer.Option(envvar="PALIMPSEST_CACHE_HOST", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(envvar="PALIMPSEST_CACHE_PORT", help="0 takes a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
@@ -51,9 +51,9 @@ def main(
     history: Annotated[int | None, typer.Option(help="Events kept for watchers that lag.")] = None,
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
 ) -> None:
-    """Serve the directory of cached prefixes: who holds what, and every change of it in order."""
+    """Serve the directory of cached prefixes: which replica holds which, and every change in order."""
     if log_level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(f"{log_level!r} is none of Python's logging levels", param_hint="--log-level")
+        raise typer.BadParameter(f"{log_level!r} is not one of Python's logging levels", param_hint="--log-level")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given = {"host": host, "port": port, "metrics_port": metrics_port, "store": store, "history": history}
     overrides = {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What an instance of the cache service can be told, strictly: an unknown key is an error that names it."""
+"""Configure an instance of the cache service. An unknown key is an error that names it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from cache_service.errors import InvalidRequest
 
 
 def address_of(host: str, port: int) -> str:
-    """HOST:PORT as gRPC and URLs have it: an IPv6 address stands in brackets."""
+    """Return HOST:PORT as gRPC and URLs write it: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """One instance of the service."""
+    """Configures one instance of the service."""
 
     host: str = "127.0.0.1"
     port: int = 7070
-    """0 takes a free one."""
+    """The port to listen on; 0 takes a free one."""
     metrics_port: int | None = None
-    """Where Prometheus may scrape; None: nowhere."""
+    """The port where Prometheus may scrape; None serves no metrics."""
     store: str = field(default="memory:", repr=False)
-    """Where the log lives: memory:, or the URL of a Redis-protocol server, which several instances may share.
-    Never shown, since it may hold a password."""
+    """The place of the log: memory:, or the URL of a Redis-protocol server, which several instances may share.
+    It is never shown, since it may hold a password."""
     store_timeout_s: float = 1.0
     """How long the store may take to answer."""
     history: int = 65_536
-    """Events kept for watchers that lag; who falls further behind gets a snapshot."""
+    """The number of events kept for watchers that lag; one that falls further behind gets a snapshot."""
     tick_s: float = 0.25
-    """How often lapsed leases are looked for: a dead member is gone within its TTL and this."""
+    """The time between searches for lapsed leases: a dead member is removed within its TTL and this."""
     grace_s: float = 2.0
     """How long calls under way may take to end at shutdown."""
 
@@ -54,7 +54,7 @@ class ServerConfig:
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:
-    """The config in the YAML file at `path` under `overrides`. Raises InvalidRequest, naming what is wrong."""
+    """Load the YAML file at `path`, with `overrides` before it. Raises InvalidRequest, which names what is wrong."""
     try:
         given = yaml.safe_load(path.read_text()) if path else None
     except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a password

@@ -1,23 +1,23 @@
-"""What the cache service refuses, and why. The same classes are raised in the cores and by the client."""
+"""Define the errors of the cache service. The cores and the client raise the same classes."""
 # ruff: noqa: N818 (the names say what was refused)
 
 from __future__ import annotations
 
 
 class CacheServiceError(Exception):
-    """Root of the cache service's errors; `reason` is its name on the wire."""
+    """The cache service refused or failed; `reason` names the error on the wire."""
 
     reason = "internal"
 
 
 class CacheServiceUnavailable(CacheServiceError):
-    """The service or its store can't be reached in time. Whoever asked goes on without it."""
+    """The service or its store can't be reached in time, so the caller goes on without it."""
 
     reason = "unavailable"
 
 
 class InvalidRequest(CacheServiceError):
-    """A field has a value that can't be served; the message names it."""
+    """A field has a value that the service can't accept; the message names it."""
 
     reason = "invalid-request"
 
@@ -29,24 +29,24 @@ class LeaseRefused(CacheServiceError):
 
 
 class StaleEpoch(CacheServiceError):
-    """The content has moved on to a newer epoch: read again and decide anew."""
+    """The context has a newer epoch: read it and decide again."""
 
     reason = "stale-epoch"
 
 
 class FencedToken(CacheServiceError):
-    """The build has ended, or was granted anew: nothing more is done under this token."""
+    """The build has ended or was granted again: this token no longer counts."""
 
     reason = "fenced-token"
 
 
 class Compacted(CacheServiceError):
-    """History no longer reaches back to the asked revision: take a snapshot."""
+    """History no longer reaches back to the requested revision: take a snapshot."""
 
     reason = "compacted"
 
 
 class UnknownContext(CacheServiceError):
-    """There is no such context, or no longer."""
+    """The context does not exist, or was deleted."""
 
     reason = "unknown-context"

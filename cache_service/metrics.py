@@ -1,4 +1,4 @@
-"""What the service counts, in a registry of its own."""
+"""Measure what the service does, in a registry of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from cache_service.core.events import Event
 from cache_service.core.state import State
-from cache_service.core.types import Event, Lease, LeaseId
+from cache_service.core.types import Lease, LeaseId
 from cache_service.store.base import Decision, Store
 from cache_service.store.feed import Feed
 
@@ -15,7 +16,7 @@ LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
 
 
 class Metrics:
-    """One registry."""
+    """Holds the metrics of one instance."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,8 +29,8 @@ class Metrics:
         self.resyncs = self._counter("resyncs", "Watchers sent back for a snapshot")
         self.watchers = Gauge("palimpsest_cache_watchers", "Open watch streams", registry=self.registry)
 
-    def show(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """Gauges by name, each with its text and what reads it at every scrape, from another thread."""
+    def add_gauges(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Add gauges by name, each with its text and a function that reads it at every scrape, from another thread."""
         for name, (text, read) in gauges.items():
             Gauge(f"palimpsest_cache_{name}", text, registry=self.registry).set_function(read)
 
@@ -41,11 +42,11 @@ class Metrics:
 
 
 class MeasuredStore:
-    """A `Store` that times what another one does."""
+    """Times the operations of another store."""
 
     def __init__(self, store: Store, seconds: Histogram) -> None:
         self._store = store
-        self._commit, self._sync, self._renew, self._lapsed = map(seconds.labels, ("commit", "sync", "renew", "lapsed"))
+        self._append, self._sync, self._renew, self._lapsed = map(seconds.labels, ("commit", "sync", "renew", "lapsed"))
 
     @property
     def incarnation(self) -> str:
@@ -59,9 +60,9 @@ class MeasuredStore:
     def feed(self) -> Feed:
         return self._store.feed
 
-    async def commit(self, decide: Decision) -> Sequence[Event]:
-        with self._commit.time():
-            return await self._store.commit(decide)
+    async def append(self, decide: Decision) -> Sequence[Event]:
+        with self._append.time():
+            return await self._store.append(decide)
 
     async def sync(self) -> None:
         with self._sync.time():

@@ -1,49 +1,39 @@
-"""Which replica holds which prefix, as the cache service last told. Look-ups are a dictionary's."""
+"""Answer the router's questions about members and holders. Look-ups are a dictionary's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from cache_service.core.directory import Directory
-from cache_service.core.types import Event, PrefixKey, ReplicaId, Revision, Snapshot
+from cache_service.core.mirror import Mirror
+from cache_service.core.types import PrefixKey, ReplicaId, Revision
 
 
 class PlacementView:
-    """A copy of the service's directory at one revision, fed by a watch. Pure: `apply` is the only way in.
+    """Answers the router's questions from a mirror of the cache service.
 
-    The view is a hint, never a promise: without updates it grows old, and a request that follows it recomputes.
+    Its answers are hints, never promises: a request that follows an outdated one recomputes.
     """
 
-    def __init__(self) -> None:
-        self.revision = Revision(0)
-        self._directory = Directory()
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
 
     def __repr__(self) -> str:
-        return f"<PlacementView at {self.revision}: {self._directory}>"
+        return f"<PlacementView of {self._mirror}>"
+
+    @property
+    def revision(self) -> Revision:
+        return self._mirror.revision
 
     @property
     def num_placements(self) -> int:
-        return self._directory.num_placements
+        return self._mirror.state.directory.num_placements
 
     def holders(self, keys: Iterable[PrefixKey]) -> Mapping[PrefixKey, frozenset[ReplicaId]]:
-        """Who holds each of `keys`; a key that nobody holds is absent."""
-        found = self._directory.lookup(tuple(keys))
+        """Return the holders of each of `keys`; a key without holders is absent."""
+        found = self._mirror.state.directory.lookup(tuple(keys))
         return {key: frozenset(placement.replica for placement in placements) for key, placements in found.items()}
 
     def not_draining(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
-        """Those of `replicas` that take new work; all of them where none does."""
-        return [replica for replica in replicas if not self._directory.is_draining(replica)] or list(replicas)
-
-    def apply(self, update: Snapshot | Event) -> None:
-        """Take one message of a watch. An event that the view already covers changes nothing."""
-        if isinstance(update, Snapshot):
-            self._directory = Directory()
-            for placement in update.placements:
-                self._directory.place(placement)
-            for replica in update.draining:
-                self._directory.mark_draining(replica)
-        elif update.revision <= self.revision:
-            return
-        else:
-            self._directory.apply(update)
-        self.revision = update.revision
+        """Return those of `replicas` that take new work, or all of them where none does."""
+        directory = self._mirror.state.directory
+        return [replica for replica in replicas if not directory.is_draining(replica)] or list(replicas)

@@ -18,7 +18,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import persistently
+from cache_service.client.watch import run_forever
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
 from cluster.ledger import WorkLedger
@@ -57,20 +58,21 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
         """
         self._weights = RouterWeights(uncached=uncached, queued=queued)
-        self._view = PlacementView()
+        self._mirror = Mirror()
+        self._view = PlacementView(self._mirror)
         self._ledger = WorkLedger()
         self._longest_s, self._cut_share = request_timeout_s, cut_share
         self._collector = RouterCollector(self._view, self._ledger)
         self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
-            following = persistently(partial(self._follow, cache_service))
+            following = run_forever(partial(self._follow, cache_service))
             self._following = asyncio.get_running_loop().create_task(following)
 
     async def _follow(self, target: str) -> None:
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
         async with CacheClient(target) as client:
             async for update in client.watch():
-                self._view.apply(update)
+                self._mirror.take(update)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

@@ -1,1 +1,1 @@
-"""The cache service as its callers see it: calls with deadlines, watches that resume, waits for builds."""
+"""The client calls the cache service with deadlines, resumes watches, and waits for builds."""

@@ -1,4 +1,4 @@
-"""Channels to one or more instances of the service, and which of them to ask."""
+"""Keep channels to the instances of the service, and choose the one to call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = (
 
 
 class Instance:
-    """The stubs of one instance."""
+    """Holds the stubs of one instance."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -38,7 +38,7 @@ class Instance:
 
 
 class Connection:
-    """All instances of one service. Opens at the first use, in the event loop of that use."""
+    """Reaches all instances of one service. It opens at the first use, in the event loop of that use."""
 
     def __init__(self, targets: str, timeout_s: float) -> None:
         """`targets` is HOST:PORT, or several with commas between; they serve one store."""
@@ -51,18 +51,18 @@ class Connection:
 
     @property
     def current(self) -> Instance:
-        """The instance that answered last."""
+        """Return the instance that answered last."""
         if not self._instances:
             self._instances = [Instance(target) for target in self._targets]
         return self._instances[self._current]
 
     def fail_over(self, failed: Instance) -> None:
-        """Ask the next instance from now on, unless someone has moved on from `failed` already."""
+        """Call the next instance from now on, unless another caller has moved on from `failed` already."""
         if self.current is failed:
             self._current = (self._current + 1) % len(self._instances)
 
     async def call(self, service: str, method: str, request: Any) -> Any:
-        """Ask the instances in turn until one answers or refuses, all within the timeout."""
+        """Call the instances in turn until one answers or refuses, all within the timeout."""
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         for attempts_left in range(len(self._targets), 0, -1):
             instance = self.current

@@ -1,37 +1,31 @@
-"""Waiting for a build that another member holds, by the events of a watch that runs anyway."""
+"""Wait for builds of other members, by the news of a watch that runs anyway."""
 
 from __future__ import annotations
 
 import asyncio
 
-from cache_service.core.types import Build, Event, EventKind, FencingToken, Revision, Snapshot
+from cache_service.core.mirror import Mirror, News
+from cache_service.core.types import Build, FencingToken
 
 
 class BuildWaits:
-    """Knows the builds under way. Feed `apply` with everything that one watch yields."""
+    """Waits for the ends of builds. Call `take` with the news of every update that the mirror takes."""
 
-    def __init__(self) -> None:
-        self._revision = Revision(0)
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
         self._ends: dict[FencingToken, asyncio.Event] = {}
 
-    def apply(self, item: Snapshot | Event) -> None:
-        """Take one item of the watch. What a snapshot does not list has ended while nobody looked."""
-        if isinstance(item, Snapshot):
-            under_way = {build.token for build in item.builds}
-            for token in under_way - self._ends.keys():
-                self._ends[token] = asyncio.Event()
-            for token in self._ends.keys() - under_way:
-                self._ends.pop(token).set()
-        elif item.build is not None:
-            if item.kind is EventKind.GRANTED:
-                self._ends.setdefault(item.build.token, asyncio.Event())
-            elif item.build.token in self._ends:
-                self._ends.pop(item.build.token).set()
-        self._revision = item.revision
+    def take(self, news: News) -> None:
+        """End the waits whose builds have ended. A snapshot ends all that it doesn't list."""
+        ended = self._ends.keys() & news.ended_builds
+        if news.is_restart:
+            ended = self._ends.keys() - {build.token for build in self._mirror.state.builds.all()}
+        for token in ended:
+            self._ends.pop(token).set()
 
-    async def over(self, build: Build, timeout_s: float) -> bool:
-        """True once `build` has ended, with an entry or without: look it up. False where `timeout_s` passed first."""
-        if build.token not in self._ends and build.token <= self._revision:
+    async def wait_for_end(self, build: Build, timeout_s: float) -> bool:
+        """Return True once `build` has ended, with an entry or without, and False where `timeout_s` passed first."""
+        if self._has_ended(build):
             return True
         end = self._ends.setdefault(build.token, asyncio.Event())
         try:
@@ -41,5 +35,10 @@ class BuildWaits:
             return False
         return True
 
+    def _has_ended(self, build: Build) -> bool:
+        known = self._mirror.state.builds.get(build.key, build.epoch)
+        is_under_way = known is not None and known.token == build.token
+        return not is_under_way and build.token <= self._mirror.revision
+
     def __repr__(self) -> str:
-        return f"<BuildWaits at {self._revision} [{len(self._ends)} under way]>"
+        return f"<BuildWaits at {self._mirror.revision} [{len(self._ends)} waited for]>"

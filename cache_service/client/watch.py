@@ -1,4 +1,4 @@
-"""One endless watch made of as many calls as it takes."""
+"""Make one endless watch of as many calls as it takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from cache_service.client.connection import Connection, Instance
 from cache_service.core.cursor import Cursor, Update
-from cache_service.core.types import Event, Snapshot
+from cache_service.core.events import Event
+from cache_service.core.types import Snapshot
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable, Compacted
 from cache_service.rpc import convert
 from cache_service.rpc.status import error_of
@@ -22,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
 SILENCE_S = 15.0
-"""After which an instance counts as hanging: it says something every 5 s. gRPC's own pings are held back where nothing
-is sent, so that they take more than a minute to tell."""
+"""How long an instance may be silent before it counts as hanging; it sends something every 5 s. gRPC holds its own
+pings back while no data flows, so they would take more than a minute to notice."""
 
 
 class WatchStream:
-    """Reads one Watch call after the other, over all instances, as if they were one."""
+    """Reads one Watch call after the other, over all instances, as if they were one call."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -41,7 +42,7 @@ class WatchStream:
         )
 
     async def read(self) -> tuple[Snapshot | Event, ...]:
-        """The next snapshot and events, however many calls that takes."""
+        """Return the next snapshot and events, however many calls that takes."""
         return await self._reading(self._read_once)
 
     def cancel(self) -> None:
@@ -74,29 +75,29 @@ class WatchStream:
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
         except TimeoutError as silence:
-            raise CacheServiceUnavailable(f"the service has said nothing for {SILENCE_S:g} s") from silence
+            raise CacheServiceUnavailable(f"the service has sent nothing for {SILENCE_S:g} s") from silence
         if not isinstance(response, pb.WatchResponse):
             raise CacheServiceUnavailable("the service ended the watch")
         return response
 
     def _log_first_failure(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
-            _log.warning("a watch is interrupted, trying on: %s", state.outcome.exception())
+            _log.warning("the watch of the cache service is interrupted, trying again: %s", state.outcome.exception())
 
 
 def update_of(response: pb.WatchResponse) -> Update:
-    """Raises Compacted for events that only a newer service knows: a snapshot holds what came of them."""
+    """Decode the update. Raises Compacted for events that only a newer service knows; a snapshot has their outcome."""
     try:
         return convert.update_from_pb(response)
     except ValueError as error:
         raise Compacted(str(error)) from error
 
 
-async def persistently(run: Callable[[], Awaitable[None]]) -> None:
-    """Run what never ends by itself, and anew after whatever fails: else its owner would be blind for good."""
+async def run_forever(run: Callable[[], Awaitable[None]]) -> None:
+    """Run what never ends by itself, and again after every failure, so that its owner keeps up."""
     while True:
         try:
             await run()
         except Exception:
-            _log.exception("what keeps up with the cache service failed, and begins anew")
+            _log.exception("a task that follows the cache service failed and starts again")
             await asyncio.sleep(MAX_BACKOFF_S)

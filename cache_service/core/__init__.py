@@ -1,1 +1,1 @@
-"""What the cache service decides: pure functions of a state and a call that return events."""
+"""The cores decide: pure functions of a state and a call return events."""

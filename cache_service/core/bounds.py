@@ -1,4 +1,4 @@
-"""How large names may be that every placement repeats, and every watcher is told. Pure."""
+"""Bound the names that every placement repeats and every watcher receives. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ MAX_KEY_BYTES = 64
 
 
 def require_name(replica: ReplicaId) -> None:
-    """Raises InvalidRequest for a name that is empty or too long."""
+    """Raise InvalidRequest for a name that is empty or too long."""
     if not 0 < len(replica) <= MAX_NAME:
         raise InvalidRequest(f"replica needs 1 to {MAX_NAME} characters, got {len(replica)}")
 
 
 def require_key(key: PrefixKey) -> None:
-    """Raises InvalidRequest for what can't be a digest."""
+    """Raise InvalidRequest for a key that can't be a digest."""
     if not 0 < len(key) <= MAX_KEY_BYTES:
         raise InvalidRequest(f"key needs 1 to {MAX_KEY_BYTES} bytes, got {len(key)}")

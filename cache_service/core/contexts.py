@@ -1,8 +1,8 @@
-"""Shared contexts: named prefixes that can be rewritten, one epoch at a time. Pure.
+"""Let shared contexts, which are named prefixes, be edited one epoch at a time. Pure.
 
-    epoch 0          epoch 1            epoch 2              a commit names the epoch that it was made for;
-    [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only the one that names the newest is accepted,
-     key k0           key k1             key k2              so concurrent commits line up, none is lost
+    epoch 0          epoch 1            epoch 2              an edit names the epoch that it was made for;
+    [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only one that names the newest is accepted,
+     key k0           key k1             key k2              so concurrent edits line up and none is lost
 
 Under bidirectional attention every edit changes the states of all positions, so each epoch has a key of its own.
 """
@@ -10,20 +10,18 @@ Under bidirectional attention every edit changes the states of all positions, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from cache_service.core.events import Created, Deleted, Edited
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import (
-    Commit,
-    CommitId,
     Context,
     ContextId,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     PrefixKey,
     ReplicaId,
     Revision,
@@ -32,21 +30,23 @@ from cache_service.core.types import (
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
 
 MAX_STALENESS = 4
-"""Epochs behind the newest that a reader may ask for; entries older than that are withdrawn."""
+"""How many epochs behind the newest a reader may ask for; entries of older epochs are withdrawn."""
 MAX_TOKENS = 262_144
-"""Tokens in one context; a context with this many still fits one gRPC message."""
+"""The most tokens in one context; a context with so many still fits one gRPC message."""
 MAX_EDITS = 65_536
-"""Edits in one commit."""
-MAX_COMMIT_ID = 64
+"""The most edits that lead to one epoch."""
+MAX_EDIT_ID = 64
 MAX_TOKEN_ID = 2**31 - 1
 
 
 class Contexts:
-    """Contexts in the order of their creation."""
+    """Holds the contexts in the order of their creation."""
 
     def __init__(self) -> None:
         self._contexts: dict[ContextId, Context] = {}
-        self._made_by: dict[CommitId, ContextId] = {}
+        self._made_by: dict[EditId, ContextId] = {}
+        self._current: dict[PrefixKey, set[ContextId]] = {}
+        self._past: dict[PrefixKey, set[ContextId]] = {}
 
     def create(
         self,
@@ -54,49 +54,50 @@ class Contexts:
         salt: str,
         token_ids: Sequence[int],
         masked: Sequence[int],
-        commit: CommitId,
+        edit_id: EditId,
         author: ReplicaId,
         at: Revision,
-    ) -> tuple[Event, ...]:
-        """A new context at epoch 0, with holes at the positions `masked`; none where `commit` has made it before."""
-        _require_id(commit)
-        if commit in self._made_by:
+    ) -> tuple[Created, ...]:
+        """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before."""
+        _require_id(edit_id)
+        if edit_id in self._made_by:
             return ()
         tokens, holes = tuple(token_ids), tuple(sorted(set(masked)))
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
             raise InvalidRequest(f"masked positions must lie within the {len(tokens)} tokens of the context")
-        version = Version(Epoch(0), _key(fingerprint, salt, tokens), commit)
-        context = Context(_id(at, commit), fingerprint, salt, tokens, holes, at, commit, version)
-        return (Event(at, EventKind.CREATED, author, context=context),)
+        version = Version(Epoch(0), _key(fingerprint, salt, tokens), edit_id)
+        context = Context(_id(at, edit_id), fingerprint, salt, tokens, holes, at, edit_id, version)
+        return (Created(at, author, context),)
 
-    def commit(
+    def edit(
         self,
         context_id: ContextId,
         expected: Epoch,
         edits: Sequence[Edit],
-        commit: CommitId,
+        edit_id: EditId,
         author: ReplicaId,
         at: Revision,
-    ) -> tuple[Event, ...]:
-        """Epoch `expected` + 1, if `expected` is the newest. None where this very commit was accepted before."""
+    ) -> tuple[Edited, ...]:
+        """Make epoch `expected` + 1 if `expected` is the newest, unless this very edit was accepted before."""
         context = self.get(context_id)
-        if _find(context, commit) is not None:
+        if _find(context, edit_id) is not None:
             return ()
-        _require_id(commit)
+        _require_id(edit_id)
         if context.epoch != expected:
-            raise StaleEpoch(f"context {context_id} is at epoch {context.epoch}, the commit was made for {expected}")
+            raise StaleEpoch(f"context {context_id} is at epoch {context.epoch}, the edit was made for {expected}")
         if not 0 < len(edits) <= MAX_EDITS:
-            raise InvalidRequest(f"a commit needs 1 to {MAX_EDITS} edits, got {len(edits)}")
-        tokens, _ = spliced(context, edits)
-        version = Version(Epoch(expected + 1), _key(context.fingerprint, context.salt, tokens), commit)
-        return (Event(at, EventKind.COMMITTED, author, commit=Commit(context_id, version, tuple(edits))),)
+            raise InvalidRequest(f"a new epoch needs 1 to {MAX_EDITS} edits, got {len(edits)}")
+        tokens, _ = splice(context, edits)
+        version = Version(Epoch(expected + 1), _key(context.fingerprint, context.salt, tokens), edit_id)
+        return (Edited(at, author, context_id, version, tuple(edits)),)
 
-    def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> tuple[Event, ...]:
+    def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> tuple[Deleted, ...]:
+        """Delete the context. Raises UnknownContext."""
         self.get(context_id)
-        return (Event(at, EventKind.DELETED, author, context_id=context_id),)
+        return (Deleted(at, author, context_id),)
 
     def get(self, context_id: ContextId) -> Context:
-        """Raises UnknownContext."""
+        """Return the context. Raises UnknownContext."""
         context = self._contexts.get(context_id)
         if context is None:
             raise UnknownContext(f"there is no context {context_id!r}")
@@ -105,62 +106,78 @@ class Contexts:
     def find(self, context_id: ContextId) -> Context | None:
         return self._contexts.get(context_id)
 
-    def made_by(self, commit: CommitId) -> Context:
-        """The context that `commit` created. Raises UnknownContext."""
-        context_id = self._made_by.get(commit)
+    def made_by(self, edit_id: EditId) -> Context:
+        """Return the context that was created under `edit_id`. Raises UnknownContext."""
+        context_id = self._made_by.get(edit_id)
         if context_id is None:
-            raise UnknownContext(f"there is no context that {commit!r} created")
+            raise UnknownContext(f"there is no context that was created under {edit_id!r}")
         return self._contexts[context_id]
 
-    def version_by(self, context_id: ContextId, commit: CommitId) -> Version:
-        """The version that `commit` made, among the latest. Raises UnknownContext, StaleEpoch."""
-        version = _find(self.get(context_id), commit)
+    def version_by(self, context_id: ContextId, edit_id: EditId) -> Version:
+        """Return the version that `edit_id` made, if it is among the latest. Raises UnknownContext, StaleEpoch."""
+        version = _find(self.get(context_id), edit_id)
         if version is None:
-            raise StaleEpoch(f"context {context_id} has moved on since commit {commit!r}")
+            raise StaleEpoch(f"context {context_id} has been edited too often since edit {edit_id!r}")
         return version
 
+    def with_content(self, key: PrefixKey) -> Context | None:
+        """Return a context whose newest content has this key."""
+        ids = self._current.get(key)
+        return self._contexts[min(ids)] if ids else None
+
+    def is_stale(self, key: PrefixKey) -> bool:
+        """Return True where contexts had the content `key`, and none has it now."""
+        return key in self._past and key not in self._current
+
     def page(self, salt: str, after: Revision, size: int) -> tuple[Context, ...]:
-        """At most `size` contexts of one tenant, in order of creation, of those created after the revision."""
+        """Return at most `size` contexts of one tenant that were created after the revision, in order of creation."""
         theirs = (c for c in self._contexts.values() if c.salt == salt and c.created > after)
         return tuple(islice(theirs, size))
 
     def all(self) -> tuple[Context, ...]:
         return tuple(self._contexts.values())
 
-    def restore(self, context: Context) -> None:
-        """Write one context as a fact."""
+    def put(self, context: Context) -> None:
+        if (replaced := self._contexts.get(context.id)) is not None:
+            self._remove_from_index(replaced)
         self._contexts[context.id] = context
         self._made_by[context.origin] = context.id
+        self._current.setdefault(context.key, set()).add(context.id)
+        for version in context.past:
+            self._past.setdefault(version.key, set()).add(context.id)
 
-    def apply(self, event: Event) -> None:
-        """Make `event` so; kinds that are not about contexts are passed over."""
-        match event:
-            case Event(context=Context() as context):
-                self.restore(context)
-            case Event(commit=Commit() as commit):
-                self._contexts[commit.context] = committed(self._contexts[commit.context], commit)
-            case Event(kind=EventKind.DELETED, context_id=str() as context_id):
-                del self._made_by[self._contexts.pop(context_id).origin]
-            case _:
-                pass
+    def drop(self, context: Context) -> None:
+        self._remove_from_index(self._contexts.pop(context.id))
+        del self._made_by[context.origin]
+
+    def _remove_from_index(self, context: Context) -> None:
+        _discard(self._current, {context.key}, context.id)
+        _discard(self._past, {version.key for version in context.past}, context.id)
 
     def __len__(self) -> int:
         return len(self._contexts)
 
 
-def _find(context: Context, commit: CommitId) -> Version | None:
-    return next((version for version in (context.version, *context.past) if version.commit == commit), None)
+def _discard(index: dict[PrefixKey, set[ContextId]], keys: Iterable[PrefixKey], context: ContextId) -> None:
+    for key in keys:
+        index[key].discard(context)
+        if not index[key]:
+            del index[key]
 
 
-def committed(context: Context, commit: Commit) -> Context:
-    """`context` as `commit` leaves it."""
-    tokens, masked = spliced(context, commit.edits)
+def _find(context: Context, edit_id: EditId) -> Version | None:
+    return next((version for version in (context.version, *context.past) if version.edit_id == edit_id), None)
+
+
+def apply_edits(context: Context, version: Version, edits: Sequence[Edit]) -> Context:
+    """Return `context` with `edits` carried out, at `version`."""
+    tokens, masked = splice(context, edits)
     past = (context.version, *context.past)[:MAX_STALENESS]
-    return replace(context, token_ids=tokens, masked=masked, version=commit.version, past=past)
+    return replace(context, token_ids=tokens, masked=masked, version=version, past=past)
 
 
-def spliced(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens and holes after `edits`, which ascend, don't overlap and name positions before all of them."""
+def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return tokens and holes after `edits`, which ascend, don't overlap and name positions before all of them."""
     tokens: list[int] = []
     masked: list[int] = []
     holes = iter(context.masked)
@@ -185,9 +202,9 @@ def spliced(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], t
     return tuple(tokens), tuple(masked)
 
 
-def _id(at: Revision, commit: CommitId) -> ContextId:
-    """A store that lost its memory counts from the start again, so the revision alone would come twice."""
-    return ContextId(f"ctx-{at}-{hashlib.blake2b(commit.encode(), digest_size=4).hexdigest()}")
+def _id(at: Revision, edit_id: EditId) -> ContextId:
+    """Make an id that no other context gets, even where a store that lost its memory counts revisions from 1 again."""
+    return ContextId(f"ctx-{at}-{hashlib.blake2b(edit_id.encode(), digest_size=4).hexdigest()}")
 
 
 def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:
@@ -199,6 +216,6 @@ def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:
     return key
 
 
-def _require_id(commit: CommitId) -> None:
-    if not 0 < len(commit) <= MAX_COMMIT_ID:
-        raise InvalidRequest(f"commit_id needs 1 to {MAX_COMMIT_ID} characters, got {len(commit)}")
+def _require_id(edit_id: EditId) -> None:
+    if not 0 < len(edit_id) <= MAX_EDIT_ID:
+        raise InvalidRequest(f"commit_id needs 1 to {MAX_EDIT_ID} characters, got {len(edit_id)}")

@@ -1,23 +1,24 @@
-"""What a watch stream carries, and a watcher's place in it. Pure."""
+"""Cut a watch into updates, and follow the updates. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cache_service.core.types import Event, Revision, Snapshot
+from cache_service.core.events import Created, Deleted, Edited, Event
+from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 
 PART_PLACEMENTS = 4096
-"""Placements, or other small facts, in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
+"""The most placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
 
 BATCH_TOKENS = 262_144
-"""Tokens of contexts, new or edited, and characters that the events of one message may carry before it is full."""
+"""How many tokens of contexts and characters of names the events of one message may carry before it is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a snapshot: the whole is the union of the pieces up to the last."""
+    """Holds a piece of a snapshot: the whole is the union of the pieces up to the last."""
 
     snapshot: Snapshot
     last: bool
@@ -25,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One message of a watch; with neither part nor events it tells an idle watcher the `revision`."""
+    """Carries a part of a snapshot, or events, or neither: then it shows an idle watcher the newest `revision`."""
 
     incarnation: str
     revision: Revision
@@ -34,7 +35,7 @@ class Update:
 
 
 def parts_of(snapshot: Snapshot) -> Iterator[Part]:
-    """`snapshot` in pieces that each fit a message; a context has a piece of its own."""
+    """Yield `snapshot` in pieces that each fit a message; a context has a piece of its own."""
     pieces = [replace(snapshot, placements=(), contexts=(), limits=())]
     empty = Snapshot(snapshot.revision, (), ())
     for start in range(0, len(snapshot.placements), PART_PLACEMENTS):
@@ -47,7 +48,7 @@ def parts_of(snapshot: Snapshot) -> Iterator[Part]:
 
 
 def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
-    """As many of `events` as fit a message; the first always does."""
+    """Return as many of `events` as fit a message, and at least the first."""
     num_tokens = 0
     for i, event in enumerate(events):
         num_tokens += _weight(event)
@@ -57,14 +58,17 @@ def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
 
 
 def _weight(event: Event) -> int:
-    """Roughly how many tokens weigh as much; what is small in any event is left out."""
-    weight = len(event.replica)
-    if event.context is not None:
-        context = event.context
-        weight += len(context.token_ids) + len(context.masked) + len(context.salt) + len(context.fingerprint)
-    elif event.commit is not None:
-        weight += sum(2 + len(edit.token_ids) for edit in event.commit.edits)
-    return weight
+    """Estimate how many tokens weigh as much as `event`; fields that are always small don't count."""
+    match event:
+        case Created(author=author, context=context):
+            content = len(context.token_ids) + len(context.masked)
+            return len(author) + content + len(context.salt) + len(context.fingerprint)
+        case Edited(author=author, edits=edits):
+            return len(author) + sum(2 + len(edit.token_ids) for edit in edits)
+        case Deleted(author=author):
+            return len(author)
+        case _:
+            return len(event.replica)
 
 
 def _whole(pieces: list[Snapshot]) -> Snapshot:
@@ -80,7 +84,7 @@ def _whole(pieces: list[Snapshot]) -> Snapshot:
 
 
 class Cursor:
-    """Turns updates into one snapshot and then every later event once and in order, over many streams."""
+    """Turns the updates of many streams into one snapshot and then every later event, once and in order."""
 
     def __init__(self) -> None:
         self._incarnation = ""
@@ -92,17 +96,17 @@ class Cursor:
         return self._incarnation
 
     def resume(self) -> Revision | None:
-        """After which revision a new stream has to begin; None: with a snapshot. Drops half a snapshot."""
+        """Drop an incomplete snapshot; return the revision to go on after, or None to begin with a snapshot."""
         self._pieces.clear()
         return self._revision
 
     def reset(self) -> None:
-        """Begin with a snapshot the next time."""
+        """Begin with a snapshot at the next stream."""
         self._revision = None
         self._pieces.clear()
 
     def take(self, update: Update) -> tuple[Snapshot | Event, ...]:
-        """What `update` adds; what it repeats is passed over. Raises Compacted on a gap: `reset`, and ask anew."""
+        """Return what `update` adds to what came before. Raises Compacted on a gap: call `reset` and watch again."""
         if update.part is not None:
             return self._take_part(update.incarnation, update.part)
         if self._revision is None or update.incarnation != self._incarnation:

@@ -1,8 +1,9 @@
-"""Who is a member, and which member holds which prefix. Pure: decisions return events, `apply` makes them so.
+"""Keep the members, and which member holds which prefix. Pure.
 
 A decision changes nothing: it checks the request against the present state and returns the events that would
-carry it out, numbered from the revision `at`. Only `apply` writes. So a decision can be taken again when another
-writer was faster, and a copy that applies the same events in the same order is the same directory.
+carry it out, numbered from the revision `at`. Only `put_...` and `drop_...` write, and only `State.apply` calls them.
+So a decision can be taken again when another writer was faster, and a copy that applies the same events in the same
+order is the same directory.
 """
 
 from __future__ import annotations
@@ -12,18 +13,8 @@ from dataclasses import replace
 from heapq import nlargest
 
 from cache_service.core.bounds import require_key, require_name
-from cache_service.core.types import (
-    ContextId,
-    Epoch,
-    Event,
-    EventKind,
-    Lease,
-    LeaseId,
-    Placement,
-    PrefixKey,
-    ReplicaId,
-    Revision,
-)
+from cache_service.core.events import Announced, Draining, Joined, Left, Withdrawn
+from cache_service.core.types import ContextId, Epoch, Lease, LeaseId, Placement, PrefixKey, ReplicaId, Revision
 from cache_service.errors import InvalidRequest, LeaseRefused
 
 MIN_TTL_S = 0.1
@@ -31,7 +22,7 @@ MAX_TTL_S = 3600.0
 
 
 class Directory:
-    """Members with their leases, and placements by prefix and by member."""
+    """Holds members with their leases, and placements by prefix and by member."""
 
     def __init__(self) -> None:
         self._members: dict[ReplicaId, Lease] = {}
@@ -39,20 +30,17 @@ class Directory:
         self._held: dict[ReplicaId, set[PrefixKey]] = {}
         self._draining: set[ReplicaId] = set()
 
-    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Event, ...]:
-        """A new lease for `replica`; its id is the revision of JOINED. An older registration leaves first."""
+    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Left | Joined, ...]:
+        """Grant `replica` a new lease, whose id is the revision of Joined; an older registration leaves first."""
         require_name(replica)
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
-        events = []
-        if replica in self._members:
-            events.append(Event(at, EventKind.LEFT, replica))
-        joined = Revision(at + len(events))
-        events.append(Event(joined, EventKind.JOINED, replica, lease=Lease(LeaseId(joined), replica, ttl_s)))
-        return tuple(events)
+        left = (Left(at, replica),) if replica in self._members else ()
+        joined = Revision(at + len(left))
+        return (*left, Joined(joined, Lease(LeaseId(joined), replica, ttl_s)))
 
     def require(self, lease: Lease) -> Lease:
-        """The member's lease as granted. Raises LeaseRefused unless it is the current one of its replica."""
+        """Return the member's lease as granted. Raises LeaseRefused unless it is the current one of its replica."""
         granted = self._members.get(lease.replica)
         if granted is None:
             raise LeaseRefused(f"replica {lease.replica!r} is not a member: register again")
@@ -60,38 +48,36 @@ class Directory:
             raise LeaseRefused(f"lease {lease.id} of replica {lease.replica!r} was superseded by {granted.id}")
         return granted
 
-    def drain(self, lease: Lease, at: Revision) -> tuple[Event, ...]:
-        """The member takes no new work; none where it said so before."""
+    def drain(self, lease: Lease, at: Revision) -> tuple[Draining, ...]:
+        """Mark the member as draining; return no event where it is draining already."""
         self.require(lease)
         if lease.replica in self._draining:
             return ()
-        return (Event(at, EventKind.DRAINING, lease.replica),)
+        return (Draining(at, lease.replica),)
 
     def under(self, leases: Collection[LeaseId]) -> list[ReplicaId]:
-        """The members whose lease is among `leases`."""
+        """Return the members whose lease is among `leases`."""
         return [replica for replica, lease in self._members.items() if lease.id in leases]
 
-    def remove(self, replicas: Iterable[ReplicaId], at: Revision) -> tuple[Event, ...]:
-        """Members go, with all their placements."""
-        return tuple(Event(Revision(at + i), EventKind.LEFT, replica) for i, replica in enumerate(replicas))
+    def remove(self, replicas: Iterable[ReplicaId], at: Revision) -> tuple[Left, ...]:
+        """Remove members with all their placements."""
+        return tuple(Left(Revision(at + i), replica) for i, replica in enumerate(replicas))
 
-    def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> tuple[Event, ...]:
-        """One event for each placement that differs from what is known; the last of one key wins."""
+    def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> tuple[Announced, ...]:
+        """Announce each placement that differs from the known one; of several with one key, the last wins."""
         self.require(lease)
         for placement in placements:
             require_key(placement.key)
             if placement.replica != lease.replica:
                 raise InvalidRequest(f"lease of {lease.replica!r} can't announce for {placement.replica!r}")
             if placement.context is None and placement.epoch != 0:
-                raise InvalidRequest(f"a prefix outside of any context stays at epoch 0, got {placement.epoch}")
+                raise InvalidRequest(f"a prefix without a context stays at epoch 0, got {placement.epoch}")
         latest = {placement.key: placement for placement in placements}
-        changed = [p for p in latest.values() if self._is_news(p)]
-        return tuple(
-            Event(Revision(at + i), EventKind.ANNOUNCED, p.replica, placement=p) for i, p in enumerate(changed)
-        )
+        changed = [placement for placement in latest.values() if self._has_changed(placement)]
+        return tuple(Announced(Revision(at + i), placement) for i, placement in enumerate(changed))
 
-    def _is_news(self, placement: Placement) -> bool:
-        """Whether it says more than what is known; which build made an entry goes without saying."""
+    def _has_changed(self, placement: Placement) -> bool:
+        """Compare `placement` with the known one; a missing token alone is no change."""
         known = self.find(placement.key, placement.replica)
         if known is not None and known.token is not None and placement.token is None:
             known = replace(known, token=None)
@@ -100,29 +86,29 @@ class Directory:
     def find(self, key: PrefixKey, replica: ReplicaId) -> Placement | None:
         return self._holders.get(key, {}).get(replica)
 
-    def withdraw(self, lease: Lease, keys: Sequence[PrefixKey], at: Revision) -> tuple[Event, ...]:
-        """One event for each of `keys` that the member holds."""
+    def withdraw(self, lease: Lease, keys: Sequence[PrefixKey], at: Revision) -> tuple[Withdrawn, ...]:
+        """Withdraw each of `keys` that the member holds."""
         self.require(lease)
         held = self._held[lease.replica]
         return _withdrawn([self._holders[key][lease.replica] for key in dict.fromkeys(keys) if key in held], at)
 
     def withdraw_stale(
         self, context: ContextId, keys: Iterable[PrefixKey], newest: Epoch, at: Revision
-    ) -> tuple[Event, ...]:
-        """One event for each entry of `keys` that anyone holds of the context at epoch `newest` or before."""
+    ) -> tuple[Withdrawn, ...]:
+        """Withdraw every member's entries under `keys` that are of the context at epoch `newest` or before."""
         held = (p for key in dict.fromkeys(keys) for p in self._holders.get(key, {}).values())
         return _withdrawn([p for p in held if p.context == context and p.epoch <= newest], at)
 
     def lookup(self, keys: Sequence[PrefixKey]) -> dict[PrefixKey, tuple[Placement, ...]]:
-        """Placements of each of `keys` that somebody holds."""
+        """Return the placements of `keys`; a key without holders is absent."""
         return {key: tuple(holders.values()) for key in keys if (holders := self._holders.get(key))}
 
     def held_by(self, replica: ReplicaId) -> tuple[Placement, ...]:
-        """What one member holds."""
+        """Return what one member holds."""
         return tuple(self._holders[key][replica] for key in self._held.get(replica, ()))
 
     def hottest(self, count: int, is_usable: Callable[[Placement], bool]) -> tuple[Placement, ...]:
-        """The hottest usable placement of each prefix, for the `count` prefixes that served most, hottest first."""
+        """Return the hottest usable placement of each of the `count` prefixes that served most, hottest first."""
         usable = (filter(is_usable, holders.values()) for holders in self._holders.values())
         best = (max(holders, key=lambda p: p.heat, default=None) for holders in usable)
         return tuple(nlargest(count, filter(None, best), key=lambda p: p.heat))
@@ -131,7 +117,7 @@ class Directory:
         return replica in self._draining
 
     def lease_of(self, replica: ReplicaId) -> Lease:
-        """The lease of a member. Raises KeyError for a stranger."""
+        """Return the lease of a member. Raises KeyError for any other replica."""
         return self._members[replica]
 
     def members(self) -> tuple[Lease, ...]:
@@ -145,47 +131,31 @@ class Directory:
     def num_placements(self) -> int:
         return sum(map(len, self._held.values()))
 
-    def apply(self, event: Event) -> None:
-        """Make `event` so, however often; kinds that are not about members and placements are passed over."""
-        match event:
-            case Event(kind=EventKind.JOINED, lease=Lease() as lease):
-                self.admit(lease)
-            case Event(kind=EventKind.LEFT, replica=replica):
-                self._members.pop(replica, None)
-                self._draining.discard(replica)
-                for key in self._held.pop(replica, ()):
-                    self._drop(key, replica)
-            case Event(kind=EventKind.DRAINING, replica=replica):
-                self.mark_draining(replica)
-            case Event(kind=EventKind.ANNOUNCED, placement=Placement() as placement):
-                self.place(placement)
-            case Event(kind=EventKind.WITHDRAWN, placement=Placement() as placement):
-                held = self._held.get(placement.replica)
-                if held is not None and placement.key in held:
-                    held.remove(placement.key)
-                    self._drop(placement.key, placement.replica)
-            case _:
-                pass
-
-    def admit(self, lease: Lease) -> None:
-        """Write one member as a fact, as `apply` and a restored snapshot do."""
+    def put_member(self, lease: Lease) -> None:
         self._members[lease.replica] = lease
         self._held.setdefault(lease.replica, set())
 
-    def mark_draining(self, replica: ReplicaId) -> None:
-        """Write one draining member as a fact, as `apply` and a restored snapshot do."""
+    def drop_member(self, lease: Lease) -> None:
+        """Forget a member that holds nothing any more."""
+        del self._members[lease.replica]
+        del self._held[lease.replica]
+
+    def put_draining(self, replica: ReplicaId) -> None:
         self._draining.add(replica)
 
-    def place(self, placement: Placement) -> None:
-        """Write one placement as a fact, as `apply` and a restored snapshot do."""
+    def drop_draining(self, replica: ReplicaId) -> None:
+        self._draining.discard(replica)
+
+    def put_placement(self, placement: Placement) -> None:
         self._holders.setdefault(placement.key, {})[placement.replica] = placement
         self._held.setdefault(placement.replica, set()).add(placement.key)
 
-    def _drop(self, key: PrefixKey, replica: ReplicaId) -> None:
-        holders = self._holders[key]
-        del holders[replica]
+    def drop_placement(self, placement: Placement) -> None:
+        self._held[placement.replica].remove(placement.key)
+        holders = self._holders[placement.key]
+        del holders[placement.replica]
         if not holders:
-            del self._holders[key]
+            del self._holders[placement.key]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless both indexes agree and every placement belongs to a member."""
@@ -194,7 +164,7 @@ class Directory:
         if by_key != by_replica:
             raise AssertionError(f"indexes differ in {by_key ^ by_replica}")
         if set(self._held) != set(self._members):
-            raise AssertionError(f"placements of strangers: {set(self._held) ^ set(self._members)}")
+            raise AssertionError(f"placements of replicas that are no members: {set(self._held) ^ set(self._members)}")
         if not all(self._holders.values()):
             raise AssertionError("a key without holders is still listed")
 
@@ -202,5 +172,5 @@ class Directory:
         return f"<Directory [{len(self._members)} members, {len(self._holders)} prefixes, {self.num_placements} held]>"
 
 
-def _withdrawn(placements: Iterable[Placement], at: Revision) -> tuple[Event, ...]:
-    return tuple(Event(Revision(at + i), EventKind.WITHDRAWN, p.replica, placement=p) for i, p in enumerate(placements))
+def _withdrawn(placements: Iterable[Placement], at: Revision) -> tuple[Withdrawn, ...]:
+    return tuple(Withdrawn(Revision(at + i), placement) for i, placement in enumerate(placements))

@@ -1,4 +1,4 @@
-"""Everything the cache service knows, at one revision, and the decisions that concern more than one core. Pure.
+"""Hold all that the service knows at one revision, and take the decisions that concern several cores. Pure.
 
 A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
 it refuses; see `cache_service.core.directory`.
@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Self
+from typing import Self, assert_never
 
-from cache_service.core.builds import Builds, Depths
+from cache_service.core.builds import Builds
 from cache_service.core.contexts import MAX_STALENESS, Contexts
+from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
+from cache_service.core.events import Event
+from cache_service.core.facts import Change, Drop, EndingFact, Fact, Put, changes_of
 from cache_service.core.types import (
     Build,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
     FencingToken,
     Lease,
     LeaseId,
@@ -36,10 +38,11 @@ from cache_service.errors import FencedToken, InvalidRequest, StaleEpoch
 
 Events = tuple[Event, ...]
 _CONTEXT_OF = attrgetter("context")
+_UNKNOWN_LEASE = LeaseId(0)
 
 
 class State:
-    """The fold of all events up to `revision`."""
+    """Holds the outcome of all events up to `revision`. Only `apply`, `of` and `restore` write to it."""
 
     def __init__(self) -> None:
         self.revision = Revision(0)
@@ -49,46 +52,73 @@ class State:
         self.depths = Depths()
 
     @classmethod
-    def restore(
-        cls,
-        revision: Revision,
-        members: Iterable[Lease],
-        placements: Iterable[Placement],
-        draining: Iterable[ReplicaId] = (),
-        contexts: Iterable[Context] = (),
-        builds: Iterable[Build] = (),
-        limits: Iterable[DepthLimit] = (),
-    ) -> Self:
-        """The state whose facts these are."""
+    def restore(cls, revision: Revision, facts: Iterable[Fact]) -> Self:
+        """Return the state of these facts; contexts must come in the order of their creation."""
         state = cls()
         state.revision = revision
-        for lease in members:
-            state.directory.admit(lease)
-        for replica in draining:
-            state.directory.mark_draining(replica)
-        for placement in placements:
-            state.directory.place(placement)
-        for context in sorted(contexts, key=lambda context: context.created):
-            state.contexts.restore(context)
-        for build in builds:
-            state.builds.restore(build)
-        for limit in limits:
-            state.depths.restore(limit)
+        for fact in facts:
+            state._put(fact)
         return state
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        """Return the state that a watcher knows from `snapshot`, which doesn't name the members' leases."""
+        members = (Lease(_UNKNOWN_LEASE, replica, 0.0) for replica in snapshot.members)
+        facts: list[Fact] = [*members, *snapshot.draining, *snapshot.placements]
+        facts += [*snapshot.contexts, *snapshot.builds, *snapshot.limits]
+        return cls.restore(snapshot.revision, facts)
 
     @property
     def next_revision(self) -> Revision:
         return Revision(self.revision + 1)
 
-    def apply(self, event: Event) -> None:
-        """Take the next event. Raises ValueError on a gap."""
+    def apply(self, event: Event) -> tuple[Change, ...]:
+        """Carry out the next event and return what it changed. Raises ValueError on a gap."""
         if event.revision != self.next_revision:
             raise ValueError(f"event {event.revision} can't follow revision {self.revision}")
-        self.directory.apply(event)
-        self.contexts.apply(event)
-        self.builds.apply(event)
-        self.depths.apply(event)
+        changes = tuple(changes_of(event, self.directory, self.contexts))
+        for change in changes:
+            match change:
+                case Put(fact=fact):
+                    self._put(fact)
+                case Drop(fact):
+                    self._drop(fact)
+                case _:
+                    assert_never(change)
         self.revision = event.revision
+        return changes
+
+    def _put(self, fact: Fact) -> None:
+        match fact:
+            case Lease():
+                self.directory.put_member(fact)
+            case str():
+                self.directory.put_draining(fact)
+            case Placement():
+                self.directory.put_placement(fact)
+            case Context():
+                self.contexts.put(fact)
+            case Build():
+                self.builds.put(fact)
+            case DepthLimit():
+                self.depths.put(fact)
+            case _:
+                assert_never(fact)
+
+    def _drop(self, fact: EndingFact) -> None:
+        match fact:
+            case Lease():
+                self.directory.drop_member(fact)
+            case str():
+                self.directory.drop_draining(fact)
+            case Placement():
+                self.directory.drop_placement(fact)
+            case Context():
+                self.contexts.drop(fact)
+            case Build():
+                self.builds.drop(fact)
+            case _:
+                assert_never(fact)
 
     def snapshot(self) -> Snapshot:
         members = tuple(lease.replica for lease in self.directory.members())
@@ -105,17 +135,17 @@ class State:
     # Members
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> Events:
-        """A new lease for `replica`; what an older registration held, placements and builds, ends."""
+        """Grant `replica` a new lease; placements and builds of an older registration end."""
         ended = self.builds.release(self.builds.of({replica}), at)
         return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended)))
 
     def leave(self, lease: Lease, at: Revision) -> Events:
-        """The member goes, with its placements and builds."""
+        """Remove the member with its placements and builds."""
         self.directory.require(lease)
         return self._remove([lease.replica], [], at)
 
     def expire(self, lapsed: Collection[LeaseId], at: Revision) -> Events:
-        """Members and builds whose lease is among `lapsed` end; ids that ended before are passed over."""
+        """End the members and builds whose lease is among `lapsed`; leases that have ended already change nothing."""
         return self._remove(self.directory.under(lapsed), self.builds.under(lapsed), at)
 
     def _remove(self, replicas: list[ReplicaId], builds: list[Build], at: Revision) -> Events:
@@ -125,7 +155,7 @@ class State:
     # Entries
 
     def announce(self, lease: Lease, placements: Sequence[Placement], at: Revision) -> Events:
-        """Placements without a build: content that the member found or made on its own. All or none."""
+        """Announce entries that the member found or made without a build: all of them or none."""
         self.directory.require(lease)
         for placement in placements:
             self._require_current(placement.context, placement.epoch, placement.key)
@@ -134,13 +164,13 @@ class State:
         return self.directory.announce(lease, placements, at)
 
     def _require_made(self, placement: Placement, token: FencingToken) -> None:
-        """Only an entry that is listed under its token may be announced with it again."""
+        """Allow a token only for an entry that is listed under it already."""
         known = self.directory.find(placement.key, placement.replica)
         if known is None or known.token != token:
             raise FencedToken(f"token {token} made no listed entry: announce it without a token")
 
     def lookup(self, keys: Sequence[PrefixKey], max_staleness: int) -> dict[PrefixKey, tuple[Placement, ...]]:
-        """Holders of each key; entries of a context only where at most `max_staleness` epochs behind its newest."""
+        """Return the holders of each key; an entry of a context is at most `max_staleness` epochs behind the newest."""
         if not 0 <= max_staleness <= MAX_STALENESS:
             raise InvalidRequest(f"max_staleness must lie within 0 and {MAX_STALENESS} epochs, got {max_staleness}")
         found = self.directory.lookup(keys)
@@ -152,7 +182,7 @@ class State:
         return found
 
     def hottest(self, count: int) -> tuple[Placement, ...]:
-        """The prefixes that served most, hottest first, each with its hottest holder; nothing stale."""
+        """Return the prefixes that served most, hottest first, each with its hottest holder, without stale entries."""
         return self.directory.hottest(count, lambda placement: self._is_fresh(placement, 0))
 
     def _is_fresh(self, placement: Placement, max_staleness: int) -> bool:
@@ -166,13 +196,13 @@ class State:
     def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
     ) -> Events:
-        """Grant the build of (key, epoch); none where one is under way."""
+        """Grant the build of (key, epoch) unless one is under way."""
         self.directory.require(lease)
         self._require_current(context, epoch, key)
         return self.builds.acquire(lease, key, epoch, context, ttl_s, at)
 
     def complete(self, lease: Lease, token: FencingToken, placement: Placement, at: Revision) -> Events:
-        """The placement that was built under `token`, and the end of the build; none where that was done before."""
+        """Announce what was built under `token` and end the build, unless that was done before."""
         self.directory.require(lease)
         made = replace(placement, token=token)
         if self.directory.find(made.key, made.replica) == made:
@@ -183,12 +213,12 @@ class State:
         return (*announced, *self.builds.finish(build, _after(at, announced)))
 
     def release(self, lease: Lease, key: PrefixKey, epoch: Epoch, token: FencingToken, at: Revision) -> Events:
-        """The member gives its build up."""
+        """Give up the member's build."""
         self.directory.require(lease)
         return self.builds.release([self.builds.require(lease.replica, key, epoch, token)], at)
 
     def report_drift(self, lease: Lease, limits: Sequence[DepthLimit], at: Revision) -> Events:
-        """Lower how deep prefixes may be reused, for all."""
+        """Lower how deep all members may reuse the prefixes."""
         self.directory.require(lease)
         return self.depths.report(limits, lease.replica, at)
 
@@ -203,36 +233,34 @@ class State:
 
     # Contexts
 
-    def commit(
+    def edit(
         self,
         context_id: ContextId,
         expected: Epoch,
         edits: Sequence[Edit],
-        commit: CommitId,
+        edit_id: EditId,
         author: ReplicaId,
         at: Revision,
     ) -> Events:
-        """A new epoch; builds of earlier ones end, and entries that nobody may ask for any more are withdrawn."""
-        committed = self.contexts.commit(context_id, expected, edits, commit, author, at)
-        if not committed:
+        """Make a new epoch, end the builds of earlier ones, and withdraw the entries that are now too old to read."""
+        edited = self.contexts.edit(context_id, expected, edits, edit_id, author, at)
+        if not edited:
             return ()
         context = self.contexts.get(context_id)
-        return (*committed, *self._end_stale(context, Epoch(expected + 1), _after(at, committed)))
+        return (*edited, *self._end_stale(context, Epoch(expected + 1), _after(at, edited)))
 
     def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> Events:
-        """The context goes, with its builds and entries."""
+        """Delete the context with its builds and entries."""
         context = self.contexts.get(context_id)
         deleted = self.contexts.delete(context_id, author, at)
         ended = self.builds.release(self.builds.before(context_id, None), _after(at, deleted))
-        keys = [version.key for version in (context.version, *context.past)]
-        gone = self.directory.withdraw_stale(context_id, keys, context.epoch, _after(at, (*deleted, *ended)))
+        gone = self.directory.withdraw_stale(context_id, context.keys, context.epoch, _after(at, (*deleted, *ended)))
         return (*deleted, *ended, *gone)
 
     def _end_stale(self, context: Context, newest: Epoch, at: Revision) -> Events:
         ended = self.builds.release(self.builds.before(context.id, newest), at)
-        keys = [version.key for version in (context.version, *context.past)]
         oldest_kept = newest - MAX_STALENESS
-        gone = self.directory.withdraw_stale(context.id, keys, Epoch(oldest_kept - 1), _after(at, ended))
+        gone = self.directory.withdraw_stale(context.id, context.keys, Epoch(oldest_kept - 1), _after(at, ended))
         return (*ended, *gone)
 
     def __repr__(self) -> str:

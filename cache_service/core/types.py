@@ -1,53 +1,52 @@
-"""The words of the coherence protocol: ids with types, and frozen values. The floor of all packages."""
+"""Define the vocabulary of the coherence protocol: typed ids and frozen values. All packages may import it."""
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import NewType
 
 PrefixKey = NewType("PrefixKey", bytes)
-"""Content address of a prefix: see `cache_service.core.hashing`."""
+"""The content address of a prefix: see `cache_service.core.hashing`."""
 ReplicaId = NewType("ReplicaId", str)
-"""One Serve copy of the worker; unique over restarts."""
+"""Names one replica of the worker in Ray Serve; unique over restarts."""
 Revision = NewType("Revision", int)
-"""Store-wide counter; every mutation gets the next one."""
+"""Counts the events of one store: every event gets the next revision."""
 Epoch = NewType("Epoch", int)
-"""Version of what is cached under a name; content-addressed prefixes stay at their first epoch."""
+"""Counts the versions of a context; a prefix without a context stays at the first epoch."""
 LeaseId = NewType("LeaseId", int)
-"""Names one registration of a replica, or one build: the revision that began it, so never used twice."""
+"""Names one registration of a replica, or one build, by the revision that began it, so it is never used twice."""
 ContextId = NewType("ContextId", str)
-"""Names a shared context. Made from the revision and the commit of its creation, so never used twice."""
-CommitId = NewType("CommitId", str)
-"""Chosen by who commits, so that a commit whose answer was lost can be sent again without harm."""
+"""Names a shared context. It derives from revision and edit id of the creation, so it is never used twice."""
+EditId = NewType("EditId", str)
+"""Chosen by the author of an edit or a creation, so that one whose answer was lost can be sent again without harm."""
 FencingToken = NewType("FencingToken", int)
-"""The revision at which a build was granted: rises at each grant."""
+"""The revision at which a build was granted, so it rises at each grant."""
 
 FIRST_EPOCH = Epoch(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One replica holds the entry of one prefix."""
+    """States that one replica holds the entry of one prefix."""
 
     key: PrefixKey
     replica: ReplicaId
     num_tokens: int
     safe_depth: int
-    """Layers 0..safe_depth-1 of the entry may be reused."""
+    """How many layers of the entry, from the first on, may be reused."""
     size_bytes: int
     epoch: Epoch = FIRST_EPOCH
     context: ContextId | None = None
-    """The shared context whose content at `epoch` this is; without one, the epoch is 0."""
+    """The shared context whose content at `epoch` the entry is for; without one, the epoch is 0."""
     heat: int = 0
-    """Requests that the entry has served, as of its last announcement."""
+    """The number of requests that the entry had served at its last announcement."""
     token: FencingToken | None = None
-    """The build that made it, set by the service; an entry that is announced without a build has none."""
+    """The build that made the entry, set by the service; None for an entry that was announced without a build."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A member's right to be listed until `ttl_s` passes without a keep-alive."""
+    """Gives a member the right to be listed until `ttl_s` passes without a keep-alive."""
 
     id: LeaseId
     replica: ReplicaId
@@ -62,31 +61,31 @@ class Edit:
     end: int
     token_ids: tuple[int, ...]
     masked: bool = False
-    """The new positions are holes, still to be denoised; `token_ids` then are the model's mask id."""
+    """The new positions are holes, still to be denoised; `token_ids` then repeats the model's mask id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One epoch of a context: what its content is cached under, and the commit that made it."""
+    """Describes one epoch of a context by the key of its content and the edit that made it."""
 
     epoch: Epoch
     key: PrefixKey
-    commit: CommitId
+    edit_id: EditId
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A named, mutable prefix. `past` are its latest versions before this one, newest first."""
+    """Holds a named prefix that can be edited. `past` lists its latest versions before this one, newest first."""
 
     id: ContextId
     fingerprint: str
     salt: str
     token_ids: tuple[int, ...]
     masked: tuple[int, ...]
-    """Positions of the holes, ascending. A mask id elsewhere is text."""
+    """The positions of the holes, ascending. A mask id at any other position is text."""
     created: Revision
-    origin: CommitId
-    """The commit that created it."""
+    origin: EditId
+    """The id under which it was created."""
     version: Version
     past: tuple[Version, ...] = ()
 
@@ -98,19 +97,15 @@ class Context:
     def key(self) -> PrefixKey:
         return self.version.key
 
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One accepted change of a context: `edits`, by positions in the epoch before, make `version`."""
-
-    context: ContextId
-    version: Version
-    edits: tuple[Edit, ...]
+    @property
+    def keys(self) -> tuple[PrefixKey, ...]:
+        """Return the keys of this version and the past ones, newest first."""
+        return tuple(version.key for version in (self.version, *self.past))
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The right of one member to be the only one that builds the entry of (key, epoch) under the lease."""
+    """Gives one member the right to build the entry of (key, epoch), and no other member, while the lease lives."""
 
     key: PrefixKey
     epoch: Epoch
@@ -126,63 +121,19 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class DepthLimit:
-    """At prefix ratios of this bucket, no node may reuse more than `depth` layers of the prefix."""
+    """Forbids all members to reuse more than `depth` layers of the prefix at prefix ratios of this bucket."""
 
     key: PrefixKey
     bucket: int
-    """Whole percents, as the profile's table counts them."""
+    """The prefix ratio in whole percents, as the depth table counts it."""
     depth: int
-    profile: int
-    """Version of the profile that the depth is judged by; under the same one a limit only falls."""
-
-
-class EventKind(enum.Enum):
-    JOINED = "joined"
-    DRAINING = "draining"
-    """The member takes no new work; what it holds can still be fetched."""
-    LEFT = "left"
-    """The member is gone (left or expired), and with it all its placements."""
-    ANNOUNCED = "announced"
-    WITHDRAWN = "withdrawn"
-    CREATED = "created"
-    COMMITTED = "committed"
-    """A context has a new epoch: entries of the ones before are stale."""
-    DELETED = "deleted"
-    GRANTED = "granted"
-    BUILT = "built"
-    """The build ended with the placement announced just before."""
-    RELEASED = "released"
-    """The build ended without an entry: given up, lapsed, or its content has moved on."""
-    LIMITED = "limited"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One mutation, as watchers see it. Which of the optional fields is set follows from `kind`."""
-
-    revision: Revision
-    kind: EventKind
-    replica: ReplicaId
-    """Whom it is about; for contexts, the author as it named itself."""
-    placement: Placement | None = None
-    """ANNOUNCED, WITHDRAWN"""
-    lease: Lease | None = None
-    """JOINED"""
-    context: Context | None = None
-    """CREATED"""
-    commit: Commit | None = None
-    """COMMITTED"""
-    context_id: ContextId | None = None
-    """DELETED"""
-    build: Build | None = None
-    """GRANTED, BUILT, RELEASED"""
-    limit: DepthLimit | None = None
-    """LIMITED"""
+    depth_table_version: int
+    """The version of the depth table that judged the drift; under the same version a limit only falls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole view at one revision, for a watcher that starts or has fallen behind."""
+    """Holds all that watchers may know at one revision, for one that starts or has fallen behind."""
 
     revision: Revision
     members: tuple[ReplicaId, ...]

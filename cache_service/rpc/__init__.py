@@ -1,1 +1,1 @@
-"""The cache service's gRPC side: decode a call, ask the core, encode the answer."""
+"""The gRPC side decodes a call, lets the core decide, and encodes the answer."""

@@ -1,22 +1,34 @@
-"""Protocol messages to the service's types and back. Nothing is decided here."""
+"""Convert between protocol messages and the service's types. Nothing is decided here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, assert_never, get_args
 
 from cache_service.core.cursor import Part, Update
+from cache_service.core.events import (
+    Announced,
+    Built,
+    Created,
+    Deleted,
+    Draining,
+    Edited,
+    Event,
+    Granted,
+    Joined,
+    Left,
+    Limited,
+    Released,
+    Withdrawn,
+)
 from cache_service.core.types import (
     Build,
-    Commit,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     FencingToken,
     Lease,
     LeaseId,
@@ -29,10 +41,7 @@ from cache_service.core.types import (
 )
 from protos import cache_v1_pb2 as pb
 
-_Value = TypeVar("_Value")
-_Message = TypeVar("_Message")
-_KIND_TO_PB = {kind: pb.EventKind.Value(f"EVENT_KIND_{kind.name}") for kind in EventKind}
-_KIND_FROM_PB = {number: kind for kind, number in _KIND_TO_PB.items()}
+_KINDS = {event: pb.EventKind.Value(f"EVENT_KIND_{event.kind.upper()}") for event in get_args(Event)}
 
 
 def lease_to_pb(lease: Lease) -> pb.Lease:
@@ -76,11 +85,11 @@ def placement_from_pb(message: pb.Placement) -> Placement:
 
 
 def version_to_pb(version: Version) -> pb.Version:
-    return pb.Version(epoch=version.epoch, key=version.key, commit_id=version.commit)
+    return pb.Version(epoch=version.epoch, key=version.key, commit_id=version.edit_id)
 
 
 def version_from_pb(message: pb.Version) -> Version:
-    return Version(Epoch(message.epoch), PrefixKey(message.key), CommitId(message.commit_id))
+    return Version(Epoch(message.epoch), PrefixKey(message.key), EditId(message.commit_id))
 
 
 def context_to_pb(context: Context) -> pb.Context:
@@ -105,7 +114,7 @@ def context_from_pb(message: pb.Context) -> Context:
         token_ids=tuple(message.token_ids),
         masked=tuple(message.masked),
         created=Revision(message.created_revision),
-        origin=CommitId(message.origin_commit_id),
+        origin=EditId(message.origin_commit_id),
         version=version_from_pb(message.version),
         past=tuple(map(version_from_pb, message.past)),
     )
@@ -117,14 +126,6 @@ def edit_to_pb(edit: Edit) -> pb.Edit:
 
 def edit_from_pb(message: pb.Edit) -> Edit:
     return Edit(message.start, message.end, tuple(message.token_ids), message.masked)
-
-
-def commit_to_pb(commit: Commit) -> pb.Commit:
-    return pb.Commit(context=commit.context, version=version_to_pb(commit.version), edits=map(edit_to_pb, commit.edits))
-
-
-def commit_from_pb(message: pb.Commit) -> Commit:
-    return Commit(ContextId(message.context), version_from_pb(message.version), tuple(map(edit_from_pb, message.edits)))
 
 
 def build_to_pb(build: Build) -> pb.Build:
@@ -150,49 +151,72 @@ def build_from_pb(message: pb.Build) -> Build:
 
 
 def limit_to_pb(limit: DepthLimit) -> pb.DepthLimit:
-    return pb.DepthLimit(key=limit.key, bucket=limit.bucket, depth=limit.depth, profile=limit.profile)
+    return pb.DepthLimit(key=limit.key, bucket=limit.bucket, depth=limit.depth, profile=limit.depth_table_version)
 
 
 def limit_from_pb(message: pb.DepthLimit) -> DepthLimit:
     return DepthLimit(PrefixKey(message.key), message.bucket, message.depth, message.profile)
 
 
-def _known(convert: Callable[[_Value], _Message], value: _Value | None) -> _Message | None:
-    return None if value is None else convert(value)
-
-
 def event_to_pb(event: Event) -> pb.Event:
-    return pb.Event(
-        revision=event.revision,
-        kind=_KIND_TO_PB[event.kind],
-        replica=event.replica,
-        placement=_known(placement_to_pb, event.placement),
-        lease=_known(lease_to_pb, event.lease),
-        context=_known(context_to_pb, event.context),
-        commit=_known(commit_to_pb, event.commit),
-        context_id=event.context_id,
-        build=_known(build_to_pb, event.build),
-        limit=_known(limit_to_pb, event.limit),
-    )
+    return pb.Event(revision=event.revision, kind=_KINDS[type(event)], **_fields_to_pb(event))
+
+
+def _fields_to_pb(event: Event) -> dict[str, Any]:
+    fields: dict[str, Any]
+    match event:
+        case Joined(lease=lease):
+            fields = {"replica": lease.replica, "lease": lease_to_pb(lease)}
+        case Left(replica=replica) | Draining(replica=replica):
+            fields = {"replica": replica}
+        case Announced(placement=placement) | Withdrawn(placement=placement):
+            fields = {"replica": placement.replica, "placement": placement_to_pb(placement)}
+        case Created(author=author, context=context):
+            fields = {"replica": author, "context": context_to_pb(context)}
+        case Edited(author=author, context_id=context_id, version=version, edits=edits):
+            commit = pb.Commit(context=context_id, version=version_to_pb(version), edits=map(edit_to_pb, edits))
+            fields = {"replica": author, "commit": commit}
+        case Deleted(author=author, context_id=context_id):
+            fields = {"replica": author, "context_id": context_id}
+        case Granted(build=build) | Built(build=build) | Released(build=build):
+            fields = {"replica": build.replica, "build": build_to_pb(build)}
+        case Limited(replica=replica, limit=limit):
+            fields = {"replica": replica, "limit": limit_to_pb(limit)}
+        case _:
+            assert_never(event)
+    return fields
+
+
+def _edited_from_pb(revision: Revision, message: pb.Event) -> Edited:
+    commit = message.commit
+    version, edits = version_from_pb(commit.version), tuple(map(edit_from_pb, commit.edits))
+    return Edited(revision, ReplicaId(message.replica), ContextId(commit.context), version, edits)
+
+
+_EVENTS_FROM_PB: dict[int, Callable[[Revision, pb.Event], Event]] = {
+    pb.EVENT_KIND_JOINED: lambda at, message: Joined(at, lease_from_pb(message.lease)),
+    pb.EVENT_KIND_LEFT: lambda at, message: Left(at, ReplicaId(message.replica)),
+    pb.EVENT_KIND_DRAINING: lambda at, message: Draining(at, ReplicaId(message.replica)),
+    pb.EVENT_KIND_ANNOUNCED: lambda at, message: Announced(at, placement_from_pb(message.placement)),
+    pb.EVENT_KIND_WITHDRAWN: lambda at, message: Withdrawn(at, placement_from_pb(message.placement)),
+    pb.EVENT_KIND_CREATED: lambda at, message: Created(
+        at, ReplicaId(message.replica), context_from_pb(message.context)
+    ),
+    pb.EVENT_KIND_COMMITTED: _edited_from_pb,
+    pb.EVENT_KIND_DELETED: lambda at, message: Deleted(at, ReplicaId(message.replica), ContextId(message.context_id)),
+    pb.EVENT_KIND_GRANTED: lambda at, message: Granted(at, build_from_pb(message.build)),
+    pb.EVENT_KIND_BUILT: lambda at, message: Built(at, build_from_pb(message.build)),
+    pb.EVENT_KIND_RELEASED: lambda at, message: Released(at, build_from_pb(message.build)),
+    pb.EVENT_KIND_LIMITED: lambda at, message: Limited(at, ReplicaId(message.replica), limit_from_pb(message.limit)),
+}
 
 
 def event_from_pb(message: pb.Event) -> Event:
-    """Raises ValueError for a kind that this version does not know."""
-    kind = _KIND_FROM_PB.get(message.kind)
-    if kind is None:
+    """Return the event. Raises ValueError for a kind that this version does not know."""
+    decode = _EVENTS_FROM_PB.get(message.kind)
+    if decode is None:
         raise ValueError(f"event {message.revision} is of unknown kind {message.kind}: update this side")
-    return Event(
-        revision=Revision(message.revision),
-        kind=kind,
-        replica=ReplicaId(message.replica),
-        placement=placement_from_pb(message.placement) if message.HasField("placement") else None,
-        lease=lease_from_pb(message.lease) if message.HasField("lease") else None,
-        context=context_from_pb(message.context) if message.HasField("context") else None,
-        commit=commit_from_pb(message.commit) if message.HasField("commit") else None,
-        context_id=ContextId(message.context_id) if message.HasField("context_id") else None,
-        build=build_from_pb(message.build) if message.HasField("build") else None,
-        limit=limit_from_pb(message.limit) if message.HasField("limit") else None,
-    )
+    return decode(Revision(message.revision), message)
 
 
 def update_to_pb(update: Update) -> pb.WatchResponse:

@@ -1,4 +1,4 @@
-"""Around every call: refusals become status codes, and calls are counted and timed."""
+"""Turn refusals into status codes, and count and time every call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OURS = "/palimpsest."
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps the handlers of this project's services; health and reflection pass untouched."""
+    """Wraps the handlers of this project's services; health and reflection pass through."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -31,35 +31,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             handler = await continuation(call)
             if handler is None or not call.method.startswith(_OURS):
                 return handler
-            self._handlers[call.method] = self._wrapped(call.method.rpartition("/")[2], handler)
+            self._handlers[call.method] = self._wrap(call.method.rpartition("/")[2], handler)
         return self._handlers[call.method]
 
-    def _wrapped(self, method: str, handler: Any) -> Any:
+    def _wrap(self, method: str, handler: Any) -> Any:
         if handler.response_streaming:
-            return handler._replace(unary_stream=self._streaming(method, handler.unary_stream))
-        return handler._replace(unary_unary=self._unary(method, handler.unary_unary))
+            return handler._replace(unary_stream=self._wrap_streaming(method, handler.unary_stream))
+        return handler._replace(unary_unary=self._wrap_unary(method, handler.unary_unary))
 
-    def _unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _wrap_unary(self, method: str, serve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         latency = self._metrics.latency.labels(method)
 
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             with latency.time():
-                async with self._judged(method, context):
+                async with self._translate_errors(method, context):
                     return await serve(request, context)
 
         return call
 
-    def _streaming(self, method: str, serve: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    def _wrap_streaming(
+        self, method: str, serve: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             with self._metrics.watchers.track_inprogress():
-                async with self._judged(method, context):
+                async with self._translate_errors(method, context):
                     async for response in serve(request, context):
                         yield response
 
         return call
 
     @asynccontextmanager
-    async def _judged(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    async def _translate_errors(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         code = grpc.StatusCode.CANCELLED
         try:
             yield

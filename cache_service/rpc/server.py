@@ -1,4 +1,4 @@
-"""One running instance: the gRPC server with its services, health, reflection, metrics and the tick."""
+"""Run one instance: the gRPC server with its services, health, reflection, metrics and tick."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second instance on the same port is a mistake, so it must fail
-    ("grpc.keepalive_time_ms", 10_000),  # a half-open connection of a watcher is noticed
+    ("grpc.keepalive_time_ms", 10_000),  # so that a half-open connection of a watcher is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
@@ -90,7 +90,7 @@ class CacheServer:
         return server
 
     def _serve_metrics(self, stack: AsyncExitStack, port: int) -> None:
-        """Until `stack` closes."""
+        """Serve metrics until `stack` closes."""
         try:
             metrics, thread = start_http_server(port, self._config.host, self.service.metrics.registry)
         except OSError as error:
@@ -100,7 +100,7 @@ class CacheServer:
         stack.callback(metrics.shutdown)
 
     async def _stop(self, server: grpc.aio.Server) -> None:
-        """Turn clients away, end the watches, and give calls under way their grace."""
+        """Refuse new calls, end the watches, and give calls under way time to finish."""
         await self._health.enter_graceful_shutdown()
         self.service.store.feed.close()
         await server.stop(self._config.grace_s)
@@ -112,15 +112,15 @@ class CacheServer:
                 await self._tick()
 
     async def _tick(self) -> None:
-        """End lapsed leases; whether the store answers is whether this instance is healthy."""
+        """End lapsed leases; the instance is healthy while the store answers."""
         try:
             await self.service.tick()
             status = health_pb2.HealthCheckResponse.SERVING
-        except Exception as error:  # whatever it is, the next tick may be luckier
+        except Exception as error:  # the next tick may succeed, whatever failed
             status = health_pb2.HealthCheckResponse.NOT_SERVING
             if self._status != status:
-                is_unforeseen = not isinstance(error, CacheServiceError)
-                _log.warning("not serving for now: %s", error, exc_info=is_unforeseen)
+                is_unexpected = not isinstance(error, CacheServiceError)
+                _log.warning("not serving until the store answers: %s", error, exc_info=is_unexpected)
         if self._status != status:
             self._status = status
             for name in ("", *SERVICES):

@@ -1,4 +1,4 @@
-"""The service without its wire: one store, counted, and the tick that ends lapsed leases."""
+"""Carry out calls on one store, apart from gRPC, and end lapsed leases by a tick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 from collections.abc import AsyncIterator
 
 from cache_service.core.cursor import Update, batch_of, parts_of
-from cache_service.core.types import Build, ContextId, Epoch, Event, EventKind, Lease, LeaseId, PrefixKey, Revision
+from cache_service.core.events import Event, Granted, Left, Released
+from cache_service.core.types import Build, ContextId, Epoch, Lease, LeaseId, PrefixKey, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import MeasuredStore, Metrics
 from cache_service.store.base import Decision, Store
@@ -16,21 +17,21 @@ _log = logging.getLogger(__name__)
 
 EVENT_BATCH = 1024
 PROGRESS_S = 5.0
-"""An idle watcher hears of the revision this often."""
+"""How often an idle watcher gets the newest revision."""
 
-_Place = tuple[Revision, str, Revision]
-"""Where a watcher stands, and where the store does: its incarnation and newest revision."""
+_Position = tuple[Revision, str, Revision]
+"""The revision of a watcher, and the store's incarnation and newest revision."""
 
 
 class CacheService:
-    """What the servicers share."""
+    """Carries out the calls of all servicers on one store."""
 
     def __init__(self, store: Store) -> None:
         self.metrics = Metrics()
         self.store: Store = MeasuredStore(store, self.metrics.store)
-        self._places: dict[object, Revision] = {}
-        self._latest: tuple[_Place, Update] | None = None
-        self.metrics.show(
+        self._revisions: dict[object, Revision] = {}
+        self._latest: tuple[_Position, Update] | None = None
+        self.metrics.add_gauges(
             {
                 "revision": ("Newest revision", lambda: store.state.revision),
                 "members": ("Members with a live lease", lambda: len(store.state.directory.members())),
@@ -44,16 +45,17 @@ class CacheService:
 
     def _lag(self) -> int:
         revision = self.store.state.revision
-        return max(0, revision - min(self._places.values(), default=revision))
+        return max(0, revision - min(self._revisions.values(), default=revision))
 
-    async def commit(self, decide: Decision) -> tuple[Event, ...]:
-        events = tuple(await self.store.commit(decide))
+    async def append(self, decide: Decision) -> tuple[Event, ...]:
+        """Append the events of `decide` and count them."""
+        events = tuple(await self.store.append(decide))
         for event in events:
-            self.metrics.events.labels(event.kind.value).inc()
+            self.metrics.events.labels(event.kind).inc()
         return events
 
     async def keep_alive(self, lease: Lease) -> Lease:
-        """Put the lease's deadline off. Raises LeaseRefused once it has ended."""
+        """Postpone the lease's deadline. Raises LeaseRefused once it has ended."""
         await self.store.sync()
         granted = self.store.state.directory.require(lease)
         if not await self.store.renew(granted):
@@ -63,18 +65,18 @@ class CacheService:
     async def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
     ) -> Build:
-        """The build of (key, epoch) that is under way; with a fresh lease where it is the member's own."""
+        """Return the build of (key, epoch) that is under way; renew its lease where it is the member's own."""
         for _ in range(2):
-            events = await self.commit(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
-            granted = next((event.build for event in events if event.build), None)
+            events = await self.append(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
+            granted = next((event.build for event in events if isinstance(event, Granted)), None)
             build = granted or self.store.state.builds.under_way(key, epoch)
             if granted or build.replica != lease.replica or await self.store.renew(build.lease):
                 return build
-            await self.tick()  # the member's own build has lapsed: end it, then grant it anew
+            await self.tick()  # the member's own build has lapsed: end it, then grant it again
         raise CacheServiceUnavailable(f"build {build.token} has lapsed but can't be ended yet, try again")
 
     async def extend(self, lease: Lease, build: Build) -> None:
-        """Put the end of a build off. Raises LeaseRefused or FencedToken once either lease has ended."""
+        """Postpone the end of a build. Raises LeaseRefused or FencedToken once either lease has ended."""
         await self.store.sync()
         self.store.state.directory.require(lease)
         granted = self.store.state.builds.require(lease.replica, build.key, build.epoch, build.token)
@@ -82,21 +84,24 @@ class CacheService:
             raise FencedToken(f"token {build.token}: this build has lapsed; acquire it again")
 
     async def tick(self) -> None:
-        """End what hangs on leases that have lapsed: each by itself, so that other calls get their turn between."""
+        """End the members and builds of lapsed leases one by one, so that other calls get their turn in between."""
         for lease in sorted(await self.store.lapsed()):
             await self._end(lease)
 
     async def _end(self, lapsed: LeaseId) -> None:
-        for event in await self.commit(lambda state, at: state.expire({lapsed}, at)):
-            is_member = event.kind is EventKind.LEFT
-            self.metrics.lapses.labels("member" if is_member else "build").inc()
-            what = "left" if is_member else "lost a build"
-            _log.info("replica %s %s: its lease lapsed", event.replica, what)
+        for event in await self.append(lambda state, at: state.expire({lapsed}, at)):
+            if isinstance(event, Left):
+                self.metrics.lapses.labels("member").inc()
+                _log.info("replica %s was removed: its lease lapsed", event.replica)
+            elif isinstance(event, Released):
+                self.metrics.lapses.labels("build").inc()
+                _log.info("replica %s lost a build: its lease lapsed", event.replica)
 
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
-        """A snapshot where `after` is None, then all later events.
+        """Yield a snapshot where `after` is None, then all later events.
 
-        Raises Compacted where they are not all known, and CacheServiceUnavailable once the store is away.
+        Raises Compacted where some of them are no longer known, and CacheServiceUnavailable where the store is not
+        reachable.
         """
         store, watcher = self.store, object()
         if after is None:
@@ -107,7 +112,7 @@ class CacheService:
             after = snapshot.revision
         try:
             while True:
-                self._places[watcher] = after
+                self._revisions[watcher] = after
                 if store.incarnation != incarnation:
                     raise Compacted(f"revision {after} is of {incarnation!r}, this is {store.incarnation!r}")
                 update = self._update_after(after)
@@ -119,15 +124,15 @@ class CacheService:
                     async with asyncio.timeout(PROGRESS_S):
                         await store.feed.wait(after)
                 except TimeoutError:
-                    await store.sync()  # an instance without its store can't know that nothing came
+                    await store.sync()  # an instance without its store can't know that there were no events
                     yield Update(incarnation, after)
         finally:
-            del self._places[watcher]
+            del self._revisions[watcher]
 
     def _update_after(self, after: Revision) -> Update:
-        """The events that follow `after`. Watchers that have come equally far share one object."""
-        place = after, self.store.incarnation, self.store.state.revision
-        if self._latest is None or self._latest[0] != place:
+        """Return the events that follow `after`. Watchers at the same revision share one object."""
+        position = after, self.store.incarnation, self.store.state.revision
+        if self._latest is None or self._latest[0] != position:
             events = batch_of(self.store.feed.read(after, EVENT_BATCH))
-            self._latest = place, Update(self.store.incarnation, self.store.state.revision, events=events)
+            self._latest = position, Update(self.store.incarnation, self.store.state.revision, events=events)
         return self._latest[1]

@@ -1,4 +1,4 @@
-"""The one table between errors and gRPC: class, status code, and the reason in the trailing metadata."""
+"""Map errors to gRPC and back by one table: class, status code, and reason in the trailing metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from cache_service.errors import (
 
 REASON_KEY = "palimpsest-reason"
 MAX_DETAILS = 500
-"""Characters. A status is a header: beyond 8 KiB gRPC drops what stands beside it, and clients take none of 16 KiB."""
+"""The most characters of details. A status is a header: beyond 8 KiB gRPC drops the metadata beside it, and beyond
+16 KiB clients refuse it."""
 
 CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     CacheServiceUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -29,19 +30,19 @@ CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     Compacted: grpc.StatusCode.OUT_OF_RANGE,
 }
 _BY_REASON = {error.reason: error for error in CODES}
-_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+_UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
 def details_of(message: str) -> str:
-    """`message`, or the beginning of one that repeats at length what was asked."""
+    """Shorten a message that repeats a long request."""
     return message if len(message) <= MAX_DETAILS else f"{message[:MAX_DETAILS]}..."
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> CacheServiceError:
-    """The error that the server raised, or CacheServiceUnavailable where none of it arrived in time."""
+    """Return the error that the server raised, or CacheServiceUnavailable where no answer arrived in time."""
     for key, value in failure.trailing_metadata() or ():
         if key == REASON_KEY and value in _BY_REASON:
             return _BY_REASON[value](failure.details())
-    if failure.code() in _AWAY:
+    if failure.code() in _UNAVAILABLE:
         return CacheServiceUnavailable(f"{failure.code().name}: {failure.details()}")
     return CacheServiceError(f"{failure.code().name}: {failure.details()}")

@@ -1,4 +1,4 @@
-"""Where the log of events lives: in this process, or in a Redis-protocol server."""
+"""Store the log of events in this process or in a Redis-protocol server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEMORY_URL = "memory:"
 
 
 async def open_store(url: str, *, history: int, timeout_s: float, clock: Callable[[], float]) -> Store:
-    """The store that `url` names; see `cache_service.store.redis.connect` for all but `memory:`.
+    """Open the store that `url` names; see `cache_service.store.redis.connect` for all but `memory:`.
 
     Raises CacheServiceUnavailable, InvalidRequest.
     """
@@ -21,5 +21,7 @@ async def open_store(url: str, *, history: int, timeout_s: float, clock: Callabl
     try:
         from cache_service.store.redis.store import RedisStore
     except ModuleNotFoundError as error:
-        raise InvalidRequest(f"store: all but {MEMORY_URL} need the extra `redis` of this package: {error}") from error
+        raise InvalidRequest(
+            f"store: every URL but {MEMORY_URL} needs the extra `redis` of this package: {error}"
+        ) from error
     return await RedisStore.open(url, history=history, timeout_s=timeout_s)

@@ -1,7 +1,7 @@
-"""The recent events of one store, and a wait for the next ones.
+"""Keep the recent events of one store, and wait for the next ones.
 
 Every watcher is only a cursor into this shared, bounded history: a slow one costs nothing, and when the history
-has moved past its cursor it is told so, instead of missing events.
+has moved past its cursor it gets an error instead of missing events.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from cache_service.core.types import Event, Revision
+from cache_service.core.events import Event
+from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
 
 
 class Feed:
-    """The last `capacity` events, contiguous by revision."""
+    """Holds the last `capacity` events, contiguous by revision."""
 
     def __init__(self, capacity: int) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
@@ -43,10 +44,10 @@ class Feed:
         self._wake()
 
     def read(self, after: Revision, limit: int) -> list[Event]:
-        """At most `limit` events that follow `after`. Raises Compacted where they are no longer, or not yet, known."""
+        """Return at most `limit` events after `after`. Raises Compacted where they are no longer, or not yet, known."""
         oldest = self._head - len(self._events)
         if not oldest <= after <= self._head:
-            raise Compacted(f"revision {after} is outside the kept history {oldest}..{self._head}")
+            raise Compacted(f"revision {after} is not within the kept history {oldest}..{self._head}")
         start = after - oldest
         if start > len(self._events) // 2:  # a deque is quick to reach from its nearer end
             tail = list(islice(reversed(self._events), self._head - after))

@@ -1,21 +1,22 @@
-"""A store in this process: gone with it, and as fast as a dict."""
+"""Store the log in this process: it ends with the process, and is as fast as a dict."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
 
+from cache_service.core.events import Event
+from cache_service.core.facts import Change, Put, lease_of
 from cache_service.core.leases import Leases
 from cache_service.core.state import State
-from cache_service.core.types import Event, Lease, LeaseId
+from cache_service.core.types import Lease, LeaseId
 from cache_service.errors import CacheServiceUnavailable
 from cache_service.store.base import Decision
-from cache_service.store.facts import leases_of
 from cache_service.store.feed import Feed
 
 
 class MemoryStore:
-    """`Store` for one process. No method awaits, so a decision and its events are one step of the event loop."""
+    """Serves one process. No method awaits, so a decision and its events are one step of the event loop."""
 
     def __init__(self, *, clock: Callable[[], float], history: int = 65_536) -> None:
         """`clock` returns seconds that never go back; `history` events are kept for watchers that lag."""
@@ -26,23 +27,25 @@ class MemoryStore:
         self.state = State()
         self.feed = Feed(history)
 
-    async def commit(self, decide: Decision) -> Sequence[Event]:
+    async def append(self, decide: Decision) -> Sequence[Event]:
         if self._closed:
             raise CacheServiceUnavailable("the store is closed")
         events = decide(self.state, self.state.next_revision)
         for event in events:
-            self._settle(event)
-            self.state.apply(event)
+            for change in self.state.apply(event):
+                self._update_lease(change)
         if events:
             self.feed.append(events)
         return events
 
-    def _settle(self, event: Event) -> None:
-        """Begin and end leases with their members and builds."""
-        begun, ended = leases_of(event, self.state)
-        for lease in begun:
+    def _update_lease(self, change: Change) -> None:
+        """Begin or end the lease of a member or build with it."""
+        lease = lease_of(change.fact)
+        if lease is None:
+            return
+        if isinstance(change, Put):
             self._leases.grant(lease.id, lease.ttl_s, self._clock())
-        for lease in ended:
+        else:
             self._leases.revoke(lease.id)
 
     async def sync(self) -> None:

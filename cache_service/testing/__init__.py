@@ -1,7 +1,7 @@
-"""Fakes, faults and the history checker, for tests of the cache service and of those who use it."""
+"""Offer fakes, faults and the history checker to tests of the cache service and of its users."""
 
 from cache_service.testing.clock import FakeClock, free_port
-from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, mirror_of, require_same_view
+from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, require_same_view
 from cache_service.testing.network import Faults, Network
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "Violation",
     "WatchChecker",
     "free_port",
-    "mirror_of",
     "require_same_view",
 ]

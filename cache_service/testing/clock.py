@@ -1,4 +1,4 @@
-"""Time and ports for tests."""
+"""Offer a clock and ports to tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 
 class FakeClock:
-    """A clock that moves only when told to; call it for the time in seconds."""
+    """Moves only by `advance`; call it for the time in seconds."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -19,7 +19,7 @@ class FakeClock:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
+    """Return a TCP port that no process listened on a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

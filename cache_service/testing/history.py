@@ -1,8 +1,8 @@
-"""Checks what clients saw against the invariants of the protocol, while it happens.
+"""Check what clients saw against the invariants of the protocol, while it happens.
 
 The checker believes only what clients observe: when a call began, when and how it ended. A call that got no answer
 may or may not have been carried out, so it proves nothing. All times come from one clock, which must not run ahead
-of the clock that leases go by.
+of the clock of the leases.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache_service.core.state import State
+from cache_service.core.events import Created, Edited, Event
 from cache_service.core.types import (
     Build,
     Context,
     ContextId,
     Epoch,
-    Event,
-    EventKind,
     FencingToken,
-    Lease,
-    LeaseId,
     Placement,
     PrefixKey,
     ReplicaId,
@@ -37,7 +33,7 @@ class Violation(AssertionError):  # noqa: N818 (the name says what it is)
 
 
 class _Rising:
-    """A value that only rises, and what it was at any earlier moment."""
+    """Holds a value that only rises, and remembers it for every earlier moment."""
 
     def __init__(self) -> None:
         self._moments: list[int] = []
@@ -49,33 +45,34 @@ class _Rising:
             self._values.append(value)
 
     def before(self, moment: int) -> int:
-        """-1 where nothing was known yet."""
-        place = bisect_left(self._moments, moment)
-        return self._values[place - 1] if place else -1
+        """Return the value before `moment`, or -1 where none was known yet."""
+        index = bisect_left(self._moments, moment)
+        return self._values[index - 1] if index else -1
 
 
 @dataclass(slots=True)
 class _Grant:
-    """A build as its holder knows it: alive until `safe_until`, unless the holder has given it up."""
+    """Holds a build as its holder knows it: alive until `safe_until`, unless the holder has given it up."""
 
     build: Build
     safe_until: float
     given_up: bool = False
 
 
-_Place = tuple[PrefixKey, Epoch, ContextId | None]
-"""What is built once at a time. Contexts of equal content may share a build, but one's end frees it for the other."""
+_Subject = tuple[PrefixKey, Epoch, ContextId | None]
+"""An entry that is built once at a time. Contexts of equal content may share a build, but the end of one context frees
+it for the other."""
 
 
-def _place(build: Build) -> _Place:
+def _subject(build: Build) -> _Subject:
     return build.key, build.epoch, build.context
 
 
 class HistoryChecker:
-    """One history of many clients. Each method raises Violation where what it is told can't be.
+    """Checks one history of many clients. Each method raises Violation where an observation can't be true.
 
-    `begin` is called before a call is sent; the moment that it returns goes with what the call's end is judged by:
-    all that had been acknowledged, to anyone, before that moment.
+    `begin` is called before a call is sent, and returns a moment. The end of the call is judged by all that had been
+    acknowledged, to any client, before that moment.
     """
 
     def __init__(self) -> None:
@@ -84,21 +81,21 @@ class HistoryChecker:
         self.num_grants = 0
         self.num_fenced = 0
         self._epochs: defaultdict[ContextId, _Rising] = defaultdict(_Rising)
-        self._tokens: defaultdict[_Place, _Rising] = defaultdict(_Rising)
+        self._tokens: defaultdict[_Subject, _Rising] = defaultdict(_Rising)
         self._deleted: dict[ContextId, int] = {}
         self._versions: dict[tuple[ContextId, Epoch], Version] = {}
-        self._grants: dict[_Place, _Grant] = {}
+        self._grants: dict[_Subject, _Grant] = {}
         self._completions: dict[FencingToken, int] = {}
         self._salts: dict[PrefixKey, str] = {}
         self._dead: dict[ReplicaId, float] = {}
 
     def begin(self) -> int:
-        """The moment at which a call is sent."""
+        """Return the moment at which a call is sent."""
         self.num_operations += 1
         return self.num_operations
 
     def end_lookup(self, began: int, found: Iterable[Placement], max_staleness: int, now: float) -> None:
-        """No read returns an entry that was older than allowed when it began, or one of a member long dead."""
+        """Require that no entry was older than allowed when the read began, or is of a member long dead."""
         self.num_reads += 1
         for placement in found:
             if now > self._dead.get(placement.replica, now):
@@ -107,7 +104,7 @@ class HistoryChecker:
                 self._require_fresh(began, placement.context, placement.epoch, max_staleness)
 
     def end_get(self, began: int, context: Context) -> None:
-        """A context is read at least as new as it was acknowledged before."""
+        """Require that a context is read at least as new as it was acknowledged before."""
         self.num_reads += 1
         self._require_fresh(began, context.id, context.epoch, 0)
         self._require_own_key(context)
@@ -123,11 +120,11 @@ class HistoryChecker:
         self._epochs[context.id].rise(self.num_operations, context.epoch)
         self._require_own_key(context)
 
-    def end_commit(self, context: ContextId, version: Version) -> None:
-        """Of the commits to one epoch, one is accepted."""
+    def end_edit(self, context: ContextId, version: Version) -> None:
+        """Require that of the edits to one epoch only one is accepted."""
         accepted = self._versions.setdefault((context, version.epoch), version)
         if accepted != version:
-            raise Violation(f"two commits made epoch {version.epoch} of {context}: {accepted} and {version}")
+            raise Violation(f"two edits made epoch {version.epoch} of {context}: {accepted} and {version}")
         self._epochs[context].rise(self.num_operations, version.epoch)
 
     def end_delete(self, context: ContextId) -> None:
@@ -138,50 +135,50 @@ class HistoryChecker:
             raise Violation(f"salts {context.salt!r} and {self._salts[context.key]!r} share {context.key.hex()}")
 
     def end_acquire(self, began: int, build: Build, safe_until: float, now: float) -> None:
-        """A build is granted only once the one before has ended, and under a higher token.
+        """Require that a build is granted only once the one before has ended, and under a higher token.
 
         `safe_until` is when the lease of the build, or of its member, can lapse at the earliest.
         """
-        place = _place(build)
-        held = self._grants.get(place)
+        subject = _subject(build)
+        held = self._grants.get(subject)
         if held is not None and build.token <= held.build.token:
-            if build.token < self._tokens[place].before(began):
-                raise Violation(f"{build} was granted after token {self._tokens[place].before(began)}")
-            return  # the same again, or the late news of a build that has ended
+            if build.token < self._tokens[subject].before(began):
+                raise Violation(f"{build} was granted after token {self._tokens[subject].before(began)}")
+            return  # the same build again, or a late answer about one that has ended
         if held is not None and not held.given_up and now < held.safe_until:
             raise Violation(f"two builds at once: {build} at {now}, and {held.build} until {held.safe_until}")
         self.num_grants += 1
-        self._tokens[place].rise(self.num_operations, build.token)
-        self._grants[place] = _Grant(build, safe_until)
+        self._tokens[subject].rise(self.num_operations, build.token)
+        self._grants[subject] = _Grant(build, safe_until)
 
     def end_extend(self, build: Build, safe_until: float) -> None:
-        held = self._grants.get(_place(build))
+        held = self._grants.get(_subject(build))
         if held is not None and held.build.token == build.token:
             held.safe_until = max(held.safe_until, safe_until)
 
     def give_up(self, build: Build) -> None:
-        """Call it before the holder asks for the end of its build, or of its membership."""
-        held = self._grants.get(_place(build))
+        """Note that the holder is about to end its build or its membership."""
+        held = self._grants.get(_subject(build))
         if held is not None and held.build.token == build.token:
             held.given_up = True
 
     def begin_complete(self, build: Build) -> None:
-        """Call it before a completion is sent. The answer to a later one may be about this one, if it got through."""
+        """Note that a completion is about to be sent. If it got through, the answer to a later one may be about it."""
         self._completions.setdefault(build.token, self.begin())
         self.give_up(build)
 
     def end_complete(self, build: Build) -> None:
-        """No write is accepted under a token that is lower than one granted before it was first sent."""
-        newest = self._tokens[_place(build)].before(self._completions[build.token])
+        """Require that no write is accepted under a token lower than one granted before it was first sent."""
+        newest = self._tokens[_subject(build)].before(self._completions[build.token])
         if build.token < newest:
             raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")
 
     def end_fenced(self) -> None:
-        """A write was refused for its token, as it should be where the build was lost."""
+        """Count a write that was refused for its token, as it should be where the build was lost."""
         self.num_fenced += 1
 
     def died(self, replica: ReplicaId, gone_by: float) -> None:
-        """The replica will never be heard of again; after `gone_by` it must not be listed."""
+        """Note that the replica sends nothing more; after `gone_by` it must not be listed."""
         self._dead[replica] = gone_by
 
     def __repr__(self) -> str:
@@ -190,7 +187,7 @@ class HistoryChecker:
 
 
 class WatchChecker:
-    """What one watcher is told: a snapshot, then every event once and in order."""
+    """Checks what one watcher receives: a snapshot, then every event once and in order."""
 
     def __init__(self) -> None:
         self._revision: Revision | None = None
@@ -199,7 +196,7 @@ class WatchChecker:
         self.num_snapshots = 0
 
     def take(self, item: Snapshot | Event) -> None:
-        """Raises Violation on an event out of turn."""
+        """Check the next item. Raises Violation on an event out of turn."""
         if isinstance(item, Snapshot):
             self.num_snapshots += 1
             self._epochs = {context.id: context.epoch for context in item.contexts}
@@ -211,26 +208,16 @@ class WatchChecker:
         self._revision = item.revision
 
     def _follow(self, event: Event) -> None:
-        if event.kind is EventKind.CREATED and event.context is not None:
-            self._epochs[event.context.id] = event.context.epoch
-        if event.commit is not None:
-            before = self._epochs[event.commit.context]
-            if event.commit.version.epoch != before + 1:
-                raise Violation(f"{event.commit} came after epoch {before}")
-            self._epochs[event.commit.context] = event.commit.version.epoch
-
-
-def mirror_of(snapshot: Snapshot) -> State:
-    """The state of a watcher that was told `snapshot`; leases are the service's own affair, so it has none."""
-    return State.restore(
-        snapshot.revision,
-        [Lease(LeaseId(0), replica, 0.0) for replica in snapshot.members],
-        snapshot.placements,
-        snapshot.draining,
-        snapshot.contexts,
-        snapshot.builds,
-        snapshot.limits,
-    )
+        match event:
+            case Created(context=context):
+                self._epochs[context.id] = context.epoch
+            case Edited(context_id=context_id, version=version):
+                before = self._epochs[context_id]
+                if version.epoch != before + 1:
+                    raise Violation(f"{event} came after epoch {before}")
+                self._epochs[context_id] = version.epoch
+            case _:
+                pass
 
 
 def require_same_view(view: Snapshot, store: Snapshot) -> None:
@@ -240,4 +227,4 @@ def require_same_view(view: Snapshot, store: Snapshot) -> None:
         if seen != known:
             raise Violation(f"{name} differ at {view.revision}: only seen {seen - known}, only known {known - seen}")
     if view.revision != store.revision:
-        raise Violation(f"the watcher stands at {view.revision}, the store at {store.revision}")
+        raise Violation(f"the watcher is at {view.revision}, the store at {store.revision}")

@@ -1,4 +1,4 @@
-"""A simulated network and its time: messages get lost, late, doubled and out of order, all from one seed."""
+"""Simulate a network and its time: messages get lost, late, doubled and out of order, all from one seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what goes wrong. Chances are for each message; delays in seconds."""
+    """Says how often a message is lost, doubled or late. Chances are for each message; delays are in seconds."""
 
     drop: float = 0.0
     duplicate: float = 0.0
     straggle: float = 0.0
-    """Chance of a delay that is `straggle_s` long: later messages overtake it."""
+    """The chance of a delay of up to `straggle_s`, so that later messages overtake it."""
     delay_s: float = 0.002
     straggle_s: float = 1.0
 
@@ -24,7 +24,7 @@ Action = Callable[[], None]
 
 
 class Network:
-    """Runs actions in the order of simulated time. Everything random comes from `seed`, so a run can be repeated."""
+    """Runs actions in the order of simulated time. All randomness comes from `seed`, so a run can be repeated."""
 
     def __init__(self, seed: int, faults: Faults) -> None:
         self.rng = random.Random(seed)
@@ -34,7 +34,7 @@ class Network:
         self._num_scheduled = 0
 
     def after(self, seconds: float, action: Action) -> None:
-        """Run `action` so much later, without fail."""
+        """Run `action` so many seconds later, without faults."""
         self._num_scheduled += 1
         heapq.heappush(self._queue, (self.now + seconds, self._num_scheduled, action))
 

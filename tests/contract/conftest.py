@@ -16,13 +16,13 @@ from cache_service.testing.processes import RedisProcess
 
 
 class Backend(ABC):
-    """One place where a log lives, and the instances that were opened on it."""
+    """Holds one log and opens instances on it."""
 
     def __init__(self) -> None:
         self.opened: list[Store] = []
 
     async def open(self) -> Store:
-        """Another instance."""
+        """Open another instance."""
         store = await self._open()
         self.opened.append(store)
         return store
@@ -35,7 +35,7 @@ class Backend(ABC):
 
 
 class MemoryBackend(Backend):
-    """Its instances are one store: there is nothing between them."""
+    """Opens the same store for every instance."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What tests of the Redis store do with servers of their own."""
+"""Help tests of the Redis store that run servers of their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def eventually(act: Callable[[], object]) -> None:
 
 
 async def round_trip(url: str) -> None:
-    """A lease, an entry, and a second instance that hears of it."""
+    """Announce an entry under a lease, and wait until a second instance has it."""
     async with opened(url) as one, opened(url) as two:
         lease: Lease = await joined(one, ANNA)
         entry: Placement = placed("a", ANNA)

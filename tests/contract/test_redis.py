@@ -1,4 +1,4 @@
-"""What only a Redis-protocol server can do to a store: restart, forget, be paused."""
+"""A store must survive a Redis-protocol server that restarts, forgets or is paused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import redis
 
 from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
-from cache_service.store.redis.scripts import COMMIT, REVISION_JUMP, Script
+from cache_service.store.redis.scripts import APPEND, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
@@ -50,7 +50,7 @@ async def test_a_restarted_server_begins_a_new_incarnation_and_never_repeats_a_r
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_server_that_forgot_everything_is_begun_anew(
+async def test_a_server_that_forgot_everything_begins_a_new_incarnation(
     start: Callable[..., RedisProcess], restarted: bool
 ) -> None:
     server = start()
@@ -71,7 +71,7 @@ async def test_a_server_that_forgot_everything_is_begun_anew(
         await announce(store, await joined(store, ANNA), placed("a", ANNA))
 
 
-async def test_events_of_another_incarnation_never_join_on_to_what_is_known(start: Callable[..., RedisProcess]) -> None:
+async def test_events_of_another_incarnation_never_follow_known_ones(start: Callable[..., RedisProcess]) -> None:
     """An emptied server counts from the start again: its log soon reaches revisions that an idle instance expects."""
     server = start()
     async with opened(server.url) as writer, opened(server.url) as idle:
@@ -96,7 +96,7 @@ async def test_an_append_that_a_loss_overtook_leaves_no_trace(
 
         async def run_and_lose(script: Script, keys: list[str], args: list[Any]) -> Any:
             answer = await run(script, keys, args)
-            if script is COMMIT:
+            if script is APPEND:
                 with redis.Redis(port=server.port) as client:
                     client.flushall()
                 await store.sync()
@@ -121,7 +121,9 @@ async def test_an_instance_that_fell_behind_the_log_takes_the_whole_state(start:
         assert facts(sleeper.state) == facts(writer.state)
 
 
-async def test_a_paused_server_is_unavailable_in_time_and_then_goes_on(start: Callable[..., RedisProcess]) -> None:
+async def test_a_paused_server_is_unavailable_in_time_and_later_serves_again(
+    start: Callable[..., RedisProcess],
+) -> None:
     server = start()
     async with opened(server.url, timeout_s=1.0) as store:
         lease = await joined(store, ANNA)
@@ -139,7 +141,7 @@ async def test_nothing_is_under_way_once_a_store_is_closed(start: Callable[..., 
     server = start()
     async with opened(server.url) as store:
         syncing = [asyncio.create_task(store.sync())]
-        await asyncio.sleep(0)  # it flies
+        await asyncio.sleep(0)  # this call is under way
         server.pause()
         syncing.append(asyncio.create_task(store.sync()))
         await asyncio.sleep(0.1)  # and this one waits for its turn

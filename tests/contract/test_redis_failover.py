@@ -1,4 +1,4 @@
-"""A store whose primary is found by sentinels: it is killed, or demoted while it lives."""
+"""Kill the primary that sentinels find for a store, or demote it while it lives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USER, PASSWORD = "default", "secret"
 
 
 class Group:
-    """A primary, its replica, and a sentinel that watches both."""
+    """Runs a primary, its replica, and a sentinel that watches both."""
 
     def __init__(self, start: Callable[..., RedisProcess], directory: Path) -> None:
         auth = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0")
@@ -53,11 +53,11 @@ class Group:
             return client.execute_command("SENTINEL", *words)
 
     def primary(self) -> int:
-        """The primary's port, as the sentinel tells it."""
+        """Return the primary's port, as the sentinel knows it."""
         return int(self.ask_sentinel("GET-MASTER-ADDR-BY-NAME", "cache")[1])
 
     def is_whole(self) -> bool:
-        """Whether the other server follows the primary, and the sentinel knows it."""
+        """Return True once the other server follows the primary and the sentinel knows it."""
         replicas = self.ask_sentinel("REPLICAS", "cache")
         return [(replica["flags"], replica["master-link-status"]) for replica in replicas] == [("slave", "ok")]
 
@@ -75,7 +75,7 @@ async def group(start: Callable[..., RedisProcess], tmp_path: Path) -> Group:
 
 
 async def announce_at_last(store: RedisStore, lease: Lease, name: str) -> None:
-    """Announce, as soon as there is a primary again."""
+    """Announce as soon as a primary answers again."""
     away = retry_if_exception_type(CacheServiceUnavailable)
     async for attempt in AsyncRetrying(retry=away, wait=wait_fixed(0.05), stop=stop_after_delay(60)):
         with attempt:
@@ -102,8 +102,8 @@ async def test_a_replica_takes_over_from_a_dead_primary(group: Group) -> None:
             store.feed.read(revision, 1)
 
 
-async def test_a_demoted_primary_is_not_believed_and_begins_anew_when_promoted(group: Group) -> None:
-    """It never restarts, so it still knows the scripts of its first turn, and may lack what the other one accepted."""
+async def test_a_demoted_primary_is_not_believed_and_begins_a_new_incarnation_when_promoted(group: Group) -> None:
+    """It never restarts, so it still knows the scripts of its first term, and may lack what the other one accepted."""
     first, second = (redis.Redis(port=server.port, password=PASSWORD) for server in group.servers)
     async with opened(f"redis://:{PASSWORD}@127.0.0.1:{group.servers[0].port}/0") as store:
         lease = await joined(store, ANNA)

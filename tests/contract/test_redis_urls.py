@@ -60,12 +60,12 @@ def test_the_least_rights_are_documented() -> None:
     assert LEAST_RIGHTS in (Path(__file__).parents[2] / "docs/coherence.md").read_text()
 
 
-async def test_a_unix_socket_will_do(start: Callable[..., RedisProcess], tmp_path: Path) -> None:
+async def test_a_store_is_reached_by_a_unix_socket(start: Callable[..., RedisProcess], tmp_path: Path) -> None:
     start("--unixsocket", str(tmp_path / "redis.sock"))
     await round_trip(f"unix://{tmp_path}/redis.sock")
 
 
-async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisProcess]) -> None:
+async def test_a_cluster_is_reached_by_any_of_its_nodes(start: Callable[..., RedisProcess]) -> None:
     server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--requirepass", SECRET)
     with redis.Redis(port=server.port, password=SECRET) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -75,7 +75,7 @@ async def test_a_cluster_is_reached_by_any_node(start: Callable[..., RedisProces
     assert len(slots) == 1
 
 
-async def test_a_cluster_that_is_away_is_unavailable_and_then_goes_on(start: Callable[..., RedisProcess]) -> None:
+async def test_a_cluster_that_stops_is_unavailable_and_later_serves_again(start: Callable[..., RedisProcess]) -> None:
     server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
@@ -100,7 +100,7 @@ async def sync_at_last(store: RedisStore) -> None:
             await store.sync()
 
 
-async def test_tls_is_spoken_with_whom_the_certificate_names(
+async def test_tls_accepts_only_the_host_that_the_certificate_names(
     start: Callable[..., RedisProcess], tmp_path: Path
 ) -> None:
     server = start("--requirepass", SECRET)
@@ -115,7 +115,7 @@ async def test_tls_is_spoken_with_whom_the_certificate_names(
 
 
 def self_signed(directory: Path) -> Path:
-    """A file with a new key and its certificate for 127.0.0.1."""
+    """Write a new key and its certificate for 127.0.0.1 to a file, and return its path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -140,7 +140,7 @@ def self_signed(directory: Path) -> Path:
 
 @asynccontextmanager
 async def tls_in_front_of(port: int, certificate: Path) -> AsyncIterator[int]:
-    """A TLS endpoint whose port this gives: no server that comes from PyPI was built with TLS of its own."""
+    """Run a TLS endpoint and yield its port: no server from PyPI was built with TLS of its own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     open_streams: set[asyncio.StreamWriter] = set()
@@ -197,7 +197,7 @@ def test_urls_that_lead_nowhere_are_refused(url: str, named: str) -> None:
         "WRONG PASSWORD",
     ],
 )
-def test_what_goes_wrong_is_told_without_the_password(start: Callable[..., RedisProcess], url: str) -> None:
+def test_no_error_repeats_the_password(start: Callable[..., RedisProcess], url: str) -> None:
     if url == "WRONG PASSWORD":
         url = f"redis://:{SECRET}@127.0.0.1:{start('--requirepass', 'another').port}/0"
     command = [sys.executable, "-m", "cache_service", "--port", "0", "--log-level", "DEBUG"]

@@ -1,4 +1,4 @@
-"""The service over each store: several instances are as one."""
+"""Several instances over one store act as one, whatever the store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.cache_service.builders import ANNA, key, placed
 
 @pytest.fixture
 async def clients(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[CacheClient]]:
-    """A client of each of two instances that don't follow the log: they learn only what they ask for."""
+    """Yield a client of each of two instances that don't follow the log, so they read it only for a call."""
     monkeypatch.setattr(RedisStore, "_follow", lambda store: asyncio.Event().wait())
     config = ServerConfig(port=0, grace_s=0.0, tick_s=3600.0)
     async with AsyncExitStack() as stack:
@@ -31,7 +31,7 @@ async def clients(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         yield clients
 
 
-async def test_what_one_instance_acknowledged_the_other_answers(clients: list[CacheClient]) -> None:
+async def test_one_instance_answers_with_what_another_acknowledged(clients: list[CacheClient]) -> None:
     one, two = clients
     for n in range(10):
         lease = await one.register(ANNA, ttl_s=60.0)
@@ -49,8 +49,8 @@ async def test_an_epoch_that_one_instance_acknowledged_is_never_behind_on_the_ot
     one, two = clients
     context = await one.create_context("m", "s", [1], author=ANNA)
     for epoch in range(10):
-        version = await one.commit(context.id, context.epoch, [Edit(0, 1, (epoch,))], author=ANNA)
+        version = await one.edit_context(context.id, context.epoch, [Edit(0, 1, (epoch,))], author=ANNA)
         context = await two.get_context(context.id)
         assert context.version == version
         with pytest.raises(StaleEpoch):
-            await two.commit(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)
+            await two.edit_context(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)

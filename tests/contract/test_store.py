@@ -1,4 +1,4 @@
-"""What every store must do. Each test runs on all of them."""
+"""Every store must pass these tests."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from cache_service.core.events import Created, Event, Granted, Joined, Released
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     Lease,
     Placement,
     ReplicaId,
@@ -34,27 +34,25 @@ from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
 async def joined(store: Store, replica: ReplicaId, ttl_s: float = 60.0) -> Lease:
-    events = await store.commit(lambda state, at: state.register(replica, ttl_s, at))
-    lease = events[-1].lease
-    assert lease is not None
-    return lease
+    events = await store.append(lambda state, at: state.register(replica, ttl_s, at))
+    assert isinstance(events[-1], Joined)
+    return events[-1].lease
 
 
-async def created(store: Store, commit: str, author: ReplicaId = ANNA) -> Context:
-    events = await store.commit(
-        lambda state, at: state.contexts.create("model", "salt", [1, 2, 3], [1], CommitId(commit), author, at)
+async def created(store: Store, edit_id: str, author: ReplicaId = ANNA) -> Context:
+    events = await store.append(
+        lambda state, at: state.contexts.create("model", "salt", [1, 2, 3], [1], EditId(edit_id), author, at)
     )
-    context = events[-1].context
-    assert context is not None
-    return context
+    assert isinstance(events[-1], Created)
+    return events[-1].context
 
 
 async def announce(store: Store, lease: Lease, *placements: Placement) -> None:
-    await store.commit(lambda state, at: state.announce(lease, placements, at))
+    await store.append(lambda state, at: state.announce(lease, placements, at))
 
 
 def facts(state: State) -> tuple[object, ...]:
-    """All that `state` holds, without regard to order."""
+    """Return all that `state` holds, without regard to order."""
     view = state.snapshot()
     return (
         view.revision,
@@ -87,7 +85,7 @@ async def test_a_refusal_leaves_no_trace(backend: Backend) -> None:
     assert facts(store.state) == before
 
 
-async def test_what_one_instance_commits_another_reads(backend: Backend) -> None:
+async def test_one_instance_reads_what_another_appends(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     lease = await joined(one, ANNA)
     await announce(two, lease, placed("a", ANNA))
@@ -103,15 +101,15 @@ async def test_a_refusal_is_never_from_an_old_copy(backend: Backend) -> None:
         await announce(two, lease, placed("a", lease.replica))
 
 
-async def test_of_two_commits_to_one_epoch_one_is_accepted(backend: Backend) -> None:
+async def test_of_two_edits_to_one_epoch_one_is_accepted(backend: Backend) -> None:
     stores = [await backend.open(), await backend.open()]
     context = await created(stores[0], "make")
 
-    async def commit(store: Store, epoch: int, name: str) -> str:
+    async def edit(store: Store, epoch: int, name: str) -> str:
         try:
-            await store.commit(
-                lambda state, at: state.commit(
-                    context.id, Epoch(epoch), [Edit(1, 2, (9,))], CommitId(name), ReplicaId(name), at
+            await store.append(
+                lambda state, at: state.edit(
+                    context.id, Epoch(epoch), [Edit(1, 2, (9,))], EditId(name), ReplicaId(name), at
                 )
             )
         except StaleEpoch:
@@ -119,7 +117,7 @@ async def test_of_two_commits_to_one_epoch_one_is_accepted(backend: Backend) -> 
         return "accepted"
 
     for epoch in range(20):
-        outcomes = await asyncio.gather(*(commit(stores[i % 2], epoch, f"{epoch}.{i}") for i in range(4)))
+        outcomes = await asyncio.gather(*(edit(stores[i % 2], epoch, f"{epoch}.{i}") for i in range(4)))
         assert Counter(outcomes) == {"accepted": 1, "stale": 3}
     await stores[1].sync()
     assert stores[1].state.contexts.get(context.id).epoch == 20
@@ -133,13 +131,13 @@ async def test_a_lease_lapses_for_all_instances_and_for_good(backend: Backend) -
     await two.sync()
     assert await one.lapsed() == await two.lapsed() == {lease.id}
     assert not await one.renew(lease)
-    await two.commit(lambda state, at: state.expire({lease.id}, at))
+    await two.append(lambda state, at: state.expire({lease.id}, at))
     assert await two.lapsed() == frozenset()
     await one.sync()
     assert [member.replica for member in one.state.directory.members()] == [steady.replica]
 
 
-async def test_renewing_puts_a_lease_off_from_any_instance(backend: Backend) -> None:
+async def test_any_instance_can_renew_a_lease(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     lease = await joined(one, ANNA, ttl_s=2.0)
     assert await two.renew(replace(lease, ttl_s=60.0))
@@ -166,13 +164,13 @@ async def test_a_superseded_lease_ends_with_its_successors_beginning(backend: Ba
 async def test_a_build_has_a_lease_of_its_own(backend: Backend) -> None:
     store = await backend.open()
     lease = await joined(store, ANNA)
-    events = await store.commit(lambda state, at: state.acquire(lease, key("a"), FIRST_EPOCH, None, 0.3, at))
+    events = await store.append(lambda state, at: state.acquire(lease, key("a"), FIRST_EPOCH, None, 0.3, at))
+    assert isinstance(events[0], Granted)
     build = events[0].build
-    assert build is not None
     await backend.pass_time(0.4)
     assert await store.lapsed() == {build.lease.id}
-    events = await store.commit(lambda state, at: state.expire({build.lease.id}, at))
-    assert [event.kind for event in events] == [EventKind.RELEASED]
+    events = await store.append(lambda state, at: state.expire({build.lease.id}, at))
+    assert [type(event) for event in events] == [Released]
 
 
 async def test_many_instances_and_writers_keep_one_history(backend: Backend) -> None:
@@ -191,34 +189,34 @@ async def test_many_instances_and_writers_keep_one_history(backend: Backend) -> 
         assert facts(store.state) == facts(stores[0].state)
 
 
-async def test_a_follower_hears_of_others_events(backend: Backend) -> None:
+async def test_a_follower_receives_the_events_of_others(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     revision = two.state.revision
     waiting = asyncio.create_task(two.feed.wait(revision))
     await joined(one, ANNA)
     async with asyncio.timeout(10):
         await waiting
-    assert [e.kind for e in two.feed.read(revision, 9)] == [EventKind.JOINED]
+    assert [type(e) for e in two.feed.read(revision, 9)] == [Joined]
 
 
 async def test_a_late_instance_knows_what_the_others_know(backend: Backend) -> None:
-    """Every kind of event, many times, in random order; then a copy from facts must equal the copy from events."""
+    """After many events of every kind in random order, a copy from facts must equal the copy from events."""
     store = await backend.open()
     rng = random.Random(7)
-    kinds = {event.kind for i in range(500) for event in await act(store, rng, i)}
-    assert kinds == set(EventKind), "the random actions must reach every kind"
+    kinds = {type(event) for i in range(500) for event in await act(store, rng, i)}
+    assert kinds == set(get_args(Event)), "the random actions must reach every kind"
     late = await backend.open()
     assert facts(late.state) == facts(store.state)
     late.state.directory.check_integrity()
 
 
 async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
-    """One random thing that somebody does; what is refused is as good."""
+    """Try one random decision; it may be refused."""
     replica = ReplicaId(rng.choice("abc"))
     members = {lease.replica: lease for lease in store.state.directory.members()}
     lease = members.get(replica)
     if lease is None:
-        return await store.commit(lambda state, at: state.register(replica, 60.0, at))
+        return await store.append(lambda state, at: state.register(replica, 60.0, at))
     name, epoch = rng.choice("uvwxyz"), FIRST_EPOCH
     context = rng.choice([*store.state.contexts.all(), None])
     entry = placed(name, replica, depth=rng.randrange(4))
@@ -233,10 +231,10 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
         lambda state, at: state.directory.withdraw(lease, [entry.key], at),
         lambda state, at: state.acquire(lease, entry.key, epoch, entry.context, 60.0, at),
         lambda state, at: state.report_drift(lease, [DepthLimit(entry.key, 50, rng.randrange(9), i // 50)], at),
-        lambda state, at: state.commit(context_id, epoch, [Edit(0, 1, (i,))], CommitId(f"c{i}"), replica, at),
+        lambda state, at: state.edit(context_id, epoch, [Edit(0, 1, (i,))], EditId(f"c{i}"), replica, at),
     ]
     if rng.random() < 0.1:
-        decisions.append(lambda state, at: state.contexts.create("m", "s", [i, 2], [], CommitId(f"n{i}"), replica, at))
+        decisions.append(lambda state, at: state.contexts.create("m", "s", [i, 2], [], EditId(f"n{i}"), replica, at))
     if rng.random() < 0.1:
         decisions.append(lambda state, at: state.delete(context_id, replica, at))
         decisions.append(lambda state, at: state.leave(lease, at))
@@ -246,7 +244,7 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
         decisions.append(lambda state, at: state.complete(lease, build.token, made, at))
         decisions.append(lambda state, at: state.release(lease, build.key, build.epoch, build.token, at))
     with suppress(CacheServiceError):
-        return await store.commit(decisions[rng.randrange(len(decisions))])
+        return await store.append(decisions[rng.randrange(len(decisions))])
     return ()
 
 

@@ -1,7 +1,7 @@
-"""`python -m tests.faults.builder TARGET REPLICA KEY_HEX TTL_S`: a member that claims one build and never gets it done.
+"""Act as a member that claims one build and never completes it.
 
-It says what it hears, a word a line: `granted`, then nothing while it gives signs of life, and `fenced` once its build
-has ended without it and a late completion was refused.
+`python -m tests.faults.builder TARGET REPLICA KEY_HEX TTL_S` prints `granted`, then nothing while it extends the build,
+and `fenced` once the build has ended and a late completion was refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import Placement, PrefixKey, ReplicaId
 from cache_service.errors import FencedToken, LeaseRefused
 
-SIGNS_PER_LEASE = 3
+EXTENSIONS_PER_LEASE = 3
 
 
 async def build(target: str, replica: ReplicaId, key: PrefixKey, ttl_s: float) -> None:
@@ -22,7 +22,7 @@ async def build(target: str, replica: ReplicaId, key: PrefixKey, ttl_s: float) -
         build = await client.acquire(lease, key, ttl_s)
         say("granted" if build.replica == replica else "refused")
         while True:
-            await asyncio.sleep(ttl_s / SIGNS_PER_LEASE)
+            await asyncio.sleep(ttl_s / EXTENSIONS_PER_LEASE)
             try:
                 await client.keep_alive(lease)
                 await client.extend(lease, build)
@@ -36,8 +36,8 @@ async def build(target: str, replica: ReplicaId, key: PrefixKey, ttl_s: float) -
             say("fenced")
 
 
-def say(word: str) -> None:
-    sys.stdout.write(f"{word}\n")
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 

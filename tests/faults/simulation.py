@@ -1,18 +1,19 @@
-"""Clients and watchers of one service over a faulty network, in simulated time: the real cores, store and cursor."""
+"""Simulate clients and watchers of one service over a faulty network, with the real cores, store and cursor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from cache_service.core.events import Created, Edited, Joined
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Lease,
     LeaseId,
     Placement,
@@ -44,7 +45,7 @@ Script = Generator[Request, Any, None]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` returns, given that it has nothing to wait for: so it is with the memory store."""
+    """Return what `work` returns, given that it never waits, as is the case with the memory store."""
     try:
         work.send(None)
     except StopIteration as done:
@@ -53,7 +54,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Simulation:
-    """One run. `run` raises Violation where an invariant breaks."""
+    """Simulates one cluster. `run` raises Violation where an invariant breaks."""
 
     def __init__(self, seed: int, *, num_clients: int = 12, num_watchers: int = 4) -> None:
         self.network = Network(seed, FAULTS)
@@ -82,7 +83,7 @@ class Simulation:
         Client(self).resume(None)
 
     def run(self, num_operations: int) -> None:
-        """So many operations under faults; then the network heals, and all views must become one."""
+        """Carry out so many operations under faults; then heal the network and require that all views become one."""
         self.network.run(until=lambda: self.checker.num_operations >= num_operations)
         self.network.faults = Faults()
         self._quiet = True
@@ -90,11 +91,11 @@ class Simulation:
         self.network.run(until=lambda: self.network.now > healed)
         self.store.state.directory.check_integrity()
         for watcher in self.watchers:
-            require_same_view(watcher.view.snapshot(), self.store.state.snapshot())
+            require_same_view(watcher.mirror.state.snapshot(), self.store.state.snapshot())
 
     @property
     def quiet(self) -> bool:
-        """Clients make no more requests."""
+        """Return True once clients make no more requests."""
         return self._quiet
 
     def _tick(self) -> None:
@@ -104,13 +105,13 @@ class Simulation:
         self.network.after(TICK_S, self._tick)
 
     def _jump(self) -> None:
-        """The service's clock leaps ahead: leases lapse early, and only tokens still protect."""
+        """Let the service's clock leap ahead: leases lapse early, and only tokens still protect."""
         self.skipped_s += self.rng.random() * MEMBER_TTL_S
         self.network.after(self.rng.expovariate(1 / 5.0), self._jump)
 
 
 class Client:
-    """A replica that announces, reads, builds and commits, one request at a time, until it dies."""
+    """Announces, reads, builds and edits like a replica, one request at a time, until it dies."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._sim = simulation
@@ -123,7 +124,7 @@ class Client:
         self._script = self._live()
 
     def resume(self, outcome: Any) -> None:
-        """Go on with the answer; None: none came in time."""
+        """Go on with the answer, or with None where none came in time."""
         if self._sim.quiet:
             return
         try:
@@ -153,12 +154,12 @@ class Client:
 
     def _live(self) -> Script:
         rng = self._sim.rng
-        deeds = [self._look_up] * 4 + [self._announce] * 3 + [self._build_entry] * 3 + [self._rewrite] * 3
-        deeds += [self._withdraw, self._report, self._read]
+        actions = [self._look_up] * 4 + [self._announce] * 3 + [self._build_entry] * 3 + [self._edit] * 3
+        actions += [self._withdraw, self._report, self._read]
         while rng.random() > 0.0005:
             if self._sim.service_time() > self._safe_until - MEMBER_TTL_S / 2:
                 yield from self._keep_alive()
-            yield from rng.choice(deeds)()
+            yield from rng.choice(actions)()
 
     def _keep_alive(self) -> Script:
         service, began = self._sim.service, self._sim.service_time()
@@ -170,14 +171,14 @@ class Client:
             yield from self._register()
 
     def _register(self) -> Script:
-        """A straggling copy of this request ends whatever was begun under the lease that it brought."""
+        """Register; a straggling copy of this request ends what was begun under the lease that it brought."""
         self._lose_build()
         sim, began = self._sim, self._sim.service_time()
         self._unsure_until = sim.network.now + sim.network.faults.straggle_s
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(lambda s, at: s.register(self._replica, MEMBER_TTL_S, at))
+        events = yield lambda: sim.service.append(lambda s, at: s.register(self._replica, MEMBER_TTL_S, at))
         if isinstance(events, tuple):
-            self._lease = next(event.lease for event in events if event.lease)
+            self._lease = next(event.lease for event in events if isinstance(event, Joined))
             self._safe_until = began + MEMBER_TTL_S
 
     def _lose_build(self) -> None:
@@ -194,12 +195,12 @@ class Client:
         context = yield from self._some_context()
         entry = self._entry(self._sim.rng.choice(KEYS), context)
         self._sim.checker.begin()
-        yield lambda: self._sim.service.commit(lambda s, at: s.announce(self._lease, [entry], at))
+        yield lambda: self._sim.service.append(lambda s, at: s.announce(self._lease, [entry], at))
 
     def _withdraw(self) -> Script:
         keys = self._sim.rng.sample(KEYS, 3)
         self._sim.checker.begin()
-        yield lambda: self._sim.service.commit(lambda s, at: s.directory.withdraw(self._lease, keys, at))
+        yield lambda: self._sim.service.append(lambda s, at: s.directory.withdraw(self._lease, keys, at))
 
     def _look_up(self) -> Script:
         context = yield from self._some_context()
@@ -234,39 +235,39 @@ class Client:
         sim.checker.end_get(began, context)
         return context
 
-    def _rewrite(self) -> Script:
-        """Commit to a context; now and then make or delete one."""
+    def _edit(self) -> Script:
+        """Edit a context; now and then create or delete one."""
         sim, rng = self._sim, self._sim.rng
         context = yield from self._some_context()
-        commit = CommitId(sim.name())
+        edit_id = EditId(sim.name())
         if context is None:
             if len(sim.contexts) < 6:
-                yield from self._create(commit)
+                yield from self._create(edit_id)
             return
         if rng.random() < 0.01:
             sim.contexts.remove(context.id) if context.id in sim.contexts else None
             sim.checker.begin()
-            events = yield lambda: sim.service.commit(lambda s, at: s.delete(context.id, self._replica, at))
+            events = yield lambda: sim.service.append(lambda s, at: s.delete(context.id, self._replica, at))
             if isinstance(events, tuple):
                 sim.checker.end_delete(context.id)
             return
         edits = [Edit(0, 1, (rng.randrange(1000),))]
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(
-            lambda s, at: s.commit(context.id, context.epoch, edits, commit, self._replica, at)
+        events = yield lambda: sim.service.append(
+            lambda s, at: s.edit(context.id, context.epoch, edits, edit_id, self._replica, at)
         )
         if isinstance(events, tuple):
             for event in events:
-                if event.commit is not None:
-                    sim.checker.end_commit(context.id, event.commit.version)
+                if isinstance(event, Edited):
+                    sim.checker.end_edit(context.id, event.version)
 
-    def _create(self, commit: CommitId) -> Script:
+    def _create(self, edit_id: EditId) -> Script:
         sim, salt = self._sim, self._sim.rng.choice(["red", "blue"])
         sim.checker.begin()
-        events = yield lambda: sim.service.commit(
-            lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], commit, self._replica, at)
+        events = yield lambda: sim.service.append(
+            lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], edit_id, self._replica, at)
         )
-        if isinstance(events, tuple) and events and events[0].context is not None:
+        if isinstance(events, tuple) and events and isinstance(events[0], Created):
             sim.checker.end_create(events[0].context)
             sim.contexts.append(events[0].context.id)
 
@@ -292,7 +293,7 @@ class Client:
                 sim.checker.end_extend(build, self._guaranteed(began))
         sim.checker.begin_complete(build)
         entry = self._entry(key, context)
-        outcome = yield lambda: sim.service.commit(lambda s, at: s.complete(self._lease, build.token, entry, at))
+        outcome = yield lambda: sim.service.append(lambda s, at: s.complete(self._lease, build.token, entry, at))
         self._build = None
         if isinstance(outcome, tuple):
             sim.checker.end_complete(build)
@@ -304,7 +305,7 @@ class Client:
         return "extended"
 
     def _guaranteed(self, began: float) -> float:
-        """Until when a build that was begun or extended by a request sent at `began` can't have ended by itself."""
+        """Return until when a build can't end by itself that a request sent at `began` has begun or extended."""
         if self._sim.network.now < self._unsure_until:
             return 0.0
         return min(began + BUILD_TTL_S, self._safe_until)
@@ -312,6 +313,6 @@ class Client:
     def _report(self) -> Script:
         limits = [DepthLimit(self._sim.rng.choice(KEYS), 50, self._sim.rng.randrange(9), 1)]
         self._sim.checker.begin()
-        outcome = yield lambda: self._sim.service.commit(lambda s, at: s.report_drift(self._lease, limits, at))
+        outcome = yield lambda: self._sim.service.append(lambda s, at: s.report_drift(self._lease, limits, at))
         if isinstance(outcome, (InvalidRequest, StaleEpoch, UnknownContext)):
             raise AssertionError(f"a report is only ever refused for its lease, not {outcome}")

@@ -1,4 +1,4 @@
-"""Members in processes of their own that hold a build, and are killed or paused: who waits takes over, once."""
+"""Kill or pause members that hold a build, in processes of their own: a waiting member takes over, once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.core.types import Build, Event, EventKind, Lease, PrefixKey, ReplicaId
+from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.mirror import Mirror
+from cache_service.core.types import Build, Lease, PrefixKey, ReplicaId
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.unit.cache_service.builders import placed
 
@@ -26,7 +28,7 @@ KEYS = [PrefixKey(bytes([number]) * 20) for number in range(2)]
 
 @pytest.fixture(params=["memory", "redis"])
 def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Of the service, for the builder and for the waiter: two instances where the store can be shared."""
+    """Yield the service's targets for builder and waiter: two instances where the store can be shared."""
     with ExitStack() as stack:
         if request.param == "memory":
             service = stack.enter_context(ServiceProcess(tmp_path))
@@ -41,29 +43,36 @@ def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
 
 @dataclass
 class Waiter:
-    """A member that hears of everything."""
+    """Acquires builds as a member that follows every event."""
 
     client: CacheClient
     lease: Lease
-    waits: BuildWaits = field(default_factory=BuildWaits)
-    heard: list[Event] = field(default_factory=list)
+    mirror: Mirror = field(default_factory=Mirror)
+    events: list[Event] = field(default_factory=list)
 
-    async def listen(self) -> None:
+    def __post_init__(self) -> None:
+        self.waits = BuildWaits(self.mirror)
+
+    async def follow(self) -> None:
         async with aclosing(self.client.watch()) as watch:
             async for item in watch:
-                self.waits.apply(item)
+                self.waits.take(self.mirror.take(item))
                 if isinstance(item, Event):
-                    self.heard.append(item)
+                    self.events.append(item)
 
     async def acquire(self, key: PrefixKey) -> Build:
         return await self.client.acquire(self.lease, key, LONG_S)
 
-    async def told(self, key: PrefixKey, kind: EventKind) -> list[tuple[EventKind, ReplicaId]]:
-        """What became of the key's builds up to an event of this kind, in order."""
+    async def events_until(self, key: PrefixKey, kind: type[Event]) -> list[tuple[type[Event], ReplicaId]]:
+        """Return the events of the key's builds, in order, once one of this kind is among them."""
         async with asyncio.timeout(LONG_S):
             while True:
-                about = [(event.kind, event.replica) for event in self.heard if event.build and event.build.key == key]
-                if kind in {told for told, _ in about}:
+                about: list[tuple[type[Event], ReplicaId]] = [
+                    (type(event), event.replica)
+                    for event in self.events
+                    if isinstance(event, Granted | Built | Released) and event.build.key == key
+                ]
+                if kind in {seen for seen, _ in about}:
                     return about
                 await asyncio.sleep(0.01)
 
@@ -72,18 +81,18 @@ class Waiter:
 async def waiter_at(target: str) -> AsyncIterator[Waiter]:
     async with CacheClient(target, timeout_s=10.0) as client:
         waiter = Waiter(client, await client.register(WAITER, LONG_S))
-        listening = asyncio.create_task(waiter.listen())
+        following = asyncio.create_task(waiter.follow())
         try:
             yield waiter
         finally:
-            listening.cancel()
+            following.cancel()
             with suppress(asyncio.CancelledError):
-                await listening
+                await following
 
 
 @asynccontextmanager
 async def builder_at(target: str, key: PrefixKey) -> AsyncIterator[Process]:
-    """A builder whose build was granted."""
+    """Run a builder, and yield it once its build was granted."""
     command = [sys.executable, "-m", "tests.faults.builder", target, BUILDER, key.hex(), str(TTL_S)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     try:
@@ -101,14 +110,16 @@ async def line_of(process: Process) -> str:
         return (await process.stdout.readline()).decode().strip()
 
 
-async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(targets: tuple[str, str]) -> None:
+async def test_a_waiting_member_takes_over_the_build_of_a_killed_process(targets: tuple[str, str]) -> None:
     async with waiter_at(targets[1]) as waiter:
         for key in KEYS:
             async with builder_at(targets[0], key) as builder:
                 theirs = await waiter.acquire(key)
                 assert theirs.replica == BUILDER
-                assert not await waiter.waits.over(theirs, 1.5 * TTL_S), "a build that gives signs of life has ended"
-                waiting = asyncio.create_task(waiter.waits.over(theirs, LONG_S))
+                assert not await waiter.waits.wait_for_end(theirs, 1.5 * TTL_S), (
+                    "a build that gives signs of life has ended"
+                )
+                waiting = asyncio.create_task(waiter.waits.wait_for_end(theirs, LONG_S))
                 await asyncio.sleep(0)
                 builder.kill()
 
@@ -117,11 +128,11 @@ async def test_the_build_of_a_killed_process_is_taken_over_by_who_waits_for_it(t
                 assert mine.replica == WAITER
                 assert mine.token > theirs.token
                 await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))
-            assert await waiter.told(key, EventKind.BUILT) == [
-                (EventKind.GRANTED, BUILDER),
-                (EventKind.RELEASED, BUILDER),
-                (EventKind.GRANTED, WAITER),
-                (EventKind.BUILT, WAITER),
+            assert await waiter.events_until(key, Built) == [
+                (Granted, BUILDER),
+                (Released, BUILDER),
+                (Granted, WAITER),
+                (Built, WAITER),
             ]
 
 
@@ -133,7 +144,7 @@ async def test_a_builder_that_slept_through_its_lease_is_fenced_off(
     async with waiter_at(targets[1]) as waiter, builder_at(targets[0], key) as builder:
         theirs = await waiter.acquire(key)
         builder.send_signal(signal.SIGSTOP)
-        assert await waiter.waits.over(theirs, LONG_S)
+        assert await waiter.waits.wait_for_end(theirs, LONG_S)
         if is_taken_over:
             mine = await waiter.acquire(key)
             await waiter.client.complete(waiter.lease, mine, placed("a", WAITER, key=key))

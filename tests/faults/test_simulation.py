@@ -11,10 +11,12 @@ import pytest
 from cache_service.core.builds import Builds
 from cache_service.core.contexts import Contexts
 from cache_service.core.cursor import Cursor, Update
+from cache_service.core.events import Event
+from cache_service.core.facts import Change
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.leases import Leases
 from cache_service.core.state import State
-from cache_service.core.types import Event, FencingToken, Placement, PrefixKey, Snapshot
+from cache_service.core.types import FencingToken, Placement, PrefixKey, ReplicaId, Snapshot
 from cache_service.errors import Compacted, FencedToken, StaleEpoch
 from cache_service.store.feed import Feed
 from cache_service.testing import Violation
@@ -48,19 +50,17 @@ def reads_that_forget_epochs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "_is_fresh", lambda self, placement, max_staleness: True)
 
 
-def commits_to_any_epoch(patch: pytest.MonkeyPatch) -> None:
-    whole = Contexts.commit
+def edits_of_any_epoch(patch: pytest.MonkeyPatch) -> None:
+    whole = Contexts.edit
 
-    def commit(self: Contexts, context_id: Any, expected: Any, *rest: Any) -> tuple[Event, ...]:
+    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any) -> tuple[Event, ...]:
         try:
             return whole(self, context_id, expected, *rest)
         except StaleEpoch:
             (event,) = whole(self, context_id, self.get(context_id).epoch, *rest)
-            assert event.commit is not None
-            version = replace(event.commit.version, epoch=expected + 1)
-            return (replace(event, commit=replace(event.commit, version=version)),)
+            return (replace(event, version=replace(event.version, epoch=expected + 1)),)
 
-    patch.setattr(Contexts, "commit", commit)
+    patch.setattr(Contexts, "edit", edit)
 
 
 def writes_under_any_token(patch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def writes_under_any_token(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Builds, "require", require)
 
 
-def builds_for_whoever_asks(patch: pytest.MonkeyPatch) -> None:
+def builds_for_every_caller(patch: pytest.MonkeyPatch) -> None:
     whole = Builds.acquire
 
     def acquire(self: Builds, lease: Any, key: Any, epoch: Any, *rest: Any) -> tuple[Event, ...]:
@@ -87,7 +87,7 @@ def builds_for_whoever_asks(patch: pytest.MonkeyPatch) -> None:
             return whole(self, lease, key, epoch, *rest)
         finally:
             if held is not None:
-                self.restore(held)
+                self.put(held)
 
     patch.setattr(Builds, "acquire", acquire)
 
@@ -136,10 +136,12 @@ def keys_without_salt(patch: pytest.MonkeyPatch) -> None:
 def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
     whole = State.apply
 
-    def apply(self: State, event: Event) -> None:
-        whole(self, event)
+    def apply(self: State, event: Event) -> tuple[Change, ...]:
+        changes = whole(self, event)
         if event.revision % 500 == 0:
-            self.directory.place(Placement(PrefixKey(b"ghost"), event.replica, event.revision, id(self) % 999, 1))
+            ghost = Placement(PrefixKey(b"ghost"), ReplicaId("ghost"), event.revision, id(self) % 999, 1)
+            self.directory.put_placement(ghost)
+        return changes
 
     patch.setattr(State, "apply", apply)
 
@@ -148,15 +150,15 @@ def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
     ("plant", "found"),
     [
         (reads_that_forget_epochs, "stale read"),
-        (commits_to_any_epoch, "two commits made epoch|came after epoch|stale read"),
+        (edits_of_any_epoch, "two edits made epoch|came after epoch|stale read"),
         (writes_under_any_token, "was accepted though"),
-        (builds_for_whoever_asks, "two builds at once"),
+        (builds_for_every_caller, "two builds at once"),
         (leases_that_lapse_early, "two builds at once"),
         (leases_that_never_lapse, "dead beyond its TTL"),
         (watchers_that_skip_gaps, "came after revision"),
         (a_log_that_forgets_in_silence, "came after revision"),
         (keys_without_salt, "share"),
-        (withdrawals_that_watchers_miss, "differ|strangers|indexes"),
+        (withdrawals_that_watchers_miss, "differ|no members|indexes"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:

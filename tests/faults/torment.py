@@ -1,4 +1,4 @@
-"""What happens to processes in the end."""
+"""Pause, kill and restart processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cache_service.testing.processes import Process
 
 
 async def torment(victims: Sequence[Process], rng: random.Random, rounds: int) -> None:
-    """Pause each, then kill it and start it again, over and over, with breath between."""
+    """Pause each process, then kill it and start it again, over and over, with pauses in between."""
     for _ in range(rounds):
         for victim in rng.sample(victims, len(victims)):
             victim.pause()

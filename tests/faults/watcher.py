@@ -1,45 +1,45 @@
-"""A watcher behind a faulty network: the real cursor, fed by a stand-in for the stream."""
+"""Put a watcher behind a faulty network: the real cursor reads from a stand-in for the stream."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
-from cache_service.core.state import State
-from cache_service.core.types import Revision, Snapshot
+from cache_service.core.mirror import Mirror
+from cache_service.core.types import Revision
 from cache_service.errors import Compacted
 from cache_service.store.base import Store
-from cache_service.testing import Network, WatchChecker, mirror_of
+from cache_service.testing import Network, WatchChecker
 
 PUMP_S = 0.02
 PATIENCE_S = 0.5
-"""A watcher that hears nothing for so long asks anew."""
+"""How long a watcher waits for an update before it opens a new stream."""
 
 
 class Watcher:
-    """Keeps a copy of the state, by snapshot and events; resyncs whenever its cursor finds a gap."""
+    """Keeps a mirror by snapshot and events, and takes a new snapshot whenever its cursor finds a gap."""
 
     def __init__(self, network: Network, store: Store) -> None:
         self._network = network
         self._store = store
         self._cursor = Cursor()
         self._stream = 0
-        self._heard = 0.0
+        self._received_at = 0.0
         self.checker = WatchChecker()
-        self.view = State()
+        self.mirror = Mirror()
         self.num_gaps = 0
         self._open()
         self._watch_the_clock()
 
     def _open(self) -> None:
-        """Ask for a new stream; what an older one still brings is not listened to."""
+        """Open a new stream; what an older one still brings is dropped."""
         self._stream += 1
-        self._heard = self._network.now
+        self._received_at = self._network.now
         stream, after, incarnation = self._stream, self._cursor.resume(), self._cursor.incarnation
         self._network.send(lambda: self._serve(stream, after, incarnation))
 
     def _watch_the_clock(self) -> None:
-        if self._network.now - self._heard > PATIENCE_S:
+        if self._network.now - self._received_at > PATIENCE_S:
             self._open()
         self._network.after(PATIENCE_S, self._watch_the_clock)
 
@@ -72,7 +72,7 @@ class Watcher:
     def _receive(self, stream: int, updates: Sequence[Update]) -> None:
         if stream != self._stream:
             return
-        self._heard = self._network.now
+        self._received_at = self._network.now
         try:
             items = [item for update in updates for item in self._cursor.take(update)]
         except Compacted:
@@ -80,10 +80,7 @@ class Watcher:
             return
         for item in items:
             self.checker.take(item)
-            if isinstance(item, Snapshot):
-                self.view = mirror_of(item)
-            else:
-                self.view.apply(item)
+            self.mirror.take(item)
 
     def _refused(self, stream: int) -> None:
         if stream == self._stream:

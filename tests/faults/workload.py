@@ -1,4 +1,4 @@
-"""Concurrent clients that tell the history checker what they see."""
+"""Run concurrent clients that report what they see to the history checker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from cache_service.client.client import CacheClient
-from cache_service.core.state import State
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
@@ -22,20 +22,19 @@ from cache_service.core.types import (
     Placement,
     PrefixKey,
     ReplicaId,
-    Snapshot,
 )
 from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
-from cache_service.testing import HistoryChecker, WatchChecker, mirror_of
+from cache_service.testing import HistoryChecker, WatchChecker
 
 MEMBER_TTL_S = 10.0
 BUILD_TTL_S = 0.5
 STRAGGLE_S = 6.0
-"""A request that a paused instance took in may be carried out as late as this."""
+"""How late a request may be carried out that a paused instance had received."""
 KEYS = [PrefixKey(bytes([i]) * 20) for i in range(16)]
 
 
 class Worker:
-    """One replica, one request at a time."""
+    """Acts as one replica, one request at a time."""
 
     def __init__(self, name: str, client: CacheClient, checker: HistoryChecker, contexts: list[ContextId]) -> None:
         self._replica = ReplicaId(name)
@@ -50,17 +49,17 @@ class Worker:
         self.refusals: Counter[str] = Counter()
 
     async def live(self, go_on: Callable[[], bool]) -> None:
-        deeds = [self._look_up, self._look_up, self._announce, self._rewrite, self._build]
+        actions = [self._look_up, self._look_up, self._announce, self._edit, self._build]
         while go_on():
             try:
                 if time.monotonic() > self._safe_until - MEMBER_TTL_S / 2:
                     await self._keep_alive()
-                await self._rng.choice(deeds)()
+                await self._rng.choice(actions)()
             except CacheServiceError as refusal:
                 self.refusals[refusal.reason] += 1
 
     async def leave(self) -> None:
-        """Go, unless the lease has ended anyhow."""
+        """Leave, unless the lease has ended already."""
         try:
             await self._client.leave(self._lease)
         except LeaseRefused:
@@ -107,13 +106,13 @@ class Worker:
         self._known[context_id] = context
         return context
 
-    async def _rewrite(self) -> None:
+    async def _edit(self) -> None:
         context = await self._some_context()
         self._checker.begin()
         if context is not None:
             edits = [Edit(0, 1, (self._rng.randrange(1000),))]
-            version = await self._client.commit(context.id, context.epoch, edits, author=self._replica)
-            self._checker.end_commit(context.id, version)
+            version = await self._client.edit_context(context.id, context.epoch, edits, author=self._replica)
+            self._checker.end_edit(context.id, version)
         elif len(self._contexts) < 4:
             created = await self._client.create_context("model", self._replica, [1, 2], author=self._replica)
             self._checker.end_create(created)
@@ -142,25 +141,22 @@ class Worker:
             self._checker.end_complete(build)
 
     def _guaranteed(self, began: float) -> float:
-        """Until when a build that a request sent at `began` brought can't have ended by itself."""
+        """Return until when a build can't end by itself that a request sent at `began` has acquired."""
         if began < self._strays_until:
             return 0.0
         return min(began + BUILD_TTL_S, self._safe_until)
 
 
 class Follower:
-    """Keeps a copy of the state by a watch of its own."""
+    """Keeps a mirror by a watch of its own."""
 
     def __init__(self, client: CacheClient) -> None:
         self._client = client
         self.checker = WatchChecker()
-        self.view = State()
+        self.mirror = Mirror()
 
     async def follow(self) -> None:
         async with aclosing(self._client.watch()) as watch:
             async for item in watch:
                 self.checker.take(item)
-                if isinstance(item, Snapshot):
-                    self.view = mirror_of(item)
-                else:
-                    self.view.apply(item)
+                self.mirror.take(item)

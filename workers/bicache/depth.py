@@ -123,9 +123,9 @@ class DepthLimits:
 
     def take(self, limit: DepthLimit) -> None:
         known = self._limits.get(limit.key, {}).get(limit.bucket)
-        if limit.profile < self.profile:
+        if limit.depth_table_version < self.profile:
             return
-        if known is None or (limit.profile, -limit.depth) > (known.profile, -known.depth):
+        if known is None or (limit.depth_table_version, -limit.depth) > (known.depth_table_version, -known.depth):
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:

@@ -9,8 +9,9 @@ from functools import partial
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.client.watch import persistently
-from cache_service.core.types import Context, PrefixKey, ReplicaId, Snapshot
+from cache_service.client.watch import run_forever
+from cache_service.core.mirror import Mirror, Moved, News
+from cache_service.core.types import Context, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entry import Changes, Report
@@ -21,7 +22,7 @@ from workers.coherence.loop_thread import LoopThread
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import FAREWELL_TIMEOUT_S, PrefixSync
 from workers.coherence.tally import Tally
-from workers.coherence.view import ClusterView, Moved, News
+from workers.coherence.view import ClusterView
 from workers.config import CoherenceConfig
 from workers.errors import WorkerError
 
@@ -51,7 +52,8 @@ class Membership(LoopThread):
         super().__init__("membership")
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
         self._config, self._entries, self._tally = config, entries, tally
-        self._view, self._waits = ClusterView(), BuildWaits()
+        self._mirror = Mirror()
+        self._view, self._waits = ClusterView(self._mirror), BuildWaits(self._mirror)
         self._here: set[PrefixKey] = set()
         """Keys of entries that are live or pending, so that commits to others' contexts don't disturb the engine."""
         self._sync = PrefixSync(self._client, replica, ttl_s, self._view, config.profile, tally)
@@ -100,10 +102,10 @@ class Membership(LoopThread):
 
     async def _watch(self) -> None:
         async for update in self._client.watch():
-            news = self._view.apply(update)
-            self._waits.apply(update)
+            news = self._mirror.take(update)
+            self._waits.take(news)
             self._act(news)
-            if isinstance(update, Snapshot) or any(self._sync.held(key) for key in news.renamed):
+            if news.is_restart or any(self._sync.held(key) for key in news.renamed):
                 self._sync.wake()
 
     def _act(self, news: News) -> None:
@@ -134,7 +136,7 @@ class Membership(LoopThread):
 
     async def _main(self) -> None:
         async with self._client, self._follow_client:
-            lasting = (persistently(self._watch), persistently(self._sync.run), self._prewarm())
+            lasting = (run_forever(self._watch), run_forever(self._sync.run), self._prewarm())
             tasks = [asyncio.create_task(task) for task in lasting]
             await self._stop.wait()
             for task in tasks:

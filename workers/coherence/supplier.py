@@ -128,7 +128,7 @@ class Supplier:
                             return False
                         build = None
                 case Wait(other, timeout_s):
-                    ended = await self._waits.over(other, timeout_s)
+                    ended = await self._waits.wait_for_end(other, timeout_s)
                     self._tally.waits["ended" if ended else "given_up"] += 1
                     if not ended:
                         return False

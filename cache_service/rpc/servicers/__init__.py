@@ -1,1 +1,1 @@
-"""The gRPC wall, one servicer a noun: each method decodes, lets a core decide, and encodes. No rules here."""
+"""Each servicer decodes a call, lets a core decide, and encodes the answer. Servicers hold no rules."""

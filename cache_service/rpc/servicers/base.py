@@ -1,29 +1,29 @@
-"""What every servicer shares."""
+"""Give every servicer the service and the answer's header."""
 
 from __future__ import annotations
 
+from cache_service.core.events import Event
 from cache_service.core.state import State
-from cache_service.core.types import Event
 from cache_service.rpc.service import CacheService
 from cache_service.store.base import Decision
 from protos import cache_v1_pb2 as pb
 
 
 class Servicer:
-    """Holds the service, and nothing of its own."""
+    """Holds the service, and no state of its own."""
 
     def __init__(self, service: CacheService) -> None:
         self.service = service
 
     def header(self) -> pb.Header:
-        """Where the store is now: at or after the revision that the answer was made from."""
+        """Return where the store is now: at or after the revision that the answer was made from."""
         store = self.service.store
         return pb.Header(incarnation=store.incarnation, revision=store.state.revision)
 
-    async def commit(self, decide: Decision) -> tuple[Event, ...]:
-        return await self.service.commit(decide)
+    async def append(self, decide: Decision) -> tuple[Event, ...]:
+        return await self.service.append(decide)
 
     async def state(self) -> State:
-        """The state, with all that was committed before this call."""
+        """Return the state with all events that were appended before this call."""
         await self.service.store.sync()
         return self.service.store.state

@@ -1,4 +1,4 @@
-"""`palimpsest.cache.v1.Contexts`."""
+"""Serve `palimpsest.cache.v1.Contexts`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from grpc.aio import ServicerContext
 
-from cache_service.core.types import CommitId, Context, ContextId, Epoch, ReplicaId, Revision
+from cache_service.core.events import Created, Edited
+from cache_service.core.types import Context, ContextId, EditId, Epoch, ReplicaId, Revision
 from cache_service.errors import InvalidRequest
 from cache_service.rpc import convert
 from cache_service.rpc.servicers.base import Servicer
@@ -17,24 +18,26 @@ from protos import cache_v1_pb2 as pb
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 PAGE_TOKEN = "[0-9]{0,20}"
-"""The revision that created the last context of the page before; none for the first page."""
+"""The revision that created the last context of the page before; empty for the first page."""
 
 
 class ContextsServicer(Servicer):
+    """Serves the calls that create, read, edit and delete contexts."""
+
     async def Create(self, request: pb.CreateContextRequest, _: ServicerContext) -> pb.CreateContextResponse:
-        commit, author = CommitId(request.commit_id), ReplicaId(request.author)
-        events = await self.commit(
+        edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
+        events = await self.append(
             lambda state, at: state.contexts.create(
-                request.fingerprint, request.salt, request.token_ids, request.masked, commit, author, at
+                request.fingerprint, request.salt, request.token_ids, request.masked, edit_id, author, at
             )
         )
-        made = next((event.context for event in events if event.context), None)
-        context = made or self.service.store.state.contexts.made_by(commit)
+        created = next((event.context for event in events if isinstance(event, Created)), None)
+        context = created or self.service.store.state.contexts.made_by(edit_id)
         return pb.CreateContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
     async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:
         context = (await self.state()).contexts.get(ContextId(request.id))
-        if context.version.commit == request.known_commit_id:
+        if context.version.edit_id == request.known_commit_id:
             context = without_content(context)
         return pb.GetContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
@@ -43,7 +46,7 @@ class ContextsServicer(Servicer):
         if size > MAX_PAGE:
             raise InvalidRequest(f"page_size must be at most {MAX_PAGE}, got {size}")
         if not re.fullmatch(PAGE_TOKEN, request.page_token):
-            raise InvalidRequest(f"page_token {request.page_token!r} is none that List has given")
+            raise InvalidRequest(f"page_token {request.page_token!r} was not returned by List")
         after = Revision(int(request.page_token or 0))
         found = (await self.state()).contexts.page(request.salt, after, size + 1)
         page, more = found[:size], found[size:]
@@ -56,15 +59,15 @@ class ContextsServicer(Servicer):
     async def Commit(self, request: pb.CommitRequest, _: ServicerContext) -> pb.CommitResponse:
         context_id, expected = ContextId(request.context), Epoch(request.expected_epoch)
         edits = [convert.edit_from_pb(message) for message in request.edits]
-        commit, author = CommitId(request.commit_id), ReplicaId(request.author)
-        events = await self.commit(lambda state, at: state.commit(context_id, expected, edits, commit, author, at))
-        made = next((event.commit.version for event in events if event.commit), None)
-        version = made or self.service.store.state.contexts.version_by(context_id, commit)
+        edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
+        events = await self.append(lambda state, at: state.edit(context_id, expected, edits, edit_id, author, at))
+        made = next((event.version for event in events if isinstance(event, Edited)), None)
+        version = made or self.service.store.state.contexts.version_by(context_id, edit_id)
         return pb.CommitResponse(header=self.header(), version=convert.version_to_pb(version))
 
     async def Delete(self, request: pb.DeleteContextRequest, _: ServicerContext) -> pb.DeleteContextResponse:
         context_id, author = ContextId(request.id), ReplicaId(request.author)
-        await self.commit(lambda state, at: state.delete(context_id, author, at))
+        await self.append(lambda state, at: state.delete(context_id, author, at))
         return pb.DeleteContextResponse(header=self.header())
 
 

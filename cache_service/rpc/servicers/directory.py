@@ -1,4 +1,4 @@
-"""`palimpsest.cache.v1.Directory`."""
+"""Serve `palimpsest.cache.v1.Directory`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from protos import cache_v1_pb2 as pb
 
 
 class DirectoryServicer(Servicer):
+    """Serves the calls that announce, withdraw and find entries."""
+
     async def Lookup(self, request: pb.LookupRequest, _: ServicerContext) -> pb.LookupResponse:
         state = await self.state()
         keys = [PrefixKey(key) for key in request.keys]
@@ -25,13 +27,13 @@ class DirectoryServicer(Servicer):
     async def Announce(self, request: pb.AnnounceRequest, _: ServicerContext) -> pb.AnnounceResponse:
         lease = convert.lease_from_pb(request.lease)
         placements = [convert.placement_from_pb(message) for message in request.placements]
-        await self.commit(lambda state, at: state.announce(lease, placements, at))
+        await self.append(lambda state, at: state.announce(lease, placements, at))
         return pb.AnnounceResponse(header=self.header())
 
     async def Withdraw(self, request: pb.WithdrawRequest, _: ServicerContext) -> pb.WithdrawResponse:
         lease = convert.lease_from_pb(request.lease)
         keys = [PrefixKey(key) for key in request.keys]
-        await self.commit(lambda state, at: state.directory.withdraw(lease, keys, at))
+        await self.append(lambda state, at: state.directory.withdraw(lease, keys, at))
         return pb.WithdrawResponse(header=self.header())
 
     async def Hottest(self, request: pb.HottestRequest, _: ServicerContext) -> pb.HottestResponse:

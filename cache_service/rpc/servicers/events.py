@@ -1,4 +1,4 @@
-"""`palimpsest.cache.v1.Events`."""
+"""Serve `palimpsest.cache.v1.Events`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = pb.DESCRIPTOR.services_by_name["Events"].full_name
 
 
 class EventsServicer(Servicer):
-    """Yields messages as bytes: one that many watchers get is encoded once."""
+    """Serves watches. It yields messages as bytes, so a message for many watchers is encoded once."""
 
     def __init__(self, service: CacheService) -> None:
         super().__init__(service)
@@ -42,6 +42,6 @@ class EventsServicer(Servicer):
 
 
 def add_to_server(servicer: EventsServicer, server: grpc.aio.Server) -> None:
-    """As the generated function would, but for messages that are encoded already."""
+    """Add the servicer as the generated function would, but for messages that are encoded already."""
     watch = grpc.unary_stream_rpc_method_handler(servicer.Watch, request_deserializer=pb.WatchRequest.FromString)
     server.add_registered_method_handlers(_NAME, {"Watch": watch})

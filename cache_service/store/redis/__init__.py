@@ -1,1 +1,1 @@
-"""A store in a Redis-protocol server, for several instances at once. The only place that imports `redis`."""
+"""Store the log in a Redis-protocol server, which several instances may share. No other package imports `redis`."""

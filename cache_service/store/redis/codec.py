@@ -1,21 +1,36 @@
-"""Facts as fields and values of the server's hashes, and changes as arguments of the commit script. Pure."""
+"""Encode facts as fields and values of the server's hashes, and changes as arguments of scripts. Pure."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable
-from typing import Any
+from itertools import chain
+from typing import Any, assert_never
 
+from cache_service.core.events import Event
+from cache_service.core.facts import Fact, Put, changes_of, lease_of
 from cache_service.core.state import State
-from cache_service.core.types import Build, Context, DepthLimit, Event, Lease, LeaseId, Placement, ReplicaId, Revision
+from cache_service.core.types import Build, Context, DepthLimit, Lease, LeaseId, Placement, ReplicaId, Revision
 from cache_service.rpc import convert
-from cache_service.store.facts import Fact, Put, Table, changes_of, leases_of
 from protos import cache_v1_pb2 as pb
+
+
+class Table(enum.Enum):
+    """Names one hash of the server for each type of fact."""
+
+    MEMBERS = "members"
+    DRAINING = "draining"
+    PLACEMENTS = "placements"
+    CONTEXTS = "contexts"
+    BUILDS = "builds"
+    LIMITS = "limits"
+
 
 TABLES = tuple(Table)
 
 
 class Keys:
-    """Names of the keys of one deployment. The braces put them all in one slot of a Redis Cluster."""
+    """Names the keys of one deployment. The braces put them all in one slot of a Redis Cluster."""
 
     def __init__(self, namespace: str) -> None:
         self._prefix = f"{{{namespace}}}:"
@@ -27,42 +42,44 @@ class Keys:
         return f"{self._prefix}lease:{lease}"
 
 
-def commit_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
-    """Keys, encoded events and changes for the commit script."""
+def append_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
+    """Return keys, encoded events and changes for the script that appends."""
     names = [keys.meta, keys.log, *keys.tables]
     payloads: list[Any] = []
     changes: list[Any] = []
     for event in events:
         payloads.append(convert.event_to_pb(event).SerializeToString())
-        for change in changes_of(event, before):
-            place = 3 + TABLES.index(change.table)
-            field, value = encode(change.fact)
-            changes += ["put", place, field, value] if isinstance(change, Put) else ["drop", place, field]
-        begun, ended = leases_of(event, before)
-        for lease in begun:
-            names.append(keys.lease(lease.id))
-            changes += ["begin", len(names), round(lease.ttl_s * 1000)]
-        for lease in ended:
-            names.append(keys.lease(lease.id))
-            changes += ["end", len(names)]
+        for change in changes_of(event, before.directory, before.contexts):
+            table, field, value = encode(change.fact)
+            position = 3 + TABLES.index(table)
+            changes += ["put", position, field, value] if isinstance(change, Put) else ["drop", position, field]
+            if lease := lease_of(change.fact):
+                names.append(keys.lease(lease.id))
+                began = isinstance(change, Put)
+                changes += ["begin", len(names), round(lease.ttl_s * 1000)] if began else ["end", len(names)]
     return names, payloads, changes
 
 
-def encode(fact: Fact) -> tuple[bytes, bytes]:
-    """The field that identifies `fact` within its table, and its value."""
+def encode(fact: Fact) -> tuple[Table, bytes, bytes]:
+    """Return the table of `fact`, the field that identifies it there, and its value."""
     match fact:
         case Placement():
-            return _sized(fact.key) + fact.replica.encode(), convert.placement_to_pb(fact).SerializeToString()
+            field = _sized(fact.key) + fact.replica.encode()
+            return Table.PLACEMENTS, field, convert.placement_to_pb(fact).SerializeToString()
         case Lease():
-            return fact.replica.encode(), convert.lease_to_pb(fact).SerializeToString()
+            return Table.MEMBERS, fact.replica.encode(), convert.lease_to_pb(fact).SerializeToString()
         case Context():
-            return fact.id.encode(), convert.context_to_pb(fact).SerializeToString()
+            return Table.CONTEXTS, fact.id.encode(), convert.context_to_pb(fact).SerializeToString()
         case Build():
-            return _sized(fact.key) + fact.epoch.to_bytes(8), convert.build_to_pb(fact).SerializeToString()
+            field = _sized(fact.key) + fact.epoch.to_bytes(8)
+            return Table.BUILDS, field, convert.build_to_pb(fact).SerializeToString()
         case DepthLimit():
-            return _sized(fact.key) + bytes([fact.bucket]), convert.limit_to_pb(fact).SerializeToString()
+            field = _sized(fact.key) + bytes([fact.bucket])
+            return Table.LIMITS, field, convert.limit_to_pb(fact).SerializeToString()
         case str():
-            return fact.encode(), fact.encode()
+            return Table.DRAINING, fact.encode(), fact.encode()
+        case _:
+            assert_never(fact)
 
 
 _DECODERS: dict[Table, Callable[[bytes], Any]] = {
@@ -76,17 +93,10 @@ _DECODERS: dict[Table, Callable[[bytes], Any]] = {
 
 
 def state_of(revision: Revision, tables: Iterable[list[bytes]]) -> State:
-    """The state whose facts are the values of the tables, in the order of `TABLES`."""
+    """Return the state whose facts are the values of the tables, in the order of `TABLES`."""
     facts = {table: map(_DECODERS[table], values) for table, values in zip(TABLES, tables, strict=True)}
-    return State.restore(
-        revision,
-        members=facts[Table.MEMBERS],
-        placements=facts[Table.PLACEMENTS],
-        draining=facts[Table.DRAINING],
-        contexts=facts[Table.CONTEXTS],
-        builds=facts[Table.BUILDS],
-        limits=facts[Table.LIMITS],
-    )
+    contexts = sorted(facts.pop(Table.CONTEXTS), key=lambda context: context.created)
+    return State.restore(revision, chain(contexts, *facts.values()))
 
 
 def event_of(payload: bytes) -> Event:

@@ -1,4 +1,4 @@
-"""From a URL to a redis-py client."""
+"""Make the redis-py client that a URL stands for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Client = Redis | RedisCluster
 
 
 class Link:
-    """A client, and the clients that it needs to find its server."""
+    """Holds a client and the clients that it needs to find its server."""
 
     def __init__(self, client: Client, helpers: Sequence[Redis] = ()) -> None:
         self.client = client
@@ -34,14 +34,16 @@ SENTINEL_PORT = 26379
 
 
 def connect(url: str, timeout_s: float) -> Link:
-    """A link to `url`; nothing is sent yet. Raises InvalidRequest, which never repeats the URL: it may hold a password.
+    """Make a link to `url` without sending anything. Raises InvalidRequest, which never repeats the URL.
+
+    The URL may hold a password. Its forms:
 
     redis://[[USER]:PASSWORD@]HOST:PORT/DB   one server; unix://PATH
     redis+cluster://HOST:PORT                a Redis Cluster, by any of its nodes
     redis+sentinel://HOST,HOST/SERVICE/DB    the primary of SERVICE, by its sentinels, which ask for no password
 
-    With rediss instead of redis, TLS to the servers that hold data. Options of redis-py may follow, such as
-    ?ssl_ca_certs=PATH.
+    A scheme with rediss in place of redis uses TLS to the servers that hold data. Options of redis-py may follow,
+    such as ?ssl_ca_certs=PATH.
     """
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
@@ -59,7 +61,7 @@ def connect(url: str, timeout_s: float) -> Link:
 
 def _link(url: str, scheme: str, timeout_s: float) -> Link:
     base, _, topology = scheme.partition("+")
-    # No retries within redis-py: what a failed call has done is for the store to find out.
+    # redis-py must not retry: the store finds out what a failed call has done.
     common: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,

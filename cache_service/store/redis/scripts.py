@@ -1,9 +1,9 @@
-"""What runs inside the server, each script as one atomic step.
+"""Define the scripts that run inside the server, each as one atomic step.
 
 A server that restarts forgets its scripts, even where it keeps its data, and a replica that is promoted gets a new
-replication id. That is how either is noticed, before anything is read or written: the call fails, and whoever sees it
-first runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
-so that no revision is ever used twice. A primary that was demoted answers nothing: it may be behind.
+replication id. Either makes the next call fail before anything is read or written, and the first caller that fails
+runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
+so that no revision is ever used twice. A primary that was demoted answers no call, since it may be behind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Script:
-    """Lua source, and the name under which a server remembers it."""
+    """Holds Lua source and the digest by which a server remembers it."""
 
     source: str
     digest: str = field(init=False)
@@ -24,7 +24,7 @@ class Script:
 
 
 REVISION_JUMP = 2**20
-"""More revisions than any server can have lost."""
+"""A number of revisions that is larger than any server can have lost."""
 
 _HISTORY = """
 local info = redis.call('INFO', 'replication')
@@ -59,7 +59,7 @@ redis.call('DEL', KEYS[2])
 """
 )
 
-COMMIT = Script(
+APPEND = Script(
     _GUARD
     + """
 -- KEYS: meta, log, tables..., leases....  ARGV: incarnation, expected head, history, number of events, events...,
@@ -128,4 +128,4 @@ end
 return lapsed
 """)
 
-REMEMBERED = (COMMIT, READ, LOAD, LAPSED)
+REMEMBERED = (APPEND, READ, LOAD, LAPSED)

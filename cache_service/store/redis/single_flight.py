@@ -1,4 +1,4 @@
-"""Many callers, one call under way: each gets the outcome of a call that began after it asked."""
+"""Share one call among many callers: each gets the outcome of a call that began after it asked."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Awaitable, Callable
 
 
 class SharedFlight:
-    """Call it to have `act` run once more; calls that arrive meanwhile share the next run."""
+    """Runs `act` once for all calls that arrive while the run before is under way."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
         self._act = act
-        self._flying: asyncio.Task[None] | None = None
-        self._boarding: asyncio.Task[None] | None = None
+        self._current: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
-        """Return when a run that began after this call has ended; raises what it raised."""
-        if self._boarding is None:
-            self._boarding = asyncio.create_task(self._fly(after=self._flying))
-            self._boarding.add_done_callback(_noticed)
-        await asyncio.shield(self._boarding)
+        """Return when a run that began after this call has ended. Raises what the run raised."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._run(after=self._current))
+            self._next.add_done_callback(_mark_retrieved)
+        await asyncio.shield(self._next)
 
     async def close(self) -> None:
-        """End what is under way; who waits for it is cancelled."""
-        flights = [flight for flight in (self._flying, self._boarding) if flight is not None]
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        """End the runs under way and cancel their callers."""
+        runs = [run for run in (self._current, self._next) if run is not None]
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
 
-    async def _fly(self, after: asyncio.Task[None] | None) -> None:
+    async def _run(self, after: asyncio.Task[None] | None) -> None:
         if after is not None:
             await asyncio.wait([after])
-        self._flying, self._boarding = self._boarding, None
+        self._current, self._next = self._next, None
         await self._act()
 
 
-def _noticed(flight: asyncio.Task[None]) -> None:
-    """A failure counts as seen even where every caller has gone away meanwhile."""
-    if not flight.cancelled():
-        flight.exception()
+def _mark_retrieved(run: asyncio.Task[None]) -> None:
+    """Mark a failure as seen, even where every caller was cancelled meanwhile."""
+    if not run.cancelled():
+        run.exception()

@@ -1,4 +1,4 @@
-"""The store over a Redis-protocol server: this process keeps a copy of the state and follows the shared log."""
+"""Share the log through a Redis-protocol server: this process keeps a copy of the state and follows the log."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any, Self
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
+from cache_service.core.events import Event
 from cache_service.core.state import State
-from cache_service.core.types import Event, Lease, LeaseId, Revision
+from cache_service.core.types import Lease, LeaseId, Revision
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable
 from cache_service.store.base import Decision
 from cache_service.store.feed import Feed
@@ -29,19 +30,19 @@ READ_BATCH = 1000
 BLOCK_S = 0.5
 """How long the follower waits for news at a time; `close` waits as long where redis-py swallows its cancellation."""
 GATHER_S = 0.003
-"""How long news may gather before the follower reads it: in a burst many at once, and none of this instance's own."""
+"""How long news may gather before the follower reads it, so that it reads a burst at once and nothing of its own."""
 PAUSE_S = 0.25
 """How long the follower of the log waits after a failure."""
 MAX_RENEWALS = 32
-"""At once; each takes a connection, and redis-py refuses more than 100."""
+"""The most renewals at once; each takes a connection, and redis-py refuses more than 100."""
 
 
 class RedisStore:
-    """`Store` that any number of processes share.
+    """Serves any number of processes.
 
-    A decision is taken on the local copy and appended by compare-and-set, together with others where it can be; where
+    A decision is taken on the local copy and appended by compare-and-set, together with others where possible; where
     another writer was faster, the copy catches up and the decision is taken again. A refusal is raised only from a
-    copy that has caught up since it was asked for.
+    copy that has caught up since the call began.
     """
 
     def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str) -> None:
@@ -61,7 +62,7 @@ class RedisStore:
 
     @classmethod
     async def open(cls, url: str, *, history: int, timeout_s: float = 1.0, namespace: str = "palimpsest") -> Self:
-        """A store that is up to date. Raises CacheServiceUnavailable, InvalidRequest."""
+        """Return a store that is up to date. Raises CacheServiceUnavailable, InvalidRequest."""
         store = cls(url, history=history, timeout_s=timeout_s, namespace=namespace)
         try:
             async with _store_errors():
@@ -72,23 +73,23 @@ class RedisStore:
         store._following = asyncio.create_task(store._follow())
         return store
 
-    async def commit(self, decide: Decision) -> Sequence[Event]:
+    async def append(self, decide: Decision) -> Sequence[Event]:
         proposal = Proposal(decide)
         self._proposals.append(proposal)
         try:
             async with self._writing:
-                while not proposal.is_settled:
-                    await self._settle_some()
+                while not proposal.is_decided:
+                    await self._decide_some()
         finally:
             self._proposals.remove(proposal)
         return proposal.outcome()
 
-    async def _settle_some(self) -> None:
-        """Append what can go together, or catch up; with the store away, refuse all who wait."""
-        waiting = [proposal for proposal in self._proposals if not proposal.is_settled]
+    async def _decide_some(self) -> None:
+        """Append what can go together, or catch up; where the store is unreachable, refuse all that wait."""
+        waiting = [proposal for proposal in self._proposals if not proposal.is_decided]
         try:
             async with _store_errors():
-                if not await self._settle_first(waiting):
+                if not await self._decide_first(waiting):
                     await self._catching_up()
                     for proposal in waiting:
                         proposal.is_up_to_date = True
@@ -96,8 +97,8 @@ class RedisStore:
             for proposal in waiting:
                 proposal.refuse(error)
 
-    async def _settle_first(self, waiting: Sequence[Proposal]) -> bool:
-        """Settle the first proposal, and those that go with it; False where the state must catch up before."""
+    async def _decide_first(self, waiting: Sequence[Proposal]) -> bool:
+        """Decide the first proposal and those that go with it; return False where the state must catch up before."""
         first = waiting[0]
         try:
             batch = batch_of(waiting, self.state)
@@ -106,7 +107,7 @@ class RedisStore:
                 first.refuse(refusal)
             return first.is_up_to_date
         events = [event for _, events in batch for event in events]
-        if events and not await self._append(events):
+        if events and not await self._append_events(events):
             return False
         if not events and not first.is_up_to_date:
             return False
@@ -114,14 +115,14 @@ class RedisStore:
             proposal.accept(own)
         return True
 
-    async def _append(self, events: Sequence[Event]) -> bool:
-        keys, payloads, changes = codec.commit_call(self._keys, events, self.state)
+    async def _append_events(self, events: Sequence[Event]) -> bool:
+        keys, payloads, changes = codec.append_call(self._keys, events, self.state)
         incarnation, expected = self.incarnation, self.state.revision
         args = [incarnation, expected, self._history, len(payloads), *payloads, *changes]
         try:
-            accepted = await self._run(scripts.COMMIT, keys, args)
+            accepted = await self._run(scripts.APPEND, keys, args)
         except ConnectionLost:
-            return False  # or it was accepted: decided again on the state that has it, it changes nothing
+            return False  # if it was accepted after all, the same decision on the state that has it changes nothing
         if not accepted:
             return False
         if self.incarnation != incarnation or not self._advance(events):
@@ -143,12 +144,12 @@ class RedisStore:
                 return
             if self.state.revision >= int(head):
                 return
-            if not entries:  # trimmed away, before this copy had seen it
+            if not entries:  # the log was trimmed before this copy had read it
                 await self._reload()
                 return
 
     def _advance(self, events: Iterable[Event]) -> bool:
-        """Apply what is new of `events`; False where they don't join on to what is known."""
+        """Apply the new ones of `events`; return False where they don't follow the known ones."""
         fresh = [event for event in events if event.revision > self.state.revision]
         if fresh and fresh[0].revision != self.state.next_revision:
             return False
@@ -159,7 +160,7 @@ class RedisStore:
         return True
 
     async def _reload(self) -> None:
-        """Take the whole state anew; watchers that can't go on from it get a snapshot."""
+        """Load the whole state again; watchers that can't go on from it get a snapshot."""
         while True:
             keys = [self._keys.meta, *self._keys.tables]
             incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
@@ -169,7 +170,7 @@ class RedisStore:
         self.state = codec.state_of(Revision(int(head)), tables)
         self.incarnation = incarnation.decode()
         self.feed.restart(self.state.revision)
-        _log.info("loaded %r, incarnation %s", self.state, self.incarnation)
+        _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
 
     async def _attach(self) -> None:
         """Begin a new incarnation, on a server that is new, restarted or emptied."""
@@ -179,7 +180,7 @@ class RedisStore:
         await self._redis.eval(scripts.ATTACH, 2, self._keys.meta, self._keys.log, incarnation, jump)
 
     async def _read(self, script: Script, keys: list[str], args: list[Any]) -> Any:
-        """Run a script that changes nothing; once more where the connection turns out to have been lost."""
+        """Run a script that changes nothing, and run it again where the connection turns out to have been lost."""
         try:
             return await self._run(script, keys, args)
         except ConnectionLost:
@@ -201,23 +202,23 @@ class RedisStore:
             await self._catching_up()
             ids = [lease.id for lease in self.state.directory.members()]
             ids += [build.lease.id for build in self.state.builds.all()]
-            places = await self._read(scripts.LAPSED, [self._keys.lease(lease) for lease in ids], [])
-            return frozenset(ids[place - 1] for place in places)
+            positions = await self._read(scripts.LAPSED, [self._keys.lease(lease) for lease in ids], [])
+            return frozenset(ids[position - 1] for position in positions)
 
     async def _follow(self) -> None:
-        """Catch up as others append. What XREAD brings may be of another incarnation, so it is only a sign."""
+        """Catch up as others append. What XREAD returns may be of another incarnation, so it is only a sign."""
         while not self._closed:
             try:
                 reply = await self._follower.xread(
                     {self._keys.log: f"{self.state.revision}-0"}, count=1, block=round(BLOCK_S * 1000)
                 )
-                places = [place for _, entries in _streams(reply) for place, _ in entries]
+                entry_ids = [entry_id for _, entries in _streams(reply) for entry_id, _ in entries]
                 await asyncio.sleep(GATHER_S)
-                # What this instance appended itself is known by then: an entry's id is its revision.
-                if any(_revision(place) > self.state.revision for place in places):
+                # This instance knows what it appended itself by then: an entry's id is its revision.
+                if any(_revision(entry_id) > self.state.revision for entry_id in entry_ids):
                     await self._catching_up()
-            except Exception as error:  # calls and the tick meet it too, and tell of it
-                _log.debug("the log can't be followed, trying on: %s", error)
+            except Exception as error:  # calls and the tick meet it too, and report it
+                _log.debug("can't follow the log of the store, trying again: %s", error)
                 await asyncio.sleep(PAUSE_S)
 
     async def close(self) -> None:
@@ -235,8 +236,8 @@ class RedisStore:
         return f"<RedisStore {self.incarnation[:8]} {self.state}>"
 
 
-def _revision(place: bytes) -> int:
-    return int(place.partition(b"-")[0])
+def _revision(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
 
 
 def _streams(reply: Any) -> Iterable[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]:

@@ -12,8 +12,8 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cache_service.client.client import CacheClient, ContextPage
-from cache_service.core.contexts import committed, spliced
-from cache_service.core.types import Commit, CommitId, Context, ContextId, Edit, Epoch, ReplicaId
+from cache_service.core.contexts import apply_edits, splice
+from cache_service.core.types import Context, ContextId, Edit, EditId, Epoch, ReplicaId
 from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
 from cluster.errors import (
     ContextConflictError,
@@ -95,11 +95,11 @@ class ContextService:
         info = await self._model()
         draft = await self._drafted([content], 0, info, lambda drafting: drafting.whole(content))
         check_length(len(draft.token_ids), info)
-        commit = CommitId(uuid.uuid4().hex)
+        edit_id = EditId(uuid.uuid4().hex)
         with in_our_words():
             return await self._asked(
                 lambda: self._client.create_context(
-                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
+                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
                 )
             )
 
@@ -146,24 +146,24 @@ class ContextService:
         num_read = len(context.token_ids) * len(contents)
         edits = await self._drafted(contents, num_read, info, lambda drafting: edits_of(context, changes, drafting))
         with in_our_words():
-            token_ids, _ = spliced(context, edits)
+            token_ids, _ = splice(context, edits)
         check_length(len(token_ids), info)
         return await self.commit(context, edits)
 
     async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
         """What `edits` make of `context`. Raises ContextConflictError where it isn't the newest epoch any more."""
-        commit = CommitId(uuid.uuid4().hex)
+        edit_id = EditId(uuid.uuid4().hex)
         try:
             with in_our_words():
                 version = await self._asked(
-                    lambda: self._client.commit(context.id, context.epoch, edits, author=AUTHOR, commit=commit)
+                    lambda: self._client.edit_context(context.id, context.epoch, edits, author=AUTHOR, edit_id=edit_id)
                 )
         except StaleEpoch as error:
             self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
             raise conflict(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
-        return committed(context, Commit(context.id, version, tuple(edits)))
+        return apply_edits(context, version, edits)
 
     async def _drafted(
         self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[Drafting], T]

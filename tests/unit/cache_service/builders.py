@@ -1,4 +1,4 @@
-"""Short spellings for the values that tests are about."""
+"""Offer short calls that build the values of tests."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 async def server(clock: FakeClock) -> AsyncIterator[CacheServer]:
-    """A real server on a port of its own; its leases go by `clock`, and tests call `service.tick`."""
+    """Run a real server on a port of its own; its leases go by `clock`, and tests call `service.tick`."""
     store = MemoryStore(clock=clock, history=64)
     async with CacheServer(ServerConfig(port=0, grace_s=0.0, tick_s=3600.0), store) as server:
         yield server

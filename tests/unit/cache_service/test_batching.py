@@ -6,8 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from cache_service.core.events import Event
 from cache_service.core.state import State
-from cache_service.core.types import Event, Lease, LeaseId, Placement, ReplicaId
+from cache_service.core.types import Lease, LeaseId, Placement, ReplicaId
 from cache_service.errors import LeaseRefused
 from cache_service.store.base import Decision
 from cache_service.store.redis.batching import MAX_EVENTS, Proposal, batch_of
@@ -47,7 +48,7 @@ def test_announcements_of_different_placements_go_together() -> None:
     assert [event.revision for _, events in batch for event in events] == [3, 4, 5, 6]
 
 
-def test_what_depends_on_an_earlier_one_waits() -> None:
+def test_a_decision_that_depends_on_an_earlier_one_waits() -> None:
     state = state_with(ANNA)
     anna = state.directory.lease_of(ANNA)
     first = announcing(anna, placed("a", ANNA))
@@ -55,7 +56,7 @@ def test_what_depends_on_an_earlier_one_waits() -> None:
         assert len(batch_of([first, second, announcing(anna, placed("b", ANNA))], state)) == 1
 
 
-def test_what_is_refused_waits_for_its_own_turn_and_then_raises() -> None:
+def test_a_refused_decision_waits_for_its_own_turn_and_then_raises() -> None:
     state = state_with(ANNA)
     anna = state.directory.lease_of(ANNA)
     refused = announcing(Lease(LeaseId(9), BORIS, 1.0), placed("a", BORIS))
@@ -64,7 +65,7 @@ def test_what_is_refused_waits_for_its_own_turn_and_then_raises() -> None:
         batch_of([refused], state)
 
 
-def test_what_fails_harms_nobody_else() -> None:
+def test_a_failing_decision_does_not_harm_the_others() -> None:
     state = state_with(ANNA)
     broken = Proposal(lambda state, at: state.announce(state.directory.lease_of(BORIS), [], at))
     assert len(batch_of([announcing(state.directory.lease_of(ANNA), placed("a", ANNA)), broken], state)) == 1
@@ -86,7 +87,7 @@ acts = st.tuples(st.sampled_from(["announce", "announce", "withdraw", "leave"]),
 
 @settings(deadline=None)
 @given(st.lists(acts, max_size=8))
-def test_batches_end_where_one_by_one_ends(sequence: list[tuple[str, ReplicaId, str, int]]) -> None:
+def test_batches_end_in_the_same_state_as_single_decisions(sequence: list[tuple[str, ReplicaId, str, int]]) -> None:
     def decision(act: str, replica: ReplicaId, name: str, depth: int) -> Decision:
         lease = Lease(LeaseId(1 if replica == ANNA else 2), replica, 60.0)
         if act == "announce":

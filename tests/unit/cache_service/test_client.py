@@ -1,4 +1,4 @@
-"""Contexts, builds, drift and fail-over, through the real client, server and socket."""
+"""Test contexts, builds, drift and fail-over through the real client, server and socket."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import grpc
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import persistently
+from cache_service.client.watch import run_forever
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced, Built, Edited, Event
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import (
     FIRST_EPOCH,
-    CommitId,
     ContextId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     Lease,
     LeaseId,
     ReplicaId,
@@ -43,30 +42,30 @@ from protos.cache_v1_pb2_grpc import ContextsStub, EventsServicer, add_EventsSer
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
-async def test_a_context_is_made_read_rewritten_and_deleted(client: CacheClient) -> None:
+async def test_a_context_is_created_read_edited_and_deleted(client: CacheClient) -> None:
     made = await client.create_context("model", "salt", [1, 99, 99, 4], masked=[1, 2], author=ANNA)
     assert await client.get_context(made.id) == made
-    version = await client.commit(made.id, FIRST_EPOCH, [Edit(1, 2, (7,))], author=ANNA)
+    version = await client.edit_context(made.id, FIRST_EPOCH, [Edit(1, 2, (7,))], author=ANNA)
     read = await client.get_context(made.id)
     assert (read.token_ids, read.masked, read.version) == ((1, 7, 99, 4), (2,), version)
     assert [version.key] == prefix_keys("model", "salt", [1, 7, 99, 4], [4])
     with pytest.raises(StaleEpoch, match="at epoch 1"):
-        await client.commit(made.id, FIRST_EPOCH, [Edit(2, 3, (8,))], author=BORIS)
+        await client.edit_context(made.id, FIRST_EPOCH, [Edit(2, 3, (8,))], author=BORIS)
     await client.delete_context(made.id, author=ANNA)
     with pytest.raises(UnknownContext, match=made.id):
         await client.get_context(made.id)
 
 
-async def test_content_that_is_known_does_not_travel_again(server: CacheServer, client: CacheClient) -> None:
+async def test_known_content_is_not_sent_again(server: CacheServer, client: CacheClient) -> None:
     made = await client.create_context("m", "s", [1, 2, 3], masked=[1], author=ANNA)
     read = await client.get_context(made.id)
     assert await client.get_context(made.id, known=read) is read
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        request = pb.GetContextRequest(id=made.id, known_commit_id=read.version.commit)
+        request = pb.GetContextRequest(id=made.id, known_commit_id=read.version.edit_id)
         answer = await ContextsStub(channel).Get(request)  # type: ignore[no-untyped-call]
     assert (list(answer.context.token_ids), list(answer.context.masked)) == ([], [])
 
-    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (7,))], author=ANNA)
+    await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (7,))], author=ANNA)
     newest = await client.get_context(made.id, known=read)
     assert (newest.epoch, newest.token_ids, newest.masked) == (1, (7, 2, 3), (1,))
     await client.delete_context(made.id, author=ANNA)
@@ -74,12 +73,12 @@ async def test_content_that_is_known_does_not_travel_again(server: CacheServer, 
         await client.get_context(made.id, known=newest)
 
 
-async def test_requests_with_the_same_commit_id_are_carried_out_once(client: CacheClient) -> None:
-    first = await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make"))
-    assert await client.create_context("m", "s", [1], author=ANNA, commit=CommitId("make")) == first
+async def test_requests_with_the_same_edit_id_are_carried_out_once(client: CacheClient) -> None:
+    first = await client.create_context("m", "s", [1], author=ANNA, edit_id=EditId("make"))
+    assert await client.create_context("m", "s", [1], author=ANNA, edit_id=EditId("make")) == first
     edits = [Edit(0, 1, (2,))]
-    version = await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit"))
-    assert await client.commit(first.id, FIRST_EPOCH, edits, author=ANNA, commit=CommitId("edit")) == version
+    version = await client.edit_context(first.id, FIRST_EPOCH, edits, author=ANNA, edit_id=EditId("edit"))
+    assert await client.edit_context(first.id, FIRST_EPOCH, edits, author=ANNA, edit_id=EditId("edit")) == version
 
 
 async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheClient) -> None:
@@ -95,19 +94,19 @@ async def test_contexts_are_listed_by_pages_without_their_tokens(client: CacheCl
 
 
 @pytest.mark.parametrize(("size", "token"), [(1001, None), (1, "elsewhere"), (1, "9" * 5000)])
-async def test_pages_that_make_no_sense_are_refused(client: CacheClient, size: int, token: str | None) -> None:
+async def test_invalid_pages_are_refused(client: CacheClient, size: int, token: str | None) -> None:
     with pytest.raises(InvalidRequest, match="page_"):
         await client.list_contexts("s", page_size=size, page_token=token)
 
 
-async def test_a_refusal_is_told_however_long_what_it_repeats(client: CacheClient) -> None:
+async def test_a_refusal_arrives_even_where_it_repeats_a_long_name(client: CacheClient) -> None:
     with pytest.raises(UnknownContext, match="there is no context 'xxx"):
         await client.get_context(ContextId("x" * 100_000))
     with pytest.raises(LeaseRefused, match="replica 'ééé"):
         await client.drain(Lease(LeaseId(1), ReplicaId("é" * 100_000), 1.0))
 
 
-async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheClient) -> None:
+async def test_watchers_see_an_edit_and_it_hides_old_entries(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     made = await client.create_context("m", "s", [1, 2], author=ANNA)
     entry = placed("", ANNA, key=made.key, context=made.id, heat=3)
@@ -116,11 +115,10 @@ async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheC
         snapshot = await anext(watch)
         assert isinstance(snapshot, Snapshot)
         assert snapshot.contexts == (made,)
-        version = await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (5,))], author=BORIS)
+        version = await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (5,))], author=BORIS)
         event = await anext(watch)
-    assert isinstance(event, Event)
-    assert event.commit is not None
-    assert (event.kind, event.replica, event.commit.version) == (EventKind.COMMITTED, BORIS, version)
+    assert isinstance(event, Edited)
+    assert (event.author, event.version) == (BORIS, version)
     assert await client.lookup([made.key]) == {}
     assert await client.lookup([made.key], max_staleness=1) == {made.key: (entry,)}
     assert await client.hottest(9) == ()
@@ -128,7 +126,7 @@ async def test_a_commit_is_seen_by_watchers_and_hides_old_entries(client: CacheC
         await client.lookup([made.key], max_staleness=5)
 
 
-async def test_one_builds_and_the_other_hears_of_it(client: CacheClient) -> None:
+async def test_one_member_builds_and_watchers_see_it(client: CacheClient) -> None:
     anna, boris = await client.register(ANNA, ttl_s=5.0), await client.register(BORIS, ttl_s=5.0)
     build = await client.acquire(anna, key("a"), ttl_s=1.0)
     async with aclosing(client.watch()) as watch:
@@ -138,8 +136,8 @@ async def test_one_builds_and_the_other_hears_of_it(client: CacheClient) -> None
         assert await client.acquire(boris, key("a"), ttl_s=1.0) == build
         await client.extend(anna, build)
         await client.complete(anna, build, placed("a", ANNA))
-        kinds = [item.kind for item in [await anext(watch), await anext(watch)] if isinstance(item, Event)]
-    assert kinds == [EventKind.ANNOUNCED, EventKind.BUILT]
+        kinds = [type(item) for item in [await anext(watch), await anext(watch)] if isinstance(item, Event)]
+    assert kinds == [Announced, Built]
     with pytest.raises(FencedToken):
         await client.extend(anna, build)
     mine = await client.acquire(boris, key("a"), ttl_s=1.0)
@@ -147,7 +145,7 @@ async def test_one_builds_and_the_other_hears_of_it(client: CacheClient) -> None
     await client.release(boris, mine)
 
 
-async def test_a_build_whose_holder_fell_silent_is_granted_anew(
+async def test_a_build_whose_holder_fell_silent_is_granted_again(
     server: CacheServer, client: CacheClient, clock: FakeClock
 ) -> None:
     anna, boris = await client.register(ANNA, ttl_s=60.0), await client.register(BORIS, ttl_s=60.0)
@@ -165,7 +163,7 @@ async def test_a_build_whose_holder_fell_silent_is_granted_anew(
         await client.complete(anna, old, placed("a", ANNA))
 
 
-async def test_asking_again_for_ones_own_build_begins_its_lease_again(
+async def test_acquiring_ones_own_build_again_renews_its_lease(
     server: CacheServer, client: CacheClient, clock: FakeClock
 ) -> None:
     anna = await client.register(ANNA, ttl_s=60.0)
@@ -179,15 +177,15 @@ async def test_asking_again_for_ones_own_build_begins_its_lease_again(
     assert (await client.acquire(anna, key("a"), ttl_s=1.0)).token > build.token
 
 
-async def test_drift_lowers_depths_for_all(client: CacheClient) -> None:
+async def test_reported_drift_lowers_depths_for_all_members(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
-    limit = DepthLimit(key("a"), bucket=60, depth=3, profile=1)
+    limit = DepthLimit(key("a"), bucket=60, depth=3, depth_table_version=1)
     revision = await client.report_drift(lease, [limit])
     assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
     assert await client.depth_limits([key("a"), key("b"), key("a")]) == (limit,)
 
 
-async def test_a_draining_member_stays_listed_and_is_known_to_drain(client: CacheClient) -> None:
+async def test_a_draining_member_stays_listed_and_is_marked_as_draining(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     await client.announce(lease, [placed("a", ANNA)])
     revision = await client.drain(lease)
@@ -207,19 +205,17 @@ async def test_the_hottest_prefixes_come_first(client: CacheClient) -> None:
     assert [(p.key, p.replica, p.heat) for p in hottest] == [(key("b"), ANNA, 9), (key("a"), BORIS, 7)]
 
 
-async def test_what_is_stale_takes_no_place_among_the_hottest(client: CacheClient) -> None:
+async def test_a_stale_entry_is_not_among_the_hottest(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     made = await client.create_context("m", "s", [1], author=ANNA)
     old = placed("", ANNA, key=made.key, context=made.id, heat=99)
     await client.announce(lease, [old, placed("a", ANNA, heat=2)])
-    await client.commit(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
+    await client.edit_context(made.id, FIRST_EPOCH, [Edit(0, 1, (2,))], author=ANNA)
     assert await client.hottest(1) == (placed("a", ANNA, heat=2),)
 
 
-async def test_a_watch_leaves_an_instance_that_says_nothing(
-    server: CacheServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is there as far as the network can tell, as one that is stopped or that hangs."""
+async def test_a_watch_leaves_a_silent_instance(server: CacheServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network can reach the instance, as one that is stopped or that hangs."""
     monkeypatch.setattr("cache_service.client.watch.SILENCE_S", 0.2)
     async with (
         watchable(HangingEvents()) as target,
@@ -230,8 +226,8 @@ async def test_a_watch_leaves_an_instance_that_says_nothing(
         assert isinstance(await anext(watch), Snapshot)
 
 
-async def test_a_watcher_asks_for_a_snapshot_where_it_is_told_of_what_it_does_not_know() -> None:
-    """By an instance that is newer than the watcher."""
+async def test_a_watcher_takes_a_snapshot_in_place_of_an_event_that_it_does_not_know() -> None:
+    """An instance that is newer than the watcher sends such an event."""
     async with (
         watchable(NewerEvents()) as target,
         CacheClient(target) as client,
@@ -241,7 +237,7 @@ async def test_a_watcher_asks_for_a_snapshot_where_it_is_told_of_what_it_does_no
         assert [(await anext(watch)).revision for _ in range(3)] == [1, 3, 5]
 
 
-async def test_what_keeps_up_with_the_service_outlives_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_forever_runs_again_after_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache_service.client.watch.MAX_BACKOFF_S", 0.0)
     failures = [LookupError(), ValueError()]
 
@@ -250,7 +246,7 @@ async def test_what_keeps_up_with_the_service_outlives_whatever_fails(monkeypatc
             raise failures.pop()
         await asyncio.Event().wait()
 
-    running = asyncio.create_task(persistently(run))
+    running = asyncio.create_task(run_forever(run))
     done, _ = await asyncio.wait([running], timeout=0.1)
     assert (done, failures) == (set(), [])
     running.cancel()
@@ -274,7 +270,7 @@ class HangingEvents(EventsServicer):
 
 
 class NewerEvents(EventsServicer):
-    """A snapshot, then an event of a kind that this version has no name for."""
+    """Sends a snapshot, then an event of a kind that this version doesn't know."""
 
     revision = -1
 
@@ -297,7 +293,7 @@ async def test_a_client_fails_over_to_the_next_instance(clock: FakeClock) -> Non
             assert await client.announce(lease, [placed("a", ANNA)]) == 2
 
 
-async def test_with_all_instances_away_the_client_says_so_in_time() -> None:
+async def test_a_client_without_any_instance_fails_in_time() -> None:
     async with CacheClient(f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}", timeout_s=5.0) as client:
         with pytest.raises(CacheServiceUnavailable):
             await client.get_context(ContextId("ctx-1"))
@@ -311,4 +307,4 @@ def test_a_client_needs_a_target() -> None:
 async def test_an_epoch_of_the_future_is_as_stale_as_one_of_the_past(client: CacheClient) -> None:
     made = await client.create_context("m", "s", [1], author=ANNA)
     with pytest.raises(StaleEpoch):
-        await client.commit(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)
+        await client.edit_context(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)

@@ -11,7 +11,7 @@ from cache_service.store import open_store
 from cache_service.testing import FakeClock
 
 
-def test_options_go_before_the_file(tmp_path: Path) -> None:
+def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cache.yaml"
     path.write_text("port: 7171\nhistory: 10\n")
     assert load(path, {"port": 0}) == ServerConfig(port=0, history=10)
@@ -41,14 +41,14 @@ def test_errors_name_what_is_wrong(tmp_path: Path, text: str, named: str) -> Non
         load(path, {})
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "cache.yaml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidRequest, match=r"cache\.yaml"):
         load(path, {})
 
 
-def test_a_broken_file_is_told_of_without_what_it_says(tmp_path: Path) -> None:
+def test_the_error_of_a_broken_file_repeats_none_of_its_content(tmp_path: Path) -> None:
     path = tmp_path / "cache.yaml"
     path.write_text('port: 1\nstore: "redis://:s3cr3t@host/0\n')
     with pytest.raises(InvalidRequest, match="line 3") as refusal:
@@ -56,7 +56,7 @@ def test_a_broken_file_is_told_of_without_what_it_says(tmp_path: Path) -> None:
     assert "s3cr3t" not in str(refusal.value)
 
 
-async def test_a_store_whose_client_is_not_installed_is_named(
+async def test_an_error_names_the_extra_of_a_store_whose_client_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("cache_service.store.redis")]:
@@ -67,6 +67,6 @@ async def test_a_store_whose_client_is_not_installed_is_named(
         await open_store("redis://host", history=1, timeout_s=1.0, clock=clock)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"nowhere\.yaml"):
         load(tmp_path / "nowhere.yaml", {})

@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given, settings
 
 from cache_service.core.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
+from cache_service.core.events import Created, Deleted, Edited, Event, Left
 from cache_service.core.types import (
-    Commit,
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
     Edit,
-    Event,
-    EventKind,
+    EditId,
     PrefixKey,
     ReplicaId,
     Revision,
@@ -27,7 +25,7 @@ from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
 def event(revision: int, context: Context | None = None) -> Event:
-    return Event(Revision(revision), EventKind.LEFT, ANNA, context=context)
+    return Created(Revision(revision), ANNA, context) if context else Left(Revision(revision), ANNA)
 
 
 def events(*revisions: int, incarnation: str = "one") -> Update:
@@ -39,8 +37,8 @@ def snapshot(revision: int) -> Update:
 
 
 def context(length: int) -> Context:
-    version = Version(0, PrefixKey(b"k"), CommitId("c"))  # type: ignore[arg-type]
-    return Context(ContextId("c"), "m", "s", (1,) * length, (), Revision(1), CommitId("c"), version)
+    version = Version(0, PrefixKey(b"k"), EditId("c"))  # type: ignore[arg-type]
+    return Context(ContextId("c"), "m", "s", (1,) * length, (), Revision(1), EditId("c"), version)
 
 
 @pytest.fixture
@@ -118,8 +116,8 @@ def test_a_message_is_full_when_its_contexts_are() -> None:
     [
         event(1, replace(context(1), salt="s" * BATCH_TOKENS)),
         event(1, replace(context(1), masked=(0,) * BATCH_TOKENS)),
-        replace(event(1), replica=ReplicaId("a" * BATCH_TOKENS)),
-        replace(event(1), commit=Commit(ContextId("c"), context(1).version, (Edit(0, 0, ()),) * BATCH_TOKENS)),
+        Deleted(Revision(1), ReplicaId("a" * BATCH_TOKENS), ContextId("c")),
+        Edited(Revision(1), ANNA, ContextId("c"), context(1).version, (Edit(0, 0, ()),) * BATCH_TOKENS),
     ],
     ids=["salt", "holes", "author", "edits"],
 )

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from cache_service.core.events import Event, Joined, Left
 from cache_service.core.state import State
-from cache_service.core.types import Event, EventKind, Lease, LeaseId, PrefixKey, ReplicaId, Revision
+from cache_service.core.types import Lease, LeaseId, PrefixKey, ReplicaId, Revision
 from cache_service.errors import CacheServiceError, InvalidRequest, LeaseRefused
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
@@ -28,7 +29,7 @@ def announce(state: State, lease: Lease, *names: str) -> None:
 def test_a_decision_changes_nothing_until_it_is_applied() -> None:
     state = State()
     events = state.directory.register(ANNA, 3.0, Revision(1))
-    assert events == (Event(Revision(1), EventKind.JOINED, ANNA, lease=Lease(LeaseId(1), ANNA, 3.0)),)
+    assert events == (Joined(Revision(1), Lease(LeaseId(1), ANNA, 3.0)),)
     assert state.directory.members() == ()
 
 
@@ -40,13 +41,12 @@ def test_holders_are_found_by_key() -> None:
     assert {k: [p.replica for p in v] for k, v in found.items()} == {key("a"): [ANNA], key("b"): [ANNA, BORIS]}
 
 
-def test_saying_the_same_again_adds_no_event() -> None:
+def test_a_repeated_announcement_adds_no_event() -> None:
     state = State()
     lease = joined(state, ANNA)
     announce(state, lease, "a")
     assert state.directory.announce(lease, [placed("a", ANNA)], state.next_revision) == ()
     (lower,) = state.directory.announce(lease, [placed("a", ANNA, depth=2)], state.next_revision)
-    assert lower.placement is not None
     assert lower.placement.safe_depth == 2
 
 
@@ -81,7 +81,7 @@ def test_refusals_say_what_is_wrong() -> None:
 
 def test_a_gap_in_the_log_is_refused() -> None:
     with pytest.raises(ValueError, match="can't follow"):
-        State().apply(Event(Revision(2), EventKind.LEFT, ANNA))
+        State().apply(Left(Revision(2), ANNA))
 
 
 replicas = st.sampled_from([ReplicaId(name) for name in "abc"])
@@ -89,7 +89,7 @@ keys = st.sampled_from([key(name) for name in "uvwxyz"])
 
 
 class DirectoryMachine(RuleBasedStateMachine):
-    """Random decisions against a model that is nothing but a dict per member; a copy fed by events keeps up."""
+    """Checks random decisions against a model of one dict per member, and a copy that is fed by events."""
 
     leases: Bundle[Lease] = Bundle("leases")
 

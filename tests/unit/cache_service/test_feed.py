@@ -4,14 +4,15 @@ import asyncio
 
 import pytest
 
-from cache_service.core.types import Event, EventKind, Revision
+from cache_service.core.events import Event, Left
+from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
 from cache_service.store.feed import Feed
 from tests.unit.cache_service.builders import ANNA
 
 
 def event(revision: int) -> Event:
-    return Event(Revision(revision), EventKind.LEFT, ANNA)
+    return Left(Revision(revision), ANNA)
 
 
 def filled(num_events: int, capacity: int) -> Feed:
@@ -22,13 +23,13 @@ def filled(num_events: int, capacity: int) -> Feed:
 
 @pytest.mark.parametrize("after", range(4, 11))
 @pytest.mark.parametrize("limit", [1, 3, 100])
-def test_reads_follow_the_cursor_from_any_place_in_the_history(after: int, limit: int) -> None:
+def test_reads_follow_the_cursor_from_any_revision_in_the_history(after: int, limit: int) -> None:
     revisions = [e.revision for e in filled(10, capacity=6).read(Revision(after), limit)]
     assert revisions == list(range(after + 1, 11))[:limit]
 
 
 @pytest.mark.parametrize("after", [3, 11])
-def test_a_cursor_outside_the_history_is_told_so(after: int) -> None:
+def test_a_cursor_beyond_the_history_gets_an_error(after: int) -> None:
     with pytest.raises(Compacted, match=r"4\.\.10"):
         filled(10, capacity=6).read(Revision(after), 1)
 

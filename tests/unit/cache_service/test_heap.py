@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from cache_service.heap import settle, tend_heap
+from cache_service.heap import collect_and_freeze, freeze_periodically
 
 
 class Ring:
@@ -26,33 +26,33 @@ def thawed() -> Iterator[None]:
     gc.enable()
 
 
-def test_what_lives_is_not_walked_again() -> None:
+def test_objects_that_live_are_not_walked_again() -> None:
     ring = Ring()
-    settle(whole=True)
+    collect_and_freeze(whole=True)
     assert gc.get_freeze_count() > 0
     assert not any(found is ring for found in gc.get_objects())
 
 
 def test_cycles_among_newer_objects_are_freed_at_the_next_turn() -> None:
-    settle(whole=True)
+    collect_and_freeze(whole=True)
     ring = weakref.ref(Ring())
-    settle(whole=False)
+    collect_and_freeze(whole=False)
     assert ring() is None
 
 
-def test_a_cycle_that_was_in_use_when_put_aside_is_freed_by_a_whole_pass() -> None:
+def test_a_cycle_that_was_in_use_when_set_aside_is_freed_by_a_whole_pass() -> None:
     ring = Ring()
     seen = weakref.ref(ring)
-    settle(whole=False)
+    collect_and_freeze(whole=False)
     del ring
-    settle(whole=False)
+    collect_and_freeze(whole=False)
     assert seen() is not None
-    settle(whole=True)
+    collect_and_freeze(whole=True)
     assert seen() is None
 
 
-async def test_the_collector_is_as_before_once_nobody_tends_it() -> None:
-    tending = asyncio.create_task(tend_heap())
+async def test_the_collector_is_as_before_once_the_task_ends() -> None:
+    tending = asyncio.create_task(freeze_periodically())
     await asyncio.sleep(0)
     assert gc.get_freeze_count() > 0
     tending.cancel()

@@ -1,4 +1,4 @@
-"""Any calls in any order break no invariant of the protocol: the history checker is told what the service accepts."""
+"""Any calls in any order break no invariant of the protocol: the history checker sees what the service accepts."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
+from cache_service.core.events import Created, Edited, Event, Joined
+from cache_service.core.mirror import Mirror
 from cache_service.core.state import State
 from cache_service.core.types import (
     Build,
-    CommitId,
     Context,
     Edit,
-    Event,
+    EditId,
     Lease,
     Placement,
     PrefixKey,
     ReplicaId,
-    Snapshot,
 )
 from cache_service.errors import CacheServiceError, Compacted, FencedToken, LeaseRefused
 from cache_service.rpc.service import CacheService
 from cache_service.store.memory import MemoryStore
-from cache_service.testing import FakeClock, HistoryChecker, WatchChecker, mirror_of, require_same_view
+from cache_service.testing import FakeClock, HistoryChecker, WatchChecker, require_same_view
 from tests.faults.simulation import run
 from tests.unit.cache_service.builders import key
 
@@ -36,7 +36,7 @@ MEMBER_TTL_S, BUILD_TTL_S = 3.0, 1.0
 
 
 class ServiceMachine(RuleBasedStateMachine):
-    """Leases, builds and contexts in the bundles may have ended: whoever holds them doesn't know."""
+    """Makes calls with leases, builds and contexts that may have ended without their holders' knowledge."""
 
     leases, builds, contexts = Bundle("leases"), Bundle("builds"), Bundle("contexts")
     replicas = st.sampled_from([ReplicaId(name) for name in "ab"])
@@ -48,20 +48,20 @@ class ServiceMachine(RuleBasedStateMachine):
         self.store = MemoryStore(clock=self.clock, history=6)
         self.service = CacheService(self.store)
         self.checker, self.watch = HistoryChecker(), WatchChecker()
-        self.cursor, self.view = Cursor(), State()
+        self.cursor, self.mirror = Cursor(), Mirror()
         self.newest: dict[ReplicaId, Lease] = {}
         self.alive_until: dict[ReplicaId, float] = {}
         self.given: dict[ReplicaId, list[Build]] = {}
         self.keys: dict[PrefixKey, None] = {key("plain"): None}
-        self.num_commits = 0
+        self.num_edits = 0
 
-    def commit(self, decide: Callable[[State, Any], Sequence[Event]]) -> Sequence[Event]:
+    def append(self, decide: Callable[[State, Any], Sequence[Event]]) -> Sequence[Event]:
         self.checker.begin()
-        return run(self.service.commit(decide))  # type: ignore[no-any-return]
+        return run(self.service.append(decide))  # type: ignore[no-any-return]
 
-    def next_commit(self) -> CommitId:
-        self.num_commits += 1
-        return CommitId(f"c{self.num_commits}")
+    def next_edit_id(self) -> EditId:
+        self.num_edits += 1
+        return EditId(f"c{self.num_edits}")
 
     def lease_of(self, replica: ReplicaId) -> Lease:
         return self.newest.get(replica) or self.register(replica)
@@ -76,9 +76,9 @@ class ServiceMachine(RuleBasedStateMachine):
     def register(self, replica: ReplicaId) -> Lease:
         for build in self.given.pop(replica, ()):
             self.checker.give_up(build)
-        events = self.commit(lambda state, at: state.register(replica, MEMBER_TTL_S, at))
+        events = self.append(lambda state, at: state.register(replica, MEMBER_TTL_S, at))
         self.alive_until[replica] = self.clock.now + MEMBER_TTL_S
-        self.newest[replica] = next(event.lease for event in events if event.lease)
+        self.newest[replica] = next(event.lease for event in events if isinstance(event, Joined))
         return self.newest[replica]
 
     @rule(lease=leases)
@@ -96,23 +96,23 @@ class ServiceMachine(RuleBasedStateMachine):
 
     @rule(target=contexts, salt=st.sampled_from(["red", "blue"]), replica=replicas)
     def create(self, salt: str, replica: ReplicaId) -> Context:
-        commit = self.next_commit()
-        events = self.commit(lambda state, at: state.contexts.create("m", salt, [1, 2], [], commit, replica, at))
-        made = next(event.context for event in events if event.context)
+        edit_id = self.next_edit_id()
+        events = self.append(lambda state, at: state.contexts.create("m", salt, [1, 2], [], edit_id, replica, at))
+        made = next(event.context for event in events if isinstance(event, Created))
         self.checker.end_create(made)
         self.keys[made.key] = None
         return made
 
     @rule(target=contexts, context=contexts, token=st.integers(1, 2), replica=replicas, is_behind=seldom)
-    def rewrite(self, context: Context, token: int, replica: ReplicaId, is_behind: bool) -> Any:
-        """By who has read that epoch, and may not be the first to commit to it."""
-        edits, commit = [Edit(0, 1, (token,))], self.next_commit()
+    def edit(self, context: Context, token: int, replica: ReplicaId, is_behind: bool) -> Any:
+        """Edit an epoch that the author has read, and that another author may have edited before."""
+        edits, edit_id = [Edit(0, 1, (token,))], self.next_edit_id()
         context = context if is_behind else self.newest_of(context) or context
         try:
-            events = self.commit(lambda state, at: state.commit(context.id, context.epoch, edits, commit, replica, at))
+            events = self.append(lambda state, at: state.edit(context.id, context.epoch, edits, edit_id, replica, at))
         except CacheServiceError:
             return multiple()
-        self.checker.end_commit(context.id, next(event.commit.version for event in events if event.commit))
+        self.checker.end_edit(context.id, next(event.version for event in events if isinstance(event, Edited)))
         newest = self.store.state.contexts.get(context.id)
         self.keys[newest.key] = None
         return newest
@@ -122,14 +122,14 @@ class ServiceMachine(RuleBasedStateMachine):
         if not is_done:
             return
         with suppress(CacheServiceError):
-            self.commit(lambda state, at: state.delete(context.id, replica, at))
+            self.append(lambda state, at: state.delete(context.id, replica, at))
             self.checker.end_delete(context.id)
 
     @rule(replica=replicas, context=st.none() | contexts, is_behind=seldom)
     def announce(self, replica: ReplicaId, context: Context | None, is_behind: bool) -> None:
         lease, entry = self.lease_of(replica), entry_of(replica, context if is_behind else self.newest_of(context))
         with suppress(CacheServiceError):
-            self.commit(lambda state, at: state.announce(lease, [entry], at))
+            self.append(lambda state, at: state.announce(lease, [entry], at))
 
     @rule(target=builds, replica=replicas, context=st.none() | contexts)
     def acquire(self, replica: ReplicaId, context: Context | None) -> Any:
@@ -152,7 +152,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def complete(self, build: Build, lease: Lease, context: Context | None) -> None:
         self.checker.begin_complete(build)
         try:
-            self.commit(lambda state, at: state.complete(lease, build.token, entry_of(lease.replica, context), at))
+            self.append(lambda state, at: state.complete(lease, build.token, entry_of(lease.replica, context), at))
         except FencedToken:
             self.checker.end_fenced()
         except CacheServiceError:
@@ -175,16 +175,13 @@ class ServiceMachine(RuleBasedStateMachine):
         except Compacted:
             self.cursor.reset()
             self._listen(0)
-        require_same_view(self.view.snapshot(), self.store.state.snapshot())
+        require_same_view(self.mirror.state.snapshot(), self.store.state.snapshot())
 
     def _listen(self, num_lost: int) -> None:
         for update in self._updates(num_lost):
             for item in self.cursor.take(update):
                 self.watch.take(item)
-                if isinstance(item, Snapshot):
-                    self.view = mirror_of(item)
-                else:
-                    self.view.apply(item)
+                self.mirror.take(item)
 
     def _updates(self, num_lost: int) -> list[Update]:
         after, revision, incarnation = self.cursor.resume(), self.store.state.revision, self.store.incarnation

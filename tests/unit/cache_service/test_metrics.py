@@ -1,4 +1,4 @@
-"""What an operator reads, after things happened at a real server."""
+"""Check the metrics that an operator reads from a real server."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ async def test_calls_and_state_are_counted(server: CacheServer, client: CacheCli
     assert read(server, "call_seconds_count", method="Announce") == 2
 
 
-async def test_a_commit_that_lost_its_race_and_a_fenced_build_are_told_apart(
+async def test_an_edit_that_lost_its_race_and_a_fenced_build_are_counted_apart(
     server: CacheServer, client: CacheClient, clock: FakeClock
 ) -> None:
     lease = await client.register(ANNA, ttl_s=60.0)
     context = await client.create_context("model", "salt", [1, 2], author=ANNA)
-    await client.commit(context.id, context.epoch, [Edit(0, 1, (9,))], author=ANNA)
+    await client.edit_context(context.id, context.epoch, [Edit(0, 1, (9,))], author=ANNA)
     with pytest.raises(StaleEpoch):
-        await client.commit(context.id, context.epoch, [Edit(0, 1, (8,))], author=BORIS)
+        await client.edit_context(context.id, context.epoch, [Edit(0, 1, (8,))], author=BORIS)
     build = await client.acquire(lease, key("a"), ttl_s=1.0)
     assert read(server, "builds") == 1
     clock.advance(2.0)
@@ -78,11 +78,11 @@ async def test_a_watcher_that_is_not_read_lags(clock: FakeClock) -> None:
         service = server.service
         assert read(server, "watcher_lag_revisions") == 0
         incarnation = service.store.incarnation
-        await service.commit(lambda state, at: state.register(ANNA, 60.0, at))
+        await service.append(lambda state, at: state.register(ANNA, 60.0, at))
         async with aclosing(service.watch(Revision(0), incarnation)) as slow:
             await anext(slow)
             for _ in range(3):
-                await service.commit(lambda state, at: state.register(ANNA, 60.0, at))
+                await service.append(lambda state, at: state.register(ANNA, 60.0, at))
             revision = service.store.state.revision
             assert read(server, "watcher_lag_revisions") == revision
             await anext(slow)

@@ -1,4 +1,4 @@
-"""`python -m cache_service` as an operator meets it: a process with health, reflection, metrics and signals."""
+"""Run `python -m cache_service` as an operator does: a process with health, reflection, metrics and signals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scrape(port: int) -> str:
         return str(response.read().decode())
 
 
-async def test_it_serves_and_says_so() -> None:
+async def test_an_instance_serves_and_logs_it() -> None:
     metrics_port = free_port()
     with service("--metrics-port", str(metrics_port)) as (process, port):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -68,7 +68,7 @@ async def test_it_serves_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
+def test_a_signal_ends_the_process_cleanly(number: signal.Signals) -> None:
     with service() as (process, _):
         process.send_signal(number)
         assert process.wait(timeout=10) == 0
@@ -82,7 +82,7 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
         (["--port", "0", "--metrics-port", "PORT"], 1, "--metrics-port"),
     ],
 )
-def test_a_wrong_option_ends_it_with_a_word(options: list[str], code: int, named: str) -> None:
+def test_a_wrong_option_ends_the_process_with_a_message(options: list[str], code: int, named: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         port = str(occupied.getsockname()[1])
         command = [sys.executable, "-m", "cache_service", *(option.replace("PORT", port) for option in options)]

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 import pytest
 
+from cache_service.core.events import Announced, Built, Edited, Event, Left, Released
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
-    CommitId,
     DepthLimit,
     Edit,
+    EditId,
     Epoch,
-    Event,
-    EventKind,
     FencingToken,
     Lease,
     PrefixKey,
@@ -23,10 +22,10 @@ from cache_service.errors import FencedToken, InvalidRequest, LeaseRefused, Stal
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
-def carry_out(state: State, events: tuple[Event, ...]) -> list[EventKind]:
+def carry_out(state: State, events: tuple[Event, ...]) -> list[type[Event]]:
     for event in events:
         state.apply(event)
-    return [event.kind for event in events]
+    return [type(event) for event in events]
 
 
 def joined(state: State, replica: ReplicaId) -> Lease:
@@ -39,7 +38,7 @@ def acquire(state: State, lease: Lease, name: str = "a") -> Build:
     return state.builds.under_way(key(name), FIRST_EPOCH)
 
 
-def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[EventKind]:
+def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[type[Event]]:
     entry = placed("a", lease.replica, depth=depth)
     return carry_out(state, state.complete(lease, build.token, entry, state.next_revision))
 
@@ -49,7 +48,7 @@ def state() -> State:
     return State()
 
 
-def test_one_member_builds_and_the_others_learn_who(state: State) -> None:
+def test_one_member_builds_and_the_others_learn_which(state: State) -> None:
     anna, boris = joined(state, ANNA), joined(state, BORIS)
     build = acquire(state, anna)
     assert build.replica == ANNA
@@ -61,7 +60,7 @@ def test_one_member_builds_and_the_others_learn_who(state: State) -> None:
 def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
-    assert complete(state, anna, build) == [EventKind.ANNOUNCED, EventKind.BUILT]
+    assert complete(state, anna, build) == [Announced, Built]
     made = replace(placed("a", ANNA), token=build.token)
     assert state.directory.lookup([key("a")]) == {key("a"): (made,)}
     assert state.announce(anna, [placed("a", ANNA)], state.next_revision) == ()
@@ -72,12 +71,12 @@ def test_completing_announces_the_entry_and_ends_the_build(state: State) -> None
 def test_a_holder_that_slept_through_its_lease_is_fenced_off(state: State) -> None:
     anna, boris = joined(state, ANNA), joined(state, BORIS)
     old = acquire(state, anna)
-    assert carry_out(state, state.expire({old.lease.id}, state.next_revision)) == [EventKind.RELEASED]
+    assert carry_out(state, state.expire({old.lease.id}, state.next_revision)) == [Released]
     with pytest.raises(FencedToken, match="has ended"):
         complete(state, anna, old)
     new = acquire(state, boris)
     assert new.token > old.token
-    with pytest.raises(FencedToken, match=f"granted anew to 'boris' under {new.token}"):
+    with pytest.raises(FencedToken, match=f"granted again, to 'boris' under {new.token}"):
         complete(state, anna, old)
     complete(state, boris, new)
     with pytest.raises(FencedToken):
@@ -93,16 +92,14 @@ def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: Sta
         complete(state, anna, old)
 
 
-def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
+def test_an_announcement_may_not_bring_a_token(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
     entry = replace(placed("a", ANNA), token=build.token)
     with pytest.raises(FencedToken, match=f"token {build.token}"):
         state.announce(anna, [entry], state.next_revision)
     complete(state, anna, build)
-    assert carry_out(state, state.announce(anna, [replace(entry, heat=2)], state.next_revision)) == [
-        EventKind.ANNOUNCED
-    ]
+    assert carry_out(state, state.announce(anna, [replace(entry, heat=2)], state.next_revision)) == [Announced]
     with pytest.raises(FencedToken):
         state.announce(anna, [replace(entry, token=FencingToken(build.token + 1))], state.next_revision)
     again = joined(state, ANNA)
@@ -112,7 +109,7 @@ def test_an_announcement_brings_no_token_of_its_own(state: State) -> None:
         state.announce(again, [entry], state.next_revision)
 
 
-def test_a_token_counts_only_for_the_member_that_got_it(state: State) -> None:
+def test_a_token_counts_only_for_its_own_member(state: State) -> None:
     build = acquire(state, joined(state, ANNA))
     with pytest.raises(FencedToken):
         complete(state, joined(state, BORIS), build)
@@ -123,9 +120,7 @@ def test_releasing_frees_the_build(state: State) -> None:
     build = acquire(state, anna)
     with pytest.raises(FencedToken):
         state.release(anna, build.key, build.epoch, FencingToken(build.token + 1), state.next_revision)
-    assert carry_out(state, state.release(anna, build.key, build.epoch, build.token, state.next_revision)) == [
-        EventKind.RELEASED
-    ]
+    assert carry_out(state, state.release(anna, build.key, build.epoch, build.token, state.next_revision)) == [Released]
     assert acquire(state, boris).replica == BORIS
 
 
@@ -139,7 +134,7 @@ def test_a_members_builds_end_with_it(state: State, how: str) -> None:
         kinds = carry_out(state, state.expire({anna.id}, state.next_revision))
     else:
         kinds = carry_out(state, state.register(ANNA, 5.0, state.next_revision))
-    assert kinds[:2] == [EventKind.RELEASED, EventKind.LEFT]
+    assert kinds[:2] == [Released, Left]
     assert len(state.builds) == 0
 
 
@@ -147,20 +142,20 @@ def test_a_lapsed_member_and_its_lapsed_build_end_once(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
     lapsed = {anna.id, build.lease.id}
-    assert carry_out(state, state.expire(lapsed, state.next_revision)) == [EventKind.RELEASED, EventKind.LEFT]
+    assert carry_out(state, state.expire(lapsed, state.next_revision)) == [Released, Left]
     assert state.expire(lapsed, state.next_revision) == ()
 
 
-def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
+def test_builds_of_an_old_epoch_end_with_the_edit(state: State) -> None:
     anna = joined(state, ANNA)
-    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    made = state.contexts.create("m", "s", [1, 2], [], EditId("c"), ANNA, state.next_revision)
     carry_out(state, made)
     (context,) = state.contexts.all()
     carry_out(state, state.acquire(anna, context.key, context.epoch, context.id, 2.0, state.next_revision))
     build = state.builds.under_way(context.key, context.epoch)
     edits = [Edit(0, 1, (5,))]
-    events = state.commit(context.id, FIRST_EPOCH, edits, CommitId("d"), BORIS, state.next_revision)
-    assert carry_out(state, events) == [EventKind.COMMITTED, EventKind.RELEASED]
+    events = state.edit(context.id, FIRST_EPOCH, edits, EditId("d"), BORIS, state.next_revision)
+    assert carry_out(state, events) == [Edited, Released]
     entry = placed("", ANNA, key=context.key, context=context.id)
     with pytest.raises(StaleEpoch):
         state.complete(anna, build.token, entry, state.next_revision)
@@ -170,16 +165,16 @@ def test_builds_of_an_old_epoch_end_with_the_commit(state: State) -> None:
 
 def test_an_entry_must_be_under_its_contexts_key(state: State) -> None:
     anna = joined(state, ANNA)
-    made = state.contexts.create("m", "s", [1, 2], [], CommitId("c"), ANNA, state.next_revision)
+    made = state.contexts.create("m", "s", [1, 2], [], EditId("c"), ANNA, state.next_revision)
     carry_out(state, made)
     entry = placed("a", ANNA, context=state.contexts.all()[0].id)
     with pytest.raises(InvalidRequest, match="another key"):
         state.announce(anna, [entry], state.next_revision)
-    with pytest.raises(InvalidRequest, match="outside of any context"):
+    with pytest.raises(InvalidRequest, match="without a context"):
         state.announce(anna, [placed("a", ANNA, epoch=1)], state.next_revision)
 
 
-def test_strangers_may_neither_build_nor_report(state: State) -> None:
+def test_replicas_that_are_no_members_may_neither_build_nor_report(state: State) -> None:
     anna = joined(state, ANNA)
     carry_out(state, state.leave(anna, state.next_revision))
     with pytest.raises(LeaseRefused):
@@ -191,20 +186,20 @@ def test_strangers_may_neither_build_nor_report(state: State) -> None:
 
 
 def report(state: State, *reports: tuple[int, int]) -> dict[int, int]:
-    """Report (profile, depth) pairs for one prefix and bucket; the depth that then holds, by bucket."""
+    """Report (depth table version, depth) pairs for one prefix and bucket; return the resulting depth by bucket."""
     lease = joined(state, ANNA)
-    limits = [DepthLimit(key("a"), 60, depth, profile) for profile, depth in reports]
+    limits = [DepthLimit(key("a"), 60, depth, version) for version, depth in reports]
     carry_out(state, state.report_drift(lease, limits, state.next_revision))
     return {limit.bucket: limit.depth for limit in state.depths.lookup([key("a")])}
 
 
-def test_under_one_profile_a_limit_only_falls(state: State) -> None:
+def test_under_one_depth_table_a_limit_only_falls(state: State) -> None:
     assert report(state, (1, 5)) == {60: 5}
     assert report(state, (1, 7)) == {60: 5}
     assert report(state, (1, 3), (1, 4)) == {60: 3}
 
 
-def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: State) -> None:
+def test_a_newer_depth_table_raises_a_limit_and_an_older_one_changes_nothing(state: State) -> None:
     assert report(state, (1, 2)) == {60: 2}
     assert report(state, (2, 9)) == {60: 9}
     assert report(state, (1, 1)) == {60: 9}
@@ -213,12 +208,12 @@ def test_a_newer_profile_lifts_a_limit_and_an_older_one_is_passed_over(state: St
 @pytest.mark.parametrize(
     ("limit", "named"), [(DepthLimit(key("a"), 101, 1, 1), "bucket"), (DepthLimit(PrefixKey(b""), 60, 1, 1), "key")]
 )
-def test_limits_that_make_no_sense_are_refused(state: State, limit: DepthLimit, named: str) -> None:
+def test_invalid_limits_are_refused(state: State, limit: DepthLimit, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         state.report_drift(joined(state, ANNA), [limit], state.next_revision)
 
 
 @pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b""), 0, "key"), (key("a"), 7, "epoch 0")])
-def test_builds_that_make_no_sense_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
+def test_invalid_builds_are_refused(state: State, built: PrefixKey, epoch: int, named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         state.acquire(joined(state, ANNA), built, Epoch(epoch), None, 2.0, state.next_revision)

@@ -1,4 +1,4 @@
-"""The real server and the real client, over a real socket."""
+"""Test the real server and the real client over a real socket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced, Event, Joined, Left, Released, Withdrawn
+from cache_service.core.mirror import Mirror
 from cache_service.core.state import State
-from cache_service.core.types import Event, EventKind, Lease, LeaseId, Revision, Snapshot
+from cache_service.core.types import Lease, LeaseId, Revision, Snapshot
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseRefused
 from cache_service.rpc.server import CacheServer
 from cache_service.store.base import Decision
@@ -35,7 +37,7 @@ async def take(items: AsyncIterator[Snapshot | Event], count: int) -> list[Snaps
     return [await anext(items) for _ in range(count)]
 
 
-async def test_what_is_announced_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
+async def test_an_announced_entry_is_found_until_it_is_withdrawn(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     assert await client.announce(lease, [placed("a", ANNA), placed("b", ANNA, depth=0)]) == 3
     found = await client.lookup([key("a"), key("b"), key("c")])
@@ -68,25 +70,25 @@ async def test_a_silent_member_leaves_with_all_it_holds(
 async def test_lapsed_leases_end_one_by_one(
     server: CacheServer, client: CacheClient, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at once can be a million placements, and nobody else is served meanwhile."""
+    """Together they can have a million placements, and no other call is served meanwhile."""
     for replica in (ANNA, BORIS):
         lease = await client.register(replica, ttl_s=5.0)
         await client.acquire(lease, key(replica), ttl_s=5.0)
     clock.advance(5.0)
-    ended: list[list[EventKind]] = []
-    whole = MemoryStore.commit
+    ended: list[list[type[Event]]] = []
+    whole = MemoryStore.append
 
-    async def commit(store: MemoryStore, decide: Decision) -> Sequence[Event]:
+    async def append(store: MemoryStore, decide: Decision) -> Sequence[Event]:
         events = await whole(store, decide)
-        ended.append([event.kind for event in events])
+        ended.append([type(event) for event in events])
         return events
 
-    monkeypatch.setattr(MemoryStore, "commit", commit)
+    monkeypatch.setattr(MemoryStore, "append", append)
     await server.service.tick()
-    assert [kinds for kinds in ended if kinds] == [[EventKind.RELEASED, EventKind.LEFT]] * 2
+    assert [kinds for kinds in ended if kinds] == [[Released, Left]] * 2
 
 
-async def test_refusals_cross_the_wire_as_what_they_are(client: CacheClient) -> None:
+async def test_a_refusal_arrives_as_the_error_that_the_service_raised(client: CacheClient) -> None:
     with pytest.raises(LeaseRefused, match="'anna' is not a member"):
         await client.announce(Lease(LeaseId(7), ANNA, 1.0), [placed("a", ANNA)])
     with pytest.raises(InvalidRequest, match="ttl_s"):
@@ -102,13 +104,13 @@ async def test_a_watch_begins_with_a_snapshot_and_goes_on_with_every_event(clien
         await client.withdraw(lease, [key("a")])
         await client.leave(lease)
         assert await take(watch, 3) == [
-            Event(Revision(3), EventKind.ANNOUNCED, ANNA, placed("b", ANNA)),
-            Event(Revision(4), EventKind.WITHDRAWN, ANNA, placed("a", ANNA)),
-            Event(Revision(5), EventKind.LEFT, ANNA),
+            Announced(Revision(3), placed("b", ANNA)),
+            Withdrawn(Revision(4), placed("a", ANNA)),
+            Left(Revision(5), ANNA),
         ]
 
 
-async def test_watchers_that_have_come_equally_far_share_one_message(server: CacheServer, client: CacheClient) -> None:
+async def test_watchers_at_the_same_revision_share_one_message(server: CacheServer, client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
     service = server.service
     revision, incarnation = service.store.state.revision, service.store.incarnation
@@ -177,7 +179,7 @@ async def test_a_watch_outlives_the_service_and_gets_a_snapshot_of_its_successor
     async with CacheServer(ServerConfig(port=first.port, grace_s=0.0), MemoryStore(clock=clock)):
         assert await pending == Snapshot(Revision(0), (), ())
         lease = await client.register(BORIS, ttl_s=5.0)
-        joined = Event(Revision(1), EventKind.JOINED, BORIS, lease=lease)
+        joined = Joined(Revision(1), lease)
         assert await anext(watch) == joined
         await watch.aclose()
         await client.close()
@@ -193,17 +195,13 @@ async def test_many_writers_and_late_watchers_end_with_one_view(server: CacheSer
                 await client.withdraw(lease, [key(f"{name}{i}")])
 
     async def follow(until: Revision) -> State:
-        view = State()
+        mirror = Mirror()
         async with aclosing(client.watch()) as watch:
             async for item in watch:
-                if isinstance(item, Snapshot):
-                    leases = [Lease(LeaseId(0), replica, 1.0) for replica in item.members]
-                    view = State.restore(item.revision, leases, item.placements)
-                else:
-                    view.apply(item)
-                if view.revision >= until:
+                mirror.take(item)
+                if mirror.revision >= until:
                     break
-        return view
+        return mirror.state
 
     last = Revision(2 + 2 * 40 + 2 * 14)
     followers = [asyncio.create_task(follow(last)) for _ in range(4)]
@@ -224,7 +222,7 @@ async def test_an_instance_listens_at_an_ipv6_address(clock: FakeClock) -> None:
         assert (await client.register(ANNA, ttl_s=5.0)).replica == ANNA
 
 
-async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeClock) -> None:
+async def test_ticks_go_on_after_one_that_fails_unexpectedly(clock: FakeClock) -> None:
     store = MemoryStore(clock=clock)
     lapsed, store.lapsed = store.lapsed, AsyncMock(side_effect=LookupError)  # type: ignore[method-assign]
     config = ServerConfig(port=0, grace_s=0.0, tick_s=0.01)
@@ -237,7 +235,7 @@ async def test_a_tick_that_fails_in_whatever_way_is_not_the_last(clock: FakeCloc
             assert (await statuses.read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_watch_ends_where_the_service_lost_its_store(
+async def test_a_watch_ends_when_the_service_loses_its_store(
     server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The instance can't know what the others accept, so it must not call the watcher's view up to date."""

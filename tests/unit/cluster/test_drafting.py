@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_service.core.contexts import spliced
-from cache_service.core.types import CommitId, Context, ContextId, Epoch, PrefixKey, Revision, Version
+from cache_service.core.contexts import splice
+from cache_service.core.types import Context, ContextId, EditId, Epoch, PrefixKey, Revision, Version
 from cluster.errors import RequestError
 from cluster.generation.contexts.drafting import Draft, Drafting, Hole, TextContent, TokenContent, Turn, TurnsContent
 from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
@@ -112,12 +112,12 @@ def test_a_draft_as_edits_is_the_draft_in_its_place(
     start = data.draw(st.integers(0, len(old)))
     end = data.draw(st.integers(start, len(old)))
     masked = tuple(index for index, (_, hole) in enumerate(old) if hole)
-    version = Version(Epoch(0), PrefixKey(b""), CommitId("c"))
+    version = Version(Epoch(0), PrefixKey(b""), EditId("c"))
     tokens = tuple(token for token, _ in old)
-    context = Context(ContextId("x"), "", "", tokens, masked, Revision(1), CommitId("c"), version)
+    context = Context(ContextId("x"), "", "", tokens, masked, Revision(1), EditId("c"), version)
     draft = drafting.whole(TokenContent(tuple(parts)))
 
-    after, holes = spliced(context, draft.edits(start, end))
+    after, holes = splice(context, draft.edits(start, end))
 
     shift = len(draft.token_ids) - (end - start)
     kept = [hole if hole < start else hole + shift for hole in masked if not start <= hole < end]

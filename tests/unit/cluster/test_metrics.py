@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_latest
 
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.ledger import WorkLedger
 from cluster.metrics import Expositions, Federation, RouterCollector
@@ -29,7 +30,7 @@ def worker_text(replica: str, requests: int) -> str:
 def router() -> Iterator[RouterCollector]:
     ledger = WorkLedger()
     ledger.open("r", A, 70, until=60.0)
-    router = RouterCollector(PlacementView(), ledger)
+    router = RouterCollector(PlacementView(Mirror()), ledger)
     yield router
     REGISTRY.unregister(router)
 

@@ -10,6 +10,7 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import Context, Edit, ReplicaId
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
@@ -40,35 +41,37 @@ def reader_of(context: Context, max_staleness: int = 0) -> ContextRead:
     return ContextRead(ContextEpoch(context.id, context.epoch), 3, ContextMode.FOLLOW, max_staleness)
 
 
-async def following(client: CacheClient, view: ClusterView) -> None:
+async def following(client: CacheClient, mirror: Mirror) -> None:
     async for update in client.watch():
-        view.apply(update)
+        mirror.take(update)
 
 
 async def test_without_a_budget_every_commit_is_seen_at_once_whatever_the_watch_has_told(client: CacheClient) -> None:
     """The view stays where it was: what the service says counts."""
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
-    view = ClusterView()
-    view.apply(await anext(client.watch()))
+    mirror = Mirror()
+    view = ClusterView(mirror)
+    mirror.take(await anext(client.watch()))
     reader = ContextReader(client, view)
     assert await reader.newest(reader_of(context)) == context
     for number in range(40):
-        await client.commit(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
+        await client.edit_context(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
         context = await client.get_context(context.id)
         assert await reader.newest(reader_of(context)) == context
 
 
 async def test_content_that_the_watch_has_told_is_not_asked_for_again(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
-    view = ClusterView()
-    view.apply(await anext(client.watch()))
+    mirror = Mirror()
+    view = ClusterView(mirror)
+    mirror.take(await anext(client.watch()))
     assert await ContextReader(client, view).newest(reader_of(context)) is view.context(context.id)
 
 
 async def test_what_the_watch_has_not_told_yet_is_asked_for(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     for max_staleness in (0, 1):
-        assert await ContextReader(client, ClusterView()).newest(reader_of(context, max_staleness)) == context
+        assert await ContextReader(client, ClusterView(Mirror())).newest(reader_of(context, max_staleness)) == context
 
 
 async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_is_away() -> None:
@@ -76,11 +79,12 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
         client = await up.enter_async_context(client_of(server := await up.enter_async_context(server_on())))
         async with client_of(server) as its_own:
             context = await client.create_context("f", "", [1, 2, 3], author=ME)
-            view = ClusterView()
+            mirror = Mirror()
+            view = ClusterView(mirror)
             reader = ContextReader(its_own, view)
-            watching = asyncio.create_task(following(its_own, view))
+            watching = asyncio.create_task(following(its_own, mirror))
             assert await reader.newest(reader_of(context, 1)) == context
-            await client.commit(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
+            await client.edit_context(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
             while True:
                 known = await reader.newest(reader_of(context, 1))
                 if known is not None and known.epoch > context.epoch:
@@ -97,8 +101,9 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
 
 async def test_a_deleted_context_has_no_newest_content(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
-    view = ClusterView()
-    view.apply(await anext(client.watch()))
+    mirror = Mirror()
+    view = ClusterView(mirror)
+    mirror.take(await anext(client.watch()))
     await client.delete_context(context.id, author=ME)
     assert await ContextReader(client, view).newest(reader_of(context)) is None
 
@@ -109,7 +114,7 @@ async def test_every_question_gets_a_reply_as_long_as_it_is_open() -> None:
         server = await up.enter_async_context(server_on())
         async with client_of(server) as client:
             context = await client.create_context("f", "", [1, 2, 3], author=ME)
-            reader = ContextReader(client, ClusterView())
+            reader = ContextReader(client, ClusterView(Mirror()))
             for _ in range(3):
                 reader.ask(reader_of(context), replies.put_nowait)
             assert [await replies.get() for _ in range(3)] == [context] * 3

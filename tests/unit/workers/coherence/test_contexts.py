@@ -30,7 +30,7 @@ async def test_a_request_follows_its_context_as_far_as_it_must(
     worker = await start(cluster, client, f"f-{max_staleness}")
     old = ask(21 + max_staleness)
     context = await client.create_context("model", "", old.token_ids[:PREFIX], author=AUTHOR)
-    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    version = await client.edit_context(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
     read = ContextRead(ContextEpoch(context.id, context.epoch), PREFIX, ContextMode.FOLLOW, max_staleness)
     token_ids, usage = await answer(worker, replace(old, context=read))
 
@@ -51,7 +51,7 @@ async def test_a_commit_retires_the_old_epochs_entry_and_eager_builds_the_new_on
     request = replace(ask(11, "one"), prefixes=(PrefixCandidate(PREFIX, context.key),))
     await answer(worker, request)
     await until(lambda: is_content_of(client, context.key, context.id))
-    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    version = await client.edit_context(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
     await until(lambda: gone(client, context.key))
     if refresh == "eager":
         await until(lambda: is_content_of(client, version.key, context.id))
@@ -74,7 +74,7 @@ async def test_an_entry_whose_epoch_has_passed_before_it_is_live_serves_who_wait
     request = replace(ask(12), prefixes=(PrefixCandidate(PREFIX, context.key),))
     answering = asyncio.create_task(answer(worker, request))
     await until(lambda: count(worker, "waiting"))
-    version = await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    version = await client.edit_context(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
 
     assert (await answering)[1].reuse_depth > 0
     await until(lambda: count(worker, "entries_retired_total"))
@@ -93,7 +93,7 @@ async def test_nobody_waits_for_an_entry_that_nobody_will_be_told_of(cluster: Cl
     request = replace(request, prefixes=(PrefixCandidate(PREFIX, context.key),))
     await answer(worker, request)
     await until(lambda: is_content_of(client, context.key, context.id))
-    await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    await client.edit_context(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
     await until(lambda: gone(client, context.key))
 
     assert (await answer(worker, request))[1].reuse_depth > 0
@@ -109,7 +109,7 @@ async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cl
     request = ask(14)
     context = await client.create_context("model", "held up", request.token_ids[:PREFIX], author=AUTHOR)
     for epoch in range(MAX_STALENESS + 2):
-        await client.commit(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
+        await client.edit_context(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
     read = ContextRead(ContextEpoch(context.id, context.epoch), PREFIX)
     pinned = replace(request, prefixes=(PrefixCandidate(PREFIX, context.key),), context=read)
     assert (await answer(worker, pinned))[1].reuse_depth > 0
@@ -130,7 +130,7 @@ async def test_commits_to_contexts_that_a_worker_has_nothing_of_cost_it_no_calls
 
         before = renewals()
         for epoch in range(100):
-            await client.commit(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
+            await client.edit_context(context.id, Epoch(epoch), [Edit(0, 1, (epoch,))], author=AUTHOR)
         assert renewals() - before < 30
         await asyncio.to_thread(cluster.__exit__)
 
@@ -144,7 +144,7 @@ async def test_what_was_a_contexts_content_is_cached_for_others_as_any_prefix(
     context = await client.create_context("model", "", request.token_ids[:PREFIX], author=AUTHOR)
     assert context.key == prefix.key
     await answer(worker, request)
-    await client.commit(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
+    await client.edit_context(context.id, context.epoch, [Edit(0, 1, (5,))], author=AUTHOR)
     await until(lambda: count(worker, "entries_retired_total"))
     assert [(await answer(worker, request))[1].cached_tokens for _ in range(3)] == [0, PREFIX, PREFIX]
 

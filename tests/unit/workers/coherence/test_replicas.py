@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import Event, EventKind, PrefixKey, ReplicaId, Snapshot
+from cache_service.core.events import Draining, Event, Left
+from cache_service.core.types import PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import (
     ALWAYS,
@@ -225,20 +226,20 @@ async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: C
 
 async def test_a_replica_that_ends_drains_first(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "a12")
-    seen: list[EventKind] = []
+    seen: list[type[Event]] = []
     updates = client.watch()
     assert isinstance(await anext(updates), Snapshot)
 
     async def watch() -> None:
         async for update in updates:
-            if isinstance(update, Event) and update.replica == "a12":
-                seen.append(update.kind)
+            if isinstance(update, Draining | Left) and update.replica == "a12":
+                seen.append(type(update))
 
     watching = asyncio.create_task(watch())
     await asyncio.to_thread(worker.__del__)
-    await until(lambda: EventKind.LEFT in seen)
+    await until(lambda: Left in seen)
     watching.cancel()
-    assert seen == [EventKind.DRAINING, EventKind.LEFT]
+    assert seen == [Draining, Left]
 
 
 async def test_all_requests_are_served_while_the_service_is_away(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
@@ -59,7 +60,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
         async with CacheClient(service.target, timeout_s=30.0) as client:
             expected, _ = await answer(neighbour, ask(1))
             await until(lambda: is_held(client))
-            view, front = ClusterView(), AsyncEngine(engine)
+            view, front = ClusterView(Mirror()), AsyncEngine(engine)
             sync = PrefixSync(client, US, 30.0, view, 0, tally)
             supplier = Supplier(
                 US,
@@ -67,7 +68,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 client=client,
                 sync=sync,
                 view=view,
-                waits=BuildWaits(),
+                waits=BuildWaits(Mirror()),
                 entries=front,
                 transport=cluster.neighbours,
                 layout=engine.entries.format,
@@ -122,7 +123,7 @@ async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
 
 def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
     """A supplier of a replica that the service doesn't know, and what it tells the engine."""
-    tally, view, commands, client = Tally(), ClusterView(), Commands(), CacheClient("127.0.0.1:1")
+    tally, view, commands, client = Tally(), ClusterView(Mirror()), Commands(), CacheClient("127.0.0.1:1")
     sync = PrefixSync(client, US, 30.0, view, 0, tally)
     supplier = Supplier(
         US,
@@ -130,7 +131,7 @@ def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
         client=client,
         sync=sync,
         view=view,
-        waits=BuildWaits(),
+        waits=BuildWaits(Mirror()),
         entries=commands,
         transport=Unreachable(),
         layout=EntryFormat(

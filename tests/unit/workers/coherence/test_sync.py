@@ -11,11 +11,12 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.mirror import Mirror
 from cache_service.core.types import (
-    CommitId,
     Context,
     ContextId,
     DepthLimit,
+    EditId,
     Epoch,
     Placement,
     PrefixKey,
@@ -86,7 +87,7 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
 
 @asynccontextmanager
 async def syncing(client: CacheClient, view: ClusterView | None = None) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(), 0, Tally())
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), 0, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -107,7 +108,7 @@ async def test_entries_are_announced_withdrawn_and_left(port: int, client: Cache
 
 async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
     async with server_on(port):
-        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), 0, Tally())
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), 0, Tally())
         running = asyncio.create_task(sync.run())
         await sync.joined.wait()
         await asyncio.sleep(POLL_S)  # it has nothing to tell by now
@@ -165,10 +166,10 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     port: int, client: CacheClient
 ) -> None:
     first, second = entries()
-    version = Version(Epoch(3), first.key, CommitId("x"))
-    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), CommitId("x"), version)
-    behind = ClusterView()
-    behind.apply(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
-    async with server_on(port), syncing(client, behind) as sync:
+    version = Version(Epoch(3), first.key, EditId("x"))
+    nowhere = Context(ContextId("ctx-1"), "f", "", (1,), (), Revision(1), EditId("x"), version)
+    behind = Mirror()
+    behind.take(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
+    async with server_on(port), syncing(client, ClusterView(behind)) as sync:
         sync.apply(Report(live=(first, second)))
         await until(held(client), [9])

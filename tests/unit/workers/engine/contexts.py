@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cache_service.core.hashing import prefix_keys
-from cache_service.core.types import CommitId, Context, ContextId, Epoch, Revision, Version
+from cache_service.core.types import Context, ContextId, EditId, Epoch, Revision, Version
 from tests.unit.workers.tiny import prompt_of, request_of
 from workers.api import ContextEpoch, ContextMode, ContextRead, GenerateRequest
 
@@ -15,8 +15,8 @@ BLOCK = 4
 
 def content(epoch: int, token_ids: tuple[int, ...]) -> Context:
     (key,) = prefix_keys("tiny", "", token_ids, [len(token_ids)])
-    version = Version(Epoch(epoch), key, CommitId(f"c{epoch}"))
-    return Context(ContextId("ctx-1"), "tiny", "", token_ids, (), Revision(1), CommitId("c0"), version)
+    version = Version(Epoch(epoch), key, EditId(f"c{epoch}"))
+    return Context(ContextId("ctx-1"), "tiny", "", token_ids, (), Revision(1), EditId("c0"), version)
 
 
 def reading(

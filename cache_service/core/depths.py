@@ -1,0 +1,44 @@
+"""Decide how deep each prefix may be reused where drift was measured. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cache_service.core.bounds import require_key
+from cache_service.core.events import Limited
+from cache_service.core.types import DepthLimit, PrefixKey, ReplicaId, Revision
+from cache_service.errors import InvalidRequest
+
+
+class Depths:
+    """Holds the depth limits by prefix and ratio bucket."""
+
+    def __init__(self) -> None:
+        self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
+
+    def report(self, limits: Iterable[DepthLimit], replica: ReplicaId, at: Revision) -> tuple[Limited, ...]:
+        """Limit each prefix whose limit is lower than the known one, or was judged by a newer depth table."""
+        lowered: dict[tuple[PrefixKey, int], DepthLimit] = {}
+        for limit in limits:
+            require_key(limit.key)
+            if limit.depth < 0 or not 0 <= limit.bucket <= 100:
+                raise InvalidRequest(f"a depth must not be negative and a bucket within 0 and 100, got {limit}")
+            identity = (limit.key, limit.bucket)
+            known = lowered.get(identity) or self._limits.get(limit.key, {}).get(limit.bucket)
+            if known is None or _rank(limit) > _rank(known):
+                lowered[identity] = limit
+        return tuple(Limited(Revision(at + i), replica, limit) for i, limit in enumerate(lowered.values()))
+
+    def lookup(self, keys: Iterable[PrefixKey]) -> tuple[DepthLimit, ...]:
+        return tuple(limit for key in keys for limit in self._limits.get(key, {}).values())
+
+    def all(self) -> tuple[DepthLimit, ...]:
+        return self.lookup(self._limits)
+
+    def put(self, limit: DepthLimit) -> None:
+        self._limits.setdefault(limit.key, {})[limit.bucket] = limit
+
+
+def _rank(limit: DepthLimit) -> tuple[int, int]:
+    """Order limits: a newer depth table counts more, and under the same one a lower depth does."""
+    return limit.depth_table_version, -limit.depth

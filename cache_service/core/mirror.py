@@ -1,0 +1,99 @@
+"""Keep a copy of the service's state by a watch, and report the news in each update. Pure.
+
+The copy is a hint, never a promise: while the watch is interrupted it grows old.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache_service.core.events import Event
+from cache_service.core.facts import Change, Drop, Put
+from cache_service.core.state import State
+from cache_service.core.types import Build, Context, DepthLimit, FencingToken, PrefixKey, Revision, Snapshot
+
+
+@dataclass(frozen=True)
+class Moved:
+    """States that no context has the content `old` any more."""
+
+    old: PrefixKey
+    context: Context | None
+    """The context that had it, as it is now; None where it was deleted."""
+
+
+@dataclass(frozen=True)
+class News:
+    """Lists what an update means to members and routers."""
+
+    limits: tuple[DepthLimit, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    renamed: frozenset[PrefixKey] = frozenset()
+    """The keys that an event may have made the content of another context, or of none."""
+    ended_builds: frozenset[FencingToken] = frozenset()
+    is_restart: bool = False
+    """The update is a snapshot, which replaced all that was known."""
+
+
+class Mirror:
+    """Keeps the state that the updates of one watch add up to."""
+
+    def __init__(self) -> None:
+        self.state = State()
+
+    @property
+    def revision(self) -> Revision:
+        return self.state.revision
+
+    def take(self, update: Snapshot | Event) -> News:
+        """Carry out one update of the watch. An event that is known already changes nothing."""
+        if isinstance(update, Snapshot):
+            return self._restart(update)
+        if update.revision <= self.revision:
+            return News()
+        return self._news_of(self.state.apply(update))
+
+    def _restart(self, snapshot: Snapshot) -> News:
+        before, self.state = self.state, State.of(snapshot)
+        contexts = self.state.contexts
+        moved = [
+            Moved(version.key, context)
+            for context in snapshot.contexts
+            for version in context.past
+            if contexts.is_stale(version.key)
+        ]
+        deleted = (context for context in before.contexts.all() if contexts.find(context.id) is None)
+        moved += [Moved(context.key, None) for context in deleted if contexts.with_content(context.key) is None]
+        under_way = {build.token for build in snapshot.builds}
+        ended = frozenset(build.token for build in before.builds.all() if build.token not in under_way)
+        return News(snapshot.limits, tuple(moved), ended_builds=ended, is_restart=True)
+
+    def _news_of(self, changes: tuple[Change, ...]) -> News:
+        limits: list[DepthLimit] = []
+        moved: list[Moved] = []
+        renamed: set[PrefixKey] = set()
+        ended: set[FencingToken] = set()
+        for change in changes:
+            match change:
+                case Put(DepthLimit() as limit):
+                    limits.append(limit)
+                case Put(Context() as context, replaced):
+                    renamed.update(context.keys, replaced.keys if replaced else ())
+                    moved += self._moved(replaced, context)
+                case Drop(Context() as context):
+                    renamed.update(context.keys)
+                    moved += self._moved(context, None)
+                case Drop(Build() as build):
+                    ended.add(build.token)
+                case _:
+                    pass
+        return News(tuple(limits), tuple(moved), frozenset(renamed), frozenset(ended))
+
+    def _moved(self, before: Context | None, after: Context | None) -> list[Moved]:
+        """Report the old content of a context unless a context has it still; an edit may change nothing."""
+        if before is None or self.state.contexts.with_content(before.key) is not None:
+            return []
+        return [Moved(before.key, after)]
+
+    def __repr__(self) -> str:
+        return f"<Mirror of {self.state}>"

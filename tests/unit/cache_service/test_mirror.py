@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from cache_service.core.events import Event, Left
+from cache_service.core.mirror import Mirror, Moved, News
+from cache_service.core.state import State
+from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, Edit, EditId, Lease, Revision
+from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
+
+
+class Service:
+    """Holds a service's state with one member, and a mirror that takes every event."""
+
+    def __init__(self) -> None:
+        self.state, self.mirror = State(), Mirror()
+        self.append(self.state.register(ANNA, 9.0, self.state.next_revision))
+
+    @property
+    def lease(self) -> Lease:
+        return self.state.directory.lease_of(ANNA)
+
+    def append(self, events: tuple[Event, ...]) -> list[News]:
+        for event in events:
+            self.state.apply(event)
+        return [self.mirror.take(event) for event in events]
+
+    def acquire(self, name: str) -> Build:
+        self.append(self.state.acquire(self.lease, key(name), FIRST_EPOCH, None, 2.0, self.state.next_revision))
+        return self.state.builds.under_way(key(name), FIRST_EPOCH)
+
+
+def test_a_mirror_of_events_equals_a_mirror_of_their_snapshot() -> None:
+    service = Service()
+    service.append(service.state.announce(service.lease, [placed("a", ANNA)], service.state.next_revision))
+    service.append(service.state.directory.drain(service.lease, service.state.next_revision))
+    service.acquire("b")
+    late = Mirror()
+    assert late.take(service.state.snapshot()).is_restart
+    assert late.state.snapshot() == service.mirror.state.snapshot() == service.state.snapshot()
+
+
+def test_the_news_names_builds_that_ended_with_an_entry_or_without() -> None:
+    service = Service()
+    build, released = service.acquire("a"), service.acquire("b")
+    placement = placed("a", ANNA)
+    completed = service.append(
+        service.state.complete(service.lease, build.token, placement, service.state.next_revision)
+    )
+    assert [news.ended_builds for news in completed] == [frozenset(), {build.token}]
+    [left, *_] = service.append(service.state.leave(service.lease, service.state.next_revision))
+    assert left.ended_builds == {released.token}
+
+
+def test_a_snapshot_tells_which_builds_have_ended_meanwhile() -> None:
+    service = Service()
+    ended, under_way = service.acquire("a"), service.acquire("b")
+    late = Mirror()
+    late.take(service.state.snapshot())
+    release = service.state.release(service.lease, ended.key, ended.epoch, ended.token, service.state.next_revision)
+    service.append(release)
+    assert late.take(service.state.snapshot()).ended_builds == {ended.token}
+    assert late.state.builds.all() == (under_way,)
+
+
+def test_an_edit_moves_content_and_renames_every_key_of_the_context() -> None:
+    service = Service()
+    service.append(service.state.contexts.create("m", "s", [1, 2], [], EditId("c"), BORIS, service.state.next_revision))
+    [before] = service.state.contexts.all()
+    edits = [Edit(0, 1, (5,))]
+    events = service.state.edit(before.id, FIRST_EPOCH, edits, EditId("d"), BORIS, service.state.next_revision)
+    [news] = service.append(events)
+    [after] = service.state.contexts.all()
+    assert news == News(moved=(Moved(before.key, after),), renamed=frozenset({before.key, after.key}))
+
+
+def test_a_limit_is_news() -> None:
+    service = Service()
+    limit = DepthLimit(key("a"), 60, 3, 1)
+    [news] = service.append(service.state.report_drift(service.lease, [limit], service.state.next_revision))
+    assert news == News(limits=(limit,))
+
+
+def test_an_event_that_is_known_already_is_no_news() -> None:
+    service = Service()
+    assert service.mirror.take(Left(Revision(1), ANNA)) == News()
+    assert service.mirror.state.directory.members() == (service.lease,)
