@@ -119,7 +119,7 @@ class PrefixCache:
         self._num_pages += 0 if entry.is_private else num_pages
         return True
 
-    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
+    def reserve(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
         """Return a pending entry that is kept, until it is live, for requests that may come.
 
         Evicts nothing. Returns None where the key is taken, or there is no room.
@@ -144,7 +144,7 @@ class PrefixCache:
         warming = [handle.entry for handle in self._warming.values()]
         return (entry for entry in warming if is_due(entry) and self._is_background(entry))
 
-    def clear(self, entry: PrefixEntry) -> None:
+    def allow_build(self, entry: PrefixEntry) -> None:
         """Let the entry be built here."""
         entry.awaited = False
 

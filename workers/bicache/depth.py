@@ -117,13 +117,13 @@ class DepthLimits:
     A limit counts unless it was found under an older profile than ours; under one profile it only falls.
     """
 
-    def __init__(self, profile: int) -> None:
-        self.profile = profile
+    def __init__(self, depth_table_version: int) -> None:
+        self.depth_table_version = depth_table_version
         self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
 
-    def take(self, limit: DepthLimit) -> None:
+    def record(self, limit: DepthLimit) -> None:
         known = self._limits.get(limit.key, {}).get(limit.bucket)
-        if limit.profile < self.profile:
+        if limit.profile < self.depth_table_version:
             return
         if known is None or (limit.profile, -limit.depth) > (known.profile, -known.depth):
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit

@@ -109,7 +109,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveEntry:
     """A live entry as others may know it."""
 
     key: PrefixKey
@@ -124,13 +124,28 @@ class Live:
     build_s: float | None
     content_of: ContextEpoch | None = None
 
+    @classmethod
+    def of(cls, entry: PrefixEntry) -> LiveEntry:
+        """Return the entry's present values."""
+        return cls(
+            key=entry.key,
+            num_tokens=len(entry.token_ids),
+            depths=entry.depths,
+            safe_depth=entry.safe_depth,
+            size_bytes=entry.size_bytes,
+            heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
+            drifted=tuple(sorted(entry.drifted.items())),
+            build_s=entry.build_s,
+            content_of=entry.content_of,
+        )
+
     @property
     def token_layers(self) -> int:
         return self.num_tokens * max(self.depths, default=0)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PendingEntry:
     """A pending entry that is awaited."""
 
     key: PrefixKey
@@ -138,6 +153,11 @@ class Wanted:
     depths: tuple[int, ...]
     """Ascending."""
     num_states: int
+
+    @classmethod
+    def of(cls, entry: PrefixEntry) -> PendingEntry:
+        """Return the entry's present values."""
+        return cls(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))
 
     @property
     def token_layers(self) -> int:
@@ -148,10 +168,10 @@ class Wanted:
 class Report:
     """Changes as values, for other threads."""
 
-    live: tuple[Live, ...] = ()
+    live: tuple[LiveEntry, ...] = ()
     gone: tuple[PrefixKey, ...] = ()
     pending: tuple[PrefixKey, ...] = ()
-    wanted: tuple[Wanted, ...] = ()
+    wanted: tuple[PendingEntry, ...] = ()
     """Those of the pending that are awaited."""
     unwanted: tuple[PrefixKey, ...] = ()
 
@@ -159,27 +179,9 @@ class Report:
     def of(cls, changes: Changes) -> Report:
         """Called where the entries live. What has passed already is left out."""
         return cls(
-            live=tuple(live_of(entry) for entry in changes.built),
+            live=tuple(LiveEntry.of(entry) for entry in changes.built),
             gone=tuple(changes.gone),
             pending=tuple(entry.key for entry in changes.wanted),
-            wanted=tuple(wanted_of(entry) for entry in changes.wanted if entry.awaited),
+            wanted=tuple(PendingEntry.of(entry) for entry in changes.wanted if entry.awaited),
             unwanted=tuple(changes.unwanted),
         )
-
-
-def live_of(entry: PrefixEntry) -> Live:
-    return Live(
-        key=entry.key,
-        num_tokens=len(entry.token_ids),
-        depths=entry.depths,
-        safe_depth=entry.safe_depth,
-        size_bytes=entry.size_bytes,
-        heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
-        drifted=tuple(sorted(entry.drifted.items())),
-        build_s=entry.build_s,
-        content_of=entry.content_of,
-    )
-
-
-def wanted_of(entry: PrefixEntry) -> Wanted:
-    return Wanted(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))

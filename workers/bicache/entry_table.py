@@ -21,7 +21,7 @@ from workers.models.base import ModelConfig
 T = TypeVar("T")
 
 
-class Entries:
+class EntryCommands:
     """The cache's entries as copies go and come."""
 
     def __init__(
@@ -37,10 +37,10 @@ class Entries:
         self._evidence, self._limits = evidence, limits
         self.format = format_
 
-    def clear(self, key: PrefixKey) -> None:
+    def allow_build(self, key: PrefixKey) -> None:
         """The entry may be built here, if it is still wanted."""
         if entry := self._cache.find(key):
-            self._cache.clear(entry)
+            self._cache.allow_build(entry)
 
     def retire(self, key: PrefixKey, *, successor: Context | None) -> bool:
         """Forget an entry whose content is out of date, and have one of its `successor` made, if there is room; whether
@@ -48,13 +48,13 @@ class Entries:
         """
         entry = self._cache.retire(key)
         if entry is not None and successor is not None:
-            self._cache.warm(successor.key, successor.token_ids, entry.depths)
+            self._cache.reserve(successor.key, successor.token_ids, entry.depths)
         return entry is not None
 
-    def limit(self, limits: Iterable[DepthLimit]) -> None:
+    def record_limits(self, limits: Iterable[DepthLimit]) -> None:
         """Take in what others report; it binds requests that are not deterministic, from the next admission on."""
         for limit in limits:
-            self._limits.take(limit)
+            self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
         """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
@@ -94,7 +94,7 @@ class Entries:
 
     def adopt(self, copy: EntryCopy) -> bool:
         """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
-        return self._cache.warm(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
+        return self._cache.reserve(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
 
     def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
         parts: list[Tensor] = []
@@ -127,9 +127,9 @@ class Entries:
         return part.view(self._storage.rows.dtype).view(shape), body[size:]
 
 
-class EntriesThread(Protocol):
+class EngineThread(Protocol):
     """The engine's thread, for those on others."""
 
-    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+    def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
         """Run `command` there, soon. Raises WorkerError, or the future does, where the engine has ended."""
         ...

@@ -85,13 +85,13 @@ class CostModel:
     def __init__(self, build: Prior, fetch: Prior) -> None:
         self._build, self._fetch = Line(build), Line(fetch)
 
-    def saw_build(self, token_layers: int, seconds: float) -> None:
+    def record_build(self, token_layers: int, seconds: float) -> None:
         self._build.see(token_layers, seconds)
 
-    def saw_fetch(self, num_bytes: int, seconds: float) -> None:
+    def record_fetch(self, num_bytes: int, seconds: float) -> None:
         self._fetch.see(num_bytes, seconds)
 
-    def passed_over_a_fetch(self) -> None:
+    def record_skipped_fetch(self) -> None:
         """A fetch seemed too dear. One that was slow once is tried again after a while."""
         self._fetch.fade()
 

@@ -14,7 +14,7 @@ from cache_service.core.types import Context, PrefixKey, ReplicaId, Snapshot
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entry import Changes, Report
-from workers.bicache.entry_table import Entries, EntriesThread
+from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel
 from workers.coherence.loop_thread import LoopThread
@@ -41,7 +41,7 @@ class Membership(LoopThread):
         config: CoherenceConfig,
         *,
         follow_timeout_s: float,
-        entries: EntriesThread,
+        entries: EngineThread,
         transport: Transport,
         layout: EntryFormat,
         costs: CostModel,
@@ -110,7 +110,7 @@ class Membership(LoopThread):
         """Others' drift binds here too; a context's entry of an old epoch goes, and with `eager` the next is built."""
         with suppress(WorkerError):  # the engine has ended
             if news.limits:
-                self._entries.call(lambda entries: entries.limit(news.limits))
+                self._entries.call(lambda entries: entries.record_limits(news.limits))
             for moved in news.moved:
                 if moved.old in self._here:
                     self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)
@@ -118,7 +118,7 @@ class Membership(LoopThread):
     def _retire(self, key: PrefixKey, successor: Context | None) -> None:
         """The successor counts as here from now on: the next commit may come before the engine has begun with it."""
 
-        def command(entries: Entries) -> None:
+        def command(entries: EntryCommands) -> None:
             self._tally.retired += entries.retire(key, successor=successor)
 
         self._entries.call(command)

@@ -17,8 +17,8 @@ from cache_service.core.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
-from workers.bicache.entry import Report, Wanted
-from workers.bicache.entry_table import EntriesThread
+from workers.bicache.entry import PendingEntry, Report
+from workers.bicache.entry_table import EngineThread
 from workers.coherence.estimate import CostModel, Costs
 from workers.coherence.sourcing import BuildAlone, Claim, Fetch, Situation, Source, Wait, choose, is_cheaper_to_fetch
 from workers.coherence.sync import PrefixSync
@@ -44,7 +44,7 @@ class Supplier:
         sync: PrefixSync,
         view: ClusterView,
         waits: BuildWaits,
-        entries: EntriesThread,
+        entries: EngineThread,
         transport: Transport,
         layout: EntryFormat,
         costs: CostModel,
@@ -71,7 +71,7 @@ class Supplier:
             self._end(self._extending, live.key)
             if live.build_s is not None and self._sync.held(live.key) is None:
                 self._tally.built += 1
-                self._costs.saw_build(live.token_layers, live.build_s)
+                self._costs.record_build(live.token_layers, live.build_s)
 
     async def prewarm(self) -> None:
         """Copy the cluster's hottest prefixes, hottest first; what doesn't arrive is left."""
@@ -83,7 +83,7 @@ class Supplier:
             if placement.replica == self._replica or placement.heat == 0:
                 continue
             copy = await self._fetched(CopyRequest(placement.replica, placement.key, None), None)
-            if copy is not None and await self._is_adopted(copy):
+            if copy is not None and await self._adopt(copy):
                 self._tally.prewarmed += 1
 
     async def close(self) -> None:
@@ -93,16 +93,16 @@ class Supplier:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _supply(self, wanted: Wanted) -> None:
+    async def _supply(self, wanted: PendingEntry) -> None:
         try:
-            if await self._is_copied(wanted):
+            if await self._obtain_copy(wanted):
                 return
         except Exception:
             logger.exception("an entry could not be coordinated; it is built")
         with suppress(WorkerError):
-            self._entries.call(lambda entries: entries.clear(wanted.key))
+            self._entries.call(lambda entries: entries.allow_build(wanted.key))
 
-    async def _is_copied(self, wanted: Wanted) -> bool:
+    async def _obtain_copy(self, wanted: PendingEntry) -> bool:
         """True once a copy is in its place; False where the entry is to be built here."""
         clock = asyncio.get_running_loop().time
         started, costs = clock(), self._cost(wanted)
@@ -115,7 +115,7 @@ class Supplier:
                 case BuildAlone():
                     return False
                 case Fetch(holder):
-                    if await self._is_fetched(wanted, holder):
+                    if await self._try_fetch(wanted, holder):
                         return True
                     failed.add(holder)
                 case Claim():
@@ -123,7 +123,7 @@ class Supplier:
                     if build is None:
                         return False
                     if build.replica == self._replica:
-                        told = await self._told_holders(wanted.key)
+                        told = await self._confirmed_holders(wanted.key)
                         if told <= failed:
                             return False
                         build = None
@@ -138,10 +138,10 @@ class Supplier:
         if self._sync.lease is None:
             return BuildAlone()
         if situation.holders and not is_cheaper_to_fetch(costs, self._config):
-            self._costs.passed_over_a_fetch()
+            self._costs.record_skipped_fetch()
         return choose(situation, costs, self._config)
 
-    async def _told_holders(self, key: PrefixKey) -> set[ReplicaId]:
+    async def _confirmed_holders(self, key: PrefixKey) -> set[ReplicaId]:
         """Who holds the entry by the service's word: another's build may have ended just before ours was granted,
         while the view, which is behind, knew of neither.
         """
@@ -151,11 +151,11 @@ class Supplier:
             return set()
         return {placement.replica for placement in found.get(key, ())}
 
-    def _cost(self, wanted: Wanted) -> Costs:
+    def _cost(self, wanted: PendingEntry) -> Costs:
         num_bytes = self._format.body_bytes(len(wanted.token_ids), max(wanted.depths), wanted.num_states)
         return self._costs.of(wanted.token_layers, num_bytes)
 
-    async def _claim(self, wanted: Wanted) -> Build | None:
+    async def _claim(self, wanted: PendingEntry) -> Build | None:
         """The build under way: ours, or another's; None where the service grants none. That of a stale entry isn't
         claimed: nobody would be told of the entry, so nobody may wait for it.
         """
@@ -196,14 +196,14 @@ class Supplier:
             except CacheServiceError as error:
                 logger.info("a build that nobody wants any more will lapse by itself: %s", error)
 
-    async def _is_fetched(self, wanted: Wanted, holder: ReplicaId) -> bool:
+    async def _try_fetch(self, wanted: PendingEntry, holder: ReplicaId) -> bool:
         copy = await self._fetched(CopyRequest(holder, wanted.key, wanted.depths), wanted.token_ids)
         if copy is None or not await asyncio.wrap_future(self._entries.call(lambda entries: entries.install(copy))):
             return False
         self._tally.fetched += 1
         return True
 
-    async def _is_adopted(self, copy: EntryCopy) -> bool:
+    async def _adopt(self, copy: EntryCopy) -> bool:
         return await asyncio.wrap_future(self._entries.call(lambda entries: entries.adopt(copy)))
 
     async def _fetched(self, request: CopyRequest, token_ids: tuple[int, ...] | None) -> EntryCopy | None:
@@ -219,10 +219,10 @@ class Supplier:
         except (TransferError, TimeoutError) as error:
             reason = error.reason if isinstance(error, CopyRefusedError) else "lost"
             self._tally.refused[reason] += 1
-            self._costs.saw_fetch(0, clock() - started)
+            self._costs.record_fetch(0, clock() - started)
             logger.warning("no copy of %s from %s: %s", request.key.hex()[:8], request.holder, error or "timeout")
             return None
-        self._costs.saw_fetch(copy.num_bytes, clock() - started)
+        self._costs.record_fetch(copy.num_bytes, clock() - started)
         self._tally.fetched_bytes[copy.transport] += copy.num_bytes
         return copy
 

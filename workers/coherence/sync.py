@@ -23,7 +23,7 @@ from cache_service.errors import (
     StaleEpoch,
     UnknownContext,
 )
-from workers.bicache.entry import Live, Report
+from workers.bicache.entry import LiveEntry, Report
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 
@@ -39,11 +39,17 @@ class PrefixSync:
     """Keeps the service's view of `replica` equal to what it holds. Lives in one event loop."""
 
     def __init__(
-        self, client: CacheClient, replica: ReplicaId, ttl_s: float, view: ClusterView, profile: int, tally: Tally
+        self,
+        client: CacheClient,
+        replica: ReplicaId,
+        ttl_s: float,
+        view: ClusterView,
+        depth_table_version: int,
+        tally: Tally,
     ) -> None:
         self._client, self._replica, self._ttl_s = client, replica, ttl_s
-        self._view, self._profile, self._tally = view, profile, tally
-        self._held: dict[PrefixKey, Live] = {}
+        self._view, self._depth_table_version, self._tally = view, depth_table_version, tally
+        self._held: dict[PrefixKey, LiveEntry] = {}
         self._announced: dict[PrefixKey, Placement] = {}
         self._reported: set[DepthLimit] = set()
         self._builds: dict[PrefixKey, Build] = {}
@@ -57,7 +63,7 @@ class PrefixSync:
         """None while the service doesn't know this replica."""
         return self._lease
 
-    def held(self, key: PrefixKey) -> Live | None:
+    def held(self, key: PrefixKey) -> LiveEntry | None:
         return self._held.get(key)
 
     def apply(self, report: Report) -> None:
@@ -119,12 +125,12 @@ class PrefixSync:
                 self.joined.set()
             else:
                 await self._client.keep_alive(self._lease)
-            await self._tell(self._lease)
+            await self._push_changes(self._lease)
         except LeaseRefused:
             self._lease = None
             raise
 
-    async def _tell(self, lease: Lease) -> None:
+    async def _push_changes(self, lease: Lease) -> None:
         """A stale entry is not announced: only who asks for its very key, here, may still read it."""
         told = {key: self._placement(live) for key, live in self._held.items() if not self._view.is_stale(key)}
         gone = [key for key in self._announced if key not in told]
@@ -171,7 +177,7 @@ class PrefixSync:
 
     async def _report_drift(self, lease: Lease) -> None:
         found = {
-            DepthLimit(live.key, bucket, depth, self._profile)
+            DepthLimit(live.key, bucket, depth, self._depth_table_version)
             for live in self._held.values()
             for bucket, depth in live.drifted
         }
@@ -180,7 +186,7 @@ class PrefixSync:
             self._reported |= new
             self._tally.drift_reports += len(new)
 
-    def _placement(self, live: Live) -> Placement:
+    def _placement(self, live: LiveEntry) -> Placement:
         content_of = self._view.context_of(live.key)
         return Placement(
             key=live.key,

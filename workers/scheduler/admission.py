@@ -22,7 +22,7 @@ from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
 from workers.scheduler.reuse import Reuse, ReuseRule
-from workers.scheduler.task import Placing, RequestId, Task
+from workers.scheduler.task import Allocation, RequestId, Task
 
 
 @dataclass
@@ -67,26 +67,26 @@ class Admission:
 
         It takes the more pages the deeper its prefix is reused, but for the states that all layers need none of.
         """
-        most = self._rule.most(task)
+        most = self._rule.nominal_depth(task)
         depths = {most, min(most, self._model.num_layers - 1)}
         return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
-    def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
+    def allocate(self, task: Task, *, alone: bool) -> tuple[Allocation, ExitStack] | None:
         """Return memory for the request, or None until its entry is ready or others free some.
 
         `alone` says that nobody runs, and that nobody waits before it: nobody will free memory. Then what the others
         who wait hold is taken back if need be.
         """
         preparation = self._preparations.setdefault(task.id, Preparation())
-        placed = self._advance(task, preparation)
-        if placed is None and alone and not (preparation.is_waiting or preparation.is_alone):
+        granted = self._advance(task, preparation)
+        if granted is None and alone and not (preparation.is_waiting or preparation.is_alone):
             for other in self._preparations.values():
                 other.release()
             preparation.is_alone = True
-            placed = self._advance(task, preparation)
-        if placed is not None:
+            granted = self._advance(task, preparation)
+        if granted is not None:
             del self._preparations[task.id]
-        return placed
+        return granted
 
     def is_preparing(self, task: Task) -> bool:
         """Return whether the request waits for its entry, so that others may pass it."""
@@ -103,13 +103,13 @@ class Admission:
         if preparation := self._preparations.pop(task.id, None):
             preparation.release()
 
-    def _advance(self, task: Task, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
+    def _advance(self, task: Task, preparation: Preparation) -> tuple[Allocation, ExitStack] | None:
         preparation.is_waiting = False
         reuse = self._rule.decide(task)
         if reuse is not None and reuse.depth == 0:
             preparation.release()
-            return self._allocate(task, reuse, preparation)
-        depth = self._rule.most(task) if reuse is None else reuse.depth
+            return self._add_private_pages(task, reuse, preparation)
+        depth = self._rule.nominal_depth(task) if reuse is None else reuse.depth
         entry = self._obtain(task, depth, preparation)
         if entry is None:
             return None
@@ -117,7 +117,7 @@ class Admission:
             bucket = self._rule.bucket(task)
             entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
         elif depth in entry.ready:
-            return self._allocate(task, reuse, preparation)
+            return self._add_private_pages(task, reuse, preparation)
         preparation.is_waiting = not preparation.is_alone
         return None
 
@@ -157,7 +157,9 @@ class Admission:
         """Return whether the entry serves a depth, now or once it is complete; it is widened if need be."""
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
-    def _allocate(self, task: Task, reuse: Reuse, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
+    def _add_private_pages(
+        self, task: Task, reuse: Reuse, preparation: Preparation
+    ) -> tuple[Allocation, ExitStack] | None:
         """Add private pages to the entry; None where there are none, and then the entry is held on to."""
         layout = self._private(task, reuse.depth)
         num_pages = layout.num_pages(self._storage.page_tokens)
@@ -170,14 +172,14 @@ class Admission:
             pages = resources.enter_context(self._pool.allocate(num_pages))
             entry = handle.entry if handle else None
             model = self._model
-            placing = Placing(
+            allocation = Allocation(
                 geometry=Geometry(reuse.num_prefix, task.total, reuse.depth, model.num_layers, model.prediction_shift),
                 entry=entry,
                 hit=entry is not None and preparation.is_hit,
                 slots=sequence_slots(layout, pages, entry.table if entry else None, self._storage),
                 limited_by=reuse.limited_by,
             )
-            return placing, resources.pop_all()
+            return allocation, resources.pop_all()
 
     def _private(self, task: Task, depth: int) -> PrivateLayout:
         prefix = task.cut.num_tokens if task.cut else 0

@@ -10,14 +10,14 @@ from workers.bicache.entry import PrefixEntry
 from workers.decoding.decision import Decision
 from workers.errors import WorkerError
 from workers.scheduler.policy import Pass
-from workers.scheduler.task import RequestId, Sequence
+from workers.scheduler.task import RequestId, RunningRequest
 
 
 @dataclass(frozen=True)
 class Turn:
     """One pass of one sequence in this step."""
 
-    sequence: Sequence
+    sequence: RunningRequest
     run: Pass
 
     @property
@@ -29,7 +29,7 @@ class Turn:
 @dataclass(frozen=True)
 class Question:
     """What is the newest content of this context? Asked at a block start of a sequence in follow mode, which has no
-    pass before `Scheduler.go_on` or `Scheduler.move` ends its waiting.
+    pass before `Scheduler.continue_in_place` or `Scheduler.relocate` ends its waiting.
     """
 
     request_id: RequestId

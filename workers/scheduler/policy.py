@@ -79,18 +79,18 @@ class Moment:
     """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
     drifted: bool = True
     """Whether attention to the prefix has changed since the last refresh, as far as anyone looked."""
-    placed_anew: bool = False
+    is_cold: bool = False
     """Whether no pass has run since the sequence got its place: then nothing is kept that could be reused."""
 
     @property
     def refresh_due(self) -> bool:
-        return self.placed_anew or self.clock % max(1, self.refresh_interval) == 0
+        return self.is_cold or self.clock % max(1, self.refresh_interval) == 0
 
     @property
     def refresh_due_since_last_block(self) -> bool:
         """Whether a refresh fell due after the start of the block before this one."""
         interval = max(1, self.refresh_interval)
-        return self.placed_anew or self.index == 0 or self.clock // interval > self.last_block_clock // interval
+        return self.is_cold or self.index == 0 or self.clock // interval > self.last_block_clock // interval
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ReuseRule:
         """Return what holds for the request; None while its prefix is yet to be probed at its ratio."""
         if task.cut is None:
             return Reuse(0, 0)
-        depth, limited_by = self.most(task), None
+        depth, limited_by = self.nominal_depth(task), None
         if depth and task.chooses_depth:
             key, bucket = task.cut.key, self.bucket(task)
             probed = self._probed(key, bucket, depth) if self._has_probes else depth
@@ -60,7 +60,7 @@ class ReuseRule:
                     depth, limited_by = limit, limiter
         return Reuse(task.cut.num_tokens, depth, limited_by)
 
-    def most(self, task: Task) -> int:
+    def nominal_depth(self, task: Task) -> int:
         """Return the depth that holds unless evidence lowers it."""
         if task.cut is None:
             return 0

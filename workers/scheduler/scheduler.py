@@ -19,7 +19,7 @@ from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
 from workers.scheduler.plan import Failure, Question, StepPlan, StepResult, Turn
 from workers.scheduler.reuse import ReuseRule
-from workers.scheduler.task import Placing, RequestId, Sequence, Task
+from workers.scheduler.task import Allocation, RequestId, RunningRequest, Task
 
 Outcome = GenerateChunk | Failure
 
@@ -54,8 +54,8 @@ class Scheduler:
         self._rule = rule
         self._replica = replica
         self._waiting: deque[Task] = deque()
-        self._running: dict[RequestId, Sequence] = {}
-        self._moving: dict[RequestId, Sequence] = {}
+        self._running: dict[RequestId, RunningRequest] = {}
+        self._moving: dict[RequestId, RunningRequest] = {}
         """Those of the waiting tasks that have run before, in another place."""
         self._questions: list[Question] = []
         self._stalled = False
@@ -75,7 +75,7 @@ class Scheduler:
         """Whether a step would do something: there is work, and not all of it waits for word from outside."""
         return bool(self._running or self._waiting or next(self._cache.background(), None)) and not self._stalled
 
-    def resume(self) -> None:
+    def wake(self) -> None:
         """Word has come from outside."""
         self._stalled = False
 
@@ -97,29 +97,30 @@ class Scheduler:
         taken, self._questions = self._questions, []
         return taken
 
-    def asking(self, question: Question) -> Sequence | None:
+    def sequence_waiting_for(self, question: Question) -> RunningRequest | None:
         """The sequence that still waits for the answer to `question`."""
         sequence = self._running.get(question.request_id)
-        waits = sequence and sequence.asked and not sequence.settled and sequence.block_index == question.block_index
-        return sequence if waits else None
+        if sequence is None or sequence.block_index != question.block_index:
+            return None
+        return sequence if sequence.is_waiting_for_epoch else None
 
-    def go_on(self, sequence: Sequence) -> None:
+    def continue_in_place(self, sequence: RunningRequest) -> None:
         """It has its answer, and goes on in its place."""
-        sequence.settled, self._stalled = True, False
+        sequence.has_answer, self._stalled = True, False
 
-    def move(self, sequence: Sequence, task: Task) -> None:
+    def relocate(self, sequence: RunningRequest, task: Task) -> None:
         """It has its answer, and goes on with `task`, the first of those that wait for a place; what it has committed
         stays. Raises InvalidRequestError where `task` can have no place, and then has changed nothing.
         """
         self._check_fits(task)
-        sequence.leave_place(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
+        sequence.suspend(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
         del self._running[task.id]
         self._moving[task.id] = sequence
         self.counters.num_moved += 1
         self._waiting.appendleft(task)
-        self.go_on(sequence)
+        self.continue_in_place(sequence)
 
-    def fail(self, sequence: Sequence, error: WorkerError) -> Failure:
+    def fail(self, sequence: RunningRequest, error: WorkerError) -> Failure:
         """End a running sequence with `error`."""
         self._end(sequence)
         return Failure(sequence.id, error)
@@ -151,10 +152,10 @@ class Scheduler:
         nobody waits for yet is built where there is no other expensive work.
         """
         self._admit()
-        self._ask()
-        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.ready]
+        self._ask_for_epochs()
+        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.is_ready]
         cheap = [turn for turn in turns if not turn.run.is_heavy]
-        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=lambda turn: turn.sequence.last_served)
+        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=age_rank)
         budget = 0 if cheap else self._config.max_heavy_rows
         builds: list[PrefixEntry] = []
         for entry in self._cache.pending():
@@ -172,9 +173,9 @@ class Scheduler:
         self._stalled = not (plan.builds or plan.turns)
         return plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+    def apply(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         """Take the step's decisions in; returns what the requests' callers are to be told, in order."""
-        outcomes = self._settle_builds(plan, result)
+        outcomes = self._apply_builds(plan, result)
         for turn in plan.turns:
             sequence = turn.sequence
             if sequence.id not in self._running:
@@ -185,7 +186,7 @@ class Scheduler:
             if isinstance(decision, WorkerError):
                 outcomes.append(self.fail(sequence, decision))
             else:
-                outcomes.extend(self._progress(turn, decision))
+                outcomes.extend(self._apply_decision(turn, decision))
         self._num_steps += 1
         return outcomes
 
@@ -204,36 +205,36 @@ class Scheduler:
         for task in tuple(self._waiting):
             if self.num_running + num_preparing >= self._config.max_batch:
                 return
-            placed = self._admission.place(task, alone=not self._running and task is self._waiting[0])
-            if placed is None:
+            granted = self._admission.allocate(task, alone=not self._running and task is self._waiting[0])
+            if granted is None:
                 if not self._admission.is_preparing(task):
                     return
                 num_preparing += 1
                 continue
             self._waiting.remove(task)
-            placing, resources = placed
-            if placing.entry:
-                self.counters.num_prefix_hits += placing.hit
-                self.counters.num_prefix_misses += not placing.hit
-            self._running[task.id] = self._begun(task, placing, resources)
+            allocation, resources = granted
+            if allocation.entry:
+                self.counters.num_prefix_hits += allocation.hit
+                self.counters.num_prefix_misses += not allocation.hit
+            self._running[task.id] = self._start(task, allocation, resources)
 
-    def _begun(self, task: Task, placing: Placing, resources: ExitStack) -> Sequence:
+    def _start(self, task: Task, allocation: Allocation, resources: ExitStack) -> RunningRequest:
         if sequence := self._moving.pop(task.id, None):
-            sequence.take_place(placing, resources)
+            sequence.resume(allocation, resources)
             return sequence
         canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
-        return Sequence(task, placing, canvas, resources)
+        return RunningRequest(task, allocation, canvas, resources)
 
-    def _following(self) -> Iterator[Sequence]:
+    def _following(self) -> Iterator[RunningRequest]:
         return (sequence for sequence in self._running.values() if sequence.task.follows)
 
-    def _ask(self) -> None:
+    def _ask_for_epochs(self) -> None:
         for sequence in self._following():
-            if sequence.task.context and not sequence.asked:
-                sequence.asked = True
+            if sequence.task.context and not sequence.has_asked:
+                sequence.has_asked = True
                 self._questions.append(Question(sequence.id, sequence.block_index, sequence.task.context))
 
-    def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+    def _apply_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
         for entry in plan.builds:
             error = result.failed_builds.get(entry)
@@ -261,7 +262,7 @@ class Scheduler:
         self._moving.pop(task.id, None)
         self._admission.forget(task)
 
-    def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
+    def _apply_decision(self, turn: Turn, decision: Decision) -> list[Outcome]:
         sequence = turn.sequence
         sequence.canvas.commit(decision.positions, decision.token_ids, decision.probabilities)
         sequence.advance(turn.run, decision.attention)
@@ -274,23 +275,29 @@ class Scheduler:
         self._end(sequence)
         return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
 
-    def _usage(self, sequence: Sequence) -> Usage:
-        placing = sequence.placing
+    def _usage(self, sequence: RunningRequest) -> Usage:
+        allocation = sequence.allocation
         return Usage(
             prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
-            cached_tokens=placing.geometry.prefix if placing.hit else 0,
-            prefix_tokens=placing.geometry.prefix,
-            depth_limited_by=placing.limited_by,
+            cached_tokens=allocation.geometry.prefix if allocation.hit else 0,
+            prefix_tokens=allocation.geometry.prefix,
+            depth_limited_by=allocation.limited_by,
             num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + placing.built_for_it,
+            num_forwards=sequence.num_forwards + allocation.built_for_it,
             policy=sequence.task.policy.name,
-            reuse_depth=placing.geometry.depth,
+            reuse_depth=allocation.geometry.depth,
             replica=self._replica,
             epochs=tuple(sequence.epochs),
         )
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: RunningRequest) -> None:
         del self._running[sequence.id]
         sequence.resources.close()
         self._stalled = False
+
+
+def age_rank(turn: Turn) -> tuple[bool, int]:
+    """Return a key that sorts requests without any pass first, then those whose last pass lies furthest back."""
+    last_served = turn.sequence.last_served
+    return (last_served is not None, last_served or 0)

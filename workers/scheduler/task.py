@@ -84,7 +84,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Placing:
+class Allocation:
     """What admission decided: where the sequence is cut, how deep its prefix is reused, and where its K/V lie."""
 
     geometry: Geometry
@@ -103,24 +103,24 @@ class Placing:
         return self.entry is not None and not self.hit and not self.entry.copied
 
 
-class Sequence:
+class RunningRequest:
     """One running request. `resources` holds its pages and its prefix entry; closing it frees both."""
 
-    def __init__(self, task: Task, placing: Placing, canvas: Canvas, resources: ExitStack) -> None:
-        self.task, self.placing, self.canvas = task, placing, canvas
+    def __init__(self, task: Task, allocation: Allocation, canvas: Canvas, resources: ExitStack) -> None:
+        self.task, self.allocation, self.canvas = task, allocation, canvas
         self.resources = resources
         self.block_index, self.step, self.opened = 0, 0, False
         self.last_block_clock, self.block_clock = 0, 0
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
-        self.placed_anew = True
+        self.is_cold = True
         """Whether no pass has run since it got its place."""
         self.epochs: list[Epoch] = []
         """Of its context, those that its passes went by."""
-        self.asked, self.settled = False, False
+        self.has_asked, self.has_answer = False, False
         """In follow mode: whether the context's newest epoch was asked for at this block start, and is known."""
-        self.last_served = -1
-        """Engine step in which it last had a pass."""
+        self.last_served: int | None = None
+        """Engine step in which it last had a pass; None before its first one."""
 
     @property
     def id(self) -> RequestId:
@@ -129,12 +129,17 @@ class Sequence:
     @cached_property
     def generator(self) -> Generator:
         """The only source of randomness for this request, so that results don't depend on the batch."""
-        return seeded_generator(self.task.seed, self.placing.slots.device)
+        return seeded_generator(self.task.seed, self.allocation.slots.device)
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the epoch it goes by, if any, is settled."""
-        return self.settled or not self.task.follows
+        return self.has_answer or not self.task.follows
+
+    @property
+    def is_waiting_for_epoch(self) -> bool:
+        """Return whether its question about the context's newest epoch is open."""
+        return self.has_asked and not self.has_answer
 
     @property
     def block(self) -> range:
@@ -153,11 +158,11 @@ class Sequence:
             refresh_interval=self.task.refresh_interval,
             anchors=self.focus.anchors(self.canvas.all_masked) if self.step == 0 else None,
             drifted=self.step > 0 or self.focus.drifted,
-            placed_anew=self.placed_anew,
+            is_cold=self.is_cold,
         )
 
     def next_pass(self) -> Pass:
-        return self.task.policy.next_pass(self.placing.geometry, self.moment)
+        return self.task.policy.next_pass(self.allocation.geometry, self.moment)
 
     def portion(self) -> Portion:
         """What the next decoding step commits."""
@@ -169,7 +174,7 @@ class Sequence:
         """Whether its next move depends on where its masked rows look in this pass: the first of a block, which may
         refresh, or the last, after which a refresh may be left out.
         """
-        if not (self.focus.is_watched and self.placing.geometry.prefix > 0):
+        if not (self.focus.is_watched and self.allocation.geometry.prefix > 0):
             return False
         is_last = self.portion().count >= len(self.canvas.masked(self.block))
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
@@ -182,7 +187,7 @@ class Sequence:
             self.focus.skip()
         if attention is not None:
             self.focus.observe(attention, refreshed=bool(done.deep))
-        self.placed_anew = False
+        self.is_cold = False
         if not done.decode:
             self.opened = True
             return
@@ -193,18 +198,18 @@ class Sequence:
             num_steps = self.step if is_adaptive else self.task.timetable.steps_per_block
             self.last_block_clock, self.block_clock = self.block_clock, self.block_clock + num_steps
             self.block_index, self.step, self.opened = self.block_index + 1, 0, False
-            self.asked, self.settled = False, False
+            self.has_asked, self.has_answer = False, False
 
-    def leave_place(self, task: Task, canvas: Canvas) -> None:
+    def suspend(self, task: Task, canvas: Canvas) -> None:
         """Give up pages and entry, to go on with `task` and `canvas` at the start of this block in another place."""
-        self.num_forwards += self.placing.built_for_it
+        self.num_forwards += self.allocation.built_for_it
         self.resources.close()
         self.task, self.canvas = task, canvas
 
-    def take_place(self, placing: Placing, resources: ExitStack) -> None:
+    def resume(self, allocation: Allocation, resources: ExitStack) -> None:
         """Go on there; nothing that was kept counts any more, so that the next pass refreshes."""
-        self.placing, self.resources = placing, resources
-        self.focus, self.placed_anew = Focus(self.task.focus), True
+        self.allocation, self.resources = allocation, resources
+        self.focus, self.is_cold = Focus(self.task.focus), True
 
     def _note_epoch(self) -> None:
         context = self.task.context
@@ -217,4 +222,4 @@ class Sequence:
         return self.canvas.remask(self.block, count) if count and self.step else 0
 
     def __repr__(self) -> str:
-        return f"<Sequence {self.id} [block {self.block_index}, step {self.step} | {self.placing.geometry}]>"
+        return f"<RunningRequest {self.id} [block {self.block_index}, step {self.step} | {self.allocation.geometry}]>"

@@ -192,7 +192,7 @@ def test_integrity_over_random_use(cache: PrefixCache, pool: PagePool) -> None: 
             case 4:
                 cache.retire(key(name))
             case 5:
-                cache.warm(key(name), TOKENS, {draw.randint(1, TINY.num_layers)})
+                cache.reserve(key(name), TOKENS, {draw.randint(1, TINY.num_layers)})
             case 7 if held:
                 cache.widen(draw.choice(held).entry, {draw.randint(1, TINY.num_layers)})
             case 6:
@@ -246,7 +246,7 @@ def test_an_awaited_entry_is_built_only_when_it_is_cleared(pool: PagePool) -> No
     assert handle is not None
     assert cache.take_changes().wanted == [handle.entry]
     assert list(cache.pending()) == []
-    cache.clear(handle.entry)
+    cache.allow_build(handle.entry)
     assert list(cache.pending()) == [handle.entry]
 
 
@@ -258,7 +258,7 @@ def test_a_pending_entry_is_not_replaced_under_those_who_wait_for_it(cache: Pref
 
 
 def test_an_entry_is_warmed_behind_all_that_somebody_waits_for(cache: PrefixCache) -> None:
-    warmed = cache.warm(key("a"), TOKENS, {DEPTH})
+    warmed = cache.reserve(key("a"), TOKENS, {DEPTH})
     assert warmed is not None
     assert (list(cache.pending()), list(cache.background())) == ([], [warmed])
     reader = cache.match(key("a"), TOKENS)
@@ -271,7 +271,7 @@ def test_an_entry_is_warmed_behind_all_that_somebody_waits_for(cache: PrefixCach
 
 
 def test_a_warmed_entry_whose_build_fails_leaves_nothing(cache: PrefixCache, pool: PagePool) -> None:
-    warmed = cache.warm(key("a"), TOKENS, {DEPTH})
+    warmed = cache.reserve(key("a"), TOKENS, {DEPTH})
     assert warmed is not None
     cache.drop(warmed)
     assert pool.num_used == 0
@@ -303,7 +303,7 @@ def test_a_pending_entry_that_is_retired_serves_who_waits_for_it_and_goes(cache:
 
 
 def test_a_warmed_entry_that_is_retired_is_not_built(cache: PrefixCache, pool: PagePool) -> None:
-    cache.warm(key("a"), TOKENS, {DEPTH})
+    cache.reserve(key("a"), TOKENS, {DEPTH})
     cache.retire(key("a"))
     assert cache.take_changes() == Changes(unwanted=[key("a")])
     assert pool.num_used == 0

@@ -26,7 +26,7 @@ def test_where_a_fetch_is_dearer_nobody_is_asked() -> None:
     assert choose(replace(NOBODY, holders={A}, build=BUILD), DEAR_FETCH, AUTO) == BuildAlone()
 
 
-def test_what_somebody_holds_is_fetched_though_another_builds_it() -> None:
+def test_what_somebody_holds_try_fetch_though_another_builds_it() -> None:
     assert choose(replace(NOBODY, holders={A}, build=BUILD), DEAR_BUILD, AUTO) == Fetch(A)
 
 
@@ -90,8 +90,8 @@ def test_an_estimate_comes_to_what_is_seen(fixed_s: float, unit_s: float) -> Non
 
 def test_a_fetch_that_was_slow_once_is_tried_again() -> None:
     model = CostModel(Prior(0.1, 0.0, 1.0), Prior(0.01, 0.0, 1.0))
-    model.saw_fetch(1, 5.0)
+    model.record_fetch(1, 5.0)
     assert model.of(1, 1).fetch_s > model.of(1, 1).build_s
     for _ in range(1000):
-        model.passed_over_a_fetch()
+        model.record_skipped_fetch()
     assert model.of(1, 1).fetch_s < model.of(1, 1).build_s

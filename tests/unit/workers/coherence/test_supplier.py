@@ -17,8 +17,8 @@ from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, Unreachable
-from workers.bicache.entry import Changes, Report, Wanted
-from workers.bicache.entry_table import Entries, EntriesThread
+from workers.bicache.entry import Changes, PendingEntry, Report
+from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import PrefixSync
@@ -105,7 +105,7 @@ async def has_two_holders(client: CacheClient) -> bool:
 async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
     """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
     supplier, _, commands = unconnected()
-    supplier.apply(Report(wanted=(Wanted(KEY, (1, 2, 3), (1,), 1),), unwanted=(KEY,)))
+    supplier.apply(Report(wanted=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), unwanted=(KEY,)))
     await until(lambda: commands.num)
     await supplier.close()
 
@@ -142,12 +142,12 @@ def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
     return supplier, sync, commands
 
 
-class Commands(EntriesThread):
+class Commands(EngineThread):
     """An engine's thread that only counts what it is told."""
 
     def __init__(self) -> None:
         self.num = 0
 
-    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+    def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
         self.num += 1
         return Future()

@@ -28,7 +28,7 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
-from workers.bicache.entry import Live, Report
+from workers.bicache.entry import LiveEntry, Report
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
@@ -44,9 +44,9 @@ def server_on(port: int) -> CacheServer:
     return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
 
 
-def entries() -> tuple[Live, Live]:
-    def live(key: PrefixKey, num_tokens: int) -> Live:
-        return Live(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
+def entries() -> tuple[LiveEntry, LiveEntry]:
+    def live(key: PrefixKey, num_tokens: int) -> LiveEntry:
+        return LiveEntry(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
 
     return live(KEYS[0], 5), live(KEYS[1], 9)
 
