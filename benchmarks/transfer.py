@@ -78,7 +78,7 @@ class Receiver:
         """A pending entry for the request, until the end of the block."""
         self.engine.submit(request)
         self.engine.step()
-        [entry] = self.engine.take_changes().wanted
+        [entry] = self.engine.take_changes().pending
         yield entry
         self.engine.abort(request.request_id)
         self.engine.entries.retire(entry.key, successor=None)

@@ -101,7 +101,7 @@ class Evidence:
         """Return None where no probe has run."""
         return self._findings.get(key, {}).get(bucket)
 
-    def learn(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
+    def record(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
         """Remember findings by bucket; of two about one bucket, the one that compared more layers."""
         known = self._findings.setdefault(key, {})
         self._findings.move_to_end(key)

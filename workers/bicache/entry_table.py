@@ -14,7 +14,7 @@ from cache_service.core.types import Context, DepthLimit, PrefixKey
 from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.bicache.depth import DepthLimits, Evidence
-from workers.bicache.entry import PrefixEntry
+from workers.bicache.entry import EntryState, PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
@@ -80,16 +80,14 @@ class EntryCommands:
         Depths that were added while the copy was on its way are built here.
         """
         entry = self._cache.find(copy.key)
-        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
+        if entry is None or entry.state is not EntryState.AWAITED:
             return False
+        if entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
+            return False
+        findings = dict(copy.findings)
         self._fill(entry, copy)
-        self._evidence.learn(copy.key, dict(copy.findings))
-        entry.findings.update(copy.findings)
-        for bucket, finding in copy.findings:
-            if finding.depth(entry.to_probe.get(bucket, 0), self._model.num_layers) is not None:
-                entry.to_probe.pop(bucket, None)
-        entry.copied = True
-        self._cache.mark_built(entry, copy.depths)
+        self._evidence.record(copy.key, findings)
+        self._cache.mark_copied(entry, copy.depths, findings)
         return True
 
     def adopt(self, copy: EntryCopy) -> bool:

@@ -93,7 +93,7 @@ class Membership(LoopThread):
     def _take(self, report: Report) -> None:
         self._supplier.apply(report)
         self._sync.apply(report)
-        self._here.difference_update(report.gone, report.unwanted)
+        self._here.difference_update(report.gone, report.abandoned)
         self._here.update(report.pending, (live.key for live in report.live))
         over = [live.key for live in report.live if live.content_of and self._view.is_over(live.content_of, live.key)]
         self._act(News(moved=tuple(Moved(key, None) for key in over)))

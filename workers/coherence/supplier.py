@@ -60,12 +60,12 @@ class Supplier:
 
     def apply(self, report: Report) -> None:
         """Take in what became of the entries here, before `sync` does."""
-        for key in (*report.unwanted, *report.gone):
+        for key in (*report.abandoned, *report.gone):
             self._end(self._sourcing, key)
             self._end(self._extending, key)
             if build := self._sync.disown(key):
                 self._release(build)
-        for wanted in report.wanted:
+        for wanted in report.awaited:
             self._replace(self._sourcing, wanted.key, self._supply(wanted))
         for live in report.live:
             self._end(self._extending, live.key)

@@ -1,4 +1,4 @@
-"""Which pages a request gets: its own, and those of the entry that serves its prefix.
+"""Allocating a request's pages: its own, and those of the entry that serves its prefix.
 
     decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
                             |
@@ -27,13 +27,13 @@ from workers.scheduler.task import Allocation, RequestId, Task
 
 @dataclass
 class Preparation:
-    """What a waiting request has so far."""
+    """What a waiting request holds, and what it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
-    """Whether no entry was made because of this request."""
+    """Whether the entry that it holds existed before it."""
     is_waiting: bool = False
-    """Whether its entry is yet to be built, copied or probed."""
+    """Whether its entry is yet to be built, copied or probed, so that others may pass it."""
     is_alone: bool = False
     """Whether it gets the whole pool, and an entry with nothing but its own depth."""
 
@@ -44,7 +44,7 @@ class Preparation:
 
 
 class Admission:
-    """Gives requests their place in memory. What a request got is in its `ExitStack`; until then, `forget` frees it."""
+    """Allocates memory to requests. An `ExitStack` frees what a request got, `forget` what a waiting one holds."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Admission:
         return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
     def allocate(self, task: Task, *, alone: bool) -> tuple[Allocation, ExitStack] | None:
-        """Return memory for the request, or None until its entry is ready or others free some.
+        """Return the request's pages and entry; None until its entry is ready, or others free memory.
 
-        `alone` says that nobody runs, and that nobody waits before it: nobody will free memory. Then what the others
-        who wait hold is taken back if need be.
+        `alone` says that no request runs or waits before it, so that none will free memory. Then what the other waiting
+        requests hold is taken back, if need be.
         """
         preparation = self._preparations.setdefault(task.id, Preparation())
         granted = self._advance(task, preparation)
@@ -94,12 +94,12 @@ class Admission:
         return preparation is not None and preparation.is_waiting
 
     def waits_for(self, task: Task, entry: PrefixEntry) -> bool:
-        """Return whether the request, which has no place yet, holds the entry."""
+        """Return whether the request, which has no pages yet, holds the entry."""
         preparation = self._preparations.get(task.id)
         return preparation is not None and preparation.handle is not None and preparation.handle.entry is entry
 
     def forget(self, task: Task) -> None:
-        """Let go of what a request that is still waiting holds."""
+        """Free what a waiting request holds."""
         if preparation := self._preparations.pop(task.id, None):
             preparation.release()
 
@@ -114,8 +114,7 @@ class Admission:
         if entry is None:
             return None
         if reuse is None:
-            bucket = self._rule.bucket(task)
-            entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
+            self._cache.request_probe(entry, self._rule.bucket(task), depth)
         elif depth in entry.ready:
             return self._add_private_pages(task, reuse, preparation)
         preparation.is_waiting = not preparation.is_alone
@@ -145,13 +144,14 @@ class Admission:
                 return handle
             handle.release()
         kept = {depth} if task.reuse_depth is not None else self._table.near(depth, self._num_entry_depths)
-        new = self._cache.admit(key, token_ids, kept) or self._cache.admit(key, token_ids, {depth})
-        if new:
-            preparation.is_hit = False
-            self._cache.count_served(new.entry)
-            read = task.context
-            new.entry.content_of = read.at if read and read.num_tokens == len(token_ids) else None
-        return new
+        read = task.context
+        content_of = read.at if read and read.num_tokens == len(token_ids) else None
+        for depths in (kept, {depth}):
+            if new := self._cache.admit(key, token_ids, depths, content_of=content_of):
+                preparation.is_hit = False
+                self._cache.count_served(new.entry)
+                return new
+        return None
 
     def _serves(self, entry: PrefixEntry, depth: int) -> bool:
         """Return whether the entry serves a depth, now or once it is complete; it is widened if need be."""
@@ -160,8 +160,8 @@ class Admission:
     def _add_private_pages(
         self, task: Task, reuse: Reuse, preparation: Preparation
     ) -> tuple[Allocation, ExitStack] | None:
-        """Add private pages to the entry; None where there are none, and then the entry is held on to."""
-        layout = self._private(task, reuse.depth)
+        """Add private pages to the entry. Return None, and keep the hold on the entry, while too few pages are free."""
+        layout = self._private_layout(task, reuse.depth)
         num_pages = layout.num_pages(self._storage.page_tokens)
         if not self._cache.make_room(num_pages):
             return None
@@ -181,13 +181,15 @@ class Admission:
             )
             return allocation, resources.pop_all()
 
-    def _private(self, task: Task, depth: int) -> PrivateLayout:
+    def _private_layout(self, task: Task, depth: int) -> PrivateLayout:
         prefix = task.cut.num_tokens if task.cut else 0
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return what the request takes at a depth, with the least entry."""
-        return self._private(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(task, depth)
+        """Return the pages that the request takes at a depth, with an entry that serves that depth only."""
+        return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
+            task, depth
+        )
 
     def _num_entry_pages(self, task: Task, depth: int) -> int:
         layout = EntryLayout.for_depths(task.cut.num_tokens if task.cut else 0, {depth}, self._model.num_layers)

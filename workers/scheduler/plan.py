@@ -1,4 +1,4 @@
-"""What one step is to do, and what came of it."""
+"""The plan of one step, and its result."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Question:
-    """What is the newest content of this context? Asked at a block start of a sequence in follow mode, which has no
-    pass before `Scheduler.continue_in_place` or `Scheduler.relocate` ends its waiting.
+    """A question for the newest content of a context.
+
+    It comes up at a block start of a sequence in follow mode, which has no pass before `Scheduler.continue_in_place` or
+    `Scheduler.relocate` ends its waiting.
     """
 
     request_id: RequestId
     block_index: int
     read: ContextRead
-    """What the sequence goes by."""
+    """The epoch that the sequence goes by now."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class StepResult:
     build_s: Mapping[PrefixEntry, float] = field(default_factory=dict)
     """Seconds that each build took."""
     similarities: Mapping[PrefixEntry, Mapping[int, list[float]]] = field(default_factory=dict)
-    """By entry and probed ratio bucket: how like their true ones its K/V are, layer by layer."""
+    """By entry and probed ratio bucket: the similarity of its K/V to the true ones, layer by layer."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of a request that can't be answered."""
+    """The end of a request without an answer."""
 
     request_id: str
     error: WorkerError

@@ -54,33 +54,33 @@ class Geometry:
         return range(self.prefix) if self.depth < self.num_layers else NOTHING
 
     def rows_for(self, block: range) -> range:
-        """The rows that a pass over `block` alone computes: the block, and where its first logits are read."""
+        """Return the rows that a pass over `block` alone computes: the block, and where its first logits are read."""
         return range(max(self.prefix, block.start - self.shift), block.stop)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a request stands in its denoising."""
+    """The point that a request has reached in its denoising."""
 
     block: range
     """Positions of the active block."""
     index: int
-    """Of the block."""
+    """Number of the active block."""
     step: int
     """Decoding steps done in it."""
     clock: int
     """Decoding steps over all blocks: t in the paper. By the timetable, unless confidence sets the pace."""
     last_block_clock: int
-    """What it was when the block before this one began."""
+    """The clock when the block before this one began."""
     opened: bool
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
     anchors: tuple[int, ...] | None = None
     """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
     drifted: bool = True
-    """Whether attention to the prefix has changed since the last refresh, as far as anyone looked."""
+    """Whether attention to the prefix was seen to change since the last refresh, or was not watched."""
     is_cold: bool = False
-    """Whether no pass has run since the sequence got its place: then nothing is kept that could be reused."""
+    """Whether no pass has run since the sequence got its pages: then nothing is kept that could be reused."""
 
     @property
     def refresh_due(self) -> bool:
@@ -88,7 +88,7 @@ class Moment:
 
     @property
     def refresh_due_since_last_block(self) -> bool:
-        """Whether a refresh fell due after the start of the block before this one."""
+        """Return whether a refresh fell due after the start of the block before this one."""
         interval = max(1, self.refresh_interval)
         return self.is_cold or self.index == 0 or self.clock // interval > self.last_block_clock // interval
 
@@ -110,13 +110,13 @@ class Pass:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it recomputes the prefix or, having none, everything."""
+        """Return whether it recomputes the prefix or, without one, all rows."""
         return bool(self.deep) or self.rows.start == 0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A name for a schedule of passes, and what the rest of the engine must know of it."""
+    """A named schedule of passes, and what the rest of the engine must know about it."""
 
     name: str
     next_pass: Callable[[Geometry, Moment], Pass]
@@ -124,13 +124,13 @@ class Policy:
     keeps_kv: bool = True
     """Whether a pass reads K/V that an earlier pass computed."""
     whole_canvas: bool = False
-    """Decodes the canvas as one block, whatever the block length."""
+    """Whether it decodes the canvas as one block, whatever the block length."""
     full_depth: bool = False
-    """Reuses all layers, whatever the depth table says."""
+    """Whether it reuses all layers, whatever the depth table says."""
     wide_confidence: bool = False
-    """Confidence in float64 instead of the logits' dtype."""
+    """Whether confidence is taken in float64 instead of the logits' dtype."""
     adaptive: bool = False
-    """Knows anchors and skipped refreshes."""
+    """Whether it has anchors and skips refreshes."""
 
 
 def none(geometry: Geometry, moment: Moment) -> Pass:

@@ -1,4 +1,4 @@
-"""Which requests run, what each does in the next step, and what follows from the result."""
+"""Deciding which requests run and what each does in the next step, and applying the result."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Scheduler:
         self._replica = replica
         self._waiting: deque[Task] = deque()
         self._running: dict[RequestId, RunningRequest] = {}
-        self._moving: dict[RequestId, RunningRequest] = {}
-        """Those of the waiting tasks that have run before, in another place."""
+        self._relocating: dict[RequestId, RunningRequest] = {}
+        """Requests among the waiting ones that have run before, with other pages."""
         self._questions: list[Question] = []
         self._stalled = False
         self._num_steps = 0
@@ -72,11 +72,13 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something: there is work, and not all of it waits for word from outside."""
-        return bool(self._running or self._waiting or next(self._cache.background(), None)) and not self._stalled
+        """Return whether a step would do something: there is work that does not wait for another thread."""
+        return (
+            bool(self._running or self._waiting or next(self._cache.background_entries(), None)) and not self._stalled
+        )
 
     def wake(self) -> None:
-        """Word has come from outside."""
+        """Look for work again, after another thread has changed something."""
         self._stalled = False
 
     def add(self, task: Task) -> None:
@@ -93,29 +95,30 @@ class Scheduler:
         self.counters.num_requests += 1
 
     def take_questions(self) -> list[Question]:
-        """Those that came up since the last call; each is to be answered once."""
+        """Return the questions that came up since the last call. Each is to be answered once."""
         taken, self._questions = self._questions, []
         return taken
 
     def sequence_waiting_for(self, question: Question) -> RunningRequest | None:
-        """The sequence that still waits for the answer to `question`."""
+        """Return the sequence that still waits for the answer to `question`."""
         sequence = self._running.get(question.request_id)
         if sequence is None or sequence.block_index != question.block_index:
             return None
         return sequence if sequence.is_waiting_for_epoch else None
 
     def continue_in_place(self, sequence: RunningRequest) -> None:
-        """It has its answer, and goes on in its place."""
+        """Let a sequence that waited for an answer go on with the pages that it has."""
         sequence.has_answer, self._stalled = True, False
 
     def relocate(self, sequence: RunningRequest, task: Task) -> None:
-        """It has its answer, and goes on with `task`, the first of those that wait for a place; what it has committed
-        stays. Raises InvalidRequestError where `task` can have no place, and then has changed nothing.
+        """Let a sequence that waited for an answer go on with `task`, which is first to get pages.
+
+        What it has committed stays. Raises InvalidRequestError where `task` never fits, and then changes nothing.
         """
         self._check_fits(task)
         sequence.suspend(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
         del self._running[task.id]
-        self._moving[task.id] = sequence
+        self._relocating[task.id] = sequence
         self.counters.num_moved += 1
         self._waiting.appendleft(task)
         self.continue_in_place(sequence)
@@ -134,7 +137,7 @@ class Scheduler:
             )
 
     def abort(self, request_id: RequestId) -> None:
-        """Forget a request and free all it holds; one that is unknown or done is left alone."""
+        """Forget a request and free all it holds. One that is unknown or done is left alone."""
         if sequence := self._running.pop(request_id, None):
             sequence.resources.close()
         elif task := next((task for task in self._waiting if task.id == request_id), None):
@@ -145,11 +148,11 @@ class Scheduler:
         self.counters.num_aborted += 1
 
     def schedule(self) -> StepPlan:
-        """Admit what has a place, then plan: every cheap pass, and expensive work within its budget.
+        """Admit the requests that get pages, then plan every cheap pass, and expensive work within its budget.
 
         A step takes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the longest
-        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. An entry that
-        nobody waits for yet is built where there is no other expensive work.
+        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. A reserved entry
+        is built where there is no other expensive work.
         """
         self._admit()
         self._ask_for_epochs()
@@ -158,7 +161,7 @@ class Scheduler:
         heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=age_rank)
         budget = 0 if cheap else self._config.max_heavy_rows
         builds: list[PrefixEntry] = []
-        for entry in self._cache.pending():
+        for entry in self._cache.due_entries():
             if not builds or len(entry.token_ids) <= budget:
                 builds.append(entry)
                 budget -= len(entry.token_ids)
@@ -168,13 +171,13 @@ class Scheduler:
                 chosen.append(turn)
                 budget -= turn.num_rows
         if not (builds or chosen):
-            builds.extend(islice(self._cache.background(), 1))
+            builds.extend(islice(self._cache.background_entries(), 1))
         plan = StepPlan(tuple(builds), (*cheap, *chosen))
         self._stalled = not (plan.builds or plan.turns)
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
-        """Take the step's decisions in; returns what the requests' callers are to be told, in order."""
+        """Apply the step's decisions, and return the chunks and failures that follow from them, in order."""
         outcomes = self._apply_builds(plan, result)
         for turn in plan.turns:
             sequence = turn.sequence
@@ -196,11 +199,11 @@ class Scheduler:
         for task in self._waiting:
             self._admission.forget(task)
         self._waiting.clear()
-        self._moving.clear()
+        self._relocating.clear()
         return [*[self.fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
     def _admit(self) -> None:
-        """In order; who waits for an entry keeps a place of the batch, and lets those behind it pass."""
+        """Admit requests in order. One that waits for an entry keeps its slot of the batch and lets others pass."""
         num_preparing = 0
         for task in tuple(self._waiting):
             if self.num_running + num_preparing >= self._config.max_batch:
@@ -219,7 +222,7 @@ class Scheduler:
             self._running[task.id] = self._start(task, allocation, resources)
 
     def _start(self, task: Task, allocation: Allocation, resources: ExitStack) -> RunningRequest:
-        if sequence := self._moving.pop(task.id, None):
+        if sequence := self._relocating.pop(task.id, None):
             sequence.resume(allocation, resources)
             return sequence
         canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
@@ -245,13 +248,12 @@ class Scheduler:
             probed = result.similarities.get(entry, {})
             self.counters.num_forwards += bool(entry.missing) + len(probed)
             for bucket, similarities in probed.items():
-                self._rule.learn(entry, bucket, similarities)
-            entry.build_s = result.build_s.get(entry, entry.build_s)
-            self._cache.mark_built(entry)
+                self._cache.record_finding(entry, bucket, self._rule.judge_probe(entry.key, bucket, similarities))
+            self._cache.mark_built(entry, result.build_s.get(entry))
         return failures
 
     def _fail_waiting(self, entry: PrefixEntry, error: WorkerError) -> Iterator[Failure]:
-        """End the requests that wait for an entry that can't be had: without it their answers would be others."""
+        """End the requests that wait for an entry that failed: without it their answers would be others."""
         for task in tuple(self._waiting):
             if self._admission.waits_for(task, entry):
                 self._forget_waiting(task)
@@ -259,7 +261,7 @@ class Scheduler:
 
     def _forget_waiting(self, task: Task) -> None:
         self._waiting.remove(task)
-        self._moving.pop(task.id, None)
+        self._relocating.pop(task.id, None)
         self._admission.forget(task)
 
     def _apply_decision(self, turn: Turn, decision: Decision) -> list[Outcome]:
@@ -284,7 +286,7 @@ class Scheduler:
             prefix_tokens=allocation.geometry.prefix,
             depth_limited_by=allocation.limited_by,
             num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + allocation.built_for_it,
+            num_forwards=sequence.num_forwards + allocation.is_built_for_it,
             policy=sequence.task.policy.name,
             reuse_depth=allocation.geometry.depth,
             replica=self._replica,

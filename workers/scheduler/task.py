@@ -1,4 +1,4 @@
-"""A request once everything about it is settled, and its state while it runs."""
+"""A request with all its defaults resolved, and its state while it runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RequestId = NewType("RequestId", str)
 
 @dataclass(frozen=True)
 class Task:
-    """A validated request: no default is open any more."""
+    """A validated request, with all defaults resolved."""
 
     id: RequestId
     prompt: tuple[int, ...]
-    """Before the canvas."""
+    """The tokens before the canvas."""
     suffix: tuple[int, ...]
-    """Behind the canvas."""
+    """The tokens behind the canvas."""
     num_canvas: int
     prefixes: tuple[PrefixCandidate, ...]
     """Usable boundaries, shortest first."""
@@ -39,14 +39,14 @@ class Task:
     policy: Policy
     refresh_interval: int
     reuse_depth: int | None
-    """Overrides the depth table."""
+    """A depth that overrides the depth table."""
     deterministic: bool
-    """Whether nothing that happens elsewhere lowers the reuse depth."""
+    """Whether other replicas' reports leave the reuse depth as it is."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
     context: ContextRead | None = None
-    """Whose content the prompt begins with."""
+    """The shared context whose content the prompt begins with."""
 
     @property
     def total(self) -> int:
@@ -54,12 +54,12 @@ class Task:
 
     @property
     def num_given(self) -> int:
-        """Tokens that stay as they came."""
+        """The number of tokens that the client gave, and that stay as they are."""
         return self.total - len(self.timetable.positions)
 
     @property
     def chooses_depth(self) -> bool:
-        """Whether evidence may lower the depth; the published policies take the table at its word."""
+        """Return whether evidence may lower the depth; the published policies go by the table alone."""
         return self.policy.adaptive and self.reuse_depth is None
 
     @property
@@ -71,7 +71,7 @@ class Task:
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
 
     def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
-        """What was committed to `canvas`, amid this task's text."""
+        """Return a canvas with what was committed to `canvas`, amid this task's text."""
         return canvas.moved(self.timetable, self._token_ids(mask_token_id))
 
     def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
@@ -79,28 +79,28 @@ class Task:
 
     @property
     def forwards_per_pass(self) -> int:
-        """Guidance runs the model a second time, without the prompt."""
+        """The number of times that a pass runs the model: guidance does so once more, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What admission decided: where the sequence is cut, how deep its prefix is reused, and where its K/V lie."""
+    """What admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
 
     geometry: Geometry
     entry: PrefixEntry | None
-    """Held until the sequence ends."""
+    """The entry that serves the prefix, held until the sequence ends."""
     hit: bool
-    """Whether the entry was there before this request."""
+    """Whether the entry existed before this request."""
     slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
     limited_by: DepthLimiter | None = None
-    """What lowered the reuse depth below the table's."""
+    """The evidence that lowered the reuse depth below the table's."""
 
     @property
-    def built_for_it(self) -> bool:
-        """Whether the model builds the entry because of this request; a copy takes no forward."""
-        return self.entry is not None and not self.hit and not self.entry.copied
+    def is_built_for_it(self) -> bool:
+        """Return whether the model built the entry because of this request; a copy takes no forward."""
+        return self.entry is not None and not self.hit and not self.entry.is_copy
 
 
 class RunningRequest:
@@ -114,11 +114,11 @@ class RunningRequest:
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
         self.is_cold = True
-        """Whether no pass has run since it got its place."""
+        """Whether no pass has run since it got its pages."""
         self.epochs: list[Epoch] = []
-        """Of its context, those that its passes went by."""
+        """The epochs of its context that its passes went by."""
         self.has_asked, self.has_answer = False, False
-        """In follow mode: whether the context's newest epoch was asked for at this block start, and is known."""
+        """In follow mode: whether the newest epoch was asked for at this block start, and whether it is known."""
         self.last_served: int | None = None
         """Engine step in which it last had a pass; None before its first one."""
 
@@ -133,7 +133,7 @@ class RunningRequest:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the epoch it goes by, if any, is settled."""
+        """Return whether it may have a pass: in follow mode, once the newest epoch of its context is known."""
         return self.has_answer or not self.task.follows
 
     @property
@@ -165,14 +165,15 @@ class RunningRequest:
         return self.task.policy.next_pass(self.allocation.geometry, self.moment)
 
     def portion(self) -> Portion:
-        """What the next decoding step commits."""
+        """Return how much the next decoding step commits."""
         num_masked = len(self.canvas.masked(self.block))
         return self.task.timetable.portion(self.block_index, self.step, num_masked)
 
     @property
     def is_watched(self) -> bool:
-        """Whether its next move depends on where its masked rows look in this pass: the first of a block, which may
-        refresh, or the last, after which a refresh may be left out.
+        """Return whether the attention of its masked rows in this pass decides about a refresh.
+
+        It does in the first pass of a block, which may refresh, and in the last, after which a refresh may be skipped.
         """
         if not (self.focus.is_watched and self.allocation.geometry.prefix > 0):
             return False
@@ -180,7 +181,7 @@ class RunningRequest:
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
     def advance(self, done: Pass, attention: Attention | None) -> None:
-        """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
+        """Go on to the next step after `done`, whose tokens are committed; a block without masks is done."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
         if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
@@ -201,13 +202,13 @@ class RunningRequest:
             self.has_asked, self.has_answer = False, False
 
     def suspend(self, task: Task, canvas: Canvas) -> None:
-        """Give up pages and entry, to go on with `task` and `canvas` at the start of this block in another place."""
-        self.num_forwards += self.allocation.built_for_it
+        """Free pages and entry, and take `task` and `canvas` for what follows from the start of this block."""
+        self.num_forwards += self.allocation.is_built_for_it
         self.resources.close()
         self.task, self.canvas = task, canvas
 
     def resume(self, allocation: Allocation, resources: ExitStack) -> None:
-        """Go on there; nothing that was kept counts any more, so that the next pass refreshes."""
+        """Go on with another allocation. It holds none of the K/V that were kept, so that the next pass refreshes."""
         self.allocation, self.resources = allocation, resources
         self.focus, self.is_cold = Focus(self.task.focus), True
 
@@ -217,7 +218,7 @@ class RunningRequest:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Give tokens of the active block a second chance where the request asks for it; returns how many."""
+        """Mask some tokens of the active block again, where the request asks for it. Return how many."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 

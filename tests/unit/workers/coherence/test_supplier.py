@@ -105,12 +105,12 @@ async def has_two_holders(client: CacheClient) -> bool:
 async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
     """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
     supplier, _, commands = unconnected()
-    supplier.apply(Report(wanted=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), unwanted=(KEY,)))
+    supplier.apply(Report(awaited=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), abandoned=(KEY,)))
     await until(lambda: commands.num)
     await supplier.close()
 
 
-@pytest.mark.parametrize("report", [Report(unwanted=(KEY,)), Report(gone=(KEY,))])
+@pytest.mark.parametrize("report", [Report(abandoned=(KEY,)), Report(gone=(KEY,))])
 async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
     """Also one that was live for so short a time that the service hasn't been told."""
     supplier, sync, _ = unconnected()

@@ -125,7 +125,7 @@ class Mixes(RuleBasedStateMachine):
         """Entries that are awaited come from the other replica where it has them, else they are built."""
         replica, other = self.replicas[which], self.replicas[1 - which]
         for _ in range(num_steps):
-            for entry in replica.engine.take_changes().wanted:
+            for entry in replica.engine.take_changes().pending:
                 supply(entry.key, tuple(sorted(entry.depths)), replica.engine, other.engine)
             if replica.engine.has_work:
                 replica.step()
