@@ -75,7 +75,7 @@ class Worker:
                     config.lease_ttl_s,
                     config.coherence,
                     follow_timeout_s=config.bicache.follow_timeout_s,
-                    entries=self._engine,
+                    engine=self._engine,
                     transport=transport,
                     layout=engine.entries.format,
                     costs=cost_model(self._loaded.config, device),

@@ -1,1 +1,1 @@
-"""What one replica tells the cache service and the other replicas, and what it learns from them."""
+"""One replica among the others: its membership in the cache service, and the entries that it shares with them."""

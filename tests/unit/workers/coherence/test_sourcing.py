@@ -74,7 +74,7 @@ def test_holders_share_the_copies() -> None:
 def test_an_estimate_is_never_negative_and_grows_with_size(samples: list[tuple[float, float]], size: float) -> None:
     line = Line(Prior(0.01, 1e-9, 1e8))
     for seen, took in samples:
-        line.see(seen, took)
+        line.add(seen, took)
     assert 0 <= line.seconds(size) <= line.seconds(2 * size) + 1e-9
 
 
@@ -83,7 +83,7 @@ def test_an_estimate_comes_to_what_is_seen(fixed_s: float, unit_s: float) -> Non
     line = Line(Prior(0.01, 1e-9, 1e8))
     for number in range(200):
         size = 1e7 * (number % 10)
-        line.see(size, fixed_s + unit_s * size)
+        line.add(size, fixed_s + unit_s * size)
     truth = fixed_s + unit_s * 5e7
     assert line.seconds(5e7) == pytest.approx(truth, rel=0.2, abs=0.02)
 
@@ -91,7 +91,7 @@ def test_an_estimate_comes_to_what_is_seen(fixed_s: float, unit_s: float) -> Non
 def test_a_fetch_that_was_slow_once_is_tried_again() -> None:
     model = CostModel(Prior(0.1, 0.0, 1.0), Prior(0.01, 0.0, 1.0))
     model.record_fetch(1, 5.0)
-    assert model.of(1, 1).fetch_s > model.of(1, 1).build_s
+    assert model.estimate(1, 1).fetch_s > model.estimate(1, 1).build_s
     for _ in range(1000):
         model.record_skipped_fetch()
-    assert model.of(1, 1).fetch_s < model.of(1, 1).build_s
+    assert model.estimate(1, 1).fetch_s < model.estimate(1, 1).build_s

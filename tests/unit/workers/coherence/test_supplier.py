@@ -20,6 +20,7 @@ from workers.bicache.copies import EntryFormat, Unreachable
 from workers.bicache.entry import Changes, PendingEntry, Report
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
+from workers.coherence.inventory import Inventory
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -60,15 +61,17 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
             expected, _ = await answer(neighbour, ask(1))
             await until(lambda: is_held(client))
             view, front = ClusterView(), AsyncEngine(engine)
-            sync = PrefixSync(client, US, 30.0, view, 0, tally)
+            inventory = Inventory()
+            sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
             supplier = Supplier(
                 US,
                 CONFIG,
                 client=client,
                 sync=sync,
+                inventory=inventory,
                 view=view,
                 waits=BuildWaits(),
-                entries=front,
+                engine=front,
                 transport=cluster.neighbours,
                 layout=engine.entries.format,
                 costs=cost_model(load_model(tmp_path, device=CPU, dtype=torch.float32).config, CPU),
@@ -113,25 +116,27 @@ async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_
 @pytest.mark.parametrize("report", [Report(abandoned=(KEY,)), Report(gone=(KEY,))])
 async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
     """Also one that was live for so short a time that the service hasn't been told."""
-    supplier, sync, _ = unconnected()
-    sync.owns(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
+    supplier, inventory, _ = unconnected()
+    inventory.add_build(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
     supplier.apply(report)
-    assert sync.disown(KEY) is None
+    assert inventory.remove_build(KEY) is None
     await supplier.close()
 
 
-def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
+def unconnected() -> tuple[Supplier, Inventory, Commands]:
     """A supplier of a replica that the service doesn't know, and what it tells the engine."""
     tally, view, commands, client = Tally(), ClusterView(), Commands(), CacheClient("127.0.0.1:1")
-    sync = PrefixSync(client, US, 30.0, view, 0, tally)
+    inventory = Inventory()
+    sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
     supplier = Supplier(
         US,
         CONFIG,
         client=client,
         sync=sync,
+        inventory=inventory,
         view=view,
         waits=BuildWaits(),
-        entries=commands,
+        engine=commands,
         transport=Unreachable(),
         layout=EntryFormat(
             "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
@@ -139,7 +144,7 @@ def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
         tally=tally,
     )
-    return supplier, sync, commands
+    return supplier, inventory, commands
 
 
 class Commands(EngineThread):

@@ -29,6 +29,7 @@ from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from workers.bicache.entry import LiveEntry, Report
+from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
@@ -85,8 +86,10 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
 
 
 @asynccontextmanager
-async def syncing(client: CacheClient, view: ClusterView | None = None) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(), 0, Tally())
+async def syncing(
+    client: CacheClient, view: ClusterView | None = None, inventory: Inventory | None = None
+) -> AsyncIterator[PrefixSync]:
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(), inventory or Inventory(), 0, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -107,7 +110,7 @@ async def test_entries_are_announced_withdrawn_and_left(port: int, client: Cache
 
 async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
     async with server_on(port):
-        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), 0, Tally())
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), Inventory(), 0, Tally())
         running = asyncio.create_task(sync.run())
         await sync.joined.wait()
         await asyncio.sleep(POLL_S)  # it has nothing to tell by now
@@ -128,11 +131,12 @@ async def test_a_service_that_forgot_everything_is_told_again(port: int, client:
 
 async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
-    async with server_on(port), syncing(client) as sync:
+    inventory = Inventory()
+    async with server_on(port), syncing(client, inventory=inventory) as sync:
         await sync.joined.wait()
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
-        sync.owns(build)
+        inventory.add_build(build)
         await client.release(sync.lease, build)
         sync.apply(Report(live=(first,)))
         await until(held(client), [5])
@@ -142,11 +146,12 @@ async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(
 
 async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
-    async with server_on(port), syncing(client) as sync:
+    inventory = Inventory()
+    async with server_on(port), syncing(client, inventory=inventory) as sync:
         await sync.joined.wait()
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
-        sync.owns(build)
+        inventory.add_build(build)
         sync.apply(Report(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
