@@ -1,4 +1,4 @@
-"""Whole-prefix entries: K/V and boundary states of a prefix run alone, one copy for all its readers.
+"""Cache whole-prefix entries: K/V and boundary states of a prefix run alone, one copy for all its readers.
 
 A request finds an entry by its key, compares the token ids, and holds it by a handle while it reads it:
 
@@ -29,7 +29,7 @@ from workers.models.base import ModelConfig
 
 
 class PrefixHandle:
-    """A reader's hold on an entry, until `release` or the end of a `with`."""
+    """Holds an entry for a reader, until `release` or the end of a `with`."""
 
     def __init__(self, cache: PrefixCache, entry: PrefixEntry) -> None:
         self._cache = cache
@@ -50,12 +50,12 @@ class PrefixHandle:
 
 
 class PrefixCache:
-    """Entries in order of last use, within a budget of the pool's bytes. It alone writes their fields."""
+    """Keeps entries in order of last use, within a budget of the pool's bytes. It alone writes their fields."""
 
     def __init__(
         self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int, awaits: bool = False
     ) -> None:
-        """With `awaits`, entries begin as awaited."""
+        """Begin without entries. With `awaits`, new ones wait for `allow_build` or a copy."""
         self._allocator = EntryAllocator(pool, storage, model, budget_bytes=budget_bytes)
         self._num_layers = model.num_layers
         self._first_state = EntryState.AWAITED if awaits else EntryState.PENDING
@@ -73,7 +73,7 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
-        """Pages within the budget; those of private entries don't count."""
+        """Return how many pages of the budget are taken; private entries lie beside it."""
         return self._allocator.num_shared
 
     @property
@@ -297,7 +297,7 @@ class PrefixCache:
             self._end_reservation(entry.key)
 
     def _fit(self, num_pages: int, *, is_private: bool = False, may_evict: bool = True) -> bool:
-        """Have `num_pages` free, if need be by eviction. Return False, and evict nothing, where that can't be had."""
+        """Free `num_pages`, if need be by eviction. Return False, and evict nothing, if that can't be done."""
         short = self._allocator.shortage(num_pages, is_private=is_private)
         return short <= 0 or (may_evict and self._evict(short))
 
@@ -316,7 +316,7 @@ class PrefixCache:
         self._remove(entry, EntryState.RETIRING if entry.num_readers else EntryState.GONE)
 
     def _remove(self, entry: PrefixEntry, state: EntryState) -> None:
-        """Let no request find the entry any more; its readers keep its pages."""
+        """Take the entry out of the index, so that no request finds it. Its readers keep its pages."""
         del self._entries[entry.key]
         self._outdated.discard(entry)
         (self._changes.gone if entry.is_live else self._changes.abandoned).append(entry.key)

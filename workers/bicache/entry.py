@@ -1,4 +1,4 @@
-"""A prefix entry, and its values for other threads."""
+"""Describe a prefix entry, and its values for other threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.kv.page_table import EntryLayout, EntryTable
 
 
 class EntryState(enum.Enum):
-    """Where an entry stands between its admission and the end of its pages."""
+    """Says where an entry stands between its admission and the end of its pages."""
 
     AWAITED = "awaited"
     """Pending, and not built here before the cache allows it: a copy may make it live instead."""
@@ -42,7 +42,7 @@ SUCCESSORS: Mapping[EntryState, frozenset[EntryState]] = MappingProxyType(
 
 @dataclass(eq=False)
 class PrefixEntry:
-    """One prefix. Its table is valid while a handle is held. `PrefixCache` alone writes its fields.
+    """Describes one prefix. Its table is valid while a handle is held. `PrefixCache` alone writes its fields.
 
     A live entry may be widened by further depths at any time; those that it serves already stay where they are.
     """
@@ -88,7 +88,7 @@ class PrefixEntry:
 
     @property
     def layout(self) -> EntryLayout:
-        """What it has pages for."""
+        """Return what it has pages for."""
         return self.memory.layout
 
     @property
@@ -97,12 +97,12 @@ class PrefixEntry:
 
     @property
     def depths(self) -> frozenset[int]:
-        """The reuse depths that it serves, or will serve once it is complete."""
+        """Return the reuse depths that it serves, or will serve once it is complete."""
         return self.layout.depths
 
     @property
     def missing(self) -> frozenset[int]:
-        """The reuse depths that are yet to be computed."""
+        """Return the reuse depths that are yet to be computed."""
         return self.depths - self.ready
 
     @property
@@ -115,7 +115,7 @@ class PrefixEntry:
 
     @property
     def safe_depth(self) -> int:
-        """The number of layers that may be reused at any of the ratios that were probed."""
+        """Return how many layers may be reused at any of the ratios that were probed."""
         return min((self.layout.kv_depth, *self.drifted.values()))
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class PrefixEntry:
 
 @dataclass
 class Changes:
-    """What became of entries since the last call, for the cache service.
+    """Lists what became of entries since the last call, for the cache service.
 
     A key that is gone may be there again as another entry: `gone` and `abandoned` come before `live` and `pending`.
     """
@@ -145,7 +145,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class LiveEntry:
-    """The values of a live entry that other replicas may know."""
+    """Carries the values of a live entry that other replicas may know."""
 
     key: PrefixKey
     num_tokens: int
@@ -181,7 +181,7 @@ class LiveEntry:
 
 @dataclass(frozen=True)
 class PendingEntry:
-    """The values of a pending entry from which another replica's copy of it can be asked for."""
+    """Carries the values of a pending entry with which another replica can be asked for a copy."""
 
     key: PrefixKey
     token_ids: tuple[int, ...]
@@ -201,7 +201,7 @@ class PendingEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """Changes as values, for other threads."""
+    """Carries changes as values, for other threads."""
 
     live: tuple[LiveEntry, ...] = ()
     gone: tuple[PrefixKey, ...] = ()

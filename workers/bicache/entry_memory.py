@@ -1,4 +1,4 @@
-"""The pages of prefix entries, and the budget that they are taken from. Pure."""
+"""Allocate the pages of prefix entries within a budget. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.models.base import ModelConfig
 
 @dataclass(frozen=True)
 class EntryMemory:
-    """The pages of one entry, and what each of them holds."""
+    """Owns the pages of one entry, and knows what each of them holds."""
 
     layout: EntryLayout
     table: EntryTable
@@ -44,7 +44,7 @@ class EntryAllocator:
 
     @property
     def num_free(self) -> int:
-        """Free pages of the pool."""
+        """Return how many pages of the pool are free."""
         return self._pool.num_free
 
     def lay_out(self, num_tokens: int, depths: Set[int]) -> EntryLayout:

@@ -1,4 +1,4 @@
-"""What other replicas' doings change in this one's entries. Runs on the engine's thread, between two steps."""
+"""Change this replica's entries on behalf of others. Runs on the engine's thread, between two steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class EntryCommands:
-    """The cache's entries as copies go and come."""
+    """Carries out the commands that other threads give for the entries."""
 
     def __init__(
         self,
@@ -38,13 +38,14 @@ class EntryCommands:
         self.format = format_
 
     def allow_build(self, key: PrefixKey) -> None:
-        """The entry may be built here, if it is still wanted."""
+        """Let the entry be built here, if it is still awaited."""
         if entry := self._cache.find(key):
             self._cache.allow_build(entry)
 
     def retire(self, key: PrefixKey, *, successor: Context | None) -> bool:
-        """Forget an entry whose content is out of date, and have one of its `successor` made, if there is room; whether
-        there was one to forget.
+        """Retire an entry whose content is out of date, and reserve one for its `successor`, if it fits.
+
+        Return whether there was an entry to retire.
         """
         entry = self._cache.retire(key)
         if entry is not None and successor is not None:
@@ -52,12 +53,12 @@ class EntryCommands:
         return entry is not None
 
     def record_limits(self, limits: Iterable[DepthLimit]) -> None:
-        """Take in what others report; it binds requests that are not deterministic, from the next admission on."""
+        """Take in what other replicas report. It binds requests that are not deterministic, once they are admitted."""
         for limit in limits:
             self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
-        """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
+        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't be made."""
         entry = self._cache.find(key)
         wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
         if entry is None or not (wanted and wanted <= entry.ready):
@@ -75,7 +76,7 @@ class EntryCommands:
         )
 
     def install(self, copy: EntryCopy) -> bool:
-        """Make the pending entry under the copy's key live. False where none is wanted, or another one is.
+        """Make the awaited entry under the copy's key live. Return False where none awaits this copy.
 
         Depths that were added while the copy was on its way are built here.
         """
@@ -91,7 +92,7 @@ class EntryCommands:
         return True
 
     def adopt(self, copy: EntryCopy) -> bool:
-        """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
+        """Keep a copy ahead of any request. Return False where its key is taken, or it doesn't fit."""
         return self._cache.reserve(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
 
     def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
@@ -119,15 +120,15 @@ class EntryCommands:
             storage.write_states(entry.table.state_pages[depth], states)
 
     def _take(self, body: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The next tensor of a body, and the rest of it."""
+        """Return the next tensor of a body, and the rest of it."""
         size = math.prod(shape) * self.format.itemsize
         part = body[:size].to(self._storage.device)
         return part.view(self._storage.rows.dtype).view(shape), body[size:]
 
 
 class EngineThread(Protocol):
-    """The engine's thread, for those on others."""
+    """Runs commands on the engine's thread."""
 
     def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
-        """Run `command` there, soon. Raises WorkerError, or the future does, where the engine has ended."""
+        """Run `command` between two steps. Raises WorkerError, or the future does, where the engine has ended."""
         ...

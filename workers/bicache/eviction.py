@@ -1,4 +1,4 @@
-"""The order in which idle entries are evicted. Pure."""
+"""Decide in which order idle entries are evicted. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Collection
 from workers.bicache.entry import PrefixEntry
 
 PROTECTED_SHARE = 0.8
-"""Part of the budget whose entries are evicted last: those that have served more than one request."""
+"""The part of the budget whose entries are evicted last: those that have served more than one request."""
 
 
 def eviction_order(by_last_use: Collection[PrefixEntry], budget_pages: int) -> list[PrefixEntry]:
-    """Return the idle ones of all entries, which are given least recently used first, in the order of their eviction.
+    """Return the idle entries in the order of their eviction, of all entries, least recently used first.
 
     It is that of a segmented LRU (Karedla et al. 1994): entries that have served more than one request come last, as
     far as `PROTECTED_SHARE` of the budget holds them, so that prefixes which are asked for once don't push out those

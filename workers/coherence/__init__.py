@@ -1,1 +1,1 @@
-"""One replica among the others: its membership in the cache service, and the entries that it shares with them."""
+"""Let a replica work with the others: as a member of the cache service that shares its entries."""

@@ -1,4 +1,4 @@
-"""Reading the newest content of shared contexts for requests in follow mode, so that the engine never waits for it."""
+"""Read the newest content of shared contexts for requests in follow mode, so that the engine never waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimating the seconds of a build and of a fetch from those that were measured. Pure.
+"""Estimate the seconds of a build and of a fetch from those that were measured. Pure.
 
 Seconds are a line over size, fitted by least squares. Two samples of the prior stay for good; a measured sample counts
 less with each one after it, so that the line follows a machine whose load changes.
@@ -17,7 +17,7 @@ PRIOR_WEIGHT = 0.5
 
 @dataclass(frozen=True)
 class Prior:
-    """A first guess: `fixed_s` seconds for size 0, and `unit_s` more for each unit; `size` is a typical size."""
+    """Gives a first guess: `fixed_s` seconds for size 0, and `unit_s` more for each unit; `size` is a typical size."""
 
     fixed_s: float
     unit_s: float
@@ -26,7 +26,7 @@ class Prior:
 
 @dataclass
 class Sums:
-    """Weighted sums over samples (x, y)."""
+    """Keeps weighted sums over samples (x, y)."""
 
     w: float = 0.0
     x: float = 0.0
@@ -44,7 +44,7 @@ class Sums:
 
 
 class Line:
-    """A line of seconds over size. Neither its start nor its slope is ever negative."""
+    """Fits a line of seconds over size. Neither its start nor its slope is ever negative."""
 
     def __init__(self, prior: Prior) -> None:
         self._scale = prior.size
@@ -74,7 +74,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """The estimated seconds of building and of fetching one entry."""
+    """Estimates the seconds of building and of fetching one entry."""
 
     build_s: float
     fetch_s: float

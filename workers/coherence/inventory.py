@@ -1,4 +1,4 @@
-"""The one index of what a replica holds, builds and has announced. Pure."""
+"""Keep the one index of what a replica holds, builds and has announced. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workers.bicache.entry import LiveEntry, Report
 
 
 class Inventory:
-    """What is true here, beside what the cache service knows of it under the present lease."""
+    """Knows what is true here, and what the cache service knows of it under the present lease."""
 
     def __init__(self) -> None:
         self._present: set[PrefixKey] = set()

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, so that neither the engine nor requests wait for what happens there."""
+"""Run an event loop in a thread of its own, so that neither the engine nor requests wait for its work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 
 class LoopThread(ABC):
-    """A thread with an event loop that runs between entering and leaving the `with` block."""
+    """Runs an event loop between entering and leaving the `with` block."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()

@@ -1,4 +1,4 @@
-"""A replica's membership in the cluster: all that talks to the cache service or to other replicas, in one thread."""
+"""Keep a replica a member of the cluster: one thread talks to the cache service and to other replicas."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Membership(LoopThread):
         costs: CostModel,
         tally: Tally,
     ) -> None:
-        """A question about a context is answered with None after `follow_timeout_s`."""
+        """Prepare the membership. A question about a context is answered with None after `follow_timeout_s`."""
         super().__init__("membership")
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
         self._config, self._engine, self._tally = config, engine, tally

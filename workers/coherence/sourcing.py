@@ -1,4 +1,4 @@
-"""Deciding where a replica gets an entry that it lacks. Pure.
+"""Decide where a replica gets an entry that it lacks. Pure.
 
 Entries belong to replicas, so waiting for another's build only pays where its entry can be fetched then. What it saves
 is the model's time, not the request's: the other began earlier at best. `patience` says how many times as long as its
@@ -52,7 +52,7 @@ Source = BuildAlone | Claim | Fetch | Wait
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known about one entry that is awaited here."""
+    """Says what is known about one entry that is awaited here."""
 
     key: PrefixKey
     replica: ReplicaId

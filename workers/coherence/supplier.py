@@ -1,4 +1,4 @@
-"""Supplying awaited entries: by a copy from another replica, or by allowing the engine to build them.
+"""Supply awaited entries: by a copy from another replica, or by allowing the engine to build them.
 
 Whatever goes wrong ends in a build: an entry is never awaited for longer than a wait and the fetches that follow it.
 """

@@ -1,4 +1,4 @@
-"""Keeping the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
+"""Keep the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
 
 It reconciles instead of replaying: the inventory says what is true here, and what was announced under the present
 lease. After an outage, or once the service has forgotten this replica, a new lease begins with no announcements.
@@ -59,7 +59,7 @@ class PrefixSync:
 
     @property
     def lease(self) -> Lease | None:
-        """The present lease; None while the service doesn't know this replica."""
+        """Return the present lease; None while the service doesn't know this replica."""
         return self._lease
 
     def apply(self, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Counting a replica's share in the cluster's work."""
+"""Count a replica's share in the cluster's work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Counts since the start, written in one thread and read in any."""
+    """Counts from the start, in one thread, and may be read in any."""
 
     built: int = 0
     """Entries that the model computed here."""

@@ -1,4 +1,4 @@
-"""Allocating a request's pages: its own, and those of the entry that serves its prefix.
+"""Allocate a request's pages: its own, and those of the entry that serves its prefix.
 
     decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
                             |
@@ -27,7 +27,7 @@ from workers.scheduler.task import Allocation, RequestId, Task
 
 @dataclass
 class Preparation:
-    """What a waiting request holds, and what it waits for."""
+    """Says what a waiting request holds, and what it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
@@ -57,7 +57,7 @@ class Admission:
         *,
         num_entry_depths: int,
     ) -> None:
-        """A new entry serves `num_entry_depths` depths of `table` around the one that it is made for."""
+        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the needed one."""
         self._model, self._storage, self._pool, self._cache = model, storage, pool, cache
         self._rule, self._table, self._num_entry_depths = rule, table, num_entry_depths
         self._preparations: dict[RequestId, Preparation] = {}

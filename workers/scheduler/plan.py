@@ -1,4 +1,4 @@
-"""The plan of one step, and its result."""
+"""Describe the plan of one step, and its result."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from workers.scheduler.task import RequestId, RunningRequest
 
 @dataclass(frozen=True)
 class Turn:
-    """One pass of one sequence in this step."""
+    """Gives one sequence one pass in this step."""
 
     sequence: RunningRequest
     run: Pass
 
     @property
     def num_rows(self) -> int:
-        """Rows that the model computes for it."""
+        """Return the number of rows that the model computes for it."""
         return self.run.num_rows * self.sequence.task.forwards_per_pass
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question for the newest content of a context.
+    """Asks for the newest content of a context.
 
     It comes up at a block start of a sequence in follow mode, which has no pass before `Scheduler.continue_in_place` or
     `Scheduler.relocate` ends its waiting.
@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Entries to build or to probe, and passes to run; they don't depend on each other."""
+    """Lists entries to build or to probe, and passes to run, which don't depend on each other."""
 
     builds: tuple[PrefixEntry, ...] = ()
     turns: tuple[Turn, ...] = ()
@@ -50,7 +50,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A decision, or an error, for every turn of the plan; an error for every entry whose build failed."""
+    """Has a decision or an error for every turn of the plan, and an error for every entry whose build failed."""
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of a request without an answer."""
+    """Ends a request with an error."""
 
     request_id: str
     error: WorkerError

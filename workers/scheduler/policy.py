@@ -1,4 +1,4 @@
-"""Cache policies as schedules of passes.
+"""Define the cache policies as schedules of passes.
 
 A *pass* computes some rows of one sequence in every layer, and may let prefix rows join at the reuse depth b with
 the entry's hidden states. Whatever a pass computes overwrites the request's kept K/V; its rows attend to every
@@ -30,7 +30,7 @@ NOTHING = range(0)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Positions of one sequence: prefix 0..prefix-1, the rest of the prompt and the canvas up to total-1."""
+    """Gives the positions of one sequence: prefix 0..prefix-1, the rest of the prompt and the canvas up to total-1."""
 
     prefix: int
     total: int
@@ -50,7 +50,7 @@ class Geometry:
 
     @property
     def deep(self) -> range:
-        """The prefix rows of a refresh; at full depth there is nothing to recompute."""
+        """Return the prefix rows of a refresh; at full depth no row is recomputed."""
         return range(self.prefix) if self.depth < self.num_layers else NOTHING
 
     def rows_for(self, block: range) -> range:
@@ -60,7 +60,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Moment:
-    """The point that a request has reached in its denoising."""
+    """Says how far a request has come in its denoising."""
 
     block: range
     """Positions of the active block."""
@@ -95,7 +95,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward of one sequence."""
+    """Describes one forward of one sequence."""
 
     rows: range
     """Computed in every layer."""
@@ -116,7 +116,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Policy:
-    """A named schedule of passes, and what the rest of the engine must know about it."""
+    """Names a schedule of passes, and says what the rest of the engine must know about it."""
 
     name: str
     next_pass: Callable[[Geometry, Moment], Pass]

@@ -1,4 +1,4 @@
-"""Deciding how deep a request's prefix is reused. Pure: the request, the depth table and evidence alone decide.
+"""Decide how deep a request's prefix is reused. Pure: only the request, the depth table and evidence count.
 
 What is cached, pending or evicted, what was asked before, and what other replicas hold decide how long an answer takes,
 and never which answer it is.
@@ -26,7 +26,7 @@ from workers.scheduler.task import Task
 
 @dataclass(frozen=True)
 class Reuse:
-    """The cut and the reuse depth of one request."""
+    """Says where a request is cut, and how deep its prefix is reused."""
 
     num_prefix: int
     depth: int

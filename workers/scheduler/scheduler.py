@@ -1,4 +1,4 @@
-"""Deciding which requests run and what each does in the next step, and applying the result."""
+"""Decide which requests run and what each does in the next step, and apply the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Outcome = GenerateChunk | Failure
 
 @dataclass
 class Counters:
-    """Totals since the start."""
+    """Counts totals since the start."""
 
     num_requests: int = 0
     num_aborted: int = 0

@@ -1,4 +1,4 @@
-"""A request with all its defaults resolved, and its state while it runs."""
+"""Describe a request with all its defaults resolved, and keep its state while it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RequestId = NewType("RequestId", str)
 
 @dataclass(frozen=True)
 class Task:
-    """A validated request, with all defaults resolved."""
+    """Describes a validated request, with all defaults resolved."""
 
     id: RequestId
     prompt: tuple[int, ...]
@@ -54,7 +54,7 @@ class Task:
 
     @property
     def num_given(self) -> int:
-        """The number of tokens that the client gave, and that stay as they are."""
+        """Return how many tokens the client gave, which stay as they are."""
         return self.total - len(self.timetable.positions)
 
     @property
@@ -79,13 +79,13 @@ class Task:
 
     @property
     def forwards_per_pass(self) -> int:
-        """The number of times that a pass runs the model: guidance does so once more, without the prompt."""
+        """Return how often a pass runs the model: guidance does so a second time, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
+    """Holds what admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
 
     geometry: Geometry
     entry: PrefixEntry | None
@@ -104,7 +104,7 @@ class Allocation:
 
 
 class RunningRequest:
-    """One running request. `resources` holds its pages and its prefix entry; closing it frees both."""
+    """Keeps the state of one running request. Closing `resources` frees its pages and its prefix entry."""
 
     def __init__(self, task: Task, allocation: Allocation, canvas: Canvas, resources: ExitStack) -> None:
         self.task, self.allocation, self.canvas = task, allocation, canvas
@@ -128,7 +128,7 @@ class RunningRequest:
 
     @cached_property
     def generator(self) -> Generator:
-        """The only source of randomness for this request, so that results don't depend on the batch."""
+        """Return the only source of randomness for this request, so that results don't depend on the batch."""
         return seeded_generator(self.task.seed, self.allocation.slots.device)
 
     @property
@@ -143,7 +143,7 @@ class RunningRequest:
 
     @property
     def block(self) -> range:
-        """Positions from the first to the last of the active block."""
+        """Return the positions from the first to the last of the active block."""
         return self.task.timetable.block(self.block_index)
 
     @property

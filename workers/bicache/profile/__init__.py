@@ -1,4 +1,4 @@
-"""Offline depth tables: how many shallow layers of a prefix a model lets be reused, by the prefix's share.
+"""Measure depth tables offline: how many shallow layers of a prefix a model lets be reused, by the prefix's share.
 
 The published profile asks whether a prefix's K/V look alike with and without what follows (cosine similarity, over
 theta in all leading layers). That says little about the answer: layer b is never tested, though its K/V come from a
@@ -30,12 +30,12 @@ from workers.models.layers import full_attention
 
 KV = tuple[Tensor, Tensor]
 NUM_LEVELS = 4
-"""Canvases tried for each prompt: all masked, then each time the surer half of the rest committed."""
+"""Canvases tried for each prompt: all masked, then each time the more confident half of the rest committed."""
 
 
 @dataclass(frozen=True)
 class ProfileSample:
-    """A prompt whose first `prefix` tokens are shared, with a canvas of `canvas` tokens behind it."""
+    """Describes a prompt whose first `prefix` tokens are shared, with a canvas of `canvas` tokens behind it."""
 
     token_ids: tuple[int, ...]
     prefix: int
@@ -50,18 +50,18 @@ class ProfileSample:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """When reuse counts as harmless, and how finely ratios are told apart."""
+    """Says when reuse counts as harmless, and how finely ratios are distinguished."""
 
     theta: float = 0.97
-    """K/V similarity that the published rule asks for."""
+    """The K/V similarity that the published rule asks for."""
     agreement: float = 0.97
-    """Share of tokens committed by the exact pass, EOS aside, that reuse must predict too; mean over samples."""
+    """The share of tokens committed by the exact pass, EOS aside, that reuse must predict too; mean over samples."""
     bucket_percent: int = 10
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One sample: `similarity` of prefix K/V by layer, `agreement` of committed tokens by depth 0..L."""
+    """Holds one sample's `similarity` of prefix K/V by layer, and `agreement` of committed tokens by depth 0..L."""
 
     ratio: int
     similarity: tuple[float, ...]
@@ -71,7 +71,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bucket:
-    """All samples of one range of ratios: the heat map's column."""
+    """Sums up all samples of one range of ratios: a column of the heat map."""
 
     ratio: int
     """Lower edge in percent."""
@@ -82,20 +82,20 @@ class Bucket:
     """By depth, 0..L: of prompts with and without turns behind the prefix, the lower mean."""
 
     def published_depth(self, config: ProfileConfig) -> int:
-        """Leading layers with similar K/V, whatever the layer behind them says."""
+        """Return the number of leading layers with similar K/V, whatever the layer behind them says."""
         return len(list(takewhile(lambda cosine: cosine > config.theta, self.similarity)))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured, and the two tables that follow: ours, and the published rule's."""
+    """Holds what was measured, and derives two tables from it: ours, and the published rule's."""
 
     config: ProfileConfig
     buckets: tuple[Bucket, ...]
 
     @property
     def table(self) -> dict[int, int]:
-        """Depths by ratio, stored where they change; below the first bucket nothing is reused.
+        """Return depths by ratio, stored where they change; below the first bucket nothing is reused.
 
         The smaller a prefix's share, the more weight what follows it has: agreement rises with the ratio. So each
         depth's agreements are fitted by a rising curve first, and the samples of one bucket support the others.
@@ -114,7 +114,7 @@ class Profile:
 
     @property
     def published_table(self) -> dict[int, int]:
-        """A ratio is stored only where its depth exceeds that of all smaller ones."""
+        """Return the published rule's depths. A ratio is stored where its depth exceeds that of all smaller ones."""
         table: dict[int, int] = {}
         for bucket in self.buckets:
             depth = bucket.published_depth(self.config)
@@ -123,7 +123,7 @@ class Profile:
         return table
 
     def save(self, path: Path) -> None:
-        """As the model loader reads it (`table`), with the evidence."""
+        """Write the table as the model loader reads it, with the evidence."""
         content = {
             "table": self.table,
             "published_rule": self.published_table,
@@ -142,7 +142,7 @@ class Profiler:
 
     @torch.inference_mode()
     def measure(self, sample: ProfileSample) -> Measurement:
-        """One sample's evidence: `NUM_LEVELS` exact passes, and as many at every depth."""
+        """Return one sample's evidence, from `NUM_LEVELS` exact passes and as many at every depth."""
         config, prefix = self._model.config, sample.prefix
         tokens = torch.tensor([*sample.token_ids, *[config.mask_token_id] * sample.canvas], device=self._device)
         masked = torch.arange(len(sample.token_ids), len(tokens), device=self._device)
@@ -155,18 +155,18 @@ class Profiler:
             exact_kv: list[KV] = []
             *_, exact = self._layers(self._model.embed(tokens), 0, range(self._num_layers), exact_kv)
             similarity = similarity or [cosine(a, b, prefix) for a, b in zip(alone_kv, exact_kv, strict=True)]
-            surer, expected, rest = surer_half(masked, self._logits(exact, masked))
+            confident, expected, rest = more_confident_half(masked, self._logits(exact, masked))
             for depth, reused in enumerate(self._reused(tokens, states, alone_kv)):
-                predicted = self._logits(reused, surer - prefix).argmax(-1)
+                predicted = self._logits(reused, confident - prefix).argmax(-1)
                 telling = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
                 agreeing[depth] += int(((predicted == expected) & telling).sum())
                 compared[depth] += int(telling.sum())
-            tokens[surer], masked = expected, rest
+            tokens[confident], masked = expected, rest
         agreement = (same / all_ if all_ else 1.0 for same, all_ in zip(agreeing, compared, strict=True))
         return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
-        """The suffix's last hidden states under reuse of 0, 1, ..., L layers."""
+        """Yield the suffix's last hidden states under reuse of 0, 1, ..., L layers."""
         prefix = len(states[0])
         suffix = self._model.embed(tokens[prefix:])
         for depth in range(self._num_layers):
@@ -179,7 +179,7 @@ class Profiler:
     def _layers(
         self, x: Tensor, start: int, layers: range, kept: list[KV], before: Sequence[KV] | None = None
     ) -> list[Tensor]:
-        """Rows at positions start... through `layers` -> the states after each; their K/V are added to `kept`.
+        """Run rows at positions start... through `layers`, add their K/V to `kept`, and return the states after each.
 
         The rows see each other and, where given, each layer's K/V `before` them.
         """
@@ -222,16 +222,16 @@ def rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
     return [mean for mean, _, count in pools for _ in range(count)]
 
 
-def surer_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The half of the masked positions that is predicted more confidently, its tokens, and the other half."""
+def more_confident_half(masked: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the half of the masked positions that is predicted more confidently, its tokens, and the other half."""
     confidence, chosen = logits.softmax(-1).max(-1)
     order = confidence.argsort(descending=True, stable=True)
-    surer, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
-    return masked[surer], chosen[surer], masked[rest.sort().values]
+    confident, rest = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
+    return masked[confident], chosen[confident], masked[rest.sort().values]
 
 
 def cosine(a: KV, b: KV, num_tokens: int) -> float:
-    """Mean over tokens, K and V of the cosine over the flattened heads of a token."""
+    """Return the mean over tokens, K and V of the cosine over a token's flattened heads."""
     pairs = zip(a, b, strict=True)
     return sum(F.cosine_similarity(x.flatten(1), y[:num_tokens].flatten(1)).mean().item() for x, y in pairs) / 2
 
@@ -256,7 +256,7 @@ def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
 
 
 def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    """Column by column."""
+    """Return the mean of each column."""
     return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 
 
@@ -268,7 +268,7 @@ def profile_model(
     device: torch.device,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Profile:
-    """Measure `samples` and make the tables; `on_sample` is called after each, for a progress bar."""
+    """Measure `samples` and derive the tables. `on_sample` is called after each sample, for a progress bar."""
     profiler = Profiler(model, device)
     measurements = []
     for sample in samples:

@@ -1,4 +1,4 @@
-"""`python -m workers.bicache.profile MODEL`: the depth table of a bundled model, from its own data."""
+"""Measure the depth table of a bundled model on its own data: `python -m workers.bicache.profile MODEL`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile as a picture: layers by ratio, coloured by how well reuse holds there."""
+"""Draw a profile: layers by ratio, coloured by how well reuse holds there."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ WIDTH = 8
 
 
 def heatmap(profile: Profile) -> Table:
-    """One row a layer, one column a bucket of ratios; a cell shows the similarity of the layer's K/V, and the share of
-    tokens that stay when all layers up to and with it are reused. Cells within the table's depth are marked.
+    """Return a table with a row for each layer and a column for each bucket of ratios.
+
+    A cell shows the similarity of the layer's K/V, and the share of tokens that stay when all layers up to and with it
+    are reused. Cells within the table's depth are marked.
     """
     safe = DepthTable(profile.table)
     table = Table(title="K/V similarity | tokens kept, * = safe", padding=(0, 0), show_lines=False)
@@ -37,9 +39,9 @@ def heatmap(profile: Profile) -> Table:
 
 
 def colour(share: float) -> str:
-    """Red at 0.5 and below, through yellow, to green at 1."""
-    warmth = min(1.0, max(0.0, 2 * (share - 0.5)))
-    return f"black on rgb({round(255 * min(1, 2 * (1 - warmth)))},{round(215 * min(1, 2 * warmth))},80)"
+    """Return a colour from red at 0.5 and below, through yellow, to green at 1."""
+    hue = min(1.0, max(0.0, 2 * (share - 0.5)))
+    return f"black on rgb({round(255 * min(1, 2 * (1 - hue)))},{round(215 * min(1, 2 * hue))},80)"
 
 
 def save_heatmap(profile: Profile, path: Path) -> None:

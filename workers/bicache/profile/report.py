@@ -1,4 +1,4 @@
-"""Profiles a model directory, with a progress bar, and leaves table and picture behind."""
+"""Profile a model directory, with a progress bar, and write the table and a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE_FILE, PICTURE_FILE = "depth_table.json", "depth_table.svg"
 def profile_directory(
     directory: Path, samples: Sequence[ProfileSample], output: Path, *, config: ProfileConfig, console: Console
 ) -> Profile:
-    """Measure the model in `directory` in float32 on what is there, and write both files to `output`.
+    """Measure the model in `directory` in float32 on this machine, and write both files to `output`.
 
     The table takes effect where it lies beside the weights. Raises UnsupportedModelError, and InvalidRequestError for
     samples that the model's context doesn't hold.
