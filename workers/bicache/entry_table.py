@@ -60,11 +60,13 @@ class EntryCommands:
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
         """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't be made."""
         entry = self._cache.find(key)
-        wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
-        if entry is None or not (wanted and wanted <= entry.ready):
+        if entry is None:
             return None
-        kv_depth = max(wanted)
-        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in wanted)
+        served = entry.depths if depths is None else frozenset(depths)
+        if not served or not served <= entry.ready:
+            return None
+        kv_depth = max(served)
+        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in served)
         return EntryCopy(
             format=self.format,
             key=key,

@@ -37,8 +37,8 @@ class EntryLayout:
     @classmethod
     def for_depths(cls, num_tokens: int, depths: Iterable[int], num_layers: int) -> EntryLayout:
         """Return the least layout that serves all of `depths`: full depth needs no states, depth 0 no pages at all."""
-        wanted = sorted({depth for depth in depths if depth > 0})
-        return cls(num_tokens, wanted[-1] if wanted else 0, tuple(depth for depth in wanted if depth < num_layers))
+        kept = sorted({depth for depth in depths if depth > 0})
+        return cls(num_tokens, kept[-1] if kept else 0, tuple(depth for depth in kept if depth < num_layers))
 
     @property
     def depths(self) -> frozenset[int]:
@@ -69,8 +69,8 @@ class EntryTable:
 
     @classmethod
     def lay_out(cls, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
-        nothing = cls(torch.empty((0, layout.num_tokens), dtype=torch.int64, device=storage.device), {})
-        return nothing.widened(layout, pages, storage, hidden_size)
+        empty = cls(torch.empty((0, layout.num_tokens), dtype=torch.int64, device=storage.device), {})
+        return empty.widened(layout, pages, storage, hidden_size)
 
     def widened(self, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
         """Return the table of a wider `layout`: what this one holds stays where it is, and `pages` hold the rest."""

@@ -34,7 +34,7 @@ class Task:
     prefixes: tuple[PrefixCandidate, ...]
     """Usable boundaries, shortest first."""
     cut: PrefixCandidate | None
-    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or there is none."""
+    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or no boundary can be used."""
     timetable: Timetable
     policy: Policy
     refresh_interval: int

@@ -158,9 +158,9 @@ class Profiler:
             confident, expected, rest = more_confident_half(masked, self._logits(exact, masked))
             for depth, reused in enumerate(self._reused(tokens, states, alone_kv)):
                 predicted = self._logits(reused, confident - prefix).argmax(-1)
-                telling = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
-                agreeing[depth] += int(((predicted == expected) & telling).sum())
-                compared[depth] += int(telling.sum())
+                counted = (expected != config.eos_token_id) | (predicted != config.eos_token_id)
+                agreeing[depth] += int(((predicted == expected) & counted).sum())
+                compared[depth] += int(counted.sum())
             tokens[confident], masked = expected, rest
         agreement = (same / all_ if all_ else 1.0 for same, all_ in zip(agreeing, compared, strict=True))
         return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)

@@ -56,7 +56,7 @@ def test_a_table_without_evidence_reuses_nothing() -> None:
     assert profile([], ProfileConfig()).table == {0: 0}
 
 
-def test_what_is_measured_is_what_a_refresh_computes() -> None:
+def test_the_measured_agreement_is_that_of_a_refresh() -> None:
     """Agreement at each depth against the reference's own refresh; depth 0 is the exact pass."""
     loaded = tiny_model(3)
     sample = ProfileSample(prompt_of(20, 3), 14, 8)

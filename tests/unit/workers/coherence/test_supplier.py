@@ -1,4 +1,4 @@
-"""A replica whose watch is far behind: what it does then, step by step."""
+"""The supplier of a replica whose watch lags far behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def engine_for(model: Path) -> Engine:
 
 
 async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_path: Path) -> None:
-    """Nothing tells the view that a neighbour holds the entry; the service is asked once the build is ours."""
+    """The view does not know that a neighbour holds the entry; the service is asked once the build is ours."""
     tally, loop = Tally(), asyncio.get_running_loop()
     with ServiceProcess(tmp_path / "service") as service, Cluster(tmp_path, service.target) as cluster:
         neighbour = await asyncio.to_thread(cluster.start, "neighbour")
@@ -105,8 +105,8 @@ async def has_two_holders(client: CacheClient) -> bool:
     return len(placements) == 2
 
 
-async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
-    """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
+async def test_an_entry_is_supplied_again_right_after_its_predecessor_was_abandoned() -> None:
+    """One report has both: an abort, and a commit's eager build of the entry that the request waited for."""
     supplier, _, commands = unconnected()
     supplier.apply(Report(awaited=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), abandoned=(KEY,)))
     await until(lambda: commands.num)
@@ -114,8 +114,8 @@ async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_
 
 
 @pytest.mark.parametrize("report", [Report(abandoned=(KEY,)), Report(gone=(KEY,))])
-async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
-    """Also one that was live for so short a time that the service hasn't been told."""
+async def test_a_build_ends_with_its_entry(report: Report) -> None:
+    """That holds also for an entry that was live for too short a time to be announced."""
     supplier, inventory, _ = unconnected()
     inventory.add_build(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
     supplier.apply(report)
@@ -124,7 +124,7 @@ async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
 
 
 def unconnected() -> tuple[Supplier, Inventory, Commands]:
-    """A supplier of a replica that the service doesn't know, and what it tells the engine."""
+    """Return a supplier of a replica that the service doesn't know, its inventory, and its commands to the engine."""
     tally, view, commands, client = Tally(), ClusterView(), Commands(), CacheClient("127.0.0.1:1")
     inventory = Inventory()
     sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
@@ -148,7 +148,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
 
 
 class Commands(EngineThread):
-    """An engine's thread that only counts what it is told."""
+    """Counts the commands to the engine's thread, and runs none."""
 
     def __init__(self) -> None:
         self.num = 0

@@ -1,4 +1,4 @@
-"""The bridge against a real cache service, with outages."""
+"""The reconciliation with a real cache service, with outages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
 
 def server_on(port: int) -> CacheServer:
-    """Leases there go by a clock that stands still."""
+    """Return a server whose leases go by a clock that stands still."""
     return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
 
 
@@ -63,15 +63,15 @@ async def client(port: int) -> AsyncIterator[CacheClient]:
         yield client
 
 
-async def until(view: Callable[[], Awaitable[object]], wanted: object) -> None:
+async def until(view: Callable[[], Awaitable[object]], expected: object) -> None:
     while True:
-        if await view() == wanted:
+        if await view() == expected:
             return
         await asyncio.sleep(POLL_S)
 
 
 def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
-    """The token counts of the entries that the service knows of."""
+    """Return the token counts of the entries that the service knows."""
 
     async def view() -> Sequence[int]:
         try:
@@ -97,7 +97,7 @@ async def syncing(
     await sync.leave()
 
 
-async def test_entries_are_announced_withdrawn_and_left(port: int, client: CacheClient) -> None:
+async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
         sync.apply(Report(live=(first, second)))
@@ -108,12 +108,12 @@ async def test_entries_are_announced_withdrawn_and_left(port: int, client: Cache
         assert await held(client)() == []
 
 
-async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
+async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: CacheClient) -> None:
     async with server_on(port):
         sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(), Inventory(), 0, Tally())
         running = asyncio.create_task(sync.run())
         await sync.joined.wait()
-        await asyncio.sleep(POLL_S)  # it has nothing to tell by now
+        await asyncio.sleep(POLL_S)  # it has pushed all changes by now
         sync.wake()
         await asyncio.sleep(0)
         running.cancel()
@@ -121,15 +121,15 @@ async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheCli
         assert running in done
 
 
-async def test_a_service_that_forgot_everything_is_told_again(port: int, client: CacheClient) -> None:
+async def test_entries_are_announced_again_to_a_service_that_forgot_them(port: int, client: CacheClient) -> None:
     async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
-        sync.apply(Report(live=entries()))  # nobody listens yet
+        sync.apply(Report(live=entries()))  # no server is up yet
         for _ in range(2):
             async with server_on(port):
                 await until(held(client), [5, 9])
 
 
-async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
+async def test_an_entry_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
     inventory = Inventory()
     async with server_on(port), syncing(client, inventory=inventory) as sync:
@@ -144,7 +144,7 @@ async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(
         assert placement.token is None
 
 
-async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
+async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
     inventory = Inventory()
     async with server_on(port), syncing(client, inventory=inventory) as sync:
@@ -158,7 +158,7 @@ async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, cl
         assert placement.token == build.token
 
 
-async def test_drift_is_told_once(port: int, client: CacheClient) -> None:
+async def test_drift_is_reported_once(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
         sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
