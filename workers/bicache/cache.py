@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Set
-from types import TracebackType
 
 from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
@@ -23,30 +22,10 @@ from workers.bicache.depth import Finding
 from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry
 from workers.bicache.entry_memory import EntryAllocator
 from workers.bicache.eviction import eviction_order
+from workers.bicache.handle import PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
-
-
-class PrefixHandle:
-    """Holds an entry for a reader, until `release` or the end of a `with`."""
-
-    def __init__(self, cache: PrefixCache, entry: PrefixEntry) -> None:
-        self._cache = cache
-        self.entry = entry
-        self._is_held = True
-
-    def __enter__(self) -> PrefixHandle:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """End the hold. A second call changes nothing."""
-        if self._is_held:
-            self._is_held = False
-            self._cache.remove_reader(self.entry)
 
 
 class PrefixCache:
@@ -215,20 +194,6 @@ class PrefixCache:
             self._end_reservation(key)
         return entry
 
-    def remove_reader(self, entry: PrefixEntry) -> None:
-        """Count one reader less. A pending or detached entry goes with its last one."""
-        entry.num_readers -= 1
-        if entry.num_readers:
-            return
-        entry.to_probe.clear()
-        if entry in self._detached:
-            del self._detached[entry]
-            if entry.state is not EntryState.GONE:
-                self._enter(entry, EntryState.GONE)
-            self._allocator.free(entry.memory, is_private=entry.is_private)
-        elif entry.is_pending:
-            self._remove(entry, EntryState.GONE)
-
     def take_changes(self) -> Changes:
         """Return what became of entries since the last call; of one that was added and removed, only the removal.
 
@@ -281,7 +246,21 @@ class PrefixCache:
 
     def _hold(self, entry: PrefixEntry) -> PrefixHandle:
         entry.num_readers += 1
-        return PrefixHandle(self, entry)
+        return PrefixHandle(entry, self._remove_reader)
+
+    def _remove_reader(self, entry: PrefixEntry) -> None:
+        """Count one reader less. A pending or detached entry goes with its last one."""
+        entry.num_readers -= 1
+        if entry.num_readers:
+            return
+        entry.to_probe.clear()
+        if entry in self._detached:
+            del self._detached[entry]
+            if entry.state is not EntryState.GONE:
+                self._enter(entry, EntryState.GONE)
+            self._allocator.free(entry.memory, is_private=entry.is_private)
+        elif entry.is_pending:
+            self._remove(entry, EntryState.GONE)
 
     def _enter(self, entry: PrefixEntry, state: EntryState) -> None:
         assert state in SUCCESSORS[entry.state], f"{entry!r} can't become {state.value}"

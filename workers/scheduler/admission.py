@@ -13,9 +13,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from workers.bicache.cache import PrefixCache, PrefixHandle
+from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable
 from workers.bicache.entry import PrefixEntry
+from workers.bicache.handle import PrefixHandle
 from workers.kv.page_table import EntryLayout, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
