@@ -155,7 +155,7 @@ class LiveEntry:
     heat: int
     """Requests served, rounded down to a power of two, so that it does not change at every request."""
     drifted: tuple[tuple[int, int], ...]
-    """(ratio bucket, depth)"""
+    """Pairs of a ratio bucket and its depth."""
     build_s: float | None
     content_of: ContextEpoch | None = None
 
@@ -186,7 +186,7 @@ class PendingEntry:
     key: PrefixKey
     token_ids: tuple[int, ...]
     depths: tuple[int, ...]
-    """Ascending."""
+    """The depths that it is to serve, ascending."""
     num_states: int
 
     @classmethod

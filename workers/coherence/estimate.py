@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KEPT = 0.9
-"""Weight that a sample keeps at the next one."""
-FADED = 0.97
-"""Weight that all samples keep when a fetch is skipped."""
+SAMPLE_DECAY = 0.9
+"""The part of its weight that a sample keeps at the next one."""
+SKIP_DECAY = 0.97
+"""The part of their weight that all samples keep when a fetch is skipped."""
 PRIOR_WEIGHT = 0.5
 
 
@@ -54,12 +54,12 @@ class Line:
 
     def add(self, size: float, seconds: float) -> None:
         """Take in one sample."""
-        self._seen.scale(KEPT)
+        self._seen.scale(SAMPLE_DECAY)
         self._seen.add(size / self._scale, seconds, 1.0)
 
     def fade(self) -> None:
         """Trust all samples a little less: without new ones the line returns to the prior."""
-        self._seen.scale(FADED)
+        self._seen.scale(SKIP_DECAY)
 
     def seconds(self, size: float) -> float:
         """Return the estimate for one size."""

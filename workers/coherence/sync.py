@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVES_PER_TTL = 3
 FAREWELL_TIMEOUT_S = 2.0
-OUT_OF_DATE = (StaleEpoch, UnknownContext, InvalidRequest)
+OUT_OF_DATE_ERRORS = (StaleEpoch, UnknownContext, InvalidRequest)
 """The service's errors about the content of a context that has a newer epoch, or is gone."""
 
 
@@ -138,7 +138,7 @@ class PrefixSync:
             return False
         try:
             await self._client.complete(lease, build, placement)
-        except (FencedToken, *OUT_OF_DATE):
+        except (FencedToken, *OUT_OF_DATE_ERRORS):
             self._inventory.remove_build(placement.key)
             self._tally.fenced += 1
             return False
@@ -152,7 +152,7 @@ class PrefixSync:
             return
         try:
             await self._client.announce(lease, placements)
-        except OUT_OF_DATE:
+        except OUT_OF_DATE_ERRORS:
             if len(placements) > 1:
                 for placement in placements:
                     await self._announce(lease, [placement])

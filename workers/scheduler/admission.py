@@ -176,7 +176,7 @@ class Admission:
             allocation = Allocation(
                 geometry=Geometry(reuse.num_prefix, task.total, reuse.depth, model.num_layers, model.prediction_shift),
                 entry=entry,
-                hit=entry is not None and preparation.is_hit,
+                is_hit=entry is not None and preparation.is_hit,
                 slots=sequence_slots(layout, pages, entry.table if entry else None, self._storage),
                 limited_by=reuse.limited_by,
             )

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-NOTHING = range(0)
+NO_ROWS = range(0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Geometry:
     @property
     def deep(self) -> range:
         """Return the prefix rows of a refresh; at full depth no row is recomputed."""
-        return range(self.prefix) if self.depth < self.num_layers else NOTHING
+        return range(self.prefix) if self.depth < self.num_layers else NO_ROWS
 
     def rows_for(self, block: range) -> range:
         """Return the rows that a pass over `block` alone computes: the block, and where its first logits are read."""
@@ -98,10 +98,10 @@ class Pass:
     """Describes one forward of one sequence."""
 
     rows: range
-    """Computed in every layer."""
-    deep: Sequence[int] = NOTHING
+    """Rows that are computed in every layer."""
+    deep: Sequence[int] = NO_ROWS
     """Prefix rows that join at the reuse depth, ascending."""
-    decode: range = NOTHING
+    decode: range = NO_ROWS
     """Masked positions among these are candidates for commitment; empty for a pass that only renews K/V."""
 
     @property
@@ -143,21 +143,21 @@ def dual(geometry: Geometry, moment: Moment) -> Pass:
 
 
 def bicache(geometry: Geometry, moment: Moment) -> Pass:
-    deep = geometry.deep if moment.refresh_due else NOTHING
+    deep = geometry.deep if moment.refresh_due else NO_ROWS
     return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
 
 
 def bicache_dual(geometry: Geometry, moment: Moment) -> Pass:
     if not moment.opened:
-        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NOTHING)
+        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NO_ROWS)
     inside = moment.refresh_due and moment.step > 0
-    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NOTHING, decode=moment.block)
+    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NO_ROWS, decode=moment.block)
 
 
 def lean(geometry: Geometry, moment: Moment) -> Pass:
     if moment.step > 0:
         return Pass(rows=geometry.rows_for(moment.block), decode=moment.block)
-    deep: Sequence[int] = NOTHING
+    deep: Sequence[int] = NO_ROWS
     if geometry.deep and moment.refresh_due_since_last_block and moment.drifted:
         deep = geometry.deep if moment.anchors is None else moment.anchors
     return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)

@@ -217,8 +217,8 @@ class Scheduler:
             self._waiting.remove(task)
             allocation, resources = granted
             if allocation.entry:
-                self.counters.num_prefix_hits += allocation.hit
-                self.counters.num_prefix_misses += not allocation.hit
+                self.counters.num_prefix_hits += allocation.is_hit
+                self.counters.num_prefix_misses += not allocation.is_hit
             self._running[task.id] = self._start(task, allocation, resources)
 
     def _start(self, task: Task, allocation: Allocation, resources: ExitStack) -> RunningRequest:
@@ -282,7 +282,7 @@ class Scheduler:
         return Usage(
             prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
-            cached_tokens=allocation.geometry.prefix if allocation.hit else 0,
+            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
             prefix_tokens=allocation.geometry.prefix,
             depth_limited_by=allocation.limited_by,
             num_steps=sequence.num_steps,

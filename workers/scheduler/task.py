@@ -90,7 +90,7 @@ class Allocation:
     geometry: Geometry
     entry: PrefixEntry | None
     """The entry that serves the prefix, held until the sequence ends."""
-    hit: bool
+    is_hit: bool
     """Whether the entry existed before this request."""
     slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
@@ -100,7 +100,7 @@ class Allocation:
     @property
     def is_built_for_it(self) -> bool:
         """Return whether the model built the entry because of this request; a copy takes no forward."""
-        return self.entry is not None and not self.hit and not self.entry.is_copy
+        return self.entry is not None and not self.is_hit and not self.entry.is_copy
 
 
 class RunningRequest:

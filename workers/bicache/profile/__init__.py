@@ -74,12 +74,12 @@ class Bucket:
     """Sums up all samples of one range of ratios: a column of the heat map."""
 
     ratio: int
-    """Lower edge in percent."""
+    """The lower edge in percent."""
     num_samples: int
     similarity: tuple[float, ...]
-    """By layer."""
+    """The mean similarity by layer."""
     agreement: tuple[float, ...]
-    """By depth, 0..L: of prompts with and without turns behind the prefix, the lower mean."""
+    """By depth, 0..L: the lower of two means, of prompts with and without turns behind the prefix."""
 
     def published_depth(self, config: ProfileConfig) -> int:
         """Return the number of leading layers with similar K/V, whatever the layer behind them says."""

@@ -20,7 +20,7 @@ from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split
 from workers.models.factbook.samples import CANVAS, SampleWriter
 
 SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
-"""Largest sheet and length of the canvas, in turn: small sheets before long canvases show the low ratios."""
+"""The largest sheet and the length of the canvas, in turn: small sheets before long canvases show the low ratios."""
 MAX_TURNS = 4
 CONFIG = ProfileConfig(agreement=0.999)
 """An answer is right or wrong as a whole, so that one token in a hundred would cost some points of exact match."""
