@@ -77,7 +77,7 @@ class Worker:
                     follow_timeout_s=config.bicache.follow_timeout_s,
                     engine=self._engine,
                     transport=transport,
-                    layout=engine.entries.format,
+                    entry_format=engine.entries.format,
                     costs=cost_model(self._loaded.config, device),
                     tally=self._tally,
                 )

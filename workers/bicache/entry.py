@@ -20,13 +20,13 @@ class EntryState(enum.Enum):
     AWAITED = "awaited"
     """Pending, and not built here before the cache allows it: a copy may make it live instead."""
     PENDING = "pending"
-    """To be built here, for its holders."""
+    """To be built here, for its readers."""
     LIVE = "live"
     """Serving the depths in `ready`. It may lack depths that it is being widened by, and probes."""
     RETIRING = "retiring"
-    """Out of date: no request finds it any more, but its holders are served, widening and probes included."""
+    """Out of date: no request finds it any more, but its readers are served, widening and probes included."""
     GONE = "gone"
-    """Evicted, abandoned or failed: nothing is computed for it, and its last holder frees its pages."""
+    """Evicted, abandoned or failed: nothing is computed for it, and its last reader frees its pages."""
 
 
 SUCCESSORS: Mapping[EntryState, frozenset[EntryState]] = MappingProxyType(

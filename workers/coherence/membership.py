@@ -44,7 +44,7 @@ class Membership(LoopThread):
         follow_timeout_s: float,
         engine: EngineThread,
         transport: Transport,
-        layout: EntryFormat,
+        entry_format: EntryFormat,
         costs: CostModel,
         tally: Tally,
     ) -> None:
@@ -65,7 +65,7 @@ class Membership(LoopThread):
             waits=self._waits,
             engine=engine,
             transport=transport,
-            layout=layout,
+            entry_format=entry_format,
             costs=costs,
             tally=tally,
         )

@@ -48,14 +48,14 @@ class Supplier:
         waits: BuildWaits,
         engine: EngineThread,
         transport: Transport,
-        layout: EntryFormat,
+        entry_format: EntryFormat,
         costs: CostModel,
         tally: Tally,
     ) -> None:
         self._replica, self._config = replica, config
         self._client, self._sync, self._view, self._waits = client, sync, view, waits
         self._inventory = inventory
-        self._engine, self._transport, self._format = engine, transport, layout
+        self._engine, self._transport, self._format = engine, transport, entry_format
         self._costs, self._tally = costs, tally
         self._sourcing: dict[PrefixKey, asyncio.Task[None]] = {}
         self._extending: dict[PrefixKey, asyncio.Task[None]] = {}

@@ -66,10 +66,10 @@ class Admission:
     def fits(self, task: Task) -> bool:
         """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it.
 
-        It takes the more pages the deeper its prefix is reused, but for the states that all layers need none of.
+        Deeper reuse takes more pages, except at full depth, where the entry needs no states.
         """
-        most = self._rule.nominal_depth(task)
-        depths = {most, min(most, self._model.num_layers - 1)}
+        deepest = self._rule.nominal_depth(task)
+        depths = {deepest, min(deepest, self._model.num_layers - 1)}
         return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
     def allocate(self, task: Task, *, alone: bool) -> tuple[Allocation, ExitStack] | None:
@@ -105,6 +105,7 @@ class Admission:
             preparation.release()
 
     def _advance(self, task: Task, preparation: Preparation) -> tuple[Allocation, ExitStack] | None:
+        """Take the next step of a request's preparation. Return its allocation once it is complete."""
         preparation.is_waiting = False
         reuse = self._rule.decide(task)
         if reuse is not None and reuse.depth == 0:
@@ -123,24 +124,24 @@ class Admission:
 
     def _obtain(self, task: Task, depth: int, preparation: Preparation) -> PrefixEntry | None:
         """Return the entry that the request holds from now on, which serves `depth` once it is complete."""
-        if preparation.handle and self._serves(preparation.handle.entry, depth):
+        if preparation.handle and self._let_serve(preparation.handle.entry, depth):
             return preparation.handle.entry
         preparation.release()
         if not preparation.is_alone:
-            preparation.handle = self._share(task, depth, preparation)
+            preparation.handle = self._obtain_shared(task, depth, preparation)
         if preparation.handle is None and task.cut:
             token_ids = task.prompt[: task.cut.num_tokens]
             preparation.handle = self._cache.admit_private(task.cut.key, token_ids, {depth})
             preparation.is_hit = False
         return preparation.handle.entry if preparation.handle else None
 
-    def _share(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
+    def _obtain_shared(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
         """Return a hold on the entry that all requests with this prefix share, if there is room for it."""
         if task.cut is None:
             return None
         key, token_ids = task.cut.key, task.prompt[: task.cut.num_tokens]
         if handle := self._cache.match(key, token_ids):
-            if self._serves(handle.entry, depth):
+            if self._let_serve(handle.entry, depth):
                 self._cache.count_served(handle.entry)
                 return handle
             handle.release()
@@ -154,8 +155,8 @@ class Admission:
                 return new
         return None
 
-    def _serves(self, entry: PrefixEntry, depth: int) -> bool:
-        """Return whether the entry serves a depth, now or once it is complete; it is widened if need be."""
+    def _let_serve(self, entry: PrefixEntry, depth: int) -> bool:
+        """Let the entry serve a depth once it is complete, if need be by widening it. Return False where it can't."""
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
     def _add_private_pages(

@@ -50,7 +50,7 @@ class ReuseRule:
         depth, limited_by = self.nominal_depth(task), None
         if depth and task.chooses_depth:
             key, bucket = task.cut.key, self.bucket(task)
-            probed = self._probed(key, bucket, depth) if self._has_probes else depth
+            probed = self._probed_depth(key, bucket, depth) if self._has_probes else depth
             if probed is None:
                 return None
             reported = None if task.deterministic else self._limits.depth(key, bucket)
@@ -77,7 +77,7 @@ class ReuseRule:
         self._evidence.record(key, {bucket: finding})
         return finding
 
-    def _probed(self, key: PrefixKey, bucket: int, most: int) -> int | None:
+    def _probed_depth(self, key: PrefixKey, bucket: int, most: int) -> int | None:
         finding = self._evidence.find(key, bucket)
         return None if finding is None else finding.depth(most, self._num_layers)
 

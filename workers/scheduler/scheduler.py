@@ -228,14 +228,12 @@ class Scheduler:
         canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
         return RunningRequest(task, allocation, canvas, resources)
 
-    def _following(self) -> Iterator[RunningRequest]:
-        return (sequence for sequence in self._running.values() if sequence.task.follows)
-
     def _ask_for_epochs(self) -> None:
-        for sequence in self._following():
-            if sequence.task.context and not sequence.has_asked:
+        for sequence in self._running.values():
+            read = sequence.task.context
+            if read and read.follows and not sequence.has_asked:
                 sequence.has_asked = True
-                self._questions.append(Question(sequence.id, sequence.block_index, sequence.task.context))
+                self._questions.append(Question(sequence.id, sequence.block_index, read))
 
     def _apply_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []

@@ -73,7 +73,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 waits=BuildWaits(),
                 engine=front,
                 transport=cluster.neighbours,
-                layout=engine.entries.format,
+                entry_format=engine.entries.format,
                 costs=cost_model(load_model(tmp_path, device=CPU, dtype=torch.float32).config, CPU),
                 tally=tally,
             )
@@ -138,7 +138,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
         waits=BuildWaits(),
         engine=commands,
         transport=Unreachable(),
-        layout=EntryFormat(
+        entry_format=EntryFormat(
             "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
         ),
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
