@@ -79,7 +79,7 @@ class Receiver:
         """Yield a pending entry for the request, and retire it at the end of the block."""
         self.engine.submit(request)
         self.engine.step()
-        [entry] = self.engine.take_changes().wanted
+        [entry] = self.engine.take_changes().pending
         yield entry
         self.engine.abort(request.request_id)
         self.engine.entries.retire(entry.key, successor=None)

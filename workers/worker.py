@@ -54,7 +54,7 @@ class Worker:
             replica=replica,
             device=device,
             dtype=dtype,
-            profile=config.coherence.profile,
+            depth_table_version=config.coherence.profile,
             shares_builds=config.cache_service is not None and config.coherence.transfer != "never",
         )
         self._fingerprint = engine.fingerprint
@@ -75,9 +75,9 @@ class Worker:
                     config.lease_ttl_s,
                     config.coherence,
                     follow_timeout_s=config.bicache.follow_timeout_s,
-                    entries=self._engine,
+                    engine=self._engine,
                     transport=transport,
-                    layout=engine.entries.format,
+                    entry_format=engine.entries.format,
                     costs=cost_model(self._loaded.config, device),
                     tally=self._tally,
                 )

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import Build, Event, EventKind, ReplicaId, Snapshot
+from cache_service.core.events import Built, Event, Granted, Released
+from cache_service.core.types import Build, ReplicaId, Snapshot
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from tests.e2e.prompts import SHEET, chat, sheet
@@ -72,13 +73,16 @@ def service_and_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
             stop(system)
 
 
-async def until(watch: AsyncIterator[Snapshot | Event], kind: EventKind, seen: list[Event]) -> Build:
+BuildEvent = Granted | Built | Released
+
+
+async def until(watch: AsyncIterator[Snapshot | Event], kind: type[BuildEvent], seen: list[BuildEvent]) -> Build:
     """The build of the next event of this kind; adds all events of builds to `seen`, with that one."""
     async with asyncio.timeout(PATIENCE_S):
         async for event in watch:
-            if isinstance(event, Event) and event.build is not None:
+            if isinstance(event, BuildEvent):
                 seen.append(event)
-                if event.kind is kind:
+                if isinstance(event, kind):
                     return event.build
     raise AssertionError("a watch never ends")
 
@@ -98,7 +102,7 @@ async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
 
     ask = partial(answer_of, system)
     expected, _ = await ask(cache_salt="an entry of its own")
-    seen: list[Event] = []
+    seen: list[BuildEvent] = []
     async with CacheClient(service.target, timeout_s=PATIENCE_S) as client, aclosing(client.watch()) as watch:
         snapshot = await anext(watch)
         assert isinstance(snapshot, Snapshot)
@@ -108,22 +112,22 @@ async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
         num_claims = service.num_claims()
 
         first = asyncio.create_task(ask())
-        build = await until(watch, EventKind.GRANTED, seen)
+        build = await until(watch, Granted, seen)
         processes[build.replica].send_signal(signal.SIGSTOP)
         second = asyncio.create_task(ask())
         await asyncio.to_thread(eventually, lambda: service.num_claims() == num_claims + 2)
         processes[build.replica].kill()
 
         answers = await asyncio.gather(first, second)
-        await until(watch, EventKind.BUILT, seen)
+        await until(watch, Built, seen)
 
     [survivor] = set(snapshot.members) - {build.replica}
     assert answers == [(expected, survivor)] * 2
-    assert [(event.kind, event.replica, event.build.key == build.key) for event in seen if event.build] == [
-        (EventKind.GRANTED, build.replica, True),
-        (EventKind.RELEASED, build.replica, True),
-        (EventKind.GRANTED, survivor, True),
-        (EventKind.BUILT, survivor, True),
+    assert [(type(event), event.build.replica, event.build.key == build.key) for event in seen] == [
+        (Granted, build.replica, True),
+        (Released, build.replica, True),
+        (Granted, survivor, True),
+        (Built, survivor, True),
     ]
     eventually(lambda: metric(system, "build_waits_total", survivor, outcome="ended") == 1)
     assert metric(system, "build_waits_total", survivor, outcome="given_up") == 0

@@ -1,1 +1,1 @@
-"""Prefix states that stay valid under bidirectional attention: entries, reuse depths, and their announcement."""
+"""Cache prefix states that stay valid under bidirectional attention: entries, and how deep they are reused."""

@@ -1,69 +1,49 @@
-r"""Whole-prefix entries: K/V and boundary states of a prefix run alone, one copy for all its readers.
+"""Cache whole-prefix entries: K/V and boundary states of a prefix run alone, one copy for all its readers.
 
-An entry is found by key, its token ids are compared, and it is held by a handle while anyone reads it:
+A request finds an entry by its key, compares the token ids, and holds it by a handle while it reads it:
 
-    admit -> pending -(mark_built)-> live -(evict, when idle)-> gone
-                \-(drop, when the build failed)----------------> gone
+    admit, reserve --> AWAITED --allow_build--> PENDING --mark_built--> LIVE --retire--> RETIRING
+                          +------------- mark_copied --------------------+
 
-A live entry may be widened by more reuse depths; until those are built it serves the ones that it had. Where replicas
-share the work of building, an entry begins as awaited: it is not built before `clear`, and a copy from another replica
-may make it live instead. A private entry serves one request that the budget has no room for.
+Each state ends in GONE: a live entry is evicted when it is idle, a pending or retiring one goes with its last reader,
+and any is dropped when its build or probe fails. A cache whose builds are not shared begins at PENDING. A live entry
+may be widened by more reuse depths; until those are built it serves the ones that it had. A private entry serves one
+request that the budget has no room for, and goes with it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Set
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Set
 
 from cache_service.core.types import PrefixKey
-from workers.bicache.entry import Changes, PrefixEntry, is_due
-from workers.kv.page_table import EntryLayout, EntryTable
+from workers.api import ContextEpoch
+from workers.bicache.depth import Finding
+from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry
+from workers.bicache.entry_memory import EntryAllocator
+from workers.bicache.eviction import eviction_order
+from workers.bicache.handle import PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
-PROTECTED_SHARE = 0.8
-"""Part of the budget whose entries are evicted last: those that have served more than one request."""
-
-
-class PrefixHandle:
-    """A reader's hold on an entry, until `release` or the end of a `with`."""
-
-    def __init__(self, cache: PrefixCache, entry: PrefixEntry) -> None:
-        self._cache = cache
-        self.entry = entry
-        self._held = True
-        entry.num_readers += 1
-
-    def __enter__(self) -> PrefixHandle:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.release()
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self.entry.num_readers -= 1
-            self._cache.settle(self.entry)
-
 
 class PrefixCache:
-    """Entries in order of last use, within a budget of the pool's bytes."""
+    """Keeps entries in order of last use, within a budget of the pool's bytes. It alone writes their fields."""
 
     def __init__(
         self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int, awaits: bool = False
     ) -> None:
-        """With `awaits`, entries begin as awaited."""
-        self._pool, self._storage, self._model = pool, storage, model
-        self._awaits = awaits
-        self._budget_pages = budget_bytes // storage.page_bytes
+        """Begin without entries. With `awaits`, new ones wait for `allow_build` or a copy."""
+        self._allocator = EntryAllocator(pool, storage, model, budget_bytes=budget_bytes)
+        self._num_layers = model.num_layers
+        self._first_state = EntryState.AWAITED if awaits else EntryState.PENDING
         self._entries: OrderedDict[PrefixKey, PrefixEntry] = OrderedDict()
         self._detached: dict[PrefixEntry, None] = {}
-        """Held entries that nobody finds by key, any more or ever, in the order in which they came here."""
-        self._warming: dict[PrefixKey, PrefixHandle] = {}
-        self._num_pages = 0
+        """Held entries that no request finds by key, in the order in which they were added."""
+        self._reservations: dict[PrefixKey, PrefixHandle] = {}
+        self._outdated: set[PrefixEntry] = set()
+        """Entries that are to retire once they are live and announced."""
         self._changes = Changes()
 
     @property
@@ -72,12 +52,18 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
-        """Pages within the budget; those of private entries don't count."""
-        return self._num_pages
+        """Return how many pages of the budget are taken; private entries lie beside it."""
+        return self._allocator.num_shared
 
     @property
     def size_bytes(self) -> int:
-        return self.num_pages * self._storage.page_bytes
+        return self._allocator.num_shared_bytes
+
+    # Finding and admitting entries
+
+    def find(self, key: PrefixKey) -> PrefixEntry | None:
+        """Return the entry under a key, pending or live."""
+        return self._entries.get(key)
 
     def match(self, key: PrefixKey, token_ids: tuple[int, ...]) -> PrefixHandle | None:
         """Return a hold on the entry of exactly these tokens, pending or live."""
@@ -85,215 +71,246 @@ class PrefixCache:
         if entry is None or entry.token_ids != token_ids:
             return None
         self._entries.move_to_end(key)
-        return PrefixHandle(self, entry)
+        return self._hold(entry)
 
-    def admit(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
+    def admit(
+        self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, content_of: ContextEpoch | None = None
+    ) -> PrefixHandle | None:
         """Return a hold on a new, pending entry that serves `depths`; idle entries are evicted for it.
 
         Returns None where the key is taken, or the budget or the pool has no room.
         """
-        return self._admit(key, token_ids, depths, may_evict=True)
+        return self._admit(key, token_ids, depths, content_of, may_evict=True)
 
     def admit_private(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
-        """Return a hold on a pending entry that nobody else finds, and that goes with the hold.
+        """Return a hold on a pending entry that no other request finds, and that goes with the hold.
 
         It takes pages beside the budget; idle entries are evicted for it. Returns None where the pool has no room.
         """
-        layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
-        if not self.make_room(layout.num_pages(self._storage, self._model.hidden_size)):
+        layout = self._allocator.lay_out(len(token_ids), depths)
+        if not self._fit(self._allocator.num_pages(layout), is_private=True):
             return None
-        entry = self._new_entry(key, token_ids, layout, is_private=True)
+        memory = self._allocator.allocate(layout, is_private=True)
+        entry = PrefixEntry(key, token_ids, memory, EntryState.PENDING, is_private=True)
         self._detached[entry] = None
-        return PrefixHandle(self, entry)
+        return self._hold(entry)
 
-    def widen(self, entry: PrefixEntry, depths: Set[int]) -> bool:
-        """Let a held entry serve `depths` too, once they are built. Return False, and change nothing, without room."""
-        layout = entry.layout.including(depths, self._model.num_layers)
-        num_pages = layout.num_pages(self._storage, self._model.hidden_size) - entry.num_pages
-        if not (self.make_room(num_pages) if entry.is_private else self._fit(num_pages, may_evict=True)):
-            return False
-        pages = self._pool.allocate(num_pages)
-        entry.table = entry.table.widened(layout, pages, self._storage, self._model.hidden_size)
-        entry.layout = layout
-        entry.pages.append(pages)
-        self._num_pages += 0 if entry.is_private else num_pages
-        return True
-
-    def warm(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
-        """Return a pending entry that is kept, until it is live, for requests that may come.
+    def reserve(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
+        """Return a pending entry that is kept, until it is live, for requests that may follow.
 
         Evicts nothing. Returns None where the key is taken, or there is no room.
         """
-        if (handle := self._admit(key, token_ids, depths, may_evict=False)) is None:
+        if (handle := self._admit(key, token_ids, depths, None, may_evict=False)) is None:
             return None
-        self._warming[key] = handle
+        self._reservations[key] = handle
         return handle.entry
 
-    def find(self, key: PrefixKey) -> PrefixEntry | None:
-        """Return the entry under a key, pending or live."""
-        return self._entries.get(key)
-
-    def pending(self) -> Iterator[PrefixEntry]:
-        """Yield entries to build or to probe that are held: detached ones, then the least recently used first."""
-        yield from filter(is_due, tuple(self._detached))
-        listed = (entry for entry in self._entries.values() if entry.num_readers and is_due(entry))
-        yield from (entry for entry in listed if not self._is_background(entry))
-
-    def background(self) -> Iterator[PrefixEntry]:
-        """Yield entries to build that nobody waits for yet."""
-        warming = [handle.entry for handle in self._warming.values()]
-        return (entry for entry in warming if is_due(entry) and self._is_background(entry))
-
-    def clear(self, entry: PrefixEntry) -> None:
-        """Let the entry be built here."""
-        entry.awaited = False
-
-    def mark_built(self, entry: PrefixEntry, depths: Set[int] | None = None) -> None:
-        """Note that the entry is live and serves `depths`; None for all that it has pages for.
-
-        Called again, it announces that what is known of the entry has changed.
-        """
-        entry.built, entry.awaited = True, False
-        entry.ready |= entry.depths if depths is None else depths
-        if self._entries.get(entry.key) is entry:
-            self._changes.built.append(entry)
-            self._let_go(entry.key)
-
-    def count_served(self, entry: PrefixEntry) -> None:
-        """One more request reads the entry. Its heat is news each time that it has doubled."""
-        entry.num_served += 1
-        if entry.built and entry.num_served.bit_count() == 1 and self._entries.get(entry.key) is entry:
-            self._changes.built.append(entry)
-
-    def drop(self, entry: PrefixEntry) -> None:
-        """Forget an entry whose build or probe failed; its pages are free once its readers let go."""
-        entry.dropped = True
-        if self._entries.get(entry.key) is entry:
-            self._remove(entry)
-            self._let_go(entry.key)
-
-    def retire(self, key: PrefixKey) -> PrefixEntry | None:
-        """Forget the entry under a key, if there is one. Who reads it may finish; a pending one goes once it is live or
-        nobody waits for it.
-        """
-        entry = self._entries.get(key)
-        if entry is not None and entry.built:
-            self._remove(entry)
-        elif entry is not None:
-            entry.retired = True
-            self._let_go(key)
-        return entry
+    def widen(self, entry: PrefixEntry, depths: Set[int]) -> bool:
+        """Let a held entry serve `depths` too, once they are built. Return False, and change nothing, without room."""
+        if entry.state is EntryState.GONE:
+            return False
+        layout = self._allocator.include(entry.layout, depths)
+        num_pages = self._allocator.num_pages(layout) - entry.num_pages
+        if not self._fit(num_pages, is_private=entry.is_private):
+            return False
+        entry.memory = self._allocator.widen(entry.memory, layout, is_private=entry.is_private)
+        return True
 
     def make_room(self, num_pages: int) -> bool:
-        """Evict idle entries until the pool has `num_pages` free.
+        """Evict idle entries until the pool has `num_pages` free. Return False, and evict nothing, if it can't."""
+        return self._evict(num_pages - self._allocator.num_free)
 
-        Returns False, and evicts nothing, where that can't be had.
+    # The life of an entry
+
+    def due_entries(self) -> Iterator[PrefixEntry]:
+        """Yield held entries to build or to probe: detached ones, then the least recently used first."""
+        yield from (entry for entry in tuple(self._detached) if entry.is_due)
+        held = (entry for entry in self._entries.values() if entry.num_readers and entry.is_due)
+        yield from (entry for entry in held if not self._is_background(entry))
+
+    def background_entries(self) -> Iterator[PrefixEntry]:
+        """Yield entries to build that no request waits for yet."""
+        reserved = [handle.entry for handle in self._reservations.values()]
+        return (entry for entry in reserved if entry.is_due and self._is_background(entry))
+
+    def allow_build(self, entry: PrefixEntry) -> None:
+        """Let an awaited entry be built here."""
+        if entry.state is EntryState.AWAITED:
+            self._enter(entry, EntryState.PENDING)
+
+    def request_probe(self, entry: PrefixEntry, bucket: int, depth: int) -> None:
+        """Have a held entry probed at the ratios of `bucket`, up to `depth` at least."""
+        entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
+
+    def record_finding(self, entry: PrefixEntry, bucket: int, finding: Finding) -> None:
+        """Note what the probe of one bucket found."""
+        nominal_depth = entry.to_probe.pop(bucket)
+        entry.findings[bucket] = finding
+        depth = finding.depth(nominal_depth, self._num_layers)
+        if depth is not None and depth < nominal_depth:
+            entry.drifted[bucket] = depth
+
+    def mark_built(self, entry: PrefixEntry, build_s: float | None = None) -> None:
+        """Note that the entry serves all depths that it has pages for, and announce it, or what its probes found.
+
+        `build_s` is how long its first build took.
         """
-        return self._evict(num_pages - self._pool.num_free)
+        entry.build_s = entry.build_s if build_s is None else build_s
+        self._announce(entry, entry.depths)
 
-    def settle(self, entry: PrefixEntry) -> None:
-        """Called when a reader lets go: nobody waits any more for a pending entry, nobody reads a detached one."""
+    def mark_copied(self, entry: PrefixEntry, depths: Set[int], findings: Mapping[int, Finding]) -> None:
+        """Note that the entry serves `depths`, and what another replica's probes found, by a copy of that replica's."""
+        entry.is_copy = True
+        entry.findings.update(findings)
+        for bucket, finding in findings.items():
+            if finding.depth(entry.to_probe.get(bucket, 0), self._num_layers) is not None:
+                entry.to_probe.pop(bucket, None)
+        self._announce(entry, depths)
+
+    def count_served(self, entry: PrefixEntry) -> None:
+        """Count one more reader of the entry, and announce the number each time that it has doubled."""
+        entry.num_served += 1
+        if entry.is_live and entry.num_served.bit_count() == 1:
+            self._announce(entry, frozenset())
+
+    def drop(self, entry: PrefixEntry) -> None:
+        """Give up an entry whose build or probe failed; its pages are free once its readers have released it."""
+        if self._entries.get(entry.key) is entry:
+            self._remove(entry, EntryState.GONE)
+            self._end_reservation(entry.key)
+        elif entry.state is not EntryState.GONE:
+            self._enter(entry, EntryState.GONE)
+
+    def retire(self, key: PrefixKey) -> PrefixEntry | None:
+        """Take the entry under a key, if there is one, out of the cache, and return it. Its readers may finish.
+
+        A pending one leaves once it is live and announced, or no request waits for it any more.
+        """
+        entry = self._entries.get(key)
+        if entry is not None and entry.is_live:
+            self._retire(entry)
+        elif entry is not None:
+            self._outdated.add(entry)
+            self._end_reservation(key)
+        return entry
+
+    def take_changes(self) -> Changes:
+        """Return what became of entries since the last call; of one that was added and removed, only the removal.
+
+        An outdated entry that is live now retires here, so that the next call reports it as gone.
+        """
+        changes, self._changes = self._changes, Changes()
+        changes.live = [entry for entry in changes.live if self._entries.get(entry.key) is entry]
+        changes.pending = [e for e in changes.pending if self._entries.get(e.key) is e and e.is_pending]
+        for entry in changes.live:
+            if entry in self._outdated:
+                self._retire(entry)
+        return changes
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where states, holds, pages and entries contradict each other."""
+        for entry in self._entries.values():
+            assert entry.is_pending or entry.is_live, f"{self!r}: {entry!r} can be found"
+            assert entry.is_live or entry.num_readers, f"{self!r}: no request waits for {entry!r}"
+            assert entry.is_live or not entry.ready, f"{self!r}: {entry!r} is not live, but serves {entry.ready}"
+            assert not entry.is_private, f"{self!r}: {entry!r} is private, but can be found"
+        for entry in self._detached:
+            assert entry.num_readers, f"{self!r}: no reader holds {entry!r}"
+            is_leaving = entry.state in (EntryState.RETIRING, EntryState.GONE)
+            assert entry.is_private or is_leaving, f"{self!r}: {entry!r} can't be found"
+        entries = (*self._entries.values(), *self._detached)
+        assert all(entry.ready <= entry.depths for entry in entries), (
+            f"{self!r}: an entry serves what it has no pages for"
+        )
+        assert all(entry.num_readers or not entry.to_probe for entry in entries), f"{self!r}: a probe for no reader"
+        assert all(self._entries.get(e.key) is e for e in self._outdated), f"{self!r}: an outdated entry is gone"
+        assert all(self._entries[key].is_pending for key in self._reservations), f"{self!r}: a reserved entry is live"
+        self._allocator.check_integrity(sum(entry.num_pages for entry in entries if not entry.is_private))
+
+    def _admit(
+        self,
+        key: PrefixKey,
+        token_ids: tuple[int, ...],
+        depths: Set[int],
+        content_of: ContextEpoch | None,
+        *,
+        may_evict: bool,
+    ) -> PrefixHandle | None:
+        layout = self._allocator.lay_out(len(token_ids), depths)
+        if key in self._entries or not self._fit(self._allocator.num_pages(layout), may_evict=may_evict):
+            return None
+        memory = self._allocator.allocate(layout, is_private=False)
+        entry = self._entries[key] = PrefixEntry(key, token_ids, memory, self._first_state, content_of=content_of)
+        self._changes.pending.append(entry)
+        return self._hold(entry)
+
+    def _hold(self, entry: PrefixEntry) -> PrefixHandle:
+        entry.num_readers += 1
+        return PrefixHandle(entry, self._remove_reader)
+
+    def _remove_reader(self, entry: PrefixEntry) -> None:
+        """Count one reader less. A pending or detached entry goes with its last one."""
+        entry.num_readers -= 1
         if entry.num_readers:
             return
         entry.to_probe.clear()
         if entry in self._detached:
             del self._detached[entry]
-            self._free(entry)
-        elif not entry.built:
-            self._remove(entry)
+            if entry.state is not EntryState.GONE:
+                self._enter(entry, EntryState.GONE)
+            self._allocator.free(entry.memory, is_private=entry.is_private)
+        elif entry.is_pending:
+            self._remove(entry, EntryState.GONE)
 
-    def take_changes(self) -> Changes:
-        """Since the last call; of entries that came and went meanwhile, only that they went. A retired one that is live
-        now goes, which is for the next call to tell.
-        """
-        changes, self._changes = self._changes, Changes()
-        changes.built = [e for e in changes.built if self._entries.get(e.key) is e]
-        changes.wanted = [e for e in changes.wanted if self._entries.get(e.key) is e and not e.built]
-        for entry in changes.built:
-            if entry.retired and self._entries.get(entry.key) is entry:
-                self._remove(entry)
-        return changes
+    def _enter(self, entry: PrefixEntry, state: EntryState) -> None:
+        assert state in SUCCESSORS[entry.state], f"{entry!r} can't become {state.value}"
+        entry.state = state
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError where holds, pages and entries contradict each other."""
-        self._pool.check_integrity()
-        assert all(entry.num_readers for entry in self._detached), f"{self!r}: a detached entry has no reader"
-        assert all(entry.built or entry.num_readers for entry in self._entries.values()), f"{self!r}: build for nobody"
-        shared = (entry for entry in (*self._entries.values(), *self._detached) if not entry.is_private)
-        held = sum(entry.num_pages for entry in shared)
-        assert held == self._num_pages, f"{self!r}: {held} pages are held"
-        assert self.num_pages <= self._budget_pages, f"{self!r} is over its budget"
+    def _announce(self, entry: PrefixEntry, depths: Set[int]) -> None:
+        """Let the entry serve `depths`, and report it as changed where requests find it."""
+        entry.ready |= depths
+        if entry.is_pending:
+            self._enter(entry, EntryState.LIVE)
+        if self._entries.get(entry.key) is entry:
+            self._changes.live.append(entry)
+            self._end_reservation(entry.key)
 
-    def _admit(
-        self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, may_evict: bool
-    ) -> PrefixHandle | None:
-        layout = EntryLayout.for_depths(len(token_ids), depths, self._model.num_layers)
-        num_pages = layout.num_pages(self._storage, self._model.hidden_size)
-        if key in self._entries or not self._fit(num_pages, may_evict=may_evict):
-            return None
-        entry = self._entries[key] = self._new_entry(key, token_ids, layout)
-        self._num_pages += num_pages
-        entry.awaited = self._awaits
-        self._changes.wanted.append(entry)
-        return PrefixHandle(self, entry)
-
-    def _new_entry(
-        self, key: PrefixKey, token_ids: tuple[int, ...], layout: EntryLayout, *, is_private: bool = False
-    ) -> PrefixEntry:
-        pages = self._pool.allocate(layout.num_pages(self._storage, self._model.hidden_size))
-        table = EntryTable.lay_out(layout, pages, self._storage, self._model.hidden_size)
-        return PrefixEntry(key, token_ids, layout, table, [pages], self._storage.page_bytes, is_private)
-
-    def _fit(self, num_pages: int, *, may_evict: bool) -> bool:
-        """Return whether the budget and the pool have `num_pages` free, if need be by eviction."""
-        short = max(self.num_pages + num_pages - self._budget_pages, num_pages - self._pool.num_free)
-        return short <= 0 or (may_evict and num_pages <= self._budget_pages and self._evict(short))
+    def _fit(self, num_pages: int, *, is_private: bool = False, may_evict: bool = True) -> bool:
+        """Free `num_pages`, if need be by eviction. Return False, and evict nothing, if that can't be done."""
+        short = self._allocator.shortage(num_pages, is_private=is_private)
+        return short <= 0 or (may_evict and self._evict(short))
 
     def _evict(self, num_pages: int) -> bool:
-        idle = self._idle()
+        idle = eviction_order(self._entries.values(), self._allocator.budget_pages)
         if sum(entry.num_pages for entry in idle) < num_pages:
             return False
         for entry in idle:
             if num_pages <= 0:
                 break
             num_pages -= entry.num_pages
-            self._remove(entry)
+            self._remove(entry, EntryState.GONE)
         return True
 
-    def _idle(self) -> list[PrefixEntry]:
-        """Return the entries that nobody reads, in the order in which they are evicted.
+    def _retire(self, entry: PrefixEntry) -> None:
+        self._remove(entry, EntryState.RETIRING if entry.num_readers else EntryState.GONE)
 
-        Least recently used first, as in a segmented LRU (Karedla et al. 1994): entries that have served more than one
-        request come last, as far as `PROTECTED_SHARE` of the budget holds them, so that prefixes which come once don't
-        push out those which come back.
-        """
-        room, protected = PROTECTED_SHARE * self._budget_pages, set[PrefixEntry]()
-        for entry in reversed(self._entries.values()):
-            if entry.num_served > 1 and entry.num_pages <= room:
-                room -= entry.num_pages
-                protected.add(entry)
-        idle = (entry for entry in self._entries.values() if not entry.num_readers)
-        return sorted(idle, key=lambda entry: entry in protected)
-
-    def _remove(self, entry: PrefixEntry) -> None:
+    def _remove(self, entry: PrefixEntry, state: EntryState) -> None:
+        """Take the entry out of the index, so that no request finds it. Its readers keep its pages."""
         del self._entries[entry.key]
-        (self._changes.gone if entry.built else self._changes.unwanted).append(entry.key)
+        self._outdated.discard(entry)
+        (self._changes.gone if entry.is_live else self._changes.abandoned).append(entry.key)
+        self._enter(entry, state)
         if entry.num_readers:
             self._detached[entry] = None
         else:
-            self._free(entry)
+            self._allocator.free(entry.memory, is_private=entry.is_private)
 
     def _is_background(self, entry: PrefixEntry) -> bool:
-        return entry.key in self._warming and entry.num_readers == 1
+        return entry.key in self._reservations and entry.num_readers == 1
 
-    def _let_go(self, key: PrefixKey) -> None:
-        if handle := self._warming.pop(key, None):
+    def _end_reservation(self, key: PrefixKey) -> None:
+        if handle := self._reservations.pop(key, None):
             handle.release()
 
-    def _free(self, entry: PrefixEntry) -> None:
-        self._num_pages -= 0 if entry.is_private else entry.num_pages
-        for pages in entry.pages:
-            pages.release()
-
     def __repr__(self) -> str:
-        return f"<PrefixCache [{len(self._entries)} entries, {self.num_pages} of {self._budget_pages} pages]>"
+        return f"<PrefixCache [{len(self._entries)} entries, {self.num_pages} of {self._allocator.budget_pages} pages]>"

@@ -1,5 +1,4 @@
-"""A checksum of bytes that lie on any device, computed there: what came over a wire need not visit the host to be known
-as whole.
+"""Compute the checksum of bytes on the device where they lie, so that a received copy need not visit the host for it.
 
 It finds damage, not forgery. Each 8-byte word is keyed with its position and goes through a bijection of 64 bits, so a
 change within one word is always found; the sum over all words misses any other change with probability 2^-64.
@@ -13,14 +12,14 @@ from torch.nn.functional import pad
 
 WORD_BYTES = 8
 CHUNK_WORDS = 1 << 18
-"""Words looked at together, so that the scratch memory stays small beside the bytes."""
+"""Words taken together, so that the scratch memory stays small beside the bytes."""
 MIXED_BITS = 31
 KEY, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-"""Odd factors with no pattern in their bits, as 64-bit words with sign; products wrap around, as wanted."""
+"""Odd factors with no pattern in their bits, as signed 64-bit integers; products wrap around, as they should."""
 
 
 def checksum(body: Tensor) -> int:
-    """Of uint8 [n]: a word of 64 bits with sign. The same bytes give the same one on every device."""
+    """Return the checksum of uint8 [n], a signed 64-bit integer. It is the same on every device."""
     whole = body.numel() // WORD_BYTES * WORD_BYTES
     words, rest = body[:whole].view(torch.int64), body[whole:]
     total = torch.full((), body.numel(), dtype=torch.int64, device=body.device)
@@ -32,7 +31,7 @@ def checksum(body: Tensor) -> int:
 
 
 def mixed(words: Tensor, start: int) -> Tensor:
-    """The sum over int64 words [n], of which the first is at position `start` of them all."""
+    """Return the sum over int64 words [n], of which the first is at position `start` of them all."""
     positions = torch.arange(start + 1, start + 1 + len(words), dtype=torch.int64, device=words.device)
     keyed = words ^ positions.mul_(KEY)
     for factor in (FIRST, SECOND):
@@ -42,5 +41,5 @@ def mixed(words: Tensor, start: int) -> Tensor:
 
 
 def shifted(words: Tensor) -> Tensor:
-    """The upper bits of each word; torch shifts the sign in, which would lose a bit."""
+    """Return the upper bits of each word. A plain shift would bring in the sign, and lose a bit."""
     return (words >> MIXED_BITS) & ((1 << (64 - MIXED_BITS)) - 1)

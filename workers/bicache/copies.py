@@ -1,4 +1,4 @@
-"""A prefix entry on its way from one replica to another: what it consists of, and what is checked on arrival. Pure."""
+"""Describe a prefix entry on its way from one replica to another, and check it on arrival. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.bicache.depth import Finding
 from workers.errors import WorkerError
 
 COPY_VERSION = 3
-"""Of the order of bytes in a copy's body, and of what its evidence says."""
+"""The version of the order of bytes in a copy's body, and of the meaning of its evidence."""
 
 
 class TransferError(WorkerError):
@@ -25,7 +25,7 @@ class TransferError(WorkerError):
 
 
 class CopyRefusedError(TransferError):
-    """A copy arrived that is not what was asked for, or not what was sent; `reason` is one word."""
+    """A copy arrived that is not what was asked for, or not what was sent. `reason` labels it in metrics."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class CopyRefusedError(TransferError):
 
 @dataclass(frozen=True)
 class EntryFormat:
-    """What two replicas must have in common for the same bytes to mean the same."""
+    """Describes what two replicas must have in common for the same bytes to mean the same."""
 
     fingerprint: str
     """Digest over weights, dtype, tokenizer and the rule by which prompts are cut."""
@@ -49,14 +49,14 @@ class EntryFormat:
     version: int = COPY_VERSION
 
     def body_bytes(self, num_tokens: int, kv_depth: int, num_states: int) -> int:
-        """Size of a copy's body."""
+        """Return the size of a copy's body."""
         per_layer = 2 * self.num_kv_heads * self.head_dim
         return num_tokens * (kv_depth * per_layer + num_states * self.hidden_size) * self.itemsize
 
 
 @dataclass(frozen=True)
 class EntryCopy:
-    """A whole entry by value.
+    """Carries a whole entry by value.
 
     The body is, in order, K and V [num_tokens, kv_heads, head_dim] of each layer below the deepest depth, then the
     states [num_tokens, hidden] that enter each layer of `state_depths`.
@@ -72,9 +72,9 @@ class EntryCopy:
     body: Tensor
     """uint8 [bytes], on any device."""
     seal: bytes = b""
-    """A digest of all of the above; see `sealed`."""
+    """The digest of all of the above; see `sealed`."""
     transport: str = "none"
-    """What brought it here."""
+    """The transport that brought it here."""
 
     @property
     def depths(self) -> frozenset[int]:
@@ -85,39 +85,41 @@ class EntryCopy:
         return self.body.nbytes
 
     def digest(self) -> bytes:
-        """Of what it is and of its bytes, which don't leave their device for it."""
+        """Return a digest of the description and of the bytes, which don't leave their device for it."""
         head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.findings)
         text = json.dumps((head, checksum(self.body)), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
     def sealed(self) -> EntryCopy:
-        """The copy with its digest."""
+        """Return the copy with its digest."""
         return replace(self, seal=self.digest())
 
 
 class Transport(Protocol):
-    """How copies travel between replicas."""
+    """Carries copies from one replica to another."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        """The holder's copy; None where it has none, or no longer. Raises TransferError."""
+        """Return the holder's copy; None where the holder has no such entry any more. Raises TransferError."""
         ...
 
 
 class Unreachable:
-    """The transport of a replica that knows no way to the others."""
+    """Refuses every fetch: the transport of a replica that can't reach the others."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        raise TransferError(f"this replica has no way to {request.holder}")
+        raise TransferError(f"this replica can't reach {request.holder}")
 
 
 def check_copy(copy: EntryCopy, request: CopyRequest, mine: EntryFormat, token_ids: tuple[int, ...] | None) -> None:
-    """Raises CopyRefusedError unless the copy is what `request` asked for, of `token_ids` if they are known."""
+    """Raise CopyRefusedError unless the copy is what `request` asked for, of `token_ids` if they are known."""
     if copy.format != mine:
-        raise CopyRefusedError("format", f"the copy is of {copy.format}, this replica has {mine}")
+        raise CopyRefusedError("format", f"the copy has the format {copy.format}, this replica has {mine}")
     if copy.key != request.key:
-        raise CopyRefusedError("key", f"the copy is of {copy.key.hex()}, asked for was {request.key.hex()}")
+        raise CopyRefusedError(
+            "key", f"the copy has key {copy.key.hex()}, not {request.key.hex()}, which was asked for"
+        )
     if token_ids is not None and copy.token_ids != token_ids:
-        raise CopyRefusedError("tokens", f"the copy under key {copy.key.hex()} is of other tokens")
+        raise CopyRefusedError("tokens", f"the copy under key {copy.key.hex()} has other tokens than the prompt")
     if request.depths is not None and copy.depths != set(request.depths):
         raise CopyRefusedError("layout", f"the copy serves depths {sorted(copy.depths)}, not {request.depths}")
     size = mine.body_bytes(len(copy.token_ids), copy.kv_depth, len(copy.state_depths))

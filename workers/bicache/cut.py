@@ -1,4 +1,4 @@
-"""Where a prompt is cut into a reusable prefix and the rest. Pure: the request alone decides."""
+"""Decide where a prompt is cut into a reusable prefix and the rest. Pure: the request alone decides."""
 
 from __future__ import annotations
 

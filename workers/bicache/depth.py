@@ -1,4 +1,4 @@
-"""How many shallow layers of a prefix may be reused, by the prefix's share of the sequence."""
+"""Decide how many shallow layers of a prefix may be reused, by the prefix's share of the sequence."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cache_service.core.types import DepthLimit, PrefixKey
 from workers.models.base import ModelConfig
 
 PROBE_BUCKET_PERCENT = 10
-"""Ratios from one multiple of it to the next share a probe, and a limit."""
+"""The width of a bucket: ratios from one multiple of it to the next share a probe, and a limit."""
 MAX_REMEMBERED_KEYS = 4096
-"""Prefixes whose evidence is remembered."""
+"""The number of prefixes whose evidence is remembered."""
 
 
 def ratio_percent(num_prefix: int, num_total: int) -> int:
@@ -34,18 +34,18 @@ def bucket_of(ratio: int) -> int:
 
 @dataclass(frozen=True)
 class DepthTable:
-    """Ratio in percent (lower edge) -> reuse depth; a ratio below every edge reuses nothing."""
+    """Maps a ratio in percent (lower edge) to a reuse depth; a ratio below every edge reuses nothing."""
 
     steps: Mapping[int, int]
 
     @classmethod
     def for_model(cls, config: ModelConfig, own: Mapping[int, int] | None) -> DepthTable:
-        """The model's own table, else the published one for its dimensions, else no reuse: depth needs evidence."""
+        """Return the model's own table, else the published one for its dimensions, else one without reuse."""
         table = own if own is not None else published_table(config)
         return cls({ratio: min(depth, config.num_layers) for ratio, depth in (table or {0: 0}).items()})
 
     def near(self, depth: int, count: int) -> frozenset[int]:
-        """Return `depth` and the table's depths around it, `count` in all: what a new entry keeps boundary states for.
+        """Return `depth` and the table's depths around it, `count` in all, for which a new entry keeps boundary states.
 
         Half are deeper, for requests whose prefix weighs more; the rest shallower, and where the table has too few of
         them, halves: depths that a probe may leave.
@@ -59,27 +59,27 @@ class DepthTable:
         return frozenset(chosen)
 
     def lookup(self, ratio: int) -> int:
-        """The depth at the largest edge that `ratio` reaches."""
+        """Return the depth at the largest edge that `ratio` reaches."""
         reached = [edge for edge in self.steps if edge <= ratio]
         return self.steps[max(reached)] if reached else 0
 
 
 class Finding(NamedTuple):
-    """What a probe found about a prefix at the ratios of one bucket."""
+    """Holds what a probe found about a prefix at the ratios of one bucket."""
 
     num_similar: int
     """Leading layers whose K/V, computed from the prefix alone, are like the true ones."""
     ends_there: bool
-    """Whether the layer behind them was compared and is not."""
+    """Whether the layer behind them was compared too, and differs."""
 
     @classmethod
     def of(cls, similarities: Sequence[float], threshold: float) -> Self:
-        """Return what layers 0, 1, ... with these similarities show."""
+        """Return the finding that similarities of layers 0, 1, ... amount to."""
         num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
         return cls(num_similar, num_similar < len(similarities))
 
     def depth(self, most: int, num_layers: int) -> int | None:
-        """Return the largest depth up to `most` whose layers, and the one behind them, are similar; None: not known.
+        """Return the largest depth up to `most` whose layers, and the one behind them, are similar; None if unknown.
 
         The layer behind counts because its K/V come from a reused state, too.
         """
@@ -89,19 +89,20 @@ class Finding(NamedTuple):
 
 
 class Evidence:
-    """What probes found, by prefix and ratio bucket.
+    """Remembers what probes found, by prefix and ratio bucket.
 
-    It is a function of the prefix, the bucket and the model. Forgetting it costs another probe and changes no answer.
+    A finding is a function of the prefix, the bucket and the model. Forgetting it costs another probe, and changes no
+    answer.
     """
 
     def __init__(self) -> None:
         self._findings: OrderedDict[PrefixKey, dict[int, Finding]] = OrderedDict()
 
     def find(self, key: PrefixKey, bucket: int) -> Finding | None:
-        """Return None where no probe has run."""
+        """Return the finding of one bucket; None where no probe has run, or it is forgotten."""
         return self._findings.get(key, {}).get(bucket)
 
-    def learn(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
+    def record(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
         """Remember findings by bucket; of two about one bucket, the one that compared more layers."""
         known = self._findings.setdefault(key, {})
         self._findings.move_to_end(key)
@@ -112,24 +113,25 @@ class Evidence:
 
 
 class DepthLimits:
-    """The most layers that replicas found to be reusable, where that is less than the table says.
+    """Remembers how many layers replicas found to be reusable, where the table allows more.
 
-    A limit counts unless it was found under an older profile than ours; under one profile it only falls.
+    A limit counts unless it was found under an older version of the depth table; under one version it only falls.
     """
 
-    def __init__(self, profile: int) -> None:
-        self.profile = profile
+    def __init__(self, depth_table_version: int) -> None:
+        self.depth_table_version = depth_table_version
         self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
 
-    def take(self, limit: DepthLimit) -> None:
+    def record(self, limit: DepthLimit) -> None:
+        """Take in a limit that a replica reported."""
         known = self._limits.get(limit.key, {}).get(limit.bucket)
-        if limit.depth_table_version < self.profile:
+        if limit.depth_table_version < self.depth_table_version:
             return
         if known is None or (limit.depth_table_version, -limit.depth) > (known.depth_table_version, -known.depth):
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
-        """None where nothing was found."""
+        """Return the limit on the depth; None where no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)
         return limit.depth if limit else None
 
@@ -141,7 +143,7 @@ def nominal_suffix(num_prefix: int, bucket: int, context_length: int) -> int:
 
 
 def published_table(config: ModelConfig) -> Mapping[int, int] | None:
-    """The table that BiCache's authors measured for a checkpoint of these dimensions, if there is one."""
+    """Return the table that BiCache's authors measured for a checkpoint of these dimensions, if they did."""
     published = json.loads(files("workers.bicache").joinpath("depth_tables.json").read_text())
     mine = (config.architecture, config.num_layers, config.hidden_size)
     for entry in published["tables"]:

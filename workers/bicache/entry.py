@@ -1,50 +1,67 @@
-"""A prefix entry, and what is told of entries."""
+"""Describe a prefix entry, and its values for other threads."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
 from workers.bicache.depth import Finding
+from workers.bicache.entry_memory import EntryMemory
 from workers.kv.page_table import EntryLayout, EntryTable
-from workers.kv.pool import Pages
+
+
+class EntryState(enum.Enum):
+    """Says where an entry stands between its admission and the end of its pages."""
+
+    AWAITED = "awaited"
+    """Pending, and not built here before the cache allows it: a copy may make it live instead."""
+    PENDING = "pending"
+    """To be built here, for its readers."""
+    LIVE = "live"
+    """Serving the depths in `ready`. It may lack depths that it is being widened by, and probes."""
+    RETIRING = "retiring"
+    """Out of date: no request finds it any more, but its readers are served, widening and probes included."""
+    GONE = "gone"
+    """Evicted, abandoned or failed: nothing is computed for it, and its last reader frees its pages."""
+
+
+SUCCESSORS: Mapping[EntryState, frozenset[EntryState]] = MappingProxyType(
+    {
+        EntryState.AWAITED: frozenset({EntryState.PENDING, EntryState.LIVE, EntryState.GONE}),
+        EntryState.PENDING: frozenset({EntryState.LIVE, EntryState.GONE}),
+        EntryState.LIVE: frozenset({EntryState.RETIRING, EntryState.GONE}),
+        EntryState.RETIRING: frozenset({EntryState.GONE}),
+        EntryState.GONE: frozenset(),
+    }
+)
 
 
 @dataclass(eq=False)
 class PrefixEntry:
-    """One prefix. Its table is valid while a handle is held.
+    """Describes one prefix. Its table is valid while a handle is held. `PrefixCache` alone writes its fields.
 
-    An entry is live once it serves some depth. It may be widened by further depths at any time; those that it serves
-    already stay where they are.
+    A live entry may be widened by further depths at any time; those that it serves already stay where they are.
     """
 
     key: PrefixKey
     token_ids: tuple[int, ...]
-    layout: EntryLayout
-    """What it has pages for."""
-    table: EntryTable
-    pages: list[Pages]
-    page_bytes: int
+    memory: EntryMemory
+    state: EntryState
     is_private: bool = False
-    """It serves one request, outside the entries' budget, and nobody else finds it."""
+    """Whether it serves one request only, beside the entries' budget: no other request finds it."""
+    content_of: ContextEpoch | None = None
+    """The shared context whose content it is, according to the request that it was made for."""
     ready: frozenset[int] = frozenset()
     """The reuse depths whose K/V and states are in place."""
-    built: bool = False
-    """Whether it is live."""
-    dropped: bool = False
-    """A build or a probe of it failed; nothing more is computed for it."""
-    content_of: ContextEpoch | None = None
-    """The shared context whose content it is, by the word of the request that it was made for."""
-    retired: bool = False
-    """Its content went out of date before it was live; it goes as soon as its readers have it."""
-    awaited: bool = False
-    """Its build waits for word from outside: who builds, or a copy."""
     num_readers: int = 0
     build_s: float | None = None
     """Seconds that its build took here."""
-    copied: bool = False
-    """It came from another replica."""
+    is_copy: bool = False
+    """Whether it came from another replica."""
     num_served: int = 0
     """Requests that it has served."""
     findings: dict[int, Finding] = field(default_factory=dict)
@@ -55,62 +72,80 @@ class PrefixEntry:
     """By ratio bucket: depths that a probe found to be less than the depth table allows."""
 
     @property
+    def is_pending(self) -> bool:
+        """Return whether it serves no depth yet, and is to."""
+        return self.state in (EntryState.AWAITED, EntryState.PENDING)
+
+    @property
+    def is_live(self) -> bool:
+        return self.state is EntryState.LIVE
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether a depth or a probe of it is to be computed now."""
+        can_compute = self.state not in (EntryState.AWAITED, EntryState.GONE)
+        return can_compute and bool(self.missing or self.to_probe)
+
+    @property
+    def layout(self) -> EntryLayout:
+        """Return what it has pages for."""
+        return self.memory.layout
+
+    @property
+    def table(self) -> EntryTable:
+        return self.memory.table
+
+    @property
     def depths(self) -> frozenset[int]:
-        """The reuse depths that it serves, or will serve once it is complete."""
+        """Return the reuse depths that it serves, or will serve once it is complete."""
         return self.layout.depths
 
     @property
     def missing(self) -> frozenset[int]:
-        """The reuse depths that are yet to be computed."""
+        """Return the reuse depths that are yet to be computed."""
         return self.depths - self.ready
 
     @property
     def num_pages(self) -> int:
-        return sum(map(len, self.pages))
+        return self.memory.num_pages
 
     @property
     def size_bytes(self) -> int:
-        return self.num_pages * self.page_bytes
+        return self.memory.num_bytes
 
     @property
     def safe_depth(self) -> int:
-        """Layers that may be reused at any of the ratios that were probed."""
+        """Return how many layers may be reused at any of the ratios that were probed."""
         return min((self.layout.kv_depth, *self.drifted.values()))
 
     def __repr__(self) -> str:
-        state = "live" if self.built else "pending"
-        return (
-            f"<PrefixEntry {self.key.hex()[:8]} [{len(self.token_ids)} tokens | {state}, {self.num_readers} readers]>"
-        )
-
-
-def is_due(entry: PrefixEntry) -> bool:
-    """Whether there is something to compute for it."""
-    return not (entry.awaited or entry.dropped) and bool(entry.missing or entry.to_probe)
+        size = f"{len(self.token_ids)} tokens"
+        return f"<PrefixEntry {self.key.hex()[:8]} [{size} | {self.state.value}, {self.num_readers} readers]>"
 
 
 @dataclass
 class Changes:
-    """What came of entries since the last look, for the cache service. A key that went may be there again, as another
-    entry: `gone` and `unwanted` come before `built` and `wanted`.
+    """Lists what became of entries since the last call, for the cache service.
+
+    A key that is gone may be there again as another entry: `gone` and `abandoned` come before `live` and `pending`.
     """
 
-    built: list[PrefixEntry] = field(default_factory=list)
-    """Live; said again where what is known of them has changed."""
+    live: list[PrefixEntry] = field(default_factory=list)
+    """Entries that went live, or of which more is known."""
     gone: list[PrefixKey] = field(default_factory=list)
-    """No longer live."""
-    wanted: list[PrefixEntry] = field(default_factory=list)
-    """Pending."""
-    unwanted: list[PrefixKey] = field(default_factory=list)
-    """Given up before they were live."""
+    """Keys of entries that were live and left the cache."""
+    pending: list[PrefixEntry] = field(default_factory=list)
+    """New entries that are not live yet."""
+    abandoned: list[PrefixKey] = field(default_factory=list)
+    """Keys of entries that left the cache before they were live."""
 
     def __bool__(self) -> bool:
-        return bool(self.built or self.gone or self.wanted or self.unwanted)
+        return bool(self.live or self.gone or self.pending or self.abandoned)
 
 
 @dataclass(frozen=True)
-class Live:
-    """A live entry as others may know it."""
+class LiveEntry:
+    """Carries the values of a live entry that other replicas may know."""
 
     key: PrefixKey
     num_tokens: int
@@ -118,11 +153,26 @@ class Live:
     safe_depth: int
     size_bytes: int
     heat: int
-    """Requests served, down to a power of two, so that it is not news at every request."""
+    """Requests served, rounded down to a power of two, so that it does not change at every request."""
     drifted: tuple[tuple[int, int], ...]
-    """(ratio bucket, depth)"""
+    """Pairs of a ratio bucket and its depth."""
     build_s: float | None
     content_of: ContextEpoch | None = None
+
+    @classmethod
+    def of(cls, entry: PrefixEntry) -> LiveEntry:
+        """Return the entry's present values."""
+        return cls(
+            key=entry.key,
+            num_tokens=len(entry.token_ids),
+            depths=entry.depths,
+            safe_depth=entry.safe_depth,
+            size_bytes=entry.size_bytes,
+            heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
+            drifted=tuple(sorted(entry.drifted.items())),
+            build_s=entry.build_s,
+            content_of=entry.content_of,
+        )
 
     @property
     def token_layers(self) -> int:
@@ -130,14 +180,19 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A pending entry that is awaited."""
+class PendingEntry:
+    """Carries the values of a pending entry with which another replica can be asked for a copy."""
 
     key: PrefixKey
     token_ids: tuple[int, ...]
     depths: tuple[int, ...]
-    """Ascending."""
+    """The depths that it is to serve, ascending."""
     num_states: int
+
+    @classmethod
+    def of(cls, entry: PrefixEntry) -> PendingEntry:
+        """Return the entry's present values."""
+        return cls(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))
 
     @property
     def token_layers(self) -> int:
@@ -146,40 +201,22 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Report:
-    """Changes as values, for other threads."""
+    """Carries changes as values, for other threads."""
 
-    live: tuple[Live, ...] = ()
+    live: tuple[LiveEntry, ...] = ()
     gone: tuple[PrefixKey, ...] = ()
     pending: tuple[PrefixKey, ...] = ()
-    wanted: tuple[Wanted, ...] = ()
-    """Those of the pending that are awaited."""
-    unwanted: tuple[PrefixKey, ...] = ()
+    awaited: tuple[PendingEntry, ...] = ()
+    """Those of the pending entries that are awaited."""
+    abandoned: tuple[PrefixKey, ...] = ()
 
     @classmethod
     def of(cls, changes: Changes) -> Report:
-        """Called where the entries live. What has passed already is left out."""
+        """Return the values of the changed entries. Runs on the thread that owns them."""
         return cls(
-            live=tuple(live_of(entry) for entry in changes.built),
+            live=tuple(LiveEntry.of(entry) for entry in changes.live),
             gone=tuple(changes.gone),
-            pending=tuple(entry.key for entry in changes.wanted),
-            wanted=tuple(wanted_of(entry) for entry in changes.wanted if entry.awaited),
-            unwanted=tuple(changes.unwanted),
+            pending=tuple(entry.key for entry in changes.pending),
+            awaited=tuple(PendingEntry.of(entry) for entry in changes.pending if entry.state is EntryState.AWAITED),
+            abandoned=tuple(changes.abandoned),
         )
-
-
-def live_of(entry: PrefixEntry) -> Live:
-    return Live(
-        key=entry.key,
-        num_tokens=len(entry.token_ids),
-        depths=entry.depths,
-        safe_depth=entry.safe_depth,
-        size_bytes=entry.size_bytes,
-        heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
-        drifted=tuple(sorted(entry.drifted.items())),
-        build_s=entry.build_s,
-        content_of=entry.content_of,
-    )
-
-
-def wanted_of(entry: PrefixEntry) -> Wanted:
-    return Wanted(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))

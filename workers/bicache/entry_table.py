@@ -1,4 +1,4 @@
-"""What other replicas' doings change in this one's entries. Runs on the engine's thread, between two steps."""
+"""Change this replica's entries on behalf of others. Runs on the engine's thread, between two steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cache_service.core.types import Context, DepthLimit, PrefixKey
 from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.bicache.depth import DepthLimits, Evidence
-from workers.bicache.entry import PrefixEntry
+from workers.bicache.entry import EntryState, PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 
 T = TypeVar("T")
 
 
-class Entries:
-    """The cache's entries as copies go and come."""
+class EntryCommands:
+    """Carries out the commands that other threads give for the entries."""
 
     def __init__(
         self,
@@ -37,33 +37,36 @@ class Entries:
         self._evidence, self._limits = evidence, limits
         self.format = format_
 
-    def clear(self, key: PrefixKey) -> None:
-        """The entry may be built here, if it is still wanted."""
+    def allow_build(self, key: PrefixKey) -> None:
+        """Let the entry be built here, if it is still awaited."""
         if entry := self._cache.find(key):
-            self._cache.clear(entry)
+            self._cache.allow_build(entry)
 
     def retire(self, key: PrefixKey, *, successor: Context | None) -> bool:
-        """Forget an entry whose content is out of date, and have one of its `successor` made, if there is room; whether
-        there was one to forget.
+        """Retire an entry whose content is out of date, and reserve one for its `successor`, if it fits.
+
+        Return whether there was an entry to retire.
         """
         entry = self._cache.retire(key)
         if entry is not None and successor is not None:
-            self._cache.warm(successor.key, successor.token_ids, entry.depths)
+            self._cache.reserve(successor.key, successor.token_ids, entry.depths)
         return entry is not None
 
-    def limit(self, limits: Iterable[DepthLimit]) -> None:
-        """Take in what others report; it binds requests that are not deterministic, from the next admission on."""
+    def record_limits(self, limits: Iterable[DepthLimit]) -> None:
+        """Take in what other replicas report. It binds requests that are not deterministic, once they are admitted."""
         for limit in limits:
-            self._limits.take(limit)
+            self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
-        """A copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't."""
+        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't be made."""
         entry = self._cache.find(key)
-        wanted = None if entry is None else entry.depths if depths is None else frozenset(depths)
-        if entry is None or not (wanted and wanted <= entry.ready):
+        if entry is None:
             return None
-        kv_depth = max(wanted)
-        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in wanted)
+        served = entry.depths if depths is None else frozenset(depths)
+        if not served or not served <= entry.ready:
+            return None
+        kv_depth = max(served)
+        state_depths = tuple(depth for depth in entry.layout.state_depths if depth in served)
         return EntryCopy(
             format=self.format,
             key=key,
@@ -75,26 +78,24 @@ class Entries:
         )
 
     def install(self, copy: EntryCopy) -> bool:
-        """Make the pending entry under the copy's key live. False where none is wanted, or another one is.
+        """Make the awaited entry under the copy's key live. Return False where none awaits this copy.
 
         Depths that were added while the copy was on its way are built here.
         """
         entry = self._cache.find(copy.key)
-        if entry is None or not entry.awaited or entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
+        if entry is None or entry.state is not EntryState.AWAITED:
             return False
+        if entry.token_ids != copy.token_ids or not copy.depths <= entry.depths:
+            return False
+        findings = dict(copy.findings)
         self._fill(entry, copy)
-        self._evidence.learn(copy.key, dict(copy.findings))
-        entry.findings.update(copy.findings)
-        for bucket, finding in copy.findings:
-            if finding.depth(entry.to_probe.get(bucket, 0), self._model.num_layers) is not None:
-                entry.to_probe.pop(bucket, None)
-        entry.copied = True
-        self._cache.mark_built(entry, copy.depths)
+        self._evidence.record(copy.key, findings)
+        self._cache.mark_copied(entry, copy.depths, findings)
         return True
 
     def adopt(self, copy: EntryCopy) -> bool:
-        """Keep a copy that nobody has asked for yet. False where its key is taken, or there is no room."""
-        return self._cache.warm(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
+        """Keep a copy ahead of any request. Return False where its key is taken, or it doesn't fit."""
+        return self._cache.reserve(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
 
     def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
         parts: list[Tensor] = []
@@ -121,15 +122,15 @@ class Entries:
             storage.write_states(entry.table.state_pages[depth], states)
 
     def _take(self, body: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The next tensor of a body, and the rest of it."""
+        """Return the next tensor of a body, and the rest of it."""
         size = math.prod(shape) * self.format.itemsize
         part = body[:size].to(self._storage.device)
         return part.view(self._storage.rows.dtype).view(shape), body[size:]
 
 
-class EntriesThread(Protocol):
-    """The engine's thread, for those on others."""
+class EngineThread(Protocol):
+    """Runs commands on the engine's thread."""
 
-    def call(self, command: Callable[[Entries], T]) -> Future[T]:
-        """Run `command` there, soon. Raises WorkerError, or the future does, where the engine has ended."""
+    def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
+        """Run `command` between two steps. Raises WorkerError, or the future does, where the engine has ended."""
         ...

@@ -1,1 +1,1 @@
-"""What one replica tells the cache service and the other replicas, and what it learns from them."""
+"""Let a replica work with the others: as a member of the cache service that shares its entries."""

@@ -1,23 +1,23 @@
-"""What a build and a fetch take, estimated from those that were seen. Pure.
+"""Estimate the seconds of a build and of a fetch from those that were measured. Pure.
 
-Seconds are a line over size, fitted by least squares. Two samples of the prior never go; what was seen counts less with
-each sample after it, so that the line follows a machine whose load changes.
+Seconds are a line over size, fitted by least squares. Two samples of the prior stay for good; a measured sample counts
+less with each one after it, so that the line follows a machine whose load changes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-KEPT = 0.9
-"""Weight that a sample keeps at the next one."""
-FADED = 0.97
-"""Weight that all samples keep when nothing new is tried."""
+SAMPLE_DECAY = 0.9
+"""The part of its weight that a sample keeps at the next one."""
+SKIP_DECAY = 0.97
+"""The part of their weight that all samples keep when a fetch is skipped."""
 PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Prior:
-    """`fixed_s` for nothing at all, and `unit_s` more for each unit of size; `size` is a typical one."""
+    """Gives a first guess: `fixed_s` seconds for size 0, and `unit_s` more for each unit; `size` is a typical size."""
 
     fixed_s: float
     unit_s: float
@@ -26,7 +26,7 @@ class Prior:
 
 @dataclass
 class Sums:
-    """Weighted sums over samples (x, y)."""
+    """Keeps weighted sums over samples (x, y)."""
 
     w: float = 0.0
     x: float = 0.0
@@ -44,7 +44,7 @@ class Sums:
 
 
 class Line:
-    """Seconds by size. Neither the seconds of nothing nor those of a unit are ever negative."""
+    """Fits a line of seconds over size. Neither its start nor its slope is ever negative."""
 
     def __init__(self, prior: Prior) -> None:
         self._scale = prior.size
@@ -52,16 +52,17 @@ class Line:
         self._prior.add(0.0, prior.fixed_s, PRIOR_WEIGHT)
         self._prior.add(1.0, prior.fixed_s + prior.unit_s * prior.size, PRIOR_WEIGHT)
 
-    def see(self, size: float, seconds: float) -> None:
+    def add(self, size: float, seconds: float) -> None:
         """Take in one sample."""
-        self._seen.scale(KEPT)
+        self._seen.scale(SAMPLE_DECAY)
         self._seen.add(size / self._scale, seconds, 1.0)
 
     def fade(self) -> None:
-        """Trust what was seen a little less: without new samples the prior comes back, and with it a new try."""
-        self._seen.scale(FADED)
+        """Trust all samples a little less: without new ones the line returns to the prior."""
+        self._seen.scale(SKIP_DECAY)
 
     def seconds(self, size: float) -> float:
+        """Return the estimate for one size."""
         a, b = self._prior, self._seen
         w, x, y, xx, xy = a.w + b.w, a.x + b.x, a.y + b.y, a.xx + b.xx, a.xy + b.xy
         slope = max(0.0, (w * xy - x * y) / (w * xx - x * x))
@@ -73,27 +74,27 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one entry."""
+    """Estimates the seconds of building and of fetching one entry."""
 
     build_s: float
     fetch_s: float
 
 
 class CostModel:
-    """Builds by token-layers (tokens x layers kept), fetches by bytes."""
+    """Estimates builds by token-layers (tokens x layers kept), and fetches by bytes."""
 
     def __init__(self, build: Prior, fetch: Prior) -> None:
         self._build, self._fetch = Line(build), Line(fetch)
 
-    def saw_build(self, token_layers: int, seconds: float) -> None:
-        self._build.see(token_layers, seconds)
+    def record_build(self, token_layers: int, seconds: float) -> None:
+        self._build.add(token_layers, seconds)
 
-    def saw_fetch(self, num_bytes: int, seconds: float) -> None:
-        self._fetch.see(num_bytes, seconds)
+    def record_fetch(self, num_bytes: int, seconds: float) -> None:
+        self._fetch.add(num_bytes, seconds)
 
-    def passed_over_a_fetch(self) -> None:
-        """A fetch seemed too dear. One that was slow once is tried again after a while."""
+    def record_skipped_fetch(self) -> None:
+        """Note that a fetch seemed too dear, so that one that was slow once is tried again after a while."""
         self._fetch.fade()
 
-    def of(self, token_layers: int, num_bytes: int) -> Costs:
+    def estimate(self, token_layers: int, num_bytes: int) -> Costs:
         return Costs(self._build.seconds(token_layers), self._fetch.seconds(num_bytes))

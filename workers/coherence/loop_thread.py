@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, so that neither the engine nor requests wait for what happens there."""
+"""Run an event loop in a thread of its own, so that neither the engine nor requests wait for its work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 
 class LoopThread(ABC):
-    """Runs between entering and leaving the `with` block."""
+    """Runs an event loop between entering and leaving the `with` block."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -30,7 +30,7 @@ class LoopThread(ABC):
 
     @abstractmethod
     async def _main(self) -> None:
-        """What the thread does until `_stop` is set, its tidying up included."""
+        """Do the thread's work until `_stop` is set, and clean up."""
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

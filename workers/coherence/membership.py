@@ -1,4 +1,4 @@
-"""A replica's life among the others: everything that talks to the cache service or to replicas, in one thread."""
+"""Keep a replica a member of the cluster: one thread talks to the cache service and to other replicas."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from cache_service.core.types import Context, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entry import Changes, Report
-from workers.bicache.entry_table import Entries, EntriesThread
+from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel
+from workers.coherence.inventory import Inventory
 from workers.coherence.loop_thread import LoopThread
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import FAREWELL_TIMEOUT_S, PrefixSync
@@ -28,10 +29,10 @@ from workers.errors import WorkerError
 
 
 class Membership(LoopThread):
-    """Member of the cluster between entering and leaving the `with` block.
+    """Keeps a replica a member of the cluster between entering and leaving the `with` block.
 
-    Neither the engine nor requests ever wait for it: it hears of changes by `apply`, and acts on the entries by
-    commands to the engine's thread.
+    Neither the engine nor requests ever wait for it: it gets changes by `apply`, and acts on the entries by commands to
+    the engine's thread.
     """
 
     def __init__(
@@ -42,46 +43,45 @@ class Membership(LoopThread):
         config: CoherenceConfig,
         *,
         follow_timeout_s: float,
-        entries: EntriesThread,
+        engine: EngineThread,
         transport: Transport,
-        layout: EntryFormat,
+        entry_format: EntryFormat,
         costs: CostModel,
         tally: Tally,
     ) -> None:
-        """After `follow_timeout_s` a question about a context is answered with None."""
+        """Prepare the membership. A question about a context is answered with None after `follow_timeout_s`."""
         super().__init__("membership")
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
-        self._config, self._entries, self._tally = config, entries, tally
-        self._mirror = Mirror()
+        self._config, self._engine, self._tally = config, engine, tally
+        self._mirror, self._inventory = Mirror(), Inventory()
         self._view, self._waits = ClusterView(self._mirror), BuildWaits(self._mirror)
-        self._here: set[PrefixKey] = set()
-        """Keys of entries that are live or pending, so that commits to others' contexts don't disturb the engine."""
-        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, config.profile, tally)
+        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, config.profile, tally)
         self._reader = ContextReader(self._follow_client, self._view)
         self._supplier = Supplier(
             replica,
             config,
             client=self._client,
             sync=self._sync,
+            inventory=self._inventory,
             view=self._view,
             waits=self._waits,
-            entries=entries,
+            engine=engine,
             transport=transport,
-            layout=layout,
+            entry_format=entry_format,
             costs=costs,
             tally=tally,
         )
 
     def apply(self, changes: Changes) -> None:
-        """On the engine's thread; returns at once."""
+        """Take in changes of the entries. Called on the engine's thread; returns at once."""
         self._call(partial(self._take, Report.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """On the engine's thread; returns at once. `reply` is called on this object's, with the newest content."""
+        """Have `reply` called on this object's thread with the newest content. Called on the engine's thread."""
         self._call(partial(self._reader.ask, read, reply))
 
     def drain(self) -> None:
-        """Tell the others to send no new work here. From another thread; waits until they were told, if they can be."""
+        """Ask for no new work here. Called from another thread; waits for the service, if it is within reach."""
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
         with suppress(TimeoutError):
             draining.result(FAREWELL_TIMEOUT_S)
@@ -95,8 +95,6 @@ class Membership(LoopThread):
     def _take(self, report: Report) -> None:
         self._supplier.apply(report)
         self._sync.apply(report)
-        self._here.difference_update(report.gone, report.unwanted)
-        self._here.update(report.pending, (live.key for live in report.live))
         over = [live.key for live in report.live if live.content_of and self._view.is_over(live.content_of, live.key)]
         self._act(News(moved=tuple(Moved(key, None) for key in over)))
 
@@ -105,28 +103,27 @@ class Membership(LoopThread):
             news = self._mirror.take(update)
             self._waits.take(news)
             self._act(news)
-            if news.is_restart or any(self._sync.held(key) for key in news.renamed):
+            if news.is_restart or any(self._inventory.find_live(key) for key in news.renamed):
                 self._sync.wake()
 
     def _act(self, news: News) -> None:
-        """Others' drift binds here too; a context's entry of an old epoch goes, and with `eager` the next is built."""
+        """Record other replicas' depth limits, and retire a context's entry of an old epoch.
+
+        With `eager` refreshes, the entry of the new epoch is built at once.
+        """
         with suppress(WorkerError):  # the engine has ended
             if news.limits:
-                self._entries.call(lambda entries: entries.limit(news.limits))
+                self._engine.call(lambda entries: entries.record_limits(news.limits))
             for moved in news.moved:
-                if moved.old in self._here:
+                if self._inventory.has(moved.old):
                     self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)
 
     def _retire(self, key: PrefixKey, successor: Context | None) -> None:
-        """The successor counts as here from now on: the next commit may come before the engine has begun with it."""
-
-        def command(entries: Entries) -> None:
+        def command(entries: EntryCommands) -> None:
             self._tally.retired += entries.retire(key, successor=successor)
 
-        self._entries.call(command)
-        self._here.discard(key)
-        if successor is not None:
-            self._here.add(successor.key)
+        self._engine.call(command)
+        self._inventory.replace(key, successor.key if successor else None)
 
     async def _prewarm(self) -> None:
         await self._sync.joined.wait()

@@ -1,13 +1,13 @@
-"""Where a replica gets an entry from that it lacks. Pure.
+"""Decide where a replica gets an entry that it lacks. Pure.
 
 Entries belong to replicas, so waiting for another's build only pays where its entry can be fetched then. What it saves
 is the model's time, not the request's: the other began earlier at best. `patience` says how many times as long as its
 own build a request may be delayed so that the cluster builds once.
 
-    1. A fetch is dearer than a build           build alone, and ask nobody
-    2. somebody holds the entry                 fetch it
-    3. nobody builds it                         claim the build
-    4. somebody builds it                       wait, where its rest and the fetch fit into the patience,
+    1. a fetch is dearer than a build           build alone, and ask no other replica
+    2. another replica holds the entry          fetch it
+    3. no other replica builds it               claim the build
+    4. another replica builds it                wait, where its rest and the fetch fit into the patience,
                                                 until that is used up; else build alone
 """
 
@@ -24,12 +24,12 @@ from workers.config import CoherenceConfig
 
 @dataclass(frozen=True)
 class BuildAlone:
-    """Build here, now, whoever else does."""
+    """Build here, now, even if other replicas do so too."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Ask to be the only one who builds."""
+    """Ask to be the only replica that builds."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Wait:
-    """For the end of another's build, `timeout_s` at most."""
+    """Wait for the end of another replica's build, `timeout_s` at most."""
 
     build: Build
     timeout_s: float
@@ -52,20 +52,21 @@ Source = BuildAlone | Claim | Fetch | Wait
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known of one entry that is wanted here."""
+    """Says what is known about one entry that is awaited here."""
 
     key: PrefixKey
     replica: ReplicaId
-    """Ours."""
+    """This replica."""
     holders: Collection[ReplicaId]
-    """Others that hold it, less those that failed to hand it out."""
+    """Other replicas that hold it, less those that failed to hand it out."""
     build: Build | None
-    """Another's, under way."""
+    """Another replica's build, under way."""
     waited_s: float
-    """Since the entry was wanted."""
+    """Seconds since the entry was asked for."""
 
 
 def is_cheaper_to_fetch(costs: Costs, config: CoherenceConfig) -> bool:
+    """Return whether a fetch is to be preferred to a build, by the configuration or by the estimates."""
     match config.transfer:
         case "always":
             return True
@@ -76,7 +77,7 @@ def is_cheaper_to_fetch(costs: Costs, config: CoherenceConfig) -> bool:
 
 
 def choose(situation: Situation, costs: Costs, config: CoherenceConfig) -> Source:
-    """The next thing to try."""
+    """Return the source to try next."""
     if not is_cheaper_to_fetch(costs, config):
         return BuildAlone()
     if situation.holders:
@@ -94,7 +95,7 @@ def choose(situation: Situation, costs: Costs, config: CoherenceConfig) -> Sourc
 
 
 def nearest(situation: Situation) -> ReplicaId:
-    """One of the holders; different replicas ask different ones, so that nobody serves all copies."""
+    """Return one of the holders. Different replicas ask different ones, so that none serves all copies."""
 
     def score(holder: ReplicaId) -> bytes:
         return hashlib.blake2b(f"{situation.replica} {holder}".encode() + situation.key, digest_size=8).digest()

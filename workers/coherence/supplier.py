@@ -1,4 +1,4 @@
-"""Gets awaited entries made: by a copy from another replica, or by clearing them for the engine to build.
+"""Supply awaited entries: by a copy from another replica, or by allowing the engine to build them.
 
 Whatever goes wrong ends in a build: an entry is never awaited for longer than a wait and the fetches that follow it.
 """
@@ -17,9 +17,10 @@ from cache_service.core.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
-from workers.bicache.entry import Report, Wanted
-from workers.bicache.entry_table import EntriesThread
+from workers.bicache.entry import PendingEntry, Report
+from workers.bicache.entry_table import EngineThread
 from workers.coherence.estimate import CostModel, Costs
+from workers.coherence.inventory import Inventory
 from workers.coherence.sourcing import BuildAlone, Claim, Fetch, Situation, Source, Wait, choose, is_cheaper_to_fetch
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -33,7 +34,7 @@ EXTENSIONS_PER_LEASE = 3
 
 
 class Supplier:
-    """Decides for each awaited entry. Lives in the event loop that also feeds `view` and `waits`."""
+    """Finds a source for each awaited entry. Lives in the event loop that also feeds `view` and `waits`."""
 
     def __init__(
         self,
@@ -42,39 +43,41 @@ class Supplier:
         *,
         client: CacheClient,
         sync: PrefixSync,
+        inventory: Inventory,
         view: ClusterView,
         waits: BuildWaits,
-        entries: EntriesThread,
+        engine: EngineThread,
         transport: Transport,
-        layout: EntryFormat,
+        entry_format: EntryFormat,
         costs: CostModel,
         tally: Tally,
     ) -> None:
         self._replica, self._config = replica, config
         self._client, self._sync, self._view, self._waits = client, sync, view, waits
-        self._entries, self._transport, self._format = entries, transport, layout
+        self._inventory = inventory
+        self._engine, self._transport, self._format = engine, transport, entry_format
         self._costs, self._tally = costs, tally
         self._sourcing: dict[PrefixKey, asyncio.Task[None]] = {}
         self._extending: dict[PrefixKey, asyncio.Task[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
 
     def apply(self, report: Report) -> None:
-        """Take in what became of the entries here, before `sync` does."""
-        for key in (*report.unwanted, *report.gone):
-            self._end(self._sourcing, key)
-            self._end(self._extending, key)
-            if build := self._sync.disown(key):
+        """Start and end the supply of entries after a report. Called before the inventory takes the report in."""
+        for key in (*report.abandoned, *report.gone):
+            self._cancel(self._sourcing, key)
+            self._cancel(self._extending, key)
+            if build := self._inventory.remove_build(key):
                 self._release(build)
-        for wanted in report.wanted:
-            self._replace(self._sourcing, wanted.key, self._supply(wanted))
+        for pending in report.awaited:
+            self._replace(self._sourcing, pending.key, self._supply(pending))
         for live in report.live:
-            self._end(self._extending, live.key)
-            if live.build_s is not None and self._sync.held(live.key) is None:
+            self._cancel(self._extending, live.key)
+            if live.build_s is not None and self._inventory.find_live(live.key) is None:
                 self._tally.built += 1
-                self._costs.saw_build(live.token_layers, live.build_s)
+                self._costs.record_build(live.token_layers, live.build_s)
 
     async def prewarm(self) -> None:
-        """Copy the cluster's hottest prefixes, hottest first; what doesn't arrive is left."""
+        """Copy the cluster's hottest prefixes, hottest first; one that doesn't arrive is skipped."""
         try:
             hottest = await self._client.hottest(self._config.prewarm)
         except CacheServiceError:
@@ -82,49 +85,49 @@ class Supplier:
         for placement in hottest:
             if placement.replica == self._replica or placement.heat == 0:
                 continue
-            copy = await self._fetched(CopyRequest(placement.replica, placement.key, None), None)
-            if copy is not None and await self._is_adopted(copy):
+            copy = await self._fetch(CopyRequest(placement.replica, placement.key, None), None)
+            if copy is not None and await self._adopt(copy):
                 self._tally.prewarmed += 1
 
     async def close(self) -> None:
-        """End all that is under way."""
+        """Cancel all that is under way."""
         tasks = [*self._sourcing.values(), *self._extending.values(), *self._releasing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _supply(self, wanted: Wanted) -> None:
+    async def _supply(self, pending: PendingEntry) -> None:
         try:
-            if await self._is_copied(wanted):
+            if await self._obtain_copy(pending):
                 return
         except Exception:
-            logger.exception("an entry could not be coordinated; it is built")
+            logger.exception("no source was found for an entry; it is built here")
         with suppress(WorkerError):
-            self._entries.call(lambda entries: entries.clear(wanted.key))
+            self._engine.call(lambda entries: entries.allow_build(pending.key))
 
-    async def _is_copied(self, wanted: Wanted) -> bool:
-        """True once a copy is in its place; False where the entry is to be built here."""
+    async def _obtain_copy(self, pending: PendingEntry) -> bool:
+        """Obtain a copy of the entry from another replica. Return False where it is to be built here."""
         clock = asyncio.get_running_loop().time
-        started, costs = clock(), self._cost(wanted)
-        told: set[ReplicaId] = set()
+        started, costs = clock(), self._cost(pending)
+        confirmed: set[ReplicaId] = set()
         failed = {self._replica}
         build: Build | None = None
         while True:
-            holders = (self._view.holders(wanted.key) | told) - failed
-            match self._choose(Situation(wanted.key, self._replica, holders, build, clock() - started), costs):
+            holders = (self._view.holders(pending.key) | confirmed) - failed
+            match self._choose(Situation(pending.key, self._replica, holders, build, clock() - started), costs):
                 case BuildAlone():
                     return False
                 case Fetch(holder):
-                    if await self._is_fetched(wanted, holder):
+                    if await self._try_fetch(pending, holder):
                         return True
                     failed.add(holder)
                 case Claim():
-                    build = await self._claim(wanted)
+                    build = await self._claim(pending)
                     if build is None:
                         return False
                     if build.replica == self._replica:
-                        told = await self._told_holders(wanted.key)
-                        if told <= failed:
+                        confirmed = await self._confirmed_holders(pending.key)
+                        if confirmed <= failed:
                             return False
                         build = None
                 case Wait(other, timeout_s):
@@ -138,76 +141,76 @@ class Supplier:
         if self._sync.lease is None:
             return BuildAlone()
         if situation.holders and not is_cheaper_to_fetch(costs, self._config):
-            self._costs.passed_over_a_fetch()
+            self._costs.record_skipped_fetch()
         return choose(situation, costs, self._config)
 
-    async def _told_holders(self, key: PrefixKey) -> set[ReplicaId]:
-        """Who holds the entry by the service's word: another's build may have ended just before ours was granted,
-        while the view, which is behind, knew of neither.
-        """
+    async def _confirmed_holders(self, key: PrefixKey) -> set[ReplicaId]:
+        """Ask the service for the holders: the local view may lag behind a build that just ended."""
         try:
             found = await self._client.lookup([key])
         except CacheServiceError:
             return set()
         return {placement.replica for placement in found.get(key, ())}
 
-    def _cost(self, wanted: Wanted) -> Costs:
-        num_bytes = self._format.body_bytes(len(wanted.token_ids), max(wanted.depths), wanted.num_states)
-        return self._costs.of(wanted.token_layers, num_bytes)
+    def _cost(self, pending: PendingEntry) -> Costs:
+        num_bytes = self._format.body_bytes(len(pending.token_ids), max(pending.depths), pending.num_states)
+        return self._costs.estimate(pending.token_layers, num_bytes)
 
-    async def _claim(self, wanted: Wanted) -> Build | None:
-        """The build under way: ours, or another's; None where the service grants none. That of a stale entry isn't
-        claimed: nobody would be told of the entry, so nobody may wait for it.
+    async def _claim(self, pending: PendingEntry) -> Build | None:
+        """Ask to be the only builder, and return the build under way: ours, or another replica's.
+
+        Returns None where the service grants none. The build of a stale entry isn't claimed: the entry won't be
+        announced, so no other replica may wait for it.
         """
         lease = self._sync.lease
-        if lease is None or self._view.is_stale(wanted.key):
+        if lease is None or self._view.is_stale(pending.key):
             return None
-        content_of = self._view.context_of(wanted.key)
+        content_of = self._view.context_of(pending.key)
         context, epoch = (content_of.context, content_of.epoch) if content_of else (None, FIRST_EPOCH)
         ttl_s = self._config.build_lease_s
         try:
-            build = await self._client.acquire(lease, wanted.key, ttl_s, epoch=epoch, context=context)
+            build = await self._client.acquire(lease, pending.key, ttl_s, epoch=epoch, context=context)
         except CacheServiceError:
             return None
         if build.replica == self._replica:
-            self._sync.owns(build)
+            self._inventory.add_build(build)
             self._replace(self._extending, build.key, self._extend(build))
         return build
 
     async def _extend(self, build: Build) -> None:
-        """Signs of life, until the entry is live or the build has ended otherwise."""
+        """Extend the build's lease until the entry is live, or the build has ended otherwise."""
         while (lease := self._sync.lease) is not None:
             await asyncio.sleep(build.ttl_s / EXTENSIONS_PER_LEASE)
             try:
                 await self._client.extend(lease, build)
             except CacheServiceError as error:
-                logger.warning("a build goes on without its lease: %s", error)
+                logger.warning("a build goes on although its lease could not be extended: %s", error)
                 return
 
     def _release(self, build: Build) -> None:
-        task = asyncio.create_task(self._released(build))
+        task = asyncio.create_task(self._end_build(build))
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def _released(self, build: Build) -> None:
+    async def _end_build(self, build: Build) -> None:
         if lease := self._sync.lease:
             try:
                 await self._client.release(lease, build)
             except CacheServiceError as error:
-                logger.info("a build that nobody wants any more will lapse by itself: %s", error)
+                logger.info("an abandoned build could not be released; its lease will lapse: %s", error)
 
-    async def _is_fetched(self, wanted: Wanted, holder: ReplicaId) -> bool:
-        copy = await self._fetched(CopyRequest(holder, wanted.key, wanted.depths), wanted.token_ids)
-        if copy is None or not await asyncio.wrap_future(self._entries.call(lambda entries: entries.install(copy))):
+    async def _try_fetch(self, pending: PendingEntry, holder: ReplicaId) -> bool:
+        copy = await self._fetch(CopyRequest(holder, pending.key, pending.depths), pending.token_ids)
+        if copy is None or not await asyncio.wrap_future(self._engine.call(lambda entries: entries.install(copy))):
             return False
         self._tally.fetched += 1
         return True
 
-    async def _is_adopted(self, copy: EntryCopy) -> bool:
-        return await asyncio.wrap_future(self._entries.call(lambda entries: entries.adopt(copy)))
+    async def _adopt(self, copy: EntryCopy) -> bool:
+        return await asyncio.wrap_future(self._engine.call(lambda entries: entries.adopt(copy)))
 
-    async def _fetched(self, request: CopyRequest, token_ids: tuple[int, ...] | None) -> EntryCopy | None:
-        """The holder's copy, checked; None, and the reason counted, where there is none that can be used."""
+    async def _fetch(self, request: CopyRequest, token_ids: tuple[int, ...] | None) -> EntryCopy | None:
+        """Return the holder's copy, checked. Return None, and count the reason, where no usable one arrives."""
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
@@ -219,20 +222,20 @@ class Supplier:
         except (TransferError, TimeoutError) as error:
             reason = error.reason if isinstance(error, CopyRefusedError) else "lost"
             self._tally.refused[reason] += 1
-            self._costs.saw_fetch(0, clock() - started)
+            self._costs.record_fetch(0, clock() - started)
             logger.warning("no copy of %s from %s: %s", request.key.hex()[:8], request.holder, error or "timeout")
             return None
-        self._costs.saw_fetch(copy.num_bytes, clock() - started)
+        self._costs.record_fetch(copy.num_bytes, clock() - started)
         self._tally.fetched_bytes[copy.transport] += copy.num_bytes
         return copy
 
     def _replace(
         self, tasks: dict[PrefixKey, asyncio.Task[None]], key: PrefixKey, coroutine: Coroutine[Any, Any, None]
     ) -> None:
-        self._end(tasks, key)
+        self._cancel(tasks, key)
         tasks[key] = asyncio.create_task(coroutine)
         tasks[key].add_done_callback(lambda task: tasks.pop(key) if tasks.get(key) is task else None)
 
-    def _end(self, tasks: dict[PrefixKey, asyncio.Task[None]], key: PrefixKey) -> None:
+    def _cancel(self, tasks: dict[PrefixKey, asyncio.Task[None]], key: PrefixKey) -> None:
         if task := tasks.pop(key, None):
             task.cancel()

@@ -1,7 +1,7 @@
-"""Keeps the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
+"""Keep the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
 
-Reconciles instead of replaying: `held` is what is true here, `announced` what the service was told under the present
-lease. After an outage, or a service that forgot this replica, a new lease begins with nothing announced.
+It reconciles instead of replaying: the inventory says what is true here, and what was announced under the present
+lease. After an outage, or once the service has forgotten this replica, a new lease begins with no announcements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, Lease, Placement, PrefixKey, ReplicaId
+from cache_service.core.types import FIRST_EPOCH, DepthLimit, Lease, Placement, ReplicaId
 from cache_service.errors import (
     CacheServiceError,
     FencedToken,
@@ -23,7 +23,8 @@ from cache_service.errors import (
     StaleEpoch,
     UnknownContext,
 )
-from workers.bicache.entry import Live, Report
+from workers.bicache.entry import LiveEntry, Report
+from workers.coherence.inventory import Inventory
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 
@@ -31,22 +32,26 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVES_PER_TTL = 3
 FAREWELL_TIMEOUT_S = 2.0
-OUT_OF_DATE = (StaleEpoch, UnknownContext, InvalidRequest)
-"""What the service says of the content of a context that has moved on, or is gone."""
+OUT_OF_DATE_ERRORS = (StaleEpoch, UnknownContext, InvalidRequest)
+"""The service's errors about the content of a context that has a newer epoch, or is gone."""
 
 
 class PrefixSync:
-    """Keeps the service's view of `replica` equal to what it holds. Lives in one event loop."""
+    """Keeps the service's view of `replica` equal to its inventory. Lives in one event loop."""
 
     def __init__(
-        self, client: CacheClient, replica: ReplicaId, ttl_s: float, view: ClusterView, profile: int, tally: Tally
+        self,
+        client: CacheClient,
+        replica: ReplicaId,
+        ttl_s: float,
+        view: ClusterView,
+        inventory: Inventory,
+        depth_table_version: int,
+        tally: Tally,
     ) -> None:
         self._client, self._replica, self._ttl_s = client, replica, ttl_s
-        self._view, self._profile, self._tally = view, profile, tally
-        self._held: dict[PrefixKey, Live] = {}
-        self._announced: dict[PrefixKey, Placement] = {}
-        self._reported: set[DepthLimit] = set()
-        self._builds: dict[PrefixKey, Build] = {}
+        self._view, self._inventory, self._tally = view, inventory, tally
+        self._depth_table_version = depth_table_version
         self._lease: Lease | None = None
         self.joined = asyncio.Event()
         """Set once the service has known this replica."""
@@ -54,34 +59,20 @@ class PrefixSync:
 
     @property
     def lease(self) -> Lease | None:
-        """None while the service doesn't know this replica."""
+        """Return the present lease; None while the service doesn't know this replica."""
         return self._lease
 
-    def held(self, key: PrefixKey) -> Live | None:
-        return self._held.get(key)
-
     def apply(self, report: Report) -> None:
-        """Take in which entries came and went; the service hears of it soon."""
-        for key in report.gone:
-            self._held.pop(key, None)
-        for live in report.live:
-            self._held[live.key] = live
+        """Take changes into the inventory, and push them to the service soon."""
+        self._inventory.apply(report)
         self.wake()
 
-    def owns(self, build: Build) -> None:
-        """The entry of `build`, once it is live, is announced under its token."""
-        self._builds[build.key] = build
-
-    def disown(self, key: PrefixKey) -> Build | None:
-        """The build of `key` that was under way here, which it is no longer."""
-        return self._builds.pop(key, None)
-
     def wake(self) -> None:
-        """Look again at what there is to tell."""
+        """Reconcile now instead of at the next keep-alive."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Reconcile until cancelled; a service that is away is tried again with jittered back-off."""
+        """Reconcile until cancelled. A service that is out of reach is tried again with jittered back-off."""
         period_s = self._ttl_s / KEEP_ALIVES_PER_TTL
         reconciling = AsyncRetrying(
             retry=retry_if_exception_type(CacheServiceError),
@@ -95,11 +86,11 @@ class PrefixSync:
                     await self._wake.wait()
 
     async def drain(self) -> None:
-        """Take no new work, if the service can be told."""
+        """Ask for no new work here, if the service is within reach."""
         await self._bid_farewell(self._client.drain)
 
     async def leave(self) -> None:
-        """Stop being a member, if the service can be told."""
+        """Stop being a member, if the service is within reach."""
         await self._bid_farewell(self._client.leave)
 
     async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
@@ -112,75 +103,75 @@ class PrefixSync:
         self._wake.clear()
         try:
             if self._lease is None:
-                self._announced.clear()
-                self._reported.clear()
-                self._builds.clear()
+                self._inventory.begin_lease()
                 self._lease = await self._client.register(self._replica, self._ttl_s)
                 self.joined.set()
             else:
                 await self._client.keep_alive(self._lease)
-            await self._tell(self._lease)
+            await self._push_changes(self._lease)
         except LeaseRefused:
             self._lease = None
             raise
 
-    async def _tell(self, lease: Lease) -> None:
-        """A stale entry is not announced: only who asks for its very key, here, may still read it."""
-        told = {key: self._placement(live) for key, live in self._held.items() if not self._view.is_stale(key)}
-        gone = [key for key in self._announced if key not in told]
-        if gone:
+    async def _push_changes(self, lease: Lease) -> None:
+        """Withdraw, announce and report what differs from what the service knows.
+
+        A stale entry is not announced: only requests for its very key, here, may still read it.
+        """
+        live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
+        placements = {entry.key: self._placement(entry) for entry in live}
+        if gone := self._inventory.announced_beside(placements):
             await self._client.withdraw(lease, gone)
-            for key in gone:
-                del self._announced[key]
-        new = [placement for key, placement in told.items() if self._announced.get(key) != placement]
+            self._inventory.mark_withdrawn(gone)
+        new = self._inventory.unannounced(placements)
         await self._announce(lease, [placement for placement in new if not await self._complete(lease, placement)])
         await self._report_drift(lease)
 
     async def _complete(self, lease: Lease, placement: Placement) -> bool:
-        """End our build of the entry with its announcement; False where there is none, or no longer.
+        """End our build of the entry with its announcement. Return False where no such build is under way.
 
-        An entry is found by what it is made of, so one whose build was fenced off is no worse: it is announced like
-        any other, which the service refuses where it is of an old epoch.
+        An entry is found by its content, so one whose build was fenced off is no worse: it is announced like any other,
+        which the service refuses where it is of an old epoch.
         """
-        build = self._builds.get(placement.key)
+        build = self._inventory.find_build(placement.key)
         if build is None:
             return False
         try:
             await self._client.complete(lease, build, placement)
-        except (FencedToken, *OUT_OF_DATE):
-            self.disown(placement.key)
+        except (FencedToken, *OUT_OF_DATE_ERRORS):
+            self._inventory.remove_build(placement.key)
             self._tally.fenced += 1
             return False
-        self.disown(placement.key)
-        self._announced[placement.key] = placement
+        self._inventory.remove_build(placement.key)
+        self._inventory.mark_announced([placement])
         return True
 
     async def _announce(self, lease: Lease, placements: list[Placement]) -> None:
-        """All at once; where one is refused as out of date, one by one. What is refused is not tried again as it is."""
+        """Announce placements together, or one by one where one is refused as out of date; it is not tried again."""
         if not placements:
             return
         try:
             await self._client.announce(lease, placements)
-        except OUT_OF_DATE:
+        except OUT_OF_DATE_ERRORS:
             if len(placements) > 1:
                 for placement in placements:
                     await self._announce(lease, [placement])
                 return
-            logger.info("an entry of a context that has moved on is not announced")
-        self._announced.update((placement.key, placement) for placement in placements)
+            logger.info("an entry of a context's older epoch is not announced")
+        self._inventory.mark_announced(placements)
 
     async def _report_drift(self, lease: Lease) -> None:
         found = {
-            DepthLimit(live.key, bucket, depth, self._profile)
-            for live in self._held.values()
+            DepthLimit(live.key, bucket, depth, self._depth_table_version)
+            for live in self._inventory.live_entries()
             for bucket, depth in live.drifted
         }
-        if new := found - self._reported:
+        if new := self._inventory.unreported(found):
             await self._client.report_drift(lease, tuple(new))
-            self._reported |= new
+            self._inventory.mark_reported(new)
             self._tally.drift_reports += len(new)
 
-    def _placement(self, live: Live) -> Placement:
+    def _placement(self, live: LiveEntry) -> Placement:
         content_of = self._view.context_of(live.key)
         return Placement(
             key=live.key,
@@ -195,5 +186,8 @@ class PrefixSync:
 
 
 def log_first_failure(state: RetryCallState) -> None:
+    """Warn once of an outage, not at every attempt."""
     if state.attempt_number == 1 and state.outcome is not None:
-        logger.warning("the cache service is out of reach, going on without it: %s", state.outcome.exception())
+        logger.warning(
+            "the cache service is out of reach; this replica goes on without it: %s", state.outcome.exception()
+        )

@@ -1,4 +1,4 @@
-"""What a replica's share in the cluster's work comes to: counts since its start."""
+"""Count a replica's share in the cluster's work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Written in one thread, read in any."""
+    """Counts from the start, in one thread, and may be read in any."""
 
     built: int = 0
     """Entries that the model computed here."""
@@ -19,15 +19,16 @@ class Tally:
     sent: int = 0
     """Copies handed out."""
     sent_bytes: int = 0
+    """Bytes of copies handed out."""
     fetched_bytes: Counter[str] = field(default_factory=Counter)
-    """Of all copies that arrived whole, by what brought them."""
+    """Bytes of all copies that arrived whole, by transport."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Fetches that came to nothing, by reason."""
+    """Fetches without a usable copy, by reason."""
     waits: Counter[str] = field(default_factory=Counter)
     """Waits for other replicas' builds: ended, or given up at the deadline."""
     fenced: int = 0
     """Builds whose lease had ended before they were complete."""
     drift_reports: int = 0
-    """Depth limits found here and told to all."""
+    """Depth limits found and reported here."""
     retired: int = 0
     """Entries dropped because their context has a new epoch."""

@@ -17,7 +17,7 @@ from typing import Protocol, Self, TypeVar
 from cache_service.core.types import Context
 from workers.api import ContextRead, ContextReply, GenerateChunk, GenerateRequest, WorkerStats
 from workers.bicache.entry import Changes
-from workers.bicache.entry_table import Entries
+from workers.bicache.entry_table import EntryCommands
 from workers.engine.engine import Engine
 from workers.engine.runner import step_failed
 from workers.errors import EngineClosedError, WorkerError
@@ -152,7 +152,7 @@ class AsyncEngine:
         with suppress(EngineClosedError):
             self._post(lambda: self._deliver(self._engine.answer(question, newest)))
 
-    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+    def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
         """Run `command` on the engine's thread between two steps. Raises EngineClosedError."""
         future: Future[T] = Future()
 

@@ -71,7 +71,7 @@ class Lane:
     @property
     def watched_layer(self) -> int:
         """The middle one of the layers that a refresh recomputes."""
-        geometry = self.turn.sequence.placing.geometry
+        geometry = self.turn.sequence.allocation.geometry
         return min((geometry.depth + geometry.num_layers) // 2, geometry.num_layers - 1)
 
     @property
@@ -82,9 +82,9 @@ class Lane:
 
     @property
     def reader(self) -> Reader:
-        placing = self.turn.sequence.placing
-        geometry = placing.geometry
-        return Reader(placing.slots, self.base, self.deep, geometry.depth, placing.entry, geometry.prefix)
+        allocation = self.turn.sequence.allocation
+        geometry = allocation.geometry
+        return Reader(allocation.slots, self.base, self.deep, geometry.depth, allocation.entry, geometry.prefix)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,11 @@ class Batch:
 def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) -> Batch:
     """Lay the turns' rows side by side, those of turns that read the same entry as neighbours."""
     device = storage.device
-    turns = sorted(turns, key=lambda turn: id(turn.sequence.placing.entry))
+    turns = sorted(turns, key=lambda turn: id(turn.sequence.allocation.entry))
     bases = list(accumulate((len(turn.run.rows) for turn in turns), initial=0))
-    by_depth = sorted((turn for turn in turns if turn.run.deep), key=lambda turn: turn.sequence.placing.geometry.depth)
+    by_depth = sorted(
+        (turn for turn in turns if turn.run.deep), key=lambda turn: turn.sequence.allocation.geometry.depth
+    )
     deeps = list(accumulate((len(turn.run.deep) for turn in by_depth), initial=bases[-1]))
     deep_start = {turn.sequence.id: start for turn, start in zip(by_depth, deeps, strict=False)}
     spans = [*((turn, turn.run.rows) for turn in turns), *((turn, turn.run.deep) for turn in by_depth)]
@@ -120,7 +122,7 @@ def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) ->
     return Batch(
         token_ids=numbers[: len(token_ids)],
         positions=numbers[len(token_ids) :],
-        slots=torch.cat([select(turn.sequence.placing.slots, rows) for turn, rows in spans], dim=1),
+        slots=torch.cat([select(turn.sequence.allocation.slots, rows) for turn, rows in spans], dim=1),
         joins=tuple(join(turn, model, storage) for turn in by_depth),
         lanes=tuple(
             lane(turn, base, deep_start.get(turn.sequence.id, 0)) for turn, base in zip(turns, bases, strict=False)
@@ -130,13 +132,13 @@ def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) ->
 
 def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
     """The boundary states come from the entry; at depth 0 they are the embeddings."""
-    placing, run = turn.sequence.placing, turn.run
-    depth = placing.geometry.depth
-    if placing.entry is None or depth == 0:
+    allocation, run = turn.sequence.allocation, turn.run
+    depth = allocation.geometry.depth
+    if allocation.entry is None or depth == 0:
         token_ids = [turn.sequence.canvas.token_ids[row] for row in run.deep]
         return Join(0, model.embed(torch.tensor(token_ids, dtype=torch.int64, device=storage.device)))
-    pages = placing.entry.table.state_pages[depth]
-    states = storage.read_states(pages, len(placing.entry.token_ids), model.config.hidden_size)
+    pages = allocation.entry.table.state_pages[depth]
+    states = storage.read_states(pages, len(allocation.entry.token_ids), model.config.hidden_size)
     return Join(depth, select(states.T, run.deep).T)
 
 
@@ -155,7 +157,7 @@ def lane(turn: Turn, base: int, deep: int) -> Lane:
     sequence, run = turn.sequence, turn.run
     candidates = tuple(sequence.canvas.masked(run.decode))
     first = base - run.rows.start
-    shift = sequence.placing.geometry.shift
+    shift = sequence.allocation.geometry.shift
     return Lane(
         turn=turn,
         base=slice(base, base + len(run.rows)),

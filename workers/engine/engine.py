@@ -14,7 +14,7 @@ from workers.bicache.cache import PrefixCache
 from workers.bicache.copies import EntryFormat
 from workers.bicache.depth import DepthLimits, DepthTable, Evidence
 from workers.bicache.entry import Changes
-from workers.bicache.entry_table import Entries
+from workers.bicache.entry_table import EntryCommands
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.memory import memory_budget
 from workers.engine.runner import Runner, backend_for
@@ -45,11 +45,11 @@ class Engine:
         replica: ReplicaId,
         device: torch.device,
         dtype: torch.dtype,
-        profile: int = 0,
+        depth_table_version: int = 0,
         shares_builds: bool = False,
     ) -> None:
-        """`device` and `dtype` are the model's. `profile` is the version of its depth table. With `shares_builds`, new
-        entries are built when `entries.clear` says so: somebody outside must listen to the changes.
+        """`device` and `dtype` are the model's. With `shares_builds`, new entries are built when `entries.allow_build`
+        says so: an observer must listen to the changes.
         """
         config = loaded.config
         self._model, self._engine, self._bicache, self._replica = config, engine, bicache, replica
@@ -60,7 +60,11 @@ class Engine:
         self._page_bytes = storage.page_bytes
         self._pool = PagePool(storage.num_pages)
         self._cache = PrefixCache(self._pool, storage, config, budget_bytes=memory.entry_bytes, awaits=shares_builds)
-        table, evidence, limits = DepthTable.for_model(config, loaded.depth_table), Evidence(), DepthLimits(profile)
+        table, evidence, limits = (
+            DepthTable.for_model(config, loaded.depth_table),
+            Evidence(),
+            DepthLimits(depth_table_version),
+        )
         self.fingerprint = digest(loaded.fingerprint, bicache.cut_share)
         """Tells apart whatever would give other prefix entries for the same text."""
         format_ = EntryFormat(
@@ -73,7 +77,7 @@ class Engine:
             hidden_size=config.hidden_size,
             itemsize=dtype.itemsize,
         )
-        self.entries = Entries(self._cache, storage, evidence, limits, config, format_)
+        self.entries = EntryCommands(self._cache, storage, evidence, limits, config, format_)
         rule = ReuseRule(config.num_layers, table, evidence, limits, bicache)
         admission = Admission(
             config, storage, self._pool, self._cache, rule, table, num_entry_depths=bicache.entry_depths
@@ -111,11 +115,11 @@ class Engine:
         """One pass of every request that has its turn; returns newly committed tokens, ends and failures."""
         plan = self.scheduler.schedule()
         result = self.runner.run(plan)
-        return self.scheduler.commit(plan, result)
+        return self.scheduler.apply(plan, result)
 
-    def tend(self, command: Callable[[Entries], T]) -> T:
+    def tend(self, command: Callable[[EntryCommands], T]) -> T:
         """Carry out what others' doings ask of the entries."""
-        self.scheduler.resume()
+        self.scheduler.wake()
         return command(self.entries)
 
     def take_questions(self) -> list[Question]:
@@ -128,14 +132,14 @@ class Engine:
         None says that nothing newer is known: the context is gone, or nobody could be asked. An answer that nobody
         waits for any more changes nothing. Returns the failure of a request that can't go on with `newest`.
         """
-        sequence = self.scheduler.asking(question)
+        sequence = self.scheduler.sequence_waiting_for(question)
         if sequence is None:
             return []
         if newest is None or not question.read.is_behind(newest.epoch):
-            self.scheduler.go_on(sequence)
+            self.scheduler.continue_in_place(sequence)
             return []
         try:
-            self.scheduler.move(sequence, rebase(sequence.task, newest, self._model, self._bicache))
+            self.scheduler.relocate(sequence, rebase(sequence.task, newest, self._model, self._bicache))
         except WorkerError as error:
             return [self.scheduler.fail(sequence, error)]
         return []

@@ -137,9 +137,9 @@ class Runner:
     def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, Attention]]:
         for lane in lanes:
             if lane.watched and lane.watched_layer == layer:
-                placing = lane.turn.sequence.placing
-                k, _ = self.storage.read(placing.slots[layer])
-                weights = attention_to_prefix(q[lane.watched_rows], k, placing.geometry.prefix)
+                allocation = lane.turn.sequence.allocation
+                k, _ = self.storage.read(allocation.slots[layer])
+                weights = attention_to_prefix(q[lane.watched_rows], k, allocation.geometry.prefix)
                 yield lane.turn.sequence.id, Attention(lane.watched, weights)
 
     def _decisions(self, turns: tuple[Turn, ...]) -> Mapping[RequestId, Decision | WorkerError]:

@@ -1,1 +1,1 @@
-"""Memory for keys, values and boundary states: who owns which page, and what lies in it."""
+"""Keep keys, values and boundary states in pages: the pool knows their owners, the storage their content."""

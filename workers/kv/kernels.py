@@ -1,4 +1,4 @@
-"""A Triton kernel that puts keys and values into their pages: one launch where indexed copies take three."""
+"""Store keys and values into their pages with a Triton kernel: one launch where indexed copies take three."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _store(
 
 
 def store(rows: Tensor, slots: Tensor, k: Tensor, v: Tensor, page_tokens: int) -> None:
-    """K and v [n, kv_heads, head_dim], whose rows may lie apart, to `slots` [n] of rows [rows, kv_heads, head_dim]."""
+    """Store k and v [n, kv_heads, head_dim], whose rows may lie apart, at `slots` [n] of `rows`."""
     num_rows, heads, dim = k.shape
     width = heads * dim
     if num_rows:

@@ -1,4 +1,4 @@
-"""Where every layer's keys and values of a sequence lie, and how many pages that takes.
+"""Lay out the pages in which every layer's keys and values of a sequence lie.
 
     layer      prefix 0..P-1           suffix P..T-1
     0..b-1     the entry's, shared     private              b = reuse depth
@@ -28,7 +28,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class EntryLayout:
-    """What an entry keeps: K/V of layers 0..kv_depth-1, and the hidden states that enter the layers `state_depths`."""
+    """Says what an entry keeps: K/V of layers 0..kv_depth-1, and the states that enter the layers `state_depths`."""
 
     num_tokens: int
     kv_depth: int
@@ -36,13 +36,13 @@ class EntryLayout:
 
     @classmethod
     def for_depths(cls, num_tokens: int, depths: Iterable[int], num_layers: int) -> EntryLayout:
-        """The least that serves every reuse depth in `depths`: full depth needs no states, depth 0 nothing at all."""
-        wanted = sorted({depth for depth in depths if depth > 0})
-        return cls(num_tokens, wanted[-1] if wanted else 0, tuple(depth for depth in wanted if depth < num_layers))
+        """Return the least layout that serves all of `depths`: full depth needs no states, depth 0 no pages at all."""
+        kept = sorted({depth for depth in depths if depth > 0})
+        return cls(num_tokens, kept[-1] if kept else 0, tuple(depth for depth in kept if depth < num_layers))
 
     @property
     def depths(self) -> frozenset[int]:
-        """The reuse depths that it serves."""
+        """Return the reuse depths that it serves."""
         return frozenset({self.kv_depth, *self.state_depths} - {0})
 
     def including(self, depths: Iterable[int], num_layers: int) -> EntryLayout:
@@ -54,13 +54,13 @@ class EntryLayout:
         return self.kv_depth * per_layer + len(self.state_depths) * self.state_pages(storage, hidden_size)
 
     def state_pages(self, storage: PageStorage, hidden_size: int) -> int:
-        """Pages of the states at one depth."""
+        """Return the number of pages that the states at one depth take."""
         return ceil_div(self.num_tokens * hidden_size, storage.page_elements)
 
 
 @dataclass(frozen=True)
 class EntryTable:
-    """An entry's pages by content."""
+    """Maps an entry's content to its pages."""
 
     slots: Tensor
     """int64 [kv_depth, num_tokens]"""
@@ -69,8 +69,8 @@ class EntryTable:
 
     @classmethod
     def lay_out(cls, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
-        nothing = cls(torch.empty((0, layout.num_tokens), dtype=torch.int64, device=storage.device), {})
-        return nothing.widened(layout, pages, storage, hidden_size)
+        empty = cls(torch.empty((0, layout.num_tokens), dtype=torch.int64, device=storage.device), {})
+        return empty.widened(layout, pages, storage, hidden_size)
 
     def widened(self, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
         """Return the table of a wider `layout`: what this one holds stays where it is, and `pages` hold the rest."""
@@ -90,12 +90,12 @@ class EntryTable:
 
 @dataclass(frozen=True)
 class PrivateLayout:
-    """What a request keeps for itself."""
+    """Says what a request keeps for itself."""
 
     num_layers: int
     num_tokens: int
     shared_depth: int
-    """Layers that read the first `shared_tokens` tokens from an entry."""
+    """The number of layers that read the first `shared_tokens` tokens from an entry."""
     shared_tokens: int
     keeps_kv: bool
     """Whether K/V outlive a step; otherwise all layers use the same pages."""
@@ -109,7 +109,7 @@ class PrivateLayout:
 
 
 def sequence_slots(layout: PrivateLayout, pages: Pages, entry: EntryTable | None, storage: PageStorage) -> Tensor:
-    """Key rows of every position in every layer, entry's and private ones together: int64 [num_layers, num_tokens]."""
+    """Return key rows of every position in every layer, shared and private: int64 [num_layers, num_tokens]."""
     if not layout.keeps_kv:
         return storage.slots(pages.ids, layout.num_tokens).expand(layout.num_layers, -1)
     suffix = layout.num_tokens - layout.shared_tokens
@@ -125,7 +125,7 @@ def sequence_slots(layout: PrivateLayout, pages: Pages, entry: EntryTable | None
 def layer_slots(
     pages: tuple[PageId, ...], num_layers: int, per_layer: int, num_tokens: int, storage: PageStorage
 ) -> Tensor:
-    """int64 [num_layers, num_tokens]; each layer's tokens fill the next `per_layer` pages."""
+    """Return int64 [num_layers, num_tokens], where each layer's tokens fill the next `per_layer` pages."""
     slots = storage.slots(pages, num_layers * per_layer * storage.page_tokens)
     return slots.view(num_layers, per_layer * storage.page_tokens)[:, :num_tokens]
 

@@ -1,4 +1,4 @@
-"""Which pages are free and which are owned. Ids and counts only; the bytes are `kv.storage`'s."""
+"""Allocate pages by id. Their bytes belong to `kv.storage`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class OutOfPagesError(WorkerError):
 
 
 class Pages:
-    """Ownership of some pages until `release` (or the end of a `with`); releasing twice is releasing once."""
+    """Owns some pages until `release` or the end of a `with`. Releasing twice changes nothing."""
 
     def __init__(self, pool: PagePool, ids: tuple[PageId, ...]) -> None:
         self._pool = pool
@@ -38,7 +38,7 @@ class Pages:
 
 
 class PagePool:
-    """A fixed number of equal pages, handed out in any order."""
+    """Hands out a fixed number of equal pages, in any order."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -54,10 +54,10 @@ class PagePool:
         return self.num_pages - len(self._free)
 
     def allocate(self, num_pages: int) -> Pages:
-        """Raises OutOfPagesError, and takes nothing, where too few are free."""
+        """Return ownership of `num_pages` pages. Raises OutOfPagesError, and takes none, where too few are free."""
         if num_pages > len(self._free):
             raise OutOfPagesError(
-                f"{num_pages} pages wanted, {len(self._free)} of {self.num_pages} free; raise kv.pool_bytes"
+                f"{num_pages} pages are needed, and {len(self._free)} of {self.num_pages} are free; raise kv.pool_bytes"
             )
         keep = len(self._free) - num_pages
         taken = tuple(reversed(self._free[keep:]))
@@ -67,12 +67,12 @@ class PagePool:
         return pages
 
     def take_back(self, pages: Pages) -> None:
-        """Called by `Pages.release`, once for each."""
+        """Free pages. `Pages.release` calls it, once for each object."""
         self._owners.remove(pages)
         self._free.extend(reversed(pages.ids))
 
     def check_integrity(self) -> None:
-        """Every page is free or has exactly one owner; raises AssertionError otherwise."""
+        """Raise AssertionError unless every page is free or has exactly one owner."""
         held = [page for pages in self._owners for page in pages.ids] + self._free
         assert len(held) == len(set(held)) == self.num_pages, f"{self!r}: a page is lost, or owned twice"
 

@@ -1,4 +1,4 @@
-"""The tensors behind the pages.
+"""Store keys, values and states in the tensors behind the pages.
 
 A page holds `page_tokens` key rows, then as many value rows, of one layer. Boundary states (rows of `hidden_size`)
 lie flat over whole pages, so that one pool accounts for every byte.
@@ -16,7 +16,7 @@ from workers.models.base import ModelConfig
 
 
 class PageStorage:
-    """One buffer of `num_pages` pages on `device`, uninitialised: nothing may be read before it was written."""
+    """Owns one buffer of `num_pages` pages on `device`, uninitialised: nothing may be read before it was written."""
 
     def __init__(
         self, model: ModelConfig, *, pool_bytes: int, page_tokens: int, dtype: torch.dtype, device: torch.device
@@ -29,14 +29,14 @@ class PageStorage:
         self.rows = torch.empty(shape, dtype=dtype, device=device)
         """[rows, kv_heads, head_dim]: a token's K is row `slot`, its V row `slot + page_tokens`."""
         self.scratch_slot = self.num_pages * 2 * page_tokens
-        """Where rows that nobody reads may be written: a page more than the pool hands out."""
+        """The slot of rows that are never read, in a page beyond those that the pool hands out."""
 
     @property
     def device(self) -> torch.device:
         return self.rows.device
 
     def slots(self, pages: Sequence[PageId], num_tokens: int) -> Tensor:
-        """Key rows of tokens 0..num_tokens-1 laid over `pages` in order: int64 [num_tokens]."""
+        """Return the key rows of tokens 0..num_tokens-1 laid over `pages` in order: int64 [num_tokens]."""
         token = torch.arange(num_tokens, device=self.device)
         first_row = torch.tensor(pages, dtype=torch.int64, device=self.device) * (2 * self.page_tokens)
         return first_row[token // self.page_tokens] + token % self.page_tokens
@@ -52,7 +52,7 @@ class PageStorage:
         self.rows.index_copy_(0, slots + self.page_tokens, v)
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V [n, kv_heads, head_dim] at `slots` [n], as copies."""
+        """Return copies of K and V [n, kv_heads, head_dim] at `slots` [n]."""
         return self.rows.index_select(0, slots), self.rows.index_select(0, slots + self.page_tokens)
 
     def write_states(self, pages: Sequence[PageId], states: Tensor) -> None:
@@ -60,7 +60,7 @@ class PageStorage:
         self.rows.view(-1, self.page_elements).index_copy_(0, self._index(pages), self._padded(states, len(pages)))
 
     def read_states(self, pages: Sequence[PageId], num_rows: int, width: int) -> Tensor:
-        """Hidden states [num_rows, width] as `write_states` stored them, as a copy."""
+        """Return a copy of the hidden states [num_rows, width] that `write_states` stored."""
         flat = self.rows.view(-1, self.page_elements).index_select(0, self._index(pages)).flatten()
         return flat[: num_rows * width].view(num_rows, width)
 

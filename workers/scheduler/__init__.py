@@ -1,1 +1,1 @@
-"""What runs next: admission, cache policies as schedules of passes, and the budget of expensive passes. Pure."""
+"""Decide what runs next: admission, cache policies as schedules of passes, the budget of expensive passes. Pure."""

@@ -1,4 +1,4 @@
-"""Which pages a request gets: its own, and those of the entry that serves its prefix.
+"""Allocate a request's pages: its own, and those of the entry that serves its prefix.
 
     decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
                             |
@@ -13,27 +13,28 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from workers.bicache.cache import PrefixCache, PrefixHandle
+from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable
 from workers.bicache.entry import PrefixEntry
+from workers.bicache.handle import PrefixHandle
 from workers.kv.page_table import EntryLayout, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
 from workers.scheduler.reuse import Reuse, ReuseRule
-from workers.scheduler.task import Placing, RequestId, Task
+from workers.scheduler.task import Allocation, RequestId, Task
 
 
 @dataclass
 class Preparation:
-    """What a waiting request has so far."""
+    """Says what a waiting request holds, and what it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
-    """Whether no entry was made because of this request."""
+    """Whether the entry that it holds existed before it."""
     is_waiting: bool = False
-    """Whether its entry is yet to be built, copied or probed."""
+    """Whether its entry is yet to be built, copied or probed, so that others may pass it."""
     is_alone: bool = False
     """Whether it gets the whole pool, and an entry with nothing but its own depth."""
 
@@ -44,7 +45,7 @@ class Preparation:
 
 
 class Admission:
-    """Gives requests their place in memory. What a request got is in its `ExitStack`; until then, `forget` frees it."""
+    """Allocates memory to requests. An `ExitStack` frees what a request got, `forget` what a waiting one holds."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Admission:
         *,
         num_entry_depths: int,
     ) -> None:
-        """A new entry serves `num_entry_depths` depths of `table` around the one that it is made for."""
+        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the needed one."""
         self._model, self._storage, self._pool, self._cache = model, storage, pool, cache
         self._rule, self._table, self._num_entry_depths = rule, table, num_entry_depths
         self._preparations: dict[RequestId, Preparation] = {}
@@ -65,28 +66,28 @@ class Admission:
     def fits(self, task: Task) -> bool:
         """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it.
 
-        It takes the more pages the deeper its prefix is reused, but for the states that all layers need none of.
+        Deeper reuse takes more pages, except at full depth, where the entry needs no states.
         """
-        most = self._rule.most(task)
-        depths = {most, min(most, self._model.num_layers - 1)}
+        deepest = self._rule.nominal_depth(task)
+        depths = {deepest, min(deepest, self._model.num_layers - 1)}
         return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
-    def place(self, task: Task, *, alone: bool) -> tuple[Placing, ExitStack] | None:
-        """Return memory for the request, or None until its entry is ready or others free some.
+    def allocate(self, task: Task, *, alone: bool) -> tuple[Allocation, ExitStack] | None:
+        """Return the request's pages and entry; None until its entry is ready, or others free memory.
 
-        `alone` says that nobody runs, and that nobody waits before it: nobody will free memory. Then what the others
-        who wait hold is taken back if need be.
+        `alone` says that no request runs or waits before it, so that none will free memory. Then what the other waiting
+        requests hold is taken back, if need be.
         """
         preparation = self._preparations.setdefault(task.id, Preparation())
-        placed = self._advance(task, preparation)
-        if placed is None and alone and not (preparation.is_waiting or preparation.is_alone):
+        granted = self._advance(task, preparation)
+        if granted is None and alone and not (preparation.is_waiting or preparation.is_alone):
             for other in self._preparations.values():
                 other.release()
             preparation.is_alone = True
-            placed = self._advance(task, preparation)
-        if placed is not None:
+            granted = self._advance(task, preparation)
+        if granted is not None:
             del self._preparations[task.id]
-        return placed
+        return granted
 
     def is_preparing(self, task: Task) -> bool:
         """Return whether the request waits for its entry, so that others may pass it."""
@@ -94,73 +95,76 @@ class Admission:
         return preparation is not None and preparation.is_waiting
 
     def waits_for(self, task: Task, entry: PrefixEntry) -> bool:
-        """Return whether the request, which has no place yet, holds the entry."""
+        """Return whether the request, which has no pages yet, holds the entry."""
         preparation = self._preparations.get(task.id)
         return preparation is not None and preparation.handle is not None and preparation.handle.entry is entry
 
     def forget(self, task: Task) -> None:
-        """Let go of what a request that is still waiting holds."""
+        """Free what a waiting request holds."""
         if preparation := self._preparations.pop(task.id, None):
             preparation.release()
 
-    def _advance(self, task: Task, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
+    def _advance(self, task: Task, preparation: Preparation) -> tuple[Allocation, ExitStack] | None:
+        """Take the next step of a request's preparation. Return its allocation once it is complete."""
         preparation.is_waiting = False
         reuse = self._rule.decide(task)
         if reuse is not None and reuse.depth == 0:
             preparation.release()
-            return self._allocate(task, reuse, preparation)
-        depth = self._rule.most(task) if reuse is None else reuse.depth
+            return self._add_private_pages(task, reuse, preparation)
+        depth = self._rule.nominal_depth(task) if reuse is None else reuse.depth
         entry = self._obtain(task, depth, preparation)
         if entry is None:
             return None
         if reuse is None:
-            bucket = self._rule.bucket(task)
-            entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
+            self._cache.request_probe(entry, self._rule.bucket(task), depth)
         elif depth in entry.ready:
-            return self._allocate(task, reuse, preparation)
+            return self._add_private_pages(task, reuse, preparation)
         preparation.is_waiting = not preparation.is_alone
         return None
 
     def _obtain(self, task: Task, depth: int, preparation: Preparation) -> PrefixEntry | None:
         """Return the entry that the request holds from now on, which serves `depth` once it is complete."""
         held = preparation.handle.entry if preparation.handle else None
-        if held and (held.depths == {depth} if preparation.is_alone else self._serves(held, depth)):
+        if held and (held.depths == {depth} if preparation.is_alone else self._let_serve(held, depth)):
             return held
         preparation.release()
         if not preparation.is_alone:
-            preparation.handle = self._share(task, depth, preparation)
+            preparation.handle = self._obtain_shared(task, depth, preparation)
         if preparation.handle is None and task.cut:
             token_ids = task.prompt[: task.cut.num_tokens]
             preparation.handle = self._cache.admit_private(task.cut.key, token_ids, {depth})
             preparation.is_hit = False
         return preparation.handle.entry if preparation.handle else None
 
-    def _share(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
+    def _obtain_shared(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
         """Return a hold on the entry that all requests with this prefix share, if there is room for it."""
         if task.cut is None:
             return None
         key, token_ids = task.cut.key, task.prompt[: task.cut.num_tokens]
         if handle := self._cache.match(key, token_ids):
-            if self._serves(handle.entry, depth):
+            if self._let_serve(handle.entry, depth):
                 self._cache.count_served(handle.entry)
                 return handle
             handle.release()
         kept = {depth} if task.reuse_depth is not None else self._table.near(depth, self._num_entry_depths)
-        new = self._cache.admit(key, token_ids, kept) or self._cache.admit(key, token_ids, {depth})
-        if new:
-            preparation.is_hit = False
-            self._cache.count_served(new.entry)
-            read = task.context
-            new.entry.content_of = read.at if read and read.num_tokens == len(token_ids) else None
-        return new
+        read = task.context
+        content_of = read.at if read and read.num_tokens == len(token_ids) else None
+        for depths in (kept, {depth}):
+            if new := self._cache.admit(key, token_ids, depths, content_of=content_of):
+                preparation.is_hit = False
+                self._cache.count_served(new.entry)
+                return new
+        return None
 
-    def _serves(self, entry: PrefixEntry, depth: int) -> bool:
-        """Return whether the entry serves a depth, now or once it is complete; it is widened if need be."""
+    def _let_serve(self, entry: PrefixEntry, depth: int) -> bool:
+        """Let the entry serve a depth once it is complete, if need be by widening it. Return False where it can't."""
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
-    def _allocate(self, task: Task, reuse: Reuse, preparation: Preparation) -> tuple[Placing, ExitStack] | None:
-        """Add private pages to the entry; None where there are none, and then the entry is held on to."""
-        layout = self._private(task, reuse.depth)
+    def _add_private_pages(
+        self, task: Task, reuse: Reuse, preparation: Preparation
+    ) -> tuple[Allocation, ExitStack] | None:
+        """Add private pages to the entry. Return None, and keep the hold on the entry, while too few pages are free."""
+        layout = self._private_layout(task, reuse.depth)
         num_pages = layout.num_pages(self._storage.page_tokens)
         if not self._cache.make_room(num_pages):
             return None
@@ -171,22 +175,24 @@ class Admission:
             pages = resources.enter_context(self._pool.allocate(num_pages))
             entry = handle.entry if handle else None
             model = self._model
-            placing = Placing(
+            allocation = Allocation(
                 geometry=Geometry(reuse.num_prefix, task.total, reuse.depth, model.num_layers, model.prediction_shift),
                 entry=entry,
-                hit=entry is not None and preparation.is_hit,
+                is_hit=entry is not None and preparation.is_hit,
                 slots=sequence_slots(layout, pages, entry.table if entry else None, self._storage),
                 limited_by=reuse.limited_by,
             )
-            return placing, resources.pop_all()
+            return allocation, resources.pop_all()
 
-    def _private(self, task: Task, depth: int) -> PrivateLayout:
+    def _private_layout(self, task: Task, depth: int) -> PrivateLayout:
         prefix = task.cut.num_tokens if task.cut else 0
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return what the request takes at a depth, with the least entry."""
-        return self._private(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(task, depth)
+        """Return the pages that the request takes at a depth, with an entry that serves that depth only."""
+        return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
+            task, depth
+        )
 
     def _num_entry_pages(self, task: Task, depth: int) -> int:
         layout = EntryLayout.for_depths(task.cut.num_tokens if task.cut else 0, {depth}, self._model.num_layers)

@@ -1,4 +1,4 @@
-"""Cache policies as schedules of passes.
+"""Define the cache policies as schedules of passes.
 
 A *pass* computes some rows of one sequence in every layer, and may let prefix rows join at the reuse depth b with
 the entry's hidden states. Whatever a pass computes overwrites the request's kept K/V; its rows attend to every
@@ -25,12 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-NOTHING = range(0)
+NO_ROWS = range(0)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Positions of one sequence: prefix 0..prefix-1, the rest of the prompt and the canvas up to total-1."""
+    """Gives the positions of one sequence: prefix 0..prefix-1, the rest of the prompt and the canvas up to total-1."""
 
     prefix: int
     total: int
@@ -50,58 +50,58 @@ class Geometry:
 
     @property
     def deep(self) -> range:
-        """The prefix rows of a refresh; at full depth there is nothing to recompute."""
-        return range(self.prefix) if self.depth < self.num_layers else NOTHING
+        """Return the prefix rows of a refresh; at full depth no row is recomputed."""
+        return range(self.prefix) if self.depth < self.num_layers else NO_ROWS
 
     def rows_for(self, block: range) -> range:
-        """The rows that a pass over `block` alone computes: the block, and where its first logits are read."""
+        """Return the rows that a pass over `block` alone computes: the block, and where its first logits are read."""
         return range(max(self.prefix, block.start - self.shift), block.stop)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a request stands in its denoising."""
+    """Says how far a request has come in its denoising."""
 
     block: range
     """Positions of the active block."""
     index: int
-    """Of the block."""
+    """Number of the active block."""
     step: int
     """Decoding steps done in it."""
     clock: int
     """Decoding steps over all blocks: t in the paper. By the timetable, unless confidence sets the pace."""
     last_block_clock: int
-    """What it was when the block before this one began."""
+    """The clock when the block before this one began."""
     opened: bool
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
     anchors: tuple[int, ...] | None = None
     """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
     drifted: bool = True
-    """Whether attention to the prefix has changed since the last refresh, as far as anyone looked."""
-    placed_anew: bool = False
-    """Whether no pass has run since the sequence got its place: then nothing is kept that could be reused."""
+    """Whether attention to the prefix was seen to change since the last refresh, or was not watched."""
+    is_cold: bool = False
+    """Whether no pass has run since the sequence got its pages: then nothing is kept that could be reused."""
 
     @property
     def refresh_due(self) -> bool:
-        return self.placed_anew or self.clock % max(1, self.refresh_interval) == 0
+        return self.is_cold or self.clock % max(1, self.refresh_interval) == 0
 
     @property
     def refresh_due_since_last_block(self) -> bool:
-        """Whether a refresh fell due after the start of the block before this one."""
+        """Return whether a refresh fell due after the start of the block before this one."""
         interval = max(1, self.refresh_interval)
-        return self.placed_anew or self.index == 0 or self.clock // interval > self.last_block_clock // interval
+        return self.is_cold or self.index == 0 or self.clock // interval > self.last_block_clock // interval
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward of one sequence."""
+    """Describes one forward of one sequence."""
 
     rows: range
-    """Computed in every layer."""
-    deep: Sequence[int] = NOTHING
+    """Rows that are computed in every layer."""
+    deep: Sequence[int] = NO_ROWS
     """Prefix rows that join at the reuse depth, ascending."""
-    decode: range = NOTHING
+    decode: range = NO_ROWS
     """Masked positions among these are candidates for commitment; empty for a pass that only renews K/V."""
 
     @property
@@ -110,13 +110,13 @@ class Pass:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it recomputes the prefix or, having none, everything."""
+        """Return whether it recomputes the prefix or, without one, all rows."""
         return bool(self.deep) or self.rows.start == 0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A name for a schedule of passes, and what the rest of the engine must know of it."""
+    """Names a schedule of passes, and says what the rest of the engine must know about it."""
 
     name: str
     next_pass: Callable[[Geometry, Moment], Pass]
@@ -124,13 +124,13 @@ class Policy:
     keeps_kv: bool = True
     """Whether a pass reads K/V that an earlier pass computed."""
     whole_canvas: bool = False
-    """Decodes the canvas as one block, whatever the block length."""
+    """Whether it decodes the canvas as one block, whatever the block length."""
     full_depth: bool = False
-    """Reuses all layers, whatever the depth table says."""
+    """Whether it reuses all layers, whatever the depth table says."""
     wide_confidence: bool = False
-    """Confidence in float64 instead of the logits' dtype."""
+    """Whether confidence is taken in float64 instead of the logits' dtype."""
     adaptive: bool = False
-    """Knows anchors and skipped refreshes."""
+    """Whether it has anchors and skips refreshes."""
 
 
 def none(geometry: Geometry, moment: Moment) -> Pass:
@@ -143,21 +143,21 @@ def dual(geometry: Geometry, moment: Moment) -> Pass:
 
 
 def bicache(geometry: Geometry, moment: Moment) -> Pass:
-    deep = geometry.deep if moment.refresh_due else NOTHING
+    deep = geometry.deep if moment.refresh_due else NO_ROWS
     return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
 
 
 def bicache_dual(geometry: Geometry, moment: Moment) -> Pass:
     if not moment.opened:
-        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NOTHING)
+        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NO_ROWS)
     inside = moment.refresh_due and moment.step > 0
-    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NOTHING, decode=moment.block)
+    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NO_ROWS, decode=moment.block)
 
 
 def lean(geometry: Geometry, moment: Moment) -> Pass:
     if moment.step > 0:
         return Pass(rows=geometry.rows_for(moment.block), decode=moment.block)
-    deep: Sequence[int] = NOTHING
+    deep: Sequence[int] = NO_ROWS
     if geometry.deep and moment.refresh_due_since_last_block and moment.drifted:
         deep = geometry.deep if moment.anchors is None else moment.anchors
     return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)

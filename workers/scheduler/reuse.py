@@ -1,7 +1,7 @@
-"""How deep a request's prefix is reused. Pure, and a function of the request, the depth table and evidence.
+"""Decide how deep a request's prefix is reused. Pure: only the request, the depth table and evidence count.
 
-Never of what is cached, pending or evicted, of what was asked before, or of what others hold: those decide how long an
-answer takes, and never which answer it is.
+What is cached, pending or evicted, what was asked before, and what other replicas hold decide how long an answer takes,
+and never which answer it is.
 
     policy, request                       depth                                          may be lowered by
     request names `reuse_depth`           that                                           nothing
@@ -20,23 +20,22 @@ from dataclasses import dataclass
 from cache_service.core.types import PrefixKey
 from workers.api import DepthLimiter, PrefixCandidate
 from workers.bicache.depth import DepthLimits, DepthTable, Evidence, Finding, bucket_of, ratio_percent
-from workers.bicache.entry import PrefixEntry
 from workers.config import BiCacheConfig
 from workers.scheduler.task import Task
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """What was decided of a request's prefix."""
+    """Says where a request is cut, and how deep its prefix is reused."""
 
     num_prefix: int
     depth: int
     limited_by: DepthLimiter | None = None
-    """What lowered the depth; None where it is what the table or the request says."""
+    """The evidence that lowered the depth; None where it is what the table or the request says."""
 
 
 class ReuseRule:
-    """Decides for every request of one model."""
+    """Decides the reuse depth of every request to one model."""
 
     def __init__(
         self, num_layers: int, table: DepthTable, evidence: Evidence, limits: DepthLimits, config: BiCacheConfig
@@ -45,13 +44,13 @@ class ReuseRule:
         self._has_probes, self._similarity = config.probe_positions > 0, config.probe_similarity
 
     def decide(self, task: Task) -> Reuse | None:
-        """Return what holds for the request; None while its prefix is yet to be probed at its ratio."""
+        """Return the request's cut and depth; None while its prefix is yet to be probed at its ratio."""
         if task.cut is None:
             return Reuse(0, 0)
-        depth, limited_by = self.most(task), None
+        depth, limited_by = self.nominal_depth(task), None
         if depth and task.chooses_depth:
             key, bucket = task.cut.key, self.bucket(task)
-            probed = self._probed(key, bucket, depth) if self._has_probes else depth
+            probed = self._probed_depth(key, bucket, depth) if self._has_probes else depth
             if probed is None:
                 return None
             reported = None if task.deterministic else self._limits.depth(key, bucket)
@@ -60,8 +59,8 @@ class ReuseRule:
                     depth, limited_by = limit, limiter
         return Reuse(task.cut.num_tokens, depth, limited_by)
 
-    def most(self, task: Task) -> int:
-        """Return the depth that holds unless evidence lowers it."""
+    def nominal_depth(self, task: Task) -> int:
+        """Return the reuse depth before any evidence lowers it."""
         if task.cut is None:
             return 0
         if task.reuse_depth is not None:
@@ -72,16 +71,13 @@ class ReuseRule:
         """Return the bucket of ratios whose probe counts for the request."""
         return bucket_of(self._ratio(task, task.cut)) if task.cut else 0
 
-    def learn(self, entry: PrefixEntry, bucket: int, similarities: Sequence[float]) -> None:
-        """Take in how similar an entry's K/V are to the true ones at one bucket's ratios, layer by layer."""
-        most = entry.to_probe.pop(bucket)
-        finding = entry.findings[bucket] = Finding.of(similarities, self._similarity)
-        self._evidence.learn(entry.key, {bucket: finding})
-        depth = finding.depth(most, self._num_layers)
-        if depth is not None and depth < most:
-            entry.drifted[bucket] = depth
+    def judge_probe(self, key: PrefixKey, bucket: int, similarities: Sequence[float]) -> Finding:
+        """Return, and remember, what a probe shows whose K/V are this similar to the true ones, layer by layer."""
+        finding = Finding.of(similarities, self._similarity)
+        self._evidence.record(key, {bucket: finding})
+        return finding
 
-    def _probed(self, key: PrefixKey, bucket: int, most: int) -> int | None:
+    def _probed_depth(self, key: PrefixKey, bucket: int, most: int) -> int | None:
         finding = self._evidence.find(key, bucket)
         return None if finding is None else finding.depth(most, self._num_layers)
 

@@ -1,4 +1,4 @@
-"""Which requests run, what each does in the next step, and what follows from the result."""
+"""Decide which requests run and what each does in the next step, and apply the result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
 from workers.scheduler.plan import Failure, Question, StepPlan, StepResult, Turn
 from workers.scheduler.reuse import ReuseRule
-from workers.scheduler.task import Placing, RequestId, Sequence, Task
+from workers.scheduler.task import Allocation, RequestId, RunningRequest, Task
 
 Outcome = GenerateChunk | Failure
 
 
 @dataclass
 class Counters:
-    """Totals since the start."""
+    """Counts totals since the start."""
 
     num_requests: int = 0
     num_aborted: int = 0
@@ -54,9 +54,9 @@ class Scheduler:
         self._rule = rule
         self._replica = replica
         self._waiting: deque[Task] = deque()
-        self._running: dict[RequestId, Sequence] = {}
-        self._moving: dict[RequestId, Sequence] = {}
-        """Those of the waiting tasks that have run before, in another place."""
+        self._running: dict[RequestId, RunningRequest] = {}
+        self._relocating: dict[RequestId, RunningRequest] = {}
+        """Requests among the waiting ones that have run before, with other pages."""
         self._questions: list[Question] = []
         self._stalled = False
         self._num_steps = 0
@@ -72,11 +72,13 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do something: there is work, and not all of it waits for word from outside."""
-        return bool(self._running or self._waiting or next(self._cache.background(), None)) and not self._stalled
+        """Return whether a step would do something: there is work that does not wait for another thread."""
+        return (
+            bool(self._running or self._waiting or next(self._cache.background_entries(), None)) and not self._stalled
+        )
 
-    def resume(self) -> None:
-        """Word has come from outside."""
+    def wake(self) -> None:
+        """Look for work again, after another thread has changed something."""
         self._stalled = False
 
     def add(self, task: Task) -> None:
@@ -93,33 +95,35 @@ class Scheduler:
         self.counters.num_requests += 1
 
     def take_questions(self) -> list[Question]:
-        """Those that came up since the last call; each is to be answered once."""
+        """Return the questions that came up since the last call. Each is to be answered once."""
         taken, self._questions = self._questions, []
         return taken
 
-    def asking(self, question: Question) -> Sequence | None:
-        """The sequence that still waits for the answer to `question`."""
+    def sequence_waiting_for(self, question: Question) -> RunningRequest | None:
+        """Return the sequence that still waits for the answer to `question`."""
         sequence = self._running.get(question.request_id)
-        waits = sequence and sequence.asked and not sequence.settled and sequence.block_index == question.block_index
-        return sequence if waits else None
+        if sequence is None or sequence.block_index != question.block_index:
+            return None
+        return sequence if sequence.is_waiting_for_epoch else None
 
-    def go_on(self, sequence: Sequence) -> None:
-        """It has its answer, and goes on in its place."""
-        sequence.settled, self._stalled = True, False
+    def continue_in_place(self, sequence: RunningRequest) -> None:
+        """Let a sequence that waited for an answer go on with the pages that it has."""
+        sequence.has_answer, self._stalled = True, False
 
-    def move(self, sequence: Sequence, task: Task) -> None:
-        """It has its answer, and goes on with `task`, the first of those that wait for a place; what it has committed
-        stays. Raises InvalidRequestError where `task` can have no place, and then has changed nothing.
+    def relocate(self, sequence: RunningRequest, task: Task) -> None:
+        """Let a sequence that waited for an answer go on with `task`, which is first to get pages.
+
+        What it has committed stays. Raises InvalidRequestError where `task` never fits, and then changes nothing.
         """
         self._check_fits(task)
-        sequence.leave_place(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
+        sequence.suspend(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
         del self._running[task.id]
-        self._moving[task.id] = sequence
+        self._relocating[task.id] = sequence
         self.counters.num_moved += 1
         self._waiting.appendleft(task)
-        self.go_on(sequence)
+        self.continue_in_place(sequence)
 
-    def fail(self, sequence: Sequence, error: WorkerError) -> Failure:
+    def fail(self, sequence: RunningRequest, error: WorkerError) -> Failure:
         """End a running sequence with `error`."""
         self._end(sequence)
         return Failure(sequence.id, error)
@@ -133,7 +137,7 @@ class Scheduler:
             )
 
     def abort(self, request_id: RequestId) -> None:
-        """Forget a request and free all it holds; one that is unknown or done is left alone."""
+        """Forget a request and free all it holds. One that is unknown or done is left alone."""
         if sequence := self._running.pop(request_id, None):
             sequence.resources.close()
         elif task := next((task for task in self._waiting if task.id == request_id), None):
@@ -144,20 +148,20 @@ class Scheduler:
         self.counters.num_aborted += 1
 
     def schedule(self) -> StepPlan:
-        """Admit what has a place, then plan: every cheap pass, and expensive work within its budget.
+        """Admit the requests that get pages, then plan every cheap pass, and expensive work within its budget.
 
         A step takes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the longest
-        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. An entry that
-        nobody waits for yet is built where there is no other expensive work.
+        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. A reserved entry
+        is built where there is no other expensive work.
         """
         self._admit()
-        self._ask()
-        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.ready]
+        self._ask_for_epochs()
+        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.is_ready]
         cheap = [turn for turn in turns if not turn.run.is_heavy]
-        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=lambda turn: turn.sequence.last_served)
+        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=age_rank)
         budget = 0 if cheap else self._config.max_heavy_rows
         builds: list[PrefixEntry] = []
-        for entry in self._cache.pending():
+        for entry in self._cache.due_entries():
             if not builds or len(entry.token_ids) <= budget:
                 builds.append(entry)
                 budget -= len(entry.token_ids)
@@ -167,14 +171,14 @@ class Scheduler:
                 chosen.append(turn)
                 budget -= turn.num_rows
         if not (builds or chosen):
-            builds.extend(islice(self._cache.background(), 1))
+            builds.extend(islice(self._cache.background_entries(), 1))
         plan = StepPlan(tuple(builds), (*cheap, *chosen))
         self._stalled = not (plan.builds or plan.turns)
         return plan
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
-        """Take the step's decisions in; returns what the requests' callers are to be told, in order."""
-        outcomes = self._settle_builds(plan, result)
+    def apply(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+        """Apply the step's decisions, and return the chunks and failures that follow from them, in order."""
+        outcomes = self._apply_builds(plan, result)
         for turn in plan.turns:
             sequence = turn.sequence
             if sequence.id not in self._running:
@@ -185,7 +189,7 @@ class Scheduler:
             if isinstance(decision, WorkerError):
                 outcomes.append(self.fail(sequence, decision))
             else:
-                outcomes.extend(self._progress(turn, decision))
+                outcomes.extend(self._apply_decision(turn, decision))
         self._num_steps += 1
         return outcomes
 
@@ -195,45 +199,43 @@ class Scheduler:
         for task in self._waiting:
             self._admission.forget(task)
         self._waiting.clear()
-        self._moving.clear()
+        self._relocating.clear()
         return [*[self.fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
     def _admit(self) -> None:
-        """In order; who waits for an entry keeps a place of the batch, and lets those behind it pass."""
+        """Admit requests in order. One that waits for an entry keeps its slot of the batch and lets others pass."""
         num_preparing = 0
         for task in tuple(self._waiting):
             if self.num_running + num_preparing >= self._config.max_batch:
                 return
-            placed = self._admission.place(task, alone=not self._running and task is self._waiting[0])
-            if placed is None:
+            granted = self._admission.allocate(task, alone=not self._running and task is self._waiting[0])
+            if granted is None:
                 if not self._admission.is_preparing(task):
                     return
                 num_preparing += 1
                 continue
             self._waiting.remove(task)
-            placing, resources = placed
-            if placing.entry:
-                self.counters.num_prefix_hits += placing.hit
-                self.counters.num_prefix_misses += not placing.hit
-            self._running[task.id] = self._begun(task, placing, resources)
+            allocation, resources = granted
+            if allocation.entry:
+                self.counters.num_prefix_hits += allocation.is_hit
+                self.counters.num_prefix_misses += not allocation.is_hit
+            self._running[task.id] = self._start(task, allocation, resources)
 
-    def _begun(self, task: Task, placing: Placing, resources: ExitStack) -> Sequence:
-        if sequence := self._moving.pop(task.id, None):
-            sequence.take_place(placing, resources)
+    def _start(self, task: Task, allocation: Allocation, resources: ExitStack) -> RunningRequest:
+        if sequence := self._relocating.pop(task.id, None):
+            sequence.resume(allocation, resources)
             return sequence
         canvas = task.new_canvas(mask_token_id=self._model.mask_token_id, eos_token_id=self._model.eos_token_id)
-        return Sequence(task, placing, canvas, resources)
+        return RunningRequest(task, allocation, canvas, resources)
 
-    def _following(self) -> Iterator[Sequence]:
-        return (sequence for sequence in self._running.values() if sequence.task.follows)
+    def _ask_for_epochs(self) -> None:
+        for sequence in self._running.values():
+            read = sequence.task.context
+            if read and read.follows and not sequence.has_asked:
+                sequence.has_asked = True
+                self._questions.append(Question(sequence.id, sequence.block_index, read))
 
-    def _ask(self) -> None:
-        for sequence in self._following():
-            if sequence.task.context and not sequence.asked:
-                sequence.asked = True
-                self._questions.append(Question(sequence.id, sequence.block_index, sequence.task.context))
-
-    def _settle_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
+    def _apply_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
         for entry in plan.builds:
             error = result.failed_builds.get(entry)
@@ -244,13 +246,12 @@ class Scheduler:
             probed = result.similarities.get(entry, {})
             self.counters.num_forwards += bool(entry.missing) + len(probed)
             for bucket, similarities in probed.items():
-                self._rule.learn(entry, bucket, similarities)
-            entry.build_s = result.build_s.get(entry, entry.build_s)
-            self._cache.mark_built(entry)
+                self._cache.record_finding(entry, bucket, self._rule.judge_probe(entry.key, bucket, similarities))
+            self._cache.mark_built(entry, result.build_s.get(entry))
         return failures
 
     def _fail_waiting(self, entry: PrefixEntry, error: WorkerError) -> Iterator[Failure]:
-        """End the requests that wait for an entry that can't be had: without it their answers would be others."""
+        """End the requests that wait for an entry that failed: without it their answers would be others."""
         for task in tuple(self._waiting):
             if self._admission.waits_for(task, entry):
                 self._forget_waiting(task)
@@ -258,10 +259,10 @@ class Scheduler:
 
     def _forget_waiting(self, task: Task) -> None:
         self._waiting.remove(task)
-        self._moving.pop(task.id, None)
+        self._relocating.pop(task.id, None)
         self._admission.forget(task)
 
-    def _progress(self, turn: Turn, decision: Decision) -> list[Outcome]:
+    def _apply_decision(self, turn: Turn, decision: Decision) -> list[Outcome]:
         sequence = turn.sequence
         sequence.canvas.commit(decision.positions, decision.token_ids, decision.probabilities)
         sequence.advance(turn.run, decision.attention)
@@ -274,23 +275,29 @@ class Scheduler:
         self._end(sequence)
         return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
 
-    def _usage(self, sequence: Sequence) -> Usage:
-        placing = sequence.placing
+    def _usage(self, sequence: RunningRequest) -> Usage:
+        allocation = sequence.allocation
         return Usage(
             prompt_tokens=sequence.task.num_given,
             completion_tokens=sequence.canvas.num_taken,
-            cached_tokens=placing.geometry.prefix if placing.hit else 0,
-            prefix_tokens=placing.geometry.prefix,
-            depth_limited_by=placing.limited_by,
+            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
+            prefix_tokens=allocation.geometry.prefix,
+            depth_limited_by=allocation.limited_by,
             num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + placing.built_for_it,
+            num_forwards=sequence.num_forwards + allocation.is_built_for_it,
             policy=sequence.task.policy.name,
-            reuse_depth=placing.geometry.depth,
+            reuse_depth=allocation.geometry.depth,
             replica=self._replica,
             epochs=tuple(sequence.epochs),
         )
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: RunningRequest) -> None:
         del self._running[sequence.id]
         sequence.resources.close()
         self._stalled = False
+
+
+def age_rank(turn: Turn) -> tuple[bool, int]:
+    """Return a key that sorts requests without any pass first, then those whose last pass lies furthest back."""
+    last_served = turn.sequence.last_served
+    return (last_served is not None, last_served or 0)

@@ -1,4 +1,4 @@
-"""A request once everything about it is settled, and its state while it runs."""
+"""Describe a request with all its defaults resolved, and keep its state while it runs."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ RequestId = NewType("RequestId", str)
 
 @dataclass(frozen=True)
 class Task:
-    """A validated request: no default is open any more."""
+    """Describes a validated request, with all defaults resolved."""
 
     id: RequestId
     prompt: tuple[int, ...]
-    """Before the canvas."""
+    """The tokens before the canvas."""
     suffix: tuple[int, ...]
-    """Behind the canvas."""
+    """The tokens behind the canvas."""
     num_canvas: int
     prefixes: tuple[PrefixCandidate, ...]
     """Usable boundaries, shortest first."""
     cut: PrefixCandidate | None
-    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or there is none."""
+    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or no boundary can be used."""
     timetable: Timetable
     policy: Policy
     refresh_interval: int
     reuse_depth: int | None
-    """Overrides the depth table."""
+    """A depth that overrides the depth table."""
     deterministic: bool
-    """Whether nothing that happens elsewhere lowers the reuse depth."""
+    """Whether other replicas' reports leave the reuse depth as it is."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
     context: ContextRead | None = None
-    """Whose content the prompt begins with."""
+    """The shared context whose content the prompt begins with."""
 
     @property
     def total(self) -> int:
@@ -54,12 +54,12 @@ class Task:
 
     @property
     def num_given(self) -> int:
-        """Tokens that stay as they came."""
+        """Return how many tokens the client gave, which stay as they are."""
         return self.total - len(self.timetable.positions)
 
     @property
     def chooses_depth(self) -> bool:
-        """Whether evidence may lower the depth; the published policies take the table at its word."""
+        """Return whether evidence may lower the depth; the published policies go by the table alone."""
         return self.policy.adaptive and self.reuse_depth is None
 
     @property
@@ -71,7 +71,7 @@ class Task:
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
 
     def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
-        """What was committed to `canvas`, amid this task's text."""
+        """Return a canvas with what was committed to `canvas`, amid this task's text."""
         return canvas.moved(self.timetable, self._token_ids(mask_token_id))
 
     def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
@@ -79,48 +79,48 @@ class Task:
 
     @property
     def forwards_per_pass(self) -> int:
-        """Guidance runs the model a second time, without the prompt."""
+        """Return how often a pass runs the model: guidance does so a second time, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
 @dataclass(frozen=True)
-class Placing:
-    """What admission decided: where the sequence is cut, how deep its prefix is reused, and where its K/V lie."""
+class Allocation:
+    """Holds what admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
 
     geometry: Geometry
     entry: PrefixEntry | None
-    """Held until the sequence ends."""
-    hit: bool
-    """Whether the entry was there before this request."""
+    """The entry that serves the prefix, held until the sequence ends."""
+    is_hit: bool
+    """Whether the entry existed before this request."""
     slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
     limited_by: DepthLimiter | None = None
-    """What lowered the reuse depth below the table's."""
+    """The evidence that lowered the reuse depth below the table's."""
 
     @property
-    def built_for_it(self) -> bool:
-        """Whether the model builds the entry because of this request; a copy takes no forward."""
-        return self.entry is not None and not self.hit and not self.entry.copied
+    def is_built_for_it(self) -> bool:
+        """Return whether the model built the entry because of this request; a copy takes no forward."""
+        return self.entry is not None and not self.is_hit and not self.entry.is_copy
 
 
-class Sequence:
-    """One running request. `resources` holds its pages and its prefix entry; closing it frees both."""
+class RunningRequest:
+    """Keeps the state of one running request. Closing `resources` frees its pages and its prefix entry."""
 
-    def __init__(self, task: Task, placing: Placing, canvas: Canvas, resources: ExitStack) -> None:
-        self.task, self.placing, self.canvas = task, placing, canvas
+    def __init__(self, task: Task, allocation: Allocation, canvas: Canvas, resources: ExitStack) -> None:
+        self.task, self.allocation, self.canvas = task, allocation, canvas
         self.resources = resources
         self.block_index, self.step, self.opened = 0, 0, False
         self.last_block_clock, self.block_clock = 0, 0
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
-        self.placed_anew = True
-        """Whether no pass has run since it got its place."""
+        self.is_cold = True
+        """Whether no pass has run since it got its pages."""
         self.epochs: list[Epoch] = []
-        """Of its context, those that its passes went by."""
-        self.asked, self.settled = False, False
-        """In follow mode: whether the context's newest epoch was asked for at this block start, and is known."""
-        self.last_served = -1
-        """Engine step in which it last had a pass."""
+        """The epochs of its context that its passes went by."""
+        self.has_asked, self.has_answer = False, False
+        """In follow mode: whether the newest epoch was asked for at this block start, and whether it is known."""
+        self.last_served: int | None = None
+        """Engine step in which it last had a pass; None before its first one."""
 
     @property
     def id(self) -> RequestId:
@@ -128,17 +128,22 @@ class Sequence:
 
     @cached_property
     def generator(self) -> Generator:
-        """The only source of randomness for this request, so that results don't depend on the batch."""
-        return seeded_generator(self.task.seed, self.placing.slots.device)
+        """Return the only source of randomness for this request, so that results don't depend on the batch."""
+        return seeded_generator(self.task.seed, self.allocation.slots.device)
 
     @property
-    def ready(self) -> bool:
-        """Whether the epoch it goes by, if any, is settled."""
-        return self.settled or not self.task.follows
+    def is_ready(self) -> bool:
+        """Return whether it may have a pass: in follow mode, once the newest epoch of its context is known."""
+        return self.has_answer or not self.task.follows
+
+    @property
+    def is_waiting_for_epoch(self) -> bool:
+        """Return whether its question about the context's newest epoch is open."""
+        return self.has_asked and not self.has_answer
 
     @property
     def block(self) -> range:
-        """Positions from the first to the last of the active block."""
+        """Return the positions from the first to the last of the active block."""
         return self.task.timetable.block(self.block_index)
 
     @property
@@ -153,36 +158,37 @@ class Sequence:
             refresh_interval=self.task.refresh_interval,
             anchors=self.focus.anchors(self.canvas.all_masked) if self.step == 0 else None,
             drifted=self.step > 0 or self.focus.drifted,
-            placed_anew=self.placed_anew,
+            is_cold=self.is_cold,
         )
 
     def next_pass(self) -> Pass:
-        return self.task.policy.next_pass(self.placing.geometry, self.moment)
+        return self.task.policy.next_pass(self.allocation.geometry, self.moment)
 
     def portion(self) -> Portion:
-        """What the next decoding step commits."""
+        """Return how much the next decoding step commits."""
         num_masked = len(self.canvas.masked(self.block))
         return self.task.timetable.portion(self.block_index, self.step, num_masked)
 
     @property
     def is_watched(self) -> bool:
-        """Whether its next move depends on where its masked rows look in this pass: the first of a block, which may
-        refresh, or the last, after which a refresh may be left out.
+        """Return whether the attention of its masked rows in this pass decides about a refresh.
+
+        It does in the first pass of a block, which may refresh, and in the last, after which a refresh may be skipped.
         """
-        if not (self.focus.is_watched and self.placing.geometry.prefix > 0):
+        if not (self.focus.is_watched and self.allocation.geometry.prefix > 0):
             return False
         is_last = self.portion().count >= len(self.canvas.masked(self.block))
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
     def advance(self, done: Pass, attention: Attention | None) -> None:
-        """Move on after `done`, whose tokens are committed; a block ends once nothing in it is masked."""
+        """Go on to the next step after `done`, whose tokens are committed; a block without masks is done."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
         if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
             self.focus.skip()
         if attention is not None:
             self.focus.observe(attention, refreshed=bool(done.deep))
-        self.placed_anew = False
+        self.is_cold = False
         if not done.decode:
             self.opened = True
             return
@@ -193,18 +199,18 @@ class Sequence:
             num_steps = self.step if is_adaptive else self.task.timetable.steps_per_block
             self.last_block_clock, self.block_clock = self.block_clock, self.block_clock + num_steps
             self.block_index, self.step, self.opened = self.block_index + 1, 0, False
-            self.asked, self.settled = False, False
+            self.has_asked, self.has_answer = False, False
 
-    def leave_place(self, task: Task, canvas: Canvas) -> None:
-        """Give up pages and entry, to go on with `task` and `canvas` at the start of this block in another place."""
-        self.num_forwards += self.placing.built_for_it
+    def suspend(self, task: Task, canvas: Canvas) -> None:
+        """Free pages and entry, and take `task` and `canvas` for what follows from the start of this block."""
+        self.num_forwards += self.allocation.is_built_for_it
         self.resources.close()
         self.task, self.canvas = task, canvas
 
-    def take_place(self, placing: Placing, resources: ExitStack) -> None:
-        """Go on there; nothing that was kept counts any more, so that the next pass refreshes."""
-        self.placing, self.resources = placing, resources
-        self.focus, self.placed_anew = Focus(self.task.focus), True
+    def resume(self, allocation: Allocation, resources: ExitStack) -> None:
+        """Go on with another allocation. It holds none of the K/V that were kept, so that the next pass refreshes."""
+        self.allocation, self.resources = allocation, resources
+        self.focus, self.is_cold = Focus(self.task.focus), True
 
     def _note_epoch(self) -> None:
         context = self.task.context
@@ -212,9 +218,9 @@ class Sequence:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Give tokens of the active block a second chance where the request asks for it; returns how many."""
+        """Mask some tokens of the active block again, where the request asks for it. Return how many."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 
     def __repr__(self) -> str:
-        return f"<Sequence {self.id} [block {self.block_index}, step {self.step} | {self.placing.geometry}]>"
+        return f"<RunningRequest {self.id} [block {self.block_index}, step {self.step} | {self.allocation.geometry}]>"

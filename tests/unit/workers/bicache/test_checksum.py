@@ -25,7 +25,7 @@ def test_a_changed_bit_is_found(content: bytes, data: st.DataObject) -> None:
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=20), st.data())
-def test_words_in_another_order_are_found(words: list[int], data: st.DataObject) -> None:
+def test_a_changed_order_is_found(words: list[int], data: st.DataObject) -> None:
     other = data.draw(st.permutations(words))
     equal = other == words
     assert (checksum(tensor(words)) == checksum(tensor(other))) is equal
@@ -40,12 +40,12 @@ def test_missing_or_added_zeros_are_found(content: bytes, number: int) -> None:
     assert checksum(bytes_of(content + bytes(number))) != checksum(bytes_of(content))
 
 
-def test_nothing_has_a_checksum_too() -> None:
+def test_an_empty_body_has_a_checksum() -> None:
     assert checksum(bytes_of(b"")) == 0
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_it_does_not_depend_on_how_much_is_looked_at_together(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_the_checksum_does_not_depend_on_the_size_of_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     body = torch.arange(1000, dtype=torch.int64).view(torch.uint8)[:-3]
     whole = checksum(body)
     monkeypatch.setattr(module, "CHUNK_WORDS", size)

@@ -1,4 +1,4 @@
-"""Whole workers of one cluster in this process, which hand each other copies: what Serve deploys, less Serve."""
+"""Run the workers of a cluster in this process, where they hand each other copies: what Serve deploys, less Serve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALWAYS = CoherenceConfig(transfer="always", max_wait_s=LONG_S, prewarm=0)
 
 @dataclass
 class Neighbours:
-    """The transport between workers of one process."""
+    """Carries copies between workers of one process."""
 
     workers: dict[ReplicaId, Worker] = field(default_factory=dict)
     tamper: Callable[[EntryCopy], EntryCopy] | None = None
@@ -40,13 +40,13 @@ class Neighbours:
         self.num_fetches += 1
         holder = self.workers.get(request.holder)
         if holder is None:
-            raise TransferError("nobody has this name")
+            raise TransferError("no replica has this name")
         copy = await holder.send_copy(request)
         return self.tamper(copy) if self.tamper and copy else copy
 
 
 class Cluster:
-    """Workers with a model of random weights. A context manager: it closes those that are still running."""
+    """Starts workers with a model of random weights, and closes at the end those that are still running."""
 
     def __init__(self, directory: Path, target: str) -> None:
         self.neighbours = Neighbours()
@@ -64,7 +64,7 @@ class Cluster:
     def start(
         self, name: str, coherence: CoherenceConfig | None = None, *, model: Path | None = None, **bicache: object
     ) -> Worker:
-        """A worker that fetches wherever it can, unless `coherence` says otherwise."""
+        """Start a worker that fetches wherever it can, unless `coherence` says otherwise."""
         config = WorkerConfig(
             model=model or self._model,
             device="cpu",
@@ -82,7 +82,7 @@ class Cluster:
 
 
 def ask(seed: int = 0, name: str = "r", **params: object) -> GenerateRequest:
-    """Requests of one `seed` share their prefix."""
+    """Return a request. Those of one `seed` share their prefix."""
     prompt = tuple((seed * 31 + position * 7) % 90 for position in range(PREFIX + 3))
     [key] = prefix_keys("model", "", prompt, [PREFIX])
     return GenerateRequest(name, prompt, CANVAS, (PrefixCandidate(PREFIX, key),), DecodingParams(**params))  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ async def answer(worker: Worker, request: GenerateRequest) -> tuple[tuple[int, .
 
 
 async def count(worker: Worker, name: str, **labels: str) -> float:
-    """One of the worker's metrics, summed over the samples with these labels."""
+    """Return one of the worker's metrics, summed over the samples with these labels."""
     families = text_string_to_metric_families(await worker.metrics())
     found = (sample for family in families for sample in family.samples)
     return sum(
@@ -126,7 +126,7 @@ async def listed(client: CacheClient, key: PrefixKey) -> set[str]:
 
 
 async def start(cluster: Cluster, client: CacheClient, name: str, coherence: CoherenceConfig = ALWAYS) -> Worker:
-    """A worker that is a member: its first answer's entry is announced."""
+    """Start a worker, and wait until it is a member: its first answer's entry is announced."""
     worker = await asyncio.to_thread(cluster.start, name, coherence)
     first = ask(seed=sum(name.encode()))
     await answer(worker, first)

@@ -1,4 +1,4 @@
-"""Where a request in follow mode learns what its context holds now: from a real cache service."""
+"""The reader of contexts against a real cache service."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ async def following(client: CacheClient, mirror: Mirror) -> None:
         mirror.take(update)
 
 
-async def test_without_a_budget_every_commit_is_seen_at_once_whatever_the_watch_has_told(client: CacheClient) -> None:
-    """The view stays where it was: what the service says counts."""
+async def test_without_a_budget_every_commit_is_seen_at_once_though_the_view_lags_behind(client: CacheClient) -> None:
+    """The view stays as it was: the service's answer counts."""
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     mirror = Mirror()
     view = ClusterView(mirror)
@@ -60,7 +60,7 @@ async def test_without_a_budget_every_commit_is_seen_at_once_whatever_the_watch_
         assert await reader.newest(reader_of(context)) == context
 
 
-async def test_content_that_the_watch_has_told_is_not_asked_for_again(client: CacheClient) -> None:
+async def test_content_that_the_view_has_is_not_asked_for_again(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     mirror = Mirror()
     view = ClusterView(mirror)
@@ -68,7 +68,7 @@ async def test_content_that_the_watch_has_told_is_not_asked_for_again(client: Ca
     assert await ContextReader(client, view).newest(reader_of(context)) is view.context(context.id)
 
 
-async def test_what_the_watch_has_not_told_yet_is_asked_for(client: CacheClient) -> None:
+async def test_content_that_the_view_lacks_is_asked_for(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     for max_staleness in (0, 1):
         assert await ContextReader(client, ClusterView(Mirror())).newest(reader_of(context, max_staleness)) == context

@@ -23,10 +23,10 @@ AUTHOR = ReplicaId("author")
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
-async def test_a_request_follows_its_context_as_far_as_it_must(
+async def test_a_request_follows_its_context_beyond_its_staleness_budget_only(
     cluster: Cluster, client: CacheClient, max_staleness: int
 ) -> None:
-    """It comes with epoch 0, while the service is at epoch 1; what one without a budget is told is told at once."""
+    """The request names epoch 0, while the service is at epoch 1. Without a staleness budget it follows at once."""
     worker = await start(cluster, client, f"f-{max_staleness}")
     old = ask(21 + max_staleness)
     context = await client.create_context("model", "", old.token_ids[:PREFIX], author=AUTHOR)
@@ -62,10 +62,10 @@ async def test_a_commit_retires_the_old_epochs_entry_and_eager_builds_the_new_on
 
 
 @pytest.mark.parametrize("refresh", ["lazy", "eager"])
-async def test_an_entry_whose_epoch_has_passed_before_it_is_live_serves_who_waits_and_goes(
+async def test_an_entry_whose_epoch_ends_before_it_is_live_serves_its_requests_and_leaves(
     cluster: Cluster, client: CacheClient, refresh: str
 ) -> None:
-    """Another member holds its build until the context moves on."""
+    """Another member holds its build until the context has a new epoch."""
     worker = await start(cluster, client, f"late-{refresh}", replace(ALWAYS, refresh=refresh))  # type: ignore[arg-type]
     prompt = ask(12).token_ids
     context = await client.create_context("model", f"late {refresh}", prompt[:PREFIX], author=AUTHOR)
@@ -85,8 +85,10 @@ async def test_an_entry_whose_epoch_has_passed_before_it_is_live_serves_who_wait
     await client.leave(lease)
 
 
-async def test_nobody_waits_for_an_entry_that_nobody_will_be_told_of(cluster: Cluster, client: CacheClient) -> None:
-    """That of a context's old content, which somebody asks for as an ordinary prefix: no build of it is claimed."""
+async def test_the_build_of_an_entry_that_will_not_be_announced_is_not_claimed(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    """The entry is that of a context's old content, which a request names as an ordinary prefix."""
     worker = await start(cluster, client, "plain")
     request = ask(18)
     context = await client.create_context("model", "plain", request.token_ids[:PREFIX], author=AUTHOR)
@@ -103,8 +105,10 @@ async def test_nobody_waits_for_an_entry_that_nobody_will_be_told_of(cluster: Cl
     assert context.key not in {build.key for build in snapshot.builds}
 
 
-async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cluster, client: CacheClient) -> None:
-    """The request was held up for more epochs than a context's past is told of."""
+async def test_an_old_epochs_entry_serves_the_request_that_needs_it_and_leaves(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    """The request was held up for more epochs than a context's past goes back."""
     worker = await start(cluster, client, "held-up")
     request = ask(14)
     context = await client.create_context("model", "held up", request.token_ids[:PREFIX], author=AUTHOR)
@@ -117,7 +121,7 @@ async def test_an_old_epochs_entry_is_made_for_who_needs_it_and_goes(cluster: Cl
     assert (await answer(worker, pinned))[1].cached_tokens == 0
 
 
-async def test_commits_to_contexts_that_a_worker_has_nothing_of_cost_it_no_calls(tmp_path: Path) -> None:
+async def test_commits_to_contexts_without_an_entry_here_cost_no_calls(tmp_path: Path) -> None:
     store = MemoryStore(clock=time.monotonic)
     async with CacheServer(ServerConfig(port=0), store) as server, CacheClient(f"127.0.0.1:{server.port}") as client:
         cluster = Cluster(tmp_path, f"127.0.0.1:{server.port}")
@@ -135,9 +139,7 @@ async def test_commits_to_contexts_that_a_worker_has_nothing_of_cost_it_no_calls
         await asyncio.to_thread(cluster.__exit__)
 
 
-async def test_what_was_a_contexts_content_is_cached_for_others_as_any_prefix(
-    cluster: Cluster, client: CacheClient
-) -> None:
+async def test_former_content_of_a_context_is_cached_like_any_prefix(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "others")
     request = ask(13)
     [prefix] = request.prefixes

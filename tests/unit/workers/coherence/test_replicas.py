@@ -1,4 +1,4 @@
-"""Whole workers and a real cache service: who builds, who copies, and what happens when either goes wrong."""
+"""Whole workers and a real cache service: which one builds, which ones copy, and what happens when either fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_the_bundled_model_answers_the_same_from_a_copy_which_needs_no_pro
     assert (await second.stats()).num_forwards - before == copied[1].num_forwards == own[1].num_forwards - 1
 
 
-async def test_of_two_that_want_it_at_once_one_builds(cluster: Cluster, client: CacheClient) -> None:
+async def test_one_of_two_workers_that_need_an_entry_at_once_builds_it(cluster: Cluster, client: CacheClient) -> None:
     a, b = await start(cluster, client, "a2"), await start(cluster, client, "b2")
     built = await count(a, "entries_built_total") + await count(b, "entries_built_total")
     for seed in range(2, 10):
@@ -125,7 +125,7 @@ def cut_short(copy: EntryCopy) -> EntryCopy:
         (cut_short, "layout"),
     ],
 )
-async def test_a_copy_that_is_not_what_was_asked_for_is_refused_and_the_entry_built(
+async def test_a_wrong_copy_is_refused_and_the_entry_built(
     cluster: Cluster, client: CacheClient, tamper: Callable[[EntryCopy], EntryCopy], reason: str
 ) -> None:
     a, b = await start(cluster, client, f"a-{tamper.__name__}"), await start(cluster, client, f"b-{tamper.__name__}")
@@ -139,7 +139,9 @@ async def test_a_copy_that_is_not_what_was_asked_for_is_refused_and_the_entry_bu
     assert await count(b, "entries_built_total") == built + 1
 
 
-async def test_a_holder_that_is_gone_costs_the_copy_and_not_the_request(cluster: Cluster, client: CacheClient) -> None:
+async def test_a_request_is_answered_although_the_holder_of_its_entry_is_gone(
+    cluster: Cluster, client: CacheClient
+) -> None:
     a, b = await start(cluster, client, "a4"), await start(cluster, client, "b4")
     await answer(a, ask(4))
     await until(lambda: has(client, key_of(ask(4)), "a4"))
@@ -148,9 +150,7 @@ async def test_a_holder_that_is_gone_costs_the_copy_and_not_the_request(cluster:
     assert await count(b, "fetches_refused_total", reason="lost") == 1
 
 
-async def test_a_build_whose_holder_fell_silent_is_taken_over_when_its_lease_lapses(
-    cluster: Cluster, client: CacheClient
-) -> None:
+async def test_a_build_is_taken_over_when_its_lease_lapses(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "a5")
     member = await client.register(GHOST, LONG_S)
     await client.acquire(member, key_of(ask(5)), ttl_s=1.0)
@@ -161,7 +161,7 @@ async def test_a_build_whose_holder_fell_silent_is_taken_over_when_its_lease_lap
     assert placement.token is not None
 
 
-async def test_who_has_waited_long_enough_builds_for_itself(cluster: Cluster, client: CacheClient) -> None:
+async def test_a_worker_that_has_waited_long_enough_builds_for_itself(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "a6", replace(ALWAYS, max_wait_s=0.2))
     member = await client.register(GHOST, LONG_S)
     await client.acquire(member, key_of(ask(6)), ttl_s=LONG_S)
@@ -186,7 +186,7 @@ async def test_a_request_that_waits_for_a_build_lets_others_pass_and_may_leave(
     assert (await answer(worker, ask(7)))[1].replica == "a7"
 
 
-async def test_drift_that_one_finds_binds_requests_elsewhere_unless_they_are_deterministic(
+async def test_drift_that_one_worker_finds_binds_requests_to_others_unless_they_are_deterministic(
     cluster: Cluster, client: CacheClient
 ) -> None:
     b = await start(cluster, client, "b9", CoherenceConfig(transfer="never"))
@@ -211,7 +211,7 @@ async def limited(worker: Worker) -> bool:
     return (await answer(worker, ask(9, deterministic=False)))[1].reuse_depth == 0
 
 
-async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: CacheClient) -> None:
+async def test_a_new_replica_begins_with_the_hottest_prefixes(cluster: Cluster, client: CacheClient) -> None:
     a = await start(cluster, client, "a10")
     first = await answer(a, ask(10))
     await until(lambda: has(client, key_of(ask(10)), "a10"))
@@ -224,7 +224,7 @@ async def test_a_new_replica_begins_with_what_is_hot(cluster: Cluster, client: C
     assert await count(late, "entries_built_total") == 0
 
 
-async def test_a_replica_that_ends_drains_first(cluster: Cluster, client: CacheClient) -> None:
+async def test_a_replica_drains_before_it_leaves(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "a12")
     seen: list[type[Event]] = []
     updates = client.watch()

@@ -1,4 +1,4 @@
-"""A replica whose watch is far behind: what it does then, step by step."""
+"""The supplier of a replica whose watch lags far behind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, Unreachable
-from workers.bicache.entry import Changes, Report, Wanted
-from workers.bicache.entry_table import Entries, EntriesThread
+from workers.bicache.entry import Changes, PendingEntry, Report
+from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
+from workers.coherence.inventory import Inventory
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -52,7 +53,7 @@ def engine_for(model: Path) -> Engine:
 
 
 async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_path: Path) -> None:
-    """Nothing tells the view that a neighbour holds the entry; the service is asked once the build is ours."""
+    """The view does not know that a neighbour holds the entry; the service is asked once the build is ours."""
     tally, loop = Tally(), asyncio.get_running_loop()
     with ServiceProcess(tmp_path / "service") as service, Cluster(tmp_path, service.target) as cluster:
         neighbour = await asyncio.to_thread(cluster.start, "neighbour")
@@ -61,17 +62,19 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
             expected, _ = await answer(neighbour, ask(1))
             await until(lambda: is_held(client))
             view, front = ClusterView(Mirror()), AsyncEngine(engine)
-            sync = PrefixSync(client, US, 30.0, view, 0, tally)
+            inventory = Inventory()
+            sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
             supplier = Supplier(
                 US,
                 CONFIG,
                 client=client,
                 sync=sync,
+                inventory=inventory,
                 view=view,
                 waits=BuildWaits(Mirror()),
-                entries=front,
+                engine=front,
                 transport=cluster.neighbours,
-                layout=engine.entries.format,
+                entry_format=engine.entries.format,
                 costs=cost_model(load_model(tmp_path, device=CPU, dtype=torch.float32).config, CPU),
                 tally=tally,
             )
@@ -103,52 +106,54 @@ async def has_two_holders(client: CacheClient) -> bool:
     return len(placements) == 2
 
 
-async def test_an_entry_that_is_wanted_again_is_not_forgotten_with_the_one_that_was_given_up() -> None:
-    """Both are told at once: an abort, and behind it a commit's eager build of what that request waited for."""
+async def test_an_entry_is_supplied_again_right_after_its_predecessor_was_abandoned() -> None:
+    """One report has both: an abort, and a commit's eager build of the entry that the request waited for."""
     supplier, _, commands = unconnected()
-    supplier.apply(Report(wanted=(Wanted(KEY, (1, 2, 3), (1,), 1),), unwanted=(KEY,)))
+    supplier.apply(Report(awaited=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), abandoned=(KEY,)))
     await until(lambda: commands.num)
     await supplier.close()
 
 
-@pytest.mark.parametrize("report", [Report(unwanted=(KEY,)), Report(gone=(KEY,))])
-async def test_a_build_is_given_up_with_its_entry(report: Report) -> None:
-    """Also one that was live for so short a time that the service hasn't been told."""
-    supplier, sync, _ = unconnected()
-    sync.owns(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
+@pytest.mark.parametrize("report", [Report(abandoned=(KEY,)), Report(gone=(KEY,))])
+async def test_a_build_ends_with_its_entry(report: Report) -> None:
+    """That holds also for an entry that was live for too short a time to be announced."""
+    supplier, inventory, _ = unconnected()
+    inventory.add_build(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
     supplier.apply(report)
-    assert sync.disown(KEY) is None
+    assert inventory.remove_build(KEY) is None
     await supplier.close()
 
 
-def unconnected() -> tuple[Supplier, PrefixSync, Commands]:
-    """A supplier of a replica that the service doesn't know, and what it tells the engine."""
+def unconnected() -> tuple[Supplier, Inventory, Commands]:
+    """Return a supplier of a replica that the service doesn't know, its inventory, and its commands to the engine."""
     tally, view, commands, client = Tally(), ClusterView(Mirror()), Commands(), CacheClient("127.0.0.1:1")
-    sync = PrefixSync(client, US, 30.0, view, 0, tally)
+    inventory = Inventory()
+    sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
     supplier = Supplier(
         US,
         CONFIG,
         client=client,
         sync=sync,
+        inventory=inventory,
         view=view,
         waits=BuildWaits(Mirror()),
-        entries=commands,
+        engine=commands,
         transport=Unreachable(),
-        layout=EntryFormat(
+        entry_format=EntryFormat(
             "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
         ),
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
         tally=tally,
     )
-    return supplier, sync, commands
+    return supplier, inventory, commands
 
 
-class Commands(EntriesThread):
-    """An engine's thread that only counts what it is told."""
+class Commands(EngineThread):
+    """Counts the commands to the engine's thread, and runs none."""
 
     def __init__(self) -> None:
         self.num = 0
 
-    def call(self, command: Callable[[Entries], T]) -> Future[T]:
+    def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
         self.num += 1
         return Future()

@@ -1,4 +1,4 @@
-"""The bridge against a real cache service, with outages."""
+"""The reconciliation with a real cache service, with outages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
-from workers.bicache.entry import Live, Report
+from workers.bicache.entry import LiveEntry, Report
+from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
@@ -41,13 +42,13 @@ KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
 
 def server_on(port: int) -> CacheServer:
-    """Leases there go by a clock that stands still."""
+    """Return a server whose leases go by a clock that stands still."""
     return CacheServer(ServerConfig(port=port, grace_s=0.0, tick_s=3600.0), MemoryStore(clock=FakeClock(), history=64))
 
 
-def entries() -> tuple[Live, Live]:
-    def live(key: PrefixKey, num_tokens: int) -> Live:
-        return Live(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
+def entries() -> tuple[LiveEntry, LiveEntry]:
+    def live(key: PrefixKey, num_tokens: int) -> LiveEntry:
+        return LiveEntry(key, num_tokens, frozenset({2}), 2, 1000, heat=0, drifted=(), build_s=0.1)
 
     return live(KEYS[0], 5), live(KEYS[1], 9)
 
@@ -63,15 +64,15 @@ async def client(port: int) -> AsyncIterator[CacheClient]:
         yield client
 
 
-async def until(view: Callable[[], Awaitable[object]], wanted: object) -> None:
+async def until(view: Callable[[], Awaitable[object]], expected: object) -> None:
     while True:
-        if await view() == wanted:
+        if await view() == expected:
             return
         await asyncio.sleep(POLL_S)
 
 
 def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
-    """The token counts of the entries that the service knows of."""
+    """Return the token counts of the entries that the service knows."""
 
     async def view() -> Sequence[int]:
         try:
@@ -86,8 +87,10 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
 
 
 @asynccontextmanager
-async def syncing(client: CacheClient, view: ClusterView | None = None) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), 0, Tally())
+async def syncing(
+    client: CacheClient, view: ClusterView | None = None, inventory: Inventory | None = None
+) -> AsyncIterator[PrefixSync]:
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), inventory or Inventory(), 0, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -95,7 +98,7 @@ async def syncing(client: CacheClient, view: ClusterView | None = None) -> Async
     await sync.leave()
 
 
-async def test_entries_are_announced_withdrawn_and_left(port: int, client: CacheClient) -> None:
+async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
         sync.apply(Report(live=(first, second)))
@@ -106,12 +109,12 @@ async def test_entries_are_announced_withdrawn_and_left(port: int, client: Cache
         assert await held(client)() == []
 
 
-async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheClient) -> None:
+async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: CacheClient) -> None:
     async with server_on(port):
-        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), 0, Tally())
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
         running = asyncio.create_task(sync.run())
         await sync.joined.wait()
-        await asyncio.sleep(POLL_S)  # it has nothing to tell by now
+        await asyncio.sleep(POLL_S)  # it has pushed all changes by now
         sync.wake()
         await asyncio.sleep(0)
         running.cancel()
@@ -119,21 +122,22 @@ async def test_it_ends_where_there_is_news_just_then(port: int, client: CacheCli
         assert running in done
 
 
-async def test_a_service_that_forgot_everything_is_told_again(port: int, client: CacheClient) -> None:
+async def test_entries_are_announced_again_to_a_service_that_forgot_them(port: int, client: CacheClient) -> None:
     async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
-        sync.apply(Report(live=entries()))  # nobody listens yet
+        sync.apply(Report(live=entries()))  # no server is up yet
         for _ in range(2):
             async with server_on(port):
                 await until(held(client), [5, 9])
 
 
-async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
+async def test_an_entry_built_under_a_lost_lease_is_announced_without_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
-    async with server_on(port), syncing(client) as sync:
+    inventory = Inventory()
+    async with server_on(port), syncing(client, inventory=inventory) as sync:
         await sync.joined.wait()
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
-        sync.owns(build)
+        inventory.add_build(build)
         await client.release(sync.lease, build)
         sync.apply(Report(live=(first,)))
         await until(held(client), [5])
@@ -141,20 +145,21 @@ async def test_what_was_built_under_a_lost_lease_is_announced_without_its_token(
         assert placement.token is None
 
 
-async def test_what_was_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
+async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, client: CacheClient) -> None:
     first, _ = entries()
-    async with server_on(port), syncing(client) as sync:
+    inventory = Inventory()
+    async with server_on(port), syncing(client, inventory=inventory) as sync:
         await sync.joined.wait()
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
-        sync.owns(build)
+        inventory.add_build(build)
         sync.apply(Report(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
         assert placement.token == build.token
 
 
-async def test_drift_is_told_once(port: int, client: CacheClient) -> None:
+async def test_drift_is_reported_once(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
         sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))

@@ -56,5 +56,5 @@ def test_refreshes_follow_the_steps_that_an_adaptive_request_took() -> None:
     while engine.has_work:
         plan = engine.scheduler.schedule()
         refreshed += [turn.sequence.block_index for turn in plan.turns if turn.run.deep]
-        engine.scheduler.commit(plan, engine.runner.run(plan))
+        engine.scheduler.apply(plan, engine.runner.run(plan))
     assert refreshed == [0, 4]

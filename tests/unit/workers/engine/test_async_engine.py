@@ -159,7 +159,7 @@ async def test_entries_and_steps_are_reported(engine: Engine) -> None:
     front.connect(Outside())
     with front:
         await text(front, request_of(prompt_of(20), 8, prefixes=[16]))
-    assert [len(entry.token_ids) for changes in heard for entry in changes.built] == [16]
+    assert [len(entry.token_ids) for changes in heard for entry in changes.live] == [16]
     assert len(steps) == front.stats().num_forwards
 
 

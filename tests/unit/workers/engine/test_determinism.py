@@ -53,7 +53,7 @@ def fresh(kv: KVConfig = ROOMY, *, shares: bool = False, max_batch: int = 8) -> 
 
 
 def turn(sheet: int, num_turns: int, *, canvas: int = 8, request_id: str = "r", **params: object) -> GenerateRequest:
-    """The last of `num_turns` turns of the conversation about one sheet."""
+    """Return the last of `num_turns` turns of the conversation about one sheet."""
     prompt, boundaries = prompt_of(20 + 4 * sheet, seed=sheet), []
     for number in range(num_turns):
         boundaries.append(len(prompt))
@@ -62,12 +62,12 @@ def turn(sheet: int, num_turns: int, *, canvas: int = 8, request_id: str = "r", 
 
 
 def alone(request: GenerateRequest) -> Answer:
-    """What a replica answers that has never seen anything else."""
+    """Return the answer of a replica that has never seen another request."""
     return run_one(fresh(), request)
 
 
-def told(answer: Answer) -> object:
-    """All of an answer that must not depend on others."""
+def essence(answer: Answer) -> object:
+    """Return all of an answer that must not depend on other requests."""
     assert answer.error is None
     assert answer.usage is not None
     usage = answer.usage
@@ -89,7 +89,7 @@ REQUESTS = st.builds(
 
 @dataclass
 class Replica:
-    """An engine, and the requests that it is busy with."""
+    """Keeps an engine, and the requests that it is busy with."""
 
     engine: Engine
     waiting: dict[str, GenerateRequest] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Replica:
 
 
 class Mixes(RuleBasedStateMachine):
-    """Two replicas under everything that may happen to them."""
+    """Lets everything happen to two replicas that may happen to them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Mixes(RuleBasedStateMachine):
         """Entries that are awaited come from the other replica where it has them, else they are built."""
         replica, other = self.replicas[which], self.replicas[1 - which]
         for _ in range(num_steps):
-            for entry in replica.engine.take_changes().wanted:
+            for entry in replica.engine.take_changes().pending:
                 supply(entry.key, tuple(sorted(entry.depths)), replica.engine, other.engine)
             if replica.engine.has_work:
                 replica.step()
@@ -141,7 +141,9 @@ class Mixes(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), sheet=st.integers(0, 3), bucket=st.integers(0, 9), depth=st.integers(0, 2))
     def report(self, which: int, sheet: int, bucket: int, depth: int) -> None:
         key = turn(sheet, 1).prefixes[0].key
-        self.replicas[which].engine.tend(lambda entries: entries.limit([DepthLimit(key, 10 * bucket, depth, 0)]))
+        self.replicas[which].engine.tend(
+            lambda entries: entries.record_limits([DepthLimit(key, 10 * bucket, depth, 0)])
+        )
 
     @rule(which=st.integers(0, 1))
     def restart(self, which: int) -> None:
@@ -167,8 +169,8 @@ class Mixes(RuleBasedStateMachine):
                 if answer.reason is not None:
                     del replica.waiting[name]
                     if request not in self.expected:
-                        self.expected[request] = told(alone(request))
-                    assert told(answer) == self.expected[request]
+                        self.expected[request] = essence(alone(request))
+                    assert essence(answer) == self.expected[request]
 
     def teardown(self) -> None:
         for which in range(2):
@@ -178,7 +180,7 @@ class Mixes(RuleBasedStateMachine):
                 self.run(which, 5)
                 self.answers_are_those_of_a_fresh_replica()
             else:
-                raise AssertionError(f"{self.replicas[which].engine!r} does not come to an end")
+                raise AssertionError(f"{self.replicas[which].engine!r} does not end")
 
 
 def as_named(request: GenerateRequest, name: str) -> GenerateRequest:
@@ -188,7 +190,7 @@ def as_named(request: GenerateRequest, name: str) -> GenerateRequest:
 def supply(key: PrefixKey, depths: tuple[int, ...], engine: Engine, holder: Engine) -> None:
     copy = holder.tend(lambda entries: entries.export(key, depths))
     if copy is None or not engine.tend(lambda entries: entries.install(copy)):
-        engine.tend(lambda entries: entries.clear(key))
+        engine.tend(lambda entries: entries.allow_build(key))
 
 
 TestMixes = Mixes.TestCase
@@ -200,10 +202,10 @@ def test_a_turn_is_answered_alike_before_and_after_the_turns_before_it() -> None
     engine = fresh()
     for number in range(1, 5):
         request = turn(0, number, request_id=str(number))
-        assert told(run_one(engine, request)) == told(alone(request))
+        assert essence(run_one(engine, request)) == essence(alone(request))
 
 
-def test_the_depth_does_not_follow_what_another_request_had_the_entry_keep() -> None:
+def test_the_depth_does_not_depend_on_the_depths_that_the_entry_keeps_for_others() -> None:
     """By the table the first is reused in one layer, the second in none."""
     table = {0: 0, 15: 1, 30: 2}
     loaded = model_of(depth_table=table)
@@ -213,9 +215,9 @@ def test_the_depth_does_not_follow_what_another_request_had_the_entry_keep() -> 
     engine = engine_of(loaded)
     run_one(engine, first)
     beside = engine_of(loaded)
-    expected = told(run_one(engine_of(loaded), second))
-    assert told(run_one(engine, second)) == expected
-    assert told(run_all(beside, [first, second])["b"]) == expected
+    expected = essence(run_one(engine_of(loaded), second))
+    assert essence(run_one(engine, second)) == expected
+    assert essence(run_all(beside, [first, second])["b"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_the_depth_does_not_follow_what_another_request_had_the_entry_keep() -> 
 def test_two_requests_of_one_step_with_one_prefix_get_their_own_depths(pair: tuple[dict[str, object], ...]) -> None:
     requests = [turn(1, 1, request_id=str(number), **params) for number, params in enumerate(pair)]
     answers = run_all(fresh(), requests)
-    assert [told(answers[request.request_id]) for request in requests] == [told(alone(r)) for r in requests]
+    assert [essence(answers[request.request_id]) for request in requests] == [essence(alone(r)) for r in requests]
 
 
 @pytest.mark.parametrize("kv", [TIGHT, NO_ENTRIES])
@@ -238,11 +240,11 @@ def test_a_full_budget_costs_time_and_never_another_answer(kv: KVConfig) -> None
     for round_ in range(2):
         for sheet in range(8):
             request = turn(sheet, 1, canvas=8, request_id=f"{round_} {sheet}")
-            assert told(run_one(engine, request)) == told(alone(request))
+            assert essence(run_one(engine, request)) == essence(alone(request))
     engine.check_integrity()
 
 
-def test_the_second_ask_is_a_hit_also_where_the_budget_is_full_of_others() -> None:
+def test_a_repeated_prefix_is_a_hit_although_the_budget_was_full_of_others() -> None:
     engine = fresh(TIGHT)
     for sheet in range(8):
         run_one(engine, turn(sheet, 1, request_id=f"other {sheet}", reuse_depth=2))
@@ -256,7 +258,7 @@ def test_reports_bind_only_requests_that_are_not_deterministic(reported: int) ->
     request = turn(2, 1)
     [prefix] = request.prefixes
     limits = [DepthLimit(prefix.key, bucket, reported, 0) for bucket in range(0, 100, 10)]
-    engine.tend(lambda entries: entries.limit(limits))
+    engine.tend(lambda entries: entries.record_limits(limits))
     depths = [
         usage.reuse_depth
         for deterministic in (None, True, False)
@@ -265,21 +267,21 @@ def test_reports_bind_only_requests_that_are_not_deterministic(reported: int) ->
     assert depths == [3, 3, reported]
 
 
-def test_a_prefix_that_never_fits_beside_its_request_is_refused_with_the_knob() -> None:
+def test_the_refusal_of_a_prefix_that_never_fits_beside_its_request_names_the_setting() -> None:
     engine = fresh(budget(100, 60))
     assert run_one(engine, turn(0, 1, canvas=4)).reason is not None
     with pytest.raises(Exception, match=r"kv\.pool_bytes"):
         engine.submit(turn(0, 4, canvas=180))
 
 
-def test_everybody_gets_a_place_where_those_who_wait_hold_all_the_memory() -> None:
+def test_every_request_is_admitted_although_waiting_ones_hold_all_the_memory() -> None:
     """Each of them prepares an entry, and none has room left for its own pages."""
     requests = [turn(sheet, 2, canvas=16, request_id=str(sheet)) for sheet in range(4)]
     for pages in range(90, 220, 10):
         engine = fresh(budget(pages, pages), max_batch=4)
         fitting = [request for request in requests if fits(engine, request)]
         answers = run_all(engine, fitting)
-        assert [told(answers[r.request_id]) for r in fitting] == [told(alone(r)) for r in fitting]
+        assert [essence(answers[r.request_id]) for r in fitting] == [essence(alone(r)) for r in fitting]
         engine.check_integrity()
 
 
@@ -297,7 +299,7 @@ def test_a_request_that_just_fits_is_answered_also_where_its_probe_lowers_its_de
     for _ in range(100):
         for outcome in engine.step():
             answer.take(outcome)
-    assert told(answer) == told(alone(request))
+    assert essence(answer) == essence(alone(request))
 
 
 def lowered(answer: Answer) -> bool:
@@ -314,8 +316,8 @@ def fits(engine: Engine, request: GenerateRequest) -> bool:
 
 
 async def test_seeded_answers_repeat_under_load() -> None:
-    """The first one shares its steps with nobody, the second with seven others."""
+    """The first one has its steps for itself, the second shares them with seven others."""
     request = turn(0, 3, temperature=1.5, seed=7, canvas=24)
     others = [turn(number % 4, 1 + number % 3, request_id=f"o{number}", temperature=1.0) for number in range(7)]
     together = await asyncio.to_thread(run_all, fresh(), [*others, request])
-    assert told(together["r"]) == told(alone(request))
+    assert essence(together["r"]) == essence(alone(request))

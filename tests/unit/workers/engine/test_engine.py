@@ -86,7 +86,7 @@ def test_one_expensive_pass_a_step_beside_cheap_ones() -> None:
         heavy = [turn.sequence.id for turn in plan.turns if turn.run.is_heavy]
         assert len(heavy) == 1
         assert [turn.sequence.id for turn in plan.turns if not turn.run.is_heavy] == ["cheap"]
-        engine.scheduler.commit(plan, engine.runner.run(plan))
+        engine.scheduler.apply(plan, engine.runner.run(plan))
 
 
 def test_full_passes_take_turns() -> None:
@@ -97,7 +97,7 @@ def test_full_passes_take_turns() -> None:
     for _ in range(6):
         plan = engine.scheduler.schedule()
         served += [turn.sequence.id for turn in plan.turns]
-        engine.scheduler.commit(plan, engine.runner.run(plan))
+        engine.scheduler.apply(plan, engine.runner.run(plan))
     assert served == ["r0", "r1", "r2", "r0", "r1", "r2"]
 
 

@@ -77,7 +77,7 @@ class Counter:
             plan = self.engine.scheduler.schedule()
             decisions = {turn.sequence.id: self.decide(turn) for turn in plan.turns}
             self.assumed_rows += sum(map(assumed_rows, plan.turns))
-            self.engine.scheduler.commit(plan, StepResult(decisions))
+            self.engine.scheduler.apply(plan, StepResult(decisions))
         return self.layer_flops + self.assumed_rows * 2 * LLADA_8B.hidden_size * LLADA_8B.vocab_size
 
     def decide(self, turn: Turn) -> Decision:
@@ -104,7 +104,7 @@ def block_or_whole(turn: Turn) -> int:
 
 
 def prefix_and_block(turn: Turn) -> int:
-    return turn.sequence.placing.geometry.prefix + BLOCK if turn.run.decode else whole(turn)
+    return turn.sequence.allocation.geometry.prefix + BLOCK if turn.run.decode else whole(turn)
 
 
 @pytest.mark.parametrize("prefix", [512, 2048])

@@ -152,7 +152,7 @@ def test_the_new_content_is_cached_under_its_own_epoch() -> None:
     old, new = content(0, prompt_of(24)), content(1, prompt_of(26, seed=1))
     first = follow(engine, reading(old, 2, policy="lean", min_tokens=8), {1: new})
     changes = engine.take_changes()
-    assert [entry.key for entry in changes.built] == [old.key, new.key]
+    assert [entry.key for entry in changes.live] == [old.key, new.key]
     assert first.usage is not None
     assert first.usage.cached_tokens == 0
 

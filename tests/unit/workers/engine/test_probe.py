@@ -1,4 +1,4 @@
-"""The guard: an entry's depth is believed only where its states are like the true ones."""
+"""The probe: an entry's depth is trusted only where its states are like the true ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = {0: 0, 50: 3}
 
 
 def blind_model(first_seeing: int = TINY.num_layers) -> LoadedModel:
-    """Rows see nothing of each other in layers before `first_seeing`: there, prefix states are always true."""
+    """Return a model whose rows don't see each other before layer `first_seeing`: there, prefix states are true."""
     loaded = tiny_model(2, depth_table=TABLE)
     for layer in loaded.model.layers[:first_seeing]:  # type: ignore[attr-defined]
         layer.o.weight.zero_()
@@ -69,7 +69,7 @@ def test_false_states_are_not_reused_and_the_answer_is_that_of_depth_zero() -> N
     assert answer.token_ids == decoder.lean(4, 8)
 
 
-def test_the_verdict_does_not_depend_on_who_asks_first() -> None:
+def test_the_finding_does_not_depend_on_which_request_is_first() -> None:
     depths = [
         [depth_and_cached(engine, ask(seed=seed))[0] for seed in order]
         for order in ((1, 2), (2, 1))
@@ -79,7 +79,7 @@ def test_the_verdict_does_not_depend_on_who_asks_first() -> None:
 
 
 @pytest.mark.parametrize("happens", ["widened", "retired"])
-def test_an_entry_that_changes_is_still_probed_for_who_waits_for_it(happens: str) -> None:
+def test_an_entry_that_changes_is_still_probed_for_the_request_that_waits(happens: str) -> None:
     """A longer canvas is another ratio, for which the entry's depth is yet to be found out."""
     engine = guarded(blind_model())
     run_one(engine, ask("a"))
@@ -107,7 +107,7 @@ def test_the_answer_says_what_lowered_its_depth() -> None:
     assert (free.prefix_tokens, free.reuse_depth, free.depth_limited_by) == (PREFIX, 3, None)
 
 
-def test_a_probe_finds_the_same_however_deep_the_entry_is_kept() -> None:
+def test_a_probes_finding_does_not_depend_on_the_depths_that_the_entry_keeps() -> None:
     """Bit for bit: a finding may lie at the threshold."""
     loaded = tiny_model(2, depth_table=TABLE)
     found = []
@@ -131,7 +131,7 @@ def test_a_prefix_whose_probe_is_forgotten_is_probed_again(monkeypatch: pytest.M
     assert depth_and_cached(engine, ask("c")) == (first[0], PREFIX)
 
 
-def test_the_published_policies_take_the_table_at_its_word() -> None:
+def test_the_published_policies_go_by_the_table_alone() -> None:
     engine = guarded(tiny_model(2, depth_table=TABLE))
     prompt = prompt_of(PREFIX + 4)
     for policy in ("bicache", "bicache-dual"):
@@ -139,7 +139,7 @@ def test_the_published_policies_take_the_table_at_its_word() -> None:
         assert depth_and_cached(engine, request)[0] == 3
 
 
-def test_aborts_while_an_entry_is_prepared_free_it() -> None:
+def test_an_abort_frees_the_entry_that_was_being_prepared() -> None:
     engine = guarded(blind_model())
     engine.submit(ask())
     engine.scheduler.schedule()
@@ -153,7 +153,7 @@ def test_aborts_while_an_entry_is_prepared_free_it() -> None:
 def test_a_failed_build_or_probe_ends_its_request_and_the_next_one_is_answered(
     monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """Without the entry the answer would be another one."""
+    """Without the entry the answer would differ."""
     engine = guarded(blind_model())
     with monkeypatch.context() as patch:
         if broken == "probe":

@@ -82,7 +82,7 @@ def test_shallow_layers_read_the_entry_and_own_the_rest() -> None:
     assert not set(private.tolist()) & set(entry.slots.flatten().tolist())
 
 
-def test_what_need_not_outlive_a_step_takes_one_layers_pages() -> None:
+def test_keys_and_values_of_one_step_take_one_layers_pages() -> None:
     layout = PrivateLayout(TINY.num_layers, num_tokens=15, shared_depth=0, shared_tokens=0, keeps_kv=False)
     assert layout.num_pages(4) == 4
 

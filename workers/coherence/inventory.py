@@ -1,0 +1,98 @@
+"""Keep the one index of what a replica holds, builds and has announced. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from cache_service.core.types import Build, DepthLimit, Placement, PrefixKey
+from workers.bicache.entry import LiveEntry, Report
+
+
+class Inventory:
+    """Knows what is true here, and what the cache service knows of it under the present lease."""
+
+    def __init__(self) -> None:
+        self._present: set[PrefixKey] = set()
+        """Keys of entries that are live or pending, or that the engine was asked to make."""
+        self._live: dict[PrefixKey, LiveEntry] = {}
+        self._builds: dict[PrefixKey, Build] = {}
+        self._announced: dict[PrefixKey, Placement] = {}
+        self._reported: set[DepthLimit] = set()
+
+    # The entries here
+
+    def apply(self, report: Report) -> None:
+        """Take in what became of the entries here."""
+        for key in (*report.gone, *report.abandoned):
+            self._present.discard(key)
+        for key in report.gone:
+            self._live.pop(key, None)
+        self._present.update(report.pending)
+        for live in report.live:
+            self._present.add(live.key)
+            self._live[live.key] = live
+
+    def has(self, key: PrefixKey) -> bool:
+        """Return whether an entry of `key` is live or pending here, unless it is to retire."""
+        return key in self._present
+
+    def find_live(self, key: PrefixKey) -> LiveEntry | None:
+        return self._live.get(key)
+
+    def live_entries(self) -> Collection[LiveEntry]:
+        return self._live.values()
+
+    def replace(self, key: PrefixKey, successor: PrefixKey | None) -> None:
+        """Count the entry of `key` as absent and that of `successor` as present, ahead of the engine's report.
+
+        The next commit may be known before the engine has begun with the successor.
+        """
+        self._present.discard(key)
+        if successor is not None:
+            self._present.add(successor)
+
+    # The builds here, each of which ends with the announcement of its entry
+
+    def add_build(self, build: Build) -> None:
+        self._builds[build.key] = build
+
+    def find_build(self, key: PrefixKey) -> Build | None:
+        return self._builds.get(key)
+
+    def remove_build(self, key: PrefixKey) -> Build | None:
+        """Forget the build of `key`, and return it, if there is one."""
+        return self._builds.pop(key, None)
+
+    # What the service knows
+
+    def begin_lease(self) -> None:
+        """Note that the service knows nothing: a new lease begins with no announcements and no builds."""
+        self._announced.clear()
+        self._reported.clear()
+        self._builds.clear()
+
+    def announced_beside(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
+        """Return the keys that were announced, and are not among `placements`."""
+        return [key for key in self._announced if key not in placements]
+
+    def unannounced(self, placements: Mapping[PrefixKey, Placement]) -> list[Placement]:
+        """Return those of the placements that the service does not know, or knows otherwise."""
+        return [placement for key, placement in placements.items() if self._announced.get(key) != placement]
+
+    def mark_announced(self, placements: Iterable[Placement]) -> None:
+        self._announced.update((placement.key, placement) for placement in placements)
+
+    def mark_withdrawn(self, keys: Iterable[PrefixKey]) -> None:
+        for key in keys:
+            del self._announced[key]
+
+    def unreported(self, limits: set[DepthLimit]) -> set[DepthLimit]:
+        """Return those of the depth limits that the service does not know."""
+        return limits - self._reported
+
+    def mark_reported(self, limits: Iterable[DepthLimit]) -> None:
+        self._reported.update(limits)
+
+    def __repr__(self) -> str:
+        builds, announced = len(self._builds), len(self._announced)
+        return f"<Inventory [{len(self._live)} live, {builds} being built, {announced} announced]>"
