@@ -24,8 +24,8 @@ from cache_service.client.client import CacheClient
 from cache_service.config import address_of
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
-from cluster.generation.encoding import Encoding
+from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.generation.encoding import TextEncoder
 from cluster.generation.replicas import WorkerReplicas
 from cluster.ingress.grpc.server import serving
 from cluster.ingress.http.app import create_app
@@ -52,19 +52,19 @@ class Ingress:
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
             self._workers,
-            Encoding(config.worker.model, cut_share=config.worker.bicache.cut_share),
+            TextEncoder(config.worker.model, cut_share=config.worker.bicache.cut_share),
             self._metrics,
             self._cache,
             name=config.name,
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
         )
-        self._denoising = Denoising(self._service, self._metrics, config.worker.engine.block_length)
+        self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(
             self._service,
-            self._denoising,
+            self._denoiser,
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
@@ -77,7 +77,7 @@ class Ingress:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = address_of(self._config.grpc.host, self._config.grpc.port)
         longest = self._config.limits.max_body_bytes
-        server = serving(self._service, self._denoising, address, self._api_keys, max_message_bytes=longest)
+        server = serving(self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest)
         async with self._cache, server:
             yield
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cache_service.core.types import ReplicaId
 
-MEMORY = 0.95
+EMA_DECAY = 0.95
 """Weight of the past in the running mean of a request's work."""
 REPORT_LIFE_S = 1.0
 """For how long a replica's report counts. A request that ended while the report was under way is one too many in it."""
@@ -17,7 +17,7 @@ class Work:
     """Of one request."""
 
     tokens: int
-    until: float
+    expires_at: float
     """When it counts no more, even where nobody tells of its end."""
 
 
@@ -27,7 +27,7 @@ class Report:
 
     num_others: int
     """Requests that this router has not sent."""
-    until: float
+    expires_at: float
 
 
 class WorkLedger:
@@ -41,11 +41,11 @@ class WorkLedger:
     def __repr__(self) -> str:
         return f"<WorkLedger [{sum(map(len, self._open.values()))} open requests on {len(self._open)} replicas]>"
 
-    def open(self, request_id: str, replica: ReplicaId, tokens: int, until: float) -> None:
+    def open(self, request_id: str, replica: ReplicaId, tokens: int, expires_at: float) -> None:
         """The request's work lies on `replica`, and nowhere else, until it is closed, or that moment comes."""
         self.forget(request_id)
-        self._open.setdefault(replica, {})[request_id] = Work(tokens, until)
-        self._mean = MEMORY * self._mean + (1 - MEMORY) * tokens if self._mean else float(tokens)
+        self._open.setdefault(replica, {})[request_id] = Work(tokens, expires_at)
+        self._mean = EMA_DECAY * self._mean + (1 - EMA_DECAY) * tokens if self._mean else float(tokens)
 
     def close(self, request_id: str, replica: ReplicaId) -> None:
         """Idempotent: a request that isn't open there is passed over."""
@@ -65,13 +65,13 @@ class WorkLedger:
             (name, replica)
             for replica, requests in self._open.items()
             for name, work in requests.items()
-            if now >= work.until
+            if now >= work.expires_at
         ]
         for request_id, replica in late:
             self.close(request_id, replica)
-        self._reports = {replica: report for replica, report in self._reports.items() if now < report.until}
+        self._reports = {replica: report for replica, report in self._reports.items() if now < report.expires_at}
 
-    def hear(self, replica: ReplicaId, num_ongoing: int, now: float) -> None:
+    def record_load(self, replica: ReplicaId, num_ongoing: int, now: float) -> None:
         """The replica reports how many requests it works on, of all routers."""
         num_others = max(0, num_ongoing - len(self._open.get(replica, {})))
         self._reports[replica] = Report(num_others, now + REPORT_LIFE_S)

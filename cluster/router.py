@@ -82,7 +82,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         """
         if pending_request:
             pending_request.routing_context.should_backoff = True  # else Serve asks again at once while all are full
-        by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
+        by_id = {replica_id_of(replica.replica_id): replica for replica in candidate_replicas}
         if holder := holder_of(pending_request):
             return [[by_id[holder]] if holder in by_id else list(by_id.values())]
         by_id = {name: by_id[name] for name in self._view.not_draining(by_id)}
@@ -108,12 +108,12 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         demand = demand_of(pending_request, self._cut_share)
         if demand is None:
             return
-        replica, loop = known_as(replica_id), asyncio.get_running_loop()
+        replica, loop = replica_id_of(replica_id), asyncio.get_running_loop()
         now = loop.time()
         cached = cached_tokens(replica, demand.cut, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached), now + self._longest_s)
-        self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
+        self._ledger.record_load(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
 
 
@@ -125,7 +125,7 @@ def is_replica_of(deployment: str) -> bool:
         return False
 
 
-def known_as(replica_id: ReplicaID) -> ReplicaId:
+def replica_id_of(replica_id: ReplicaID) -> ReplicaId:
     """The name under which the replica announces its entries."""
     return ReplicaId(replica_id.unique_id)
 

@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from cache_service.client.client import CacheClient
 from cluster.errors import ModelNotFoundError, NotReadyError, ReplicaLostError, RequestError, RequestTimeoutError
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
-from cluster.generation.encoding import Encoding
+from cluster.generation.encoding import TextEncoder
 from cluster.generation.events import ContextChoice, Event, Finished, Text
 from cluster.generation.stops import StopStrings
 from cluster.generation.tokenization import Conversation, EncodedPrompt, Prompt, length_of
@@ -54,7 +54,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class ReadPrompt:
+class ResolvedPrompt:
     """Token ids, and whose content they begin with."""
 
     encoded: EncodedPrompt
@@ -87,7 +87,7 @@ class InferenceService:
     def __init__(
         self,
         workers: Workers,
-        encoding: Encoding,
+        encoder: TextEncoder,
         metrics: IngressMetrics,
         contexts: CacheClient,
         *,
@@ -100,10 +100,10 @@ class InferenceService:
         the cache service, where shared contexts live; it may be silent for `contexts_patience_s`.
         """
         self.name = name
-        self.contexts = ContextService(contexts, encoding, self.model, metrics, patience_s=contexts_patience_s)
+        self.contexts = ContextService(contexts, encoder, self.model, metrics, patience_s=contexts_patience_s)
         self._workers = workers
-        self._encoding = encoding
-        self._tokenization = encoding.tokenization
+        self._encoder = encoder
+        self._tokenizer = encoder.tokenizer
         self._metrics = metrics
         self._max_tokens = max_tokens
         self._timeout_s = timeout_s
@@ -133,11 +133,11 @@ class InferenceService:
 
     def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """With the names of special tokens, or without."""
-        return self._tokenization.text_of(token_ids, special=special)
+        return self._tokenizer.text_of(token_ids, special=special)
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
         """What the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
-        return self._tokenization.text_within(token_ids, positions)
+        return self._tokenizer.text_within(token_ids, positions)
 
     async def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
@@ -193,7 +193,7 @@ class InferenceService:
         """The last event waits until the workers' stream has ended: the replica is then known to be free again."""
         request = await self._request(call)
         before = () if isinstance(call.prompt, Conversation) else request.token_ids
-        detokenizer, stops = self._tokenization.detokenizer(before), StopStrings(call.stop)
+        detokenizer, stops = self._tokenizer.detokenizer(before), StopStrings(call.stop)
         finished: Finished | None = None
         async with aclosing(self.chunks(request, deadline)) as chunks:
             async for chunk in chunks:
@@ -233,7 +233,7 @@ class InferenceService:
         info = await self.model()
         self.check_model(call.model)
         prompt = await self._prompt(call, info)
-        suffix = await self._encoding.run(len(call.suffix), lambda tokenizer: tokenizer.encode_suffix(call.suffix))
+        suffix = await self._encoder.run(len(call.suffix), lambda tokenizer: tokenizer.encode_suffix(call.suffix))
         if not (prompt.encoded.token_ids or suffix):
             raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
         num_given = len(prompt.encoded.token_ids) + len(suffix)
@@ -248,18 +248,18 @@ class InferenceService:
             context=prompt.context,
         )
 
-    async def _prompt(self, call: Call, info: ModelInfo) -> ReadPrompt:
+    async def _prompt(self, call: Call, info: ModelInfo) -> ResolvedPrompt:
         """The newest content of the context at the time of this call, if there is one, and what follows it."""
         length = length_of(call.prompt)
         if call.context is None:
-            return ReadPrompt(await self._encoding.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
+            return ResolvedPrompt(await self._encoder.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
         context = await self.contexts.read_to_generate(call.context.id, call.cache_salt)
         num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
-        behind = await self._encoding.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt, num_tokens))
+        behind = await self._encoder.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt, num_tokens))
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )
-        return ReadPrompt(whole, ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness))
+        return ResolvedPrompt(whole, ContextRead(at, num_tokens, call.context.mode, call.context.max_staleness))
 
     def _canvas(self, asked: int | None, prompt_tokens: int, context_length: int) -> int:
         room = context_length - prompt_tokens

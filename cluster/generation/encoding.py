@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenizer
 from workers.config import BiCacheConfig
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ LONG = 1 << 15
 """Characters, or token ids, from which on a text takes longer than the loop may stand still."""
 
 
-class Encoding:
+class TextEncoder:
     """Short texts are encoded at once, long ones one after the other on a thread.
 
     The thread has a tokenizer of its own: which special tokens are read is a state of the tokenizer, not of the call.
@@ -25,13 +25,13 @@ class Encoding:
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
         """Raises TokenizerError. `cut_share` is the workers' `bicache.cut_share`."""
-        self.tokenization = Tokenization(directory, cut_share=cut_share)
+        self.tokenizer = Tokenizer(directory, cut_share=cut_share)
         """For the event loop."""
-        self._for_long = Tokenization(directory, cut_share=cut_share)
+        self._for_long = Tokenizer(directory, cut_share=cut_share)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-texts")
 
-    async def run(self, length: int, work: Callable[[Tokenization], T]) -> T:
+    async def run(self, length: int, work: Callable[[Tokenizer], T]) -> T:
         """What `work` makes of text of this length. Raises what it raises."""
         if length < LONG:
-            return work(self.tokenization)
+            return work(self.tokenizer)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._for_long)

@@ -100,7 +100,7 @@ class HoleToken:
     """What `ANCHOR` becomes right behind it."""
 
 
-class Tokenization:
+class Tokenizer:
     """A model directory's tokenizer (tokenizer.json) and chat template."""
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:

@@ -32,7 +32,7 @@ from cache_service.config import address_of
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
 from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
 from workers.engine.memory import memory_budget
@@ -82,7 +82,7 @@ def checked_model(directory: Path) -> ModelConfig:
     for shard in shard_files(directory):
         with opened(shard):  # reads the header, which tells of a file that was cut off
             pass
-    Tokenization(directory)
+    Tokenizer(directory)
     return model
 
 

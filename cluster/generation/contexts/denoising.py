@@ -73,7 +73,7 @@ class Generating(Protocol):
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str: ...
 
 
-class Denoising:
+class ContextDenoiser:
     """Denoises contexts through the workers."""
 
     def __init__(self, service: Generating, metrics: IngressMetrics, block_length: int) -> None:

@@ -14,7 +14,7 @@ from itertools import groupby, takewhile
 
 from cache_service.core.types import Edit
 from cluster.errors import RequestError
-from cluster.generation.tokenization import ANCHOR, Message, Tokenization
+from cluster.generation.tokenization import ANCHOR, Message, Tokenizer
 
 MAX_HOLE = 4096
 TAIL_TOKENS = 8
@@ -100,11 +100,11 @@ class Draft:
         return tuple(edits) or (Edit(start, end, ()),)
 
 
-class Drafting:
+class ContextDrafter:
     """Drafts for one model."""
 
-    def __init__(self, tokenization: Tokenization, mask_token_id: int) -> None:
-        self._tokenization, self._mask = tokenization, mask_token_id
+    def __init__(self, tokenizer: Tokenizer, mask_token_id: int) -> None:
+        self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def whole(self, content: Content) -> Draft:
         """For content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
@@ -112,7 +112,7 @@ class Drafting:
             case TokenContent(parts):
                 return self._of_tokens(parts)
             case TextContent(parts):
-                return self._with_holes(lambda spell: self._tokenization.encode_plain(spell(parts)))
+                return self._with_holes(lambda spell: self._tokenizer.encode_plain(spell(parts)))
             case TurnsContent(turns):
                 return self._with_holes(lambda spell: self._render(turns, spell))
 
@@ -124,13 +124,13 @@ class Drafting:
         """
         if isinstance(content, TokenContent):
             return self.whole(content)
-        text = self._tokenization.text_at_end(before[-TAIL_TOKENS:])
+        text = self._tokenizer.text_at_end(before[-TAIL_TOKENS:])
         alone, behind_any = self.whole(content), self._after(ANCHOR, content.parts)
         ways = [self._after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
         return next((draft for draft in ways if self._reads(before, draft, content.parts)), ways[0])
 
     def _after(self, text: str, parts: Sequence[Part]) -> Draft:
-        encode = partial(self._tokenization.encode_suffix, after=text, plain=True)
+        encode = partial(self._tokenizer.encode_suffix, after=text, plain=True)
         return self._with_holes(lambda spell: encode(spell(parts)))
 
     def cover(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
@@ -138,7 +138,7 @@ class Drafting:
 
         Raises RequestError where it stands nowhere, more than once, or not in one piece of text.
         """
-        pieces, holes = self._tokenization.pieces(token_ids), frozenset(masked)
+        pieces, holes = self._tokenizer.pieces(token_ids), frozenset(masked)
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
@@ -148,7 +148,7 @@ class Drafting:
         for piece in pieces:
             length += len(piece)
             ends.append(length)
-        within = self._tokenization.within_characters(token_ids, pieces)
+        within = self._tokenizer.within_characters(token_ids, pieces)
         start = next(index for index, end in enumerate(ends) if end > first)
         while start - 1 in within:
             start -= 1
@@ -159,7 +159,7 @@ class Drafting:
 
     def _of_tokens(self, parts: Sequence[int | Hole]) -> Draft:
         given = [part for part in parts if not isinstance(part, Hole)]
-        self._tokenization.check_ids(given, param="token_ids")
+        self._tokenizer.check_ids(given, param="token_ids")
         return self._drafted([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
 
     def _drafted(self, runs: Sequence[Sequence[int | None]]) -> Draft:
@@ -171,13 +171,13 @@ class Drafting:
         )
 
     def _render(self, turns: Sequence[Turn], spell: Callable[[Sequence[Part]], str]) -> Sequence[int]:
-        return self._tokenization.render([Message(turn.role, spell(turn.parts)) for turn in turns])
+        return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
         """Holes go through the tokenizer as tokens of their own, which text can't spell. What follows one is read as
         going on, behind an anchor that is taken out again, unless the tokenizer joins it to what follows.
         """
-        hole = self._tokenization.hole
+        hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
             read = encode(partial(spelled, hole=hole.text, anchor=anchor))
             marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
@@ -190,7 +190,7 @@ class Drafting:
         text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
         end = draft.masked[0] if draft.masked else len(draft.token_ids)
         tail = before[-TAIL_TOKENS:]
-        return self._tokenization.text_of((*tail, *draft.token_ids[:end])) == self._tokenization.text_of(tail) + text
+        return self._tokenizer.text_of((*tail, *draft.token_ids[:end])) == self._tokenizer.text_of(tail) + text
 
 
 def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:

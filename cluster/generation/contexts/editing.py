@@ -21,9 +21,16 @@ from cluster.errors import (
     ContextsUnavailableError,
     RequestError,
 )
-from cluster.generation.contexts.drafting import Content, Drafting, TextContent, TokenContent, length_written, num_holes
-from cluster.generation.encoding import Encoding
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.contexts.drafting import (
+    Content,
+    ContextDrafter,
+    TextContent,
+    TokenContent,
+    length_written,
+    num_holes,
+)
+from cluster.generation.encoding import TextEncoder
+from cluster.generation.tokenization import Tokenizer
 from cluster.metrics import IngressMetrics
 from workers.api import ModelInfo
 
@@ -48,22 +55,22 @@ class TokenRange:
 
 
 @dataclass(frozen=True)
-class Found:
+class TextMatch:
     """Where this text stands, which must be once."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Change:
+class Replacement:
     """What is to stand in the place of something else."""
 
-    place: TokenRange | Found
+    place: TokenRange | TextMatch
     content: TextContent | TokenContent
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class FullRewrite:
     """What is to stand in the place of all."""
 
     content: Content
@@ -79,25 +86,25 @@ class ContextService:
     def __init__(
         self,
         client: CacheClient,
-        encoding: Encoding,
+        encoder: TextEncoder,
         model: Callable[[], Awaitable[ModelInfo]],
         metrics: IngressMetrics,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`model` tells of the one that is served."""
-        self._client, self._encoding, self._model = client, encoding, model
+        self._client, self._encoder, self._model = client, encoder, model
         self._commits = metrics.context_commits
         self._patience_s = patience_s
 
     async def create(self, content: Content, salt: str) -> Context:
         """Raises RequestError for content that the model can't hold."""
         info = await self._model()
-        draft = await self._drafted([content], 0, info, lambda drafting: drafting.whole(content))
+        draft = await self._drafted([content], 0, info, lambda drafter: drafter.whole(content))
         check_length(len(draft.token_ids), info)
         commit = CommitId(uuid.uuid4().hex)
-        with in_our_words():
-            return await self._asked(
+        with translate_cache_errors():
+            return await self._call_with_retry(
                 lambda: self._client.create_context(
                     info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, commit=commit
                 )
@@ -105,8 +112,8 @@ class ContextService:
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
         """The newest epoch at the time of the call. Raises ContextNotFoundError."""
-        with in_our_words():
-            context = await self._asked(lambda: self._client.get_context(context_id))
+        with translate_cache_errors():
+            context = await self._call_with_retry(lambda: self._client.get_context(context_id))
         if context.salt != salt:
             raise ContextNotFoundError(f"there is no context {context_id!r}")
         return context
@@ -120,17 +127,22 @@ class ContextService:
 
     async def page(self, salt: str, limit: int, after: str | None) -> ContextPage:
         """One tenant's contexts, oldest first, without tokens. Raises RequestError for an `after` that is no token."""
-        with in_our_words():
-            return await self._asked(lambda: self._client.list_contexts(salt, page_size=limit, page_token=after))
+        with translate_cache_errors():
+            return await self._call_with_retry(
+                lambda: self._client.list_contexts(salt, page_size=limit, page_token=after)
+            )
 
     async def delete(self, context_id: ContextId, salt: str) -> None:
         """Raises ContextNotFoundError."""
         await self.read(context_id, salt)
-        with in_our_words(), suppress(UnknownContext):  # deleted just now, perhaps by a call whose answer was lost
-            await self._asked(lambda: self._client.delete_context(context_id, author=AUTHOR))
+        with (
+            translate_cache_errors(),
+            suppress(UnknownContext),
+        ):  # deleted just now, perhaps by a call whose answer was lost
+            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
 
     async def change(
-        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Change] | Rewrite
+        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Replacement] | FullRewrite
     ) -> Context:
         """The context at epoch `expected` + 1, as this change left it.
 
@@ -140,12 +152,12 @@ class ContextService:
         if context.epoch != expected:
             raise conflict(context_id, expected, context.epoch)
         info = await self._model()
-        contents = [changes.content] if isinstance(changes, Rewrite) else [change.content for change in changes]
+        contents = [changes.content] if isinstance(changes, FullRewrite) else [change.content for change in changes]
         if len(contents) > MAX_EDITS:
             raise RequestError(f"one change makes at most {MAX_EDITS} edits, got {len(contents)}", param="edits")
         num_read = len(context.token_ids) * len(contents)
-        edits = await self._drafted(contents, num_read, info, lambda drafting: edits_of(context, changes, drafting))
-        with in_our_words():
+        edits = await self._drafted(contents, num_read, info, lambda drafter: edits_of(context, changes, drafter))
+        with translate_cache_errors():
             token_ids, _ = spliced(context, edits)
         check_length(len(token_ids), info)
         return await self.commit(context, edits)
@@ -154,8 +166,8 @@ class ContextService:
         """What `edits` make of `context`. Raises ContextConflictError where it isn't the newest epoch any more."""
         commit = CommitId(uuid.uuid4().hex)
         try:
-            with in_our_words():
-                version = await self._asked(
+            with translate_cache_errors():
+                version = await self._call_with_retry(
                     lambda: self._client.commit(context.id, context.epoch, edits, author=AUTHOR, commit=commit)
                 )
         except StaleEpoch as error:
@@ -166,19 +178,19 @@ class ContextService:
         return committed(context, Commit(context.id, version, tuple(edits)))
 
     async def _drafted(
-        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[Drafting], T]
+        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[ContextDrafter], T]
     ) -> T:
         """`num_read` tokens are looked through for the places. Raises RequestError for more holes than the model's
         context holds, before there are any.
         """
         check_length(sum(map(num_holes, contents)), info)
 
-        def work(tokenization: Tokenization) -> T:
-            return draft(Drafting(tokenization, info.mask_token_id))
+        def work(tokenizer: Tokenizer) -> T:
+            return draft(ContextDrafter(tokenizer, info.mask_token_id))
 
-        return await self._encoding.run(num_read + sum(map(length_written, contents)), work)
+        return await self._encoder.run(num_read + sum(map(length_written, contents)), work)
 
-    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call_with_retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """What the service answers, if need be in the end. Raises CacheServiceError."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(CacheServiceUnavailable),
@@ -191,11 +203,13 @@ class ContextService:
         return answer
 
 
-def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Drafting) -> tuple[Edit, ...]:
+def edits_of(
+    context: Context, changes: Sequence[Replacement] | FullRewrite, drafter: ContextDrafter
+) -> tuple[Edit, ...]:
     """Raises RequestError for a place that isn't there."""
-    if isinstance(changes, Rewrite):
-        return drafting.whole(changes.content).edits(0, len(context.token_ids))
-    placed = sorted((change_edits(context, change, drafting) for change in changes), key=place_of)
+    if isinstance(changes, FullRewrite):
+        return drafter.whole(changes.content).edits(0, len(context.token_ids))
+    placed = sorted((change_edits(context, change, drafter) for change in changes), key=place_of)
     return tuple(chain.from_iterable(placed))
 
 
@@ -204,17 +218,17 @@ def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
     return edits[0].start, edits[0].end
 
 
-def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[Edit, ...]:
+def change_edits(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
     content = change.content
     if isinstance(change.place, TokenRange):
         start, end = change.place.start, change.place.end
     else:
-        start, end, left, right = drafting.cover(context.token_ids, context.masked, change.place.text)
+        start, end, left, right = drafter.cover(context.token_ids, context.masked, change.place.text)
         if isinstance(content, TextContent):
             content = TextContent((left, *content.parts, right))
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafting.behind(context.token_ids[:start], content).edits(start, end)
+    return drafter.behind(context.token_ids[:start], content).edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:
@@ -244,7 +258,7 @@ def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextCo
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def translate_cache_errors() -> Iterator[None]:
     """What the cache service refuses, as the ingress tells it; StaleEpoch is left to who knows what it was for."""
     try:
         yield

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def answered(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
+async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
     """Checks the API key, and ends the call with the status of whatever is raised inside."""
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)

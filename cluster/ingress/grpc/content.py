@@ -15,7 +15,7 @@ from cluster.generation.contexts.drafting import (
     Turn,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
+from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from protos import contexts_v1_pb2 as pb
 
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}
@@ -34,26 +34,26 @@ def content_of(message: pb.ContextContent) -> Content:
             raise RequestError("give a content: turns (at least one), text or tokens", param="content")
 
 
-def changes_of(request: pb.ChangeContextRequest) -> tuple[Change, ...] | Rewrite:
+def changes_of(request: pb.ChangeContextRequest) -> tuple[Replacement, ...] | FullRewrite:
     match request.WhichOneof("change"):
         case "edits" if request.edits.edits:
             return tuple(map(change_of, request.edits.edits))
         case "content":
-            return Rewrite(content_of(request.content))
+            return FullRewrite(content_of(request.content))
         case _:
             raise RequestError("give a change: edits (at least one) or content", param="edits")
 
 
-def change_of(edit: pb.ContextEdit) -> Change:
-    return Change(place_of(edit), replacement_of(edit))
+def change_of(edit: pb.ContextEdit) -> Replacement:
+    return Replacement(place_of(edit), replacement_of(edit))
 
 
-def place_of(edit: pb.ContextEdit) -> TokenRange | Found:
+def place_of(edit: pb.ContextEdit) -> TokenRange | TextMatch:
     match edit.WhichOneof("place"):
         case "range":
             return TokenRange(edit.range.start, edit.range.end)
         case "find" if edit.find:
-            return Found(edit.find)
+            return TextMatch(edit.find)
         case _:
             raise RequestError("say where an edit goes: either range or find", param="edits")
 

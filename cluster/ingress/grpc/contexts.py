@@ -11,33 +11,33 @@ from typing import Any
 from cache_service.core.types import Context, ContextId, Epoch
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.grpc.calls import answered, params_of, work_done
+from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
 from cluster.ingress.grpc.content import changes_of, content_of
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 
 
 class ContextsServicer(pb_grpc.ContextsServicer):
-    """Over the service's contexts, and a `Denoising`."""
+    """Over the service's contexts, and a `ContextDenoiser`."""
 
-    def __init__(self, service: InferenceService, denoising: Denoising, api_keys: frozenset[str]) -> None:
-        self._service, self._contexts, self._denoising = service, service.contexts, denoising
+    def __init__(self, service: InferenceService, denoiser: ContextDenoiser, api_keys: frozenset[str]) -> None:
+        self._service, self._contexts, self._denoiser = service, service.contexts, denoiser
         self._api_keys = api_keys
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             made = await self._contexts.create(content_of(request.content), request.cache_salt)
             return pb.CreateContextResponse(context=self._whole(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             found = await self._contexts.read(ContextId(request.id), request.cache_salt)
             return pb.GetContextResponse(context=self._whole(found))
 
     async def List(self, request: pb.ListContextsRequest, context: Any) -> pb.ListContextsResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             size = request.page_size or DEFAULT_PAGE
             if size > MAX_PAGE:
                 raise RequestError(f"page_size must be at most {MAX_PAGE}, got {size}", param="page_size")
@@ -47,7 +47,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             )
 
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             if not request.HasField("expected_epoch"):
                 raise RequestError("say which epoch the change was made for", param="expected_epoch")
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
@@ -55,15 +55,15 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             return pb.ChangeContextResponse(context=self._whole(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             await self._contexts.delete(ContextId(request.id), request.cache_salt)
             return pb.DeleteContextResponse()
 
     async def Denoise(self, request: pb.DenoiseRequest, context: Any) -> AsyncGenerator[pb.DenoiseResponse, None]:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             self._service.check_model(request.model)
             call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_of(request))
-            async with aclosing(self._denoising.run(call, timeout_s=context.time_remaining())) as events:
+            async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
                         case BlockCommitted():

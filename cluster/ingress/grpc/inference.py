@@ -14,7 +14,7 @@ from cluster.errors import RequestError
 from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
 from cluster.generation.events import ContextChoice, Finished, Text
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.grpc.calls import answered, params_of, work_done
+from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
 from cluster.ingress.grpc.content import role_of
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
@@ -33,7 +33,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         self._api_keys = api_keys
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             call = call_of(request)
             answer = await self._service.answer(call, timeout_s=context.time_remaining())
             return pb.GenerateResponse(
@@ -43,7 +43,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             call = call_of(request)
             message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.name)
             async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
@@ -55,7 +55,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
                             yield message(**closing(event))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             info = await self._service.model()
             model = pb.Model(id=self._service.name, context_length=info.context_length, fingerprint=info.fingerprint)
             return pb.ListModelsResponse(models=[model])

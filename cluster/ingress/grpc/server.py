@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.errors import ClusterError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.grpc.contexts import ContextsServicer
 from cluster.ingress.grpc.inference import InferenceServicer
 from protos import contexts_v1_pb2, contexts_v1_pb2_grpc, inference_v1_pb2, inference_v1_pb2_grpc
@@ -27,14 +27,19 @@ GRACE_S = 1.0
 
 @asynccontextmanager
 async def serving(
-    service: InferenceService, denoising: Denoising, address: str, api_keys: frozenset[str], *, max_message_bytes: int
+    service: InferenceService,
+    denoiser: ContextDenoiser,
+    address: str,
+    api_keys: frozenset[str],
+    *,
+    max_message_bytes: int,
 ) -> AsyncIterator[int]:
     """A server with health and reflection at `address`, for as long as the context lasts; yields its port.
 
     Health is SERVING while a worker answers. Raises ClusterError where the address can't be had.
     """
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
-    inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoising, api_keys)
+    inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoiser, api_keys)
     inference_v1_pb2_grpc.add_InferenceServicer_to_server(inference, server)  # type: ignore[no-untyped-call]
     contexts_v1_pb2_grpc.add_ContextsServicer_to_server(contexts, server)  # type: ignore[no-untyped-call]
     servicer = health.aio.HealthServicer()

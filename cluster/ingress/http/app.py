@@ -28,12 +28,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import ClusterError, ModelNotFoundError, NotReadyError, RequestError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.events import Event, Text
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 from cluster.ingress.http.contexts import context_routes
 from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
-from cluster.ingress.http.shapes import ChatShape, CompletionShape, Heading, Json, Shape
+from cluster.ingress.http.shapes import ChatShape, CompletionShape, Json, ResponseMeta, Shape
 from cluster.ingress.keys import check_key
 from workers.errors import WorkerError
 
@@ -47,7 +47,7 @@ BEARER = HTTPBearer(auto_error=False)
 
 def create_app(
     service: InferenceService,
-    denoising: Denoising,
+    denoiser: ContextDenoiser,
     *,
     api_keys: frozenset[str],
     max_body_bytes: int,
@@ -74,7 +74,7 @@ def create_app(
     async def completion(body: CompletionBody, request: Request) -> Response:
         return await respond(service, body, request, CompletionShape, "cmpl")
 
-    app.include_router(context_routes(service, denoising, explain, guarded))
+    app.include_router(context_routes(service, denoiser, explain, guarded))
 
     @app.get("/v1/models", dependencies=guarded)
     async def models() -> Json:
@@ -128,13 +128,17 @@ class DeclaredLengthMiddleware:
 
 
 async def respond(
-    service: InferenceService, body: GenerationBody, request: Request, shaped: Callable[[Heading], Shape], prefix: str
+    service: InferenceService,
+    body: GenerationBody,
+    request: Request,
+    shaped: Callable[[ResponseMeta], Shape],
+    prefix: str,
 ) -> Response:
     """One generation, whole or as server-sent events. What goes wrong before the first event has its own status."""
     unique = uuid.uuid4().hex
     name = request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH]
     call = body.to_call(f"{name}-{unique}" if name else unique)
-    shape = shaped(Heading(f"{prefix}-{unique}", int(time.time()), service.name))
+    shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.name))
     if not body.stream:
         return JSONResponse(shape.whole(await service.answer(call)))
     events = service.generate(call)

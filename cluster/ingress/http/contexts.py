@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse
 
 from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
 from cluster.ingress.errors import Reply
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
@@ -26,7 +26,7 @@ Salt = Annotated[str, Query(alias="cache_salt")]
 
 
 def context_routes(
-    service: InferenceService, denoising: Denoising, explain: Callable[[Exception], Reply], guarded: Sequence[Any]
+    service: InferenceService, denoiser: ContextDenoiser, explain: Callable[[Exception], Reply], guarded: Sequence[Any]
 ) -> APIRouter:
     """The routes; `explain` words an error that comes up in the middle of a stream."""
     router = APIRouter(prefix="/v1/contexts", dependencies=list(guarded))
@@ -72,7 +72,7 @@ def context_routes(
     async def denoise(context_id: str, body: DenoiseBody) -> Response:
         service.check_model(body.model)
         call = DenoiseCall(uuid.uuid4().hex, ContextId(context_id), body.cache_salt or "", body.params())
-        events = denoising.run(call)
+        events = denoiser.run(call)
         if body.stream:
             first = await anext(events)
             stream: Response = EventSourceResponse(streamed(first, events, whole, explain), sep="\n")

@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Heading:
+class ResponseMeta:
     """What every body of one response repeats."""
 
     id: str
@@ -46,7 +46,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class ChatShape:
-    heading: Heading
+    heading: ResponseMeta
 
     def whole(self, answer: Answer) -> Json:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -71,7 +71,7 @@ class ChatShape:
 
 @dataclass(frozen=True)
 class CompletionShape:
-    heading: Heading
+    heading: ResponseMeta
 
     def whole(self, answer: Answer) -> Json:
         return self._chunk(answer.text, answer.finished.reason) | _accounts(answer.finished)
@@ -92,7 +92,7 @@ class CompletionShape:
         return _body(self.heading, "text_completion", [{"text": text, **_choice(reason)}])
 
 
-def _body(heading: Heading, kind: str, choices: list[Json], **more: Any) -> Json:
+def _body(heading: ResponseMeta, kind: str, choices: list[Json], **more: Any) -> Json:
     return {
         "id": heading.id,
         "object": kind,

@@ -14,8 +14,8 @@ from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
-from cluster.generation.encoding import Encoding
+from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.generation.encoding import TextEncoder
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
 from tests.e2e.checkpoints import write_random_checkpoint
@@ -74,7 +74,7 @@ def service(
 ) -> InferenceService:
     return InferenceService(
         workers,
-        Encoding(random_model),
+        TextEncoder(random_model),
         metrics,
         cache,
         name="random",
@@ -85,12 +85,14 @@ def service(
 
 
 @pytest.fixture
-def denoising(service: InferenceService, metrics: IngressMetrics) -> Denoising:
-    return Denoising(service, metrics, 4)
+def denoiser(service: InferenceService, metrics: IngressMetrics) -> ContextDenoiser:
+    return ContextDenoiser(service, metrics, 4)
 
 
 @pytest.fixture
-def connect(service: InferenceService, denoising: Denoising, metrics: IngressMetrics, cache: CacheClient) -> Connect:
+def connect(
+    service: InferenceService, denoiser: ContextDenoiser, metrics: IngressMetrics, cache: CacheClient
+) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with cache:
@@ -102,7 +104,7 @@ def connect(service: InferenceService, denoising: Denoising, metrics: IngressMet
     def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
         app = create_app(
             service,
-            denoising,
+            denoiser,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
             metrics=gather,

@@ -91,7 +91,7 @@ def test_one_hot_prefix_never_goes_to_one_replica_alone() -> None:
         asked = demand((SHEET, 300), request_id=f"r{n}")
         queued = {replica: ledger.sent_tokens(replica) for replica in REPLICAS}
         best = rank(asked, REPLICAS, holders, queued, EVEN)[0]
-        ledger.open(asked.request_id, best.replica, asked.work(best.cached_tokens), until=60.0)
+        ledger.open(asked.request_id, best.replica, asked.work(best.cached_tokens), expires_at=60.0)
 
     work = [ledger.sent_tokens(replica) for replica in REPLICAS]
     assert max(work) - min(work) <= 432

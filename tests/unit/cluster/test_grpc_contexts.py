@@ -13,7 +13,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import ContextId
 from cache_service.testing.processes import ServiceProcess
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.contexts.drafting import Hole, TokenContent
 from cluster.ingress.grpc.server import serving
 from cluster.metrics import IngressMetrics
@@ -39,11 +39,11 @@ def cache_target(cache_process: ServiceProcess) -> str:
 
 @asynccontextmanager
 async def channel_to(
-    service: InferenceService, denoising: Denoising, cache: CacheClient, *keys: str
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient, *keys: str
 ) -> AsyncIterator[grpc.aio.Channel]:
     async with (
         cache,
-        serving(service, denoising, "127.0.0.1:0", frozenset(keys), max_message_bytes=1 << 20) as port,
+        serving(service, denoiser, "127.0.0.1:0", frozenset(keys), max_message_bytes=1 << 20) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -51,9 +51,9 @@ async def channel_to(
 
 @pytest.fixture
 async def channel(
-    service: InferenceService, denoising: Denoising, cache: CacheClient
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient
 ) -> AsyncIterator[grpc.aio.Channel]:
-    async with channel_to(service, denoising, cache) as channel:
+    async with channel_to(service, denoiser, cache) as channel:
         yield channel
 
 
@@ -267,9 +267,9 @@ async def test_who_goes_away_stops_the_denoising(
 
 
 async def test_keys_are_asked_for_where_they_are_configured(
-    service: InferenceService, denoising: Denoising, cache: CacheClient
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient
 ) -> None:
-    async with channel_to(service, denoising, cache, "right") as channel:
+    async with channel_to(service, denoiser, cache, "right") as channel:
         stub = ContextsStub(channel)  # type: ignore[no-untyped-call]
         right, wrong = ((("authorization", f"Bearer {key}"),) for key in ("right", "wrong"))
         content = sheet(SHEET)

@@ -17,7 +17,7 @@ from cluster.generation.contexts.drafting import (
     Turn,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
+from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.ingress.http.schema.generation import Body, SamplingBody, TextPart
 
 
@@ -94,11 +94,11 @@ class EditBody(PlainBody):
             raise ValueError("say where: either find, or start and end")
         return self
 
-    def to_change(self) -> Change:
+    def to_change(self) -> Replacement:
         content = self.plain()
         if self.find is not None:
-            return Change(Found(self.find), content)
-        return Change(TokenRange(self.start or 0, self.end or 0), content)
+            return Replacement(TextMatch(self.find), content)
+        return Replacement(TokenRange(self.start or 0, self.end or 0), content)
 
 
 class ChangeContextBody(ContentBody):
@@ -116,9 +116,9 @@ class ChangeContextBody(ContentBody):
     def expected(self) -> Epoch:
         return Epoch(self.expected_epoch)
 
-    def to_changes(self) -> tuple[Change, ...] | Rewrite:
+    def to_changes(self) -> tuple[Replacement, ...] | FullRewrite:
         if self.edits is None:
-            return Rewrite(self.to_content())
+            return FullRewrite(self.to_content())
         return tuple(edit.to_change() for edit in self.edits)
 
 
