@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
+from cluster.background import tasks_of_process
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
@@ -58,6 +59,7 @@ class Ingress:
             name=config.name,
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
+            background=tasks_of_process(),
         )
         self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 

@@ -66,5 +66,13 @@ class StartError(ClusterError):
     """The cluster can't start on this machine as it was asked to."""
 
 
+class BackgroundTaskError(ClusterError):
+    """A task has ended that should run as long as its process."""
+
+
 class ReplicaLostError(ClusterError):
-    """The replica went away in the middle of an answer of which a part was already sent."""
+    """A replica was lost before its answer was complete.
+
+    A client sees it where a part of the answer had been sent already, and where every replica that the request was
+    given was lost.
+    """

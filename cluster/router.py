@@ -21,6 +21,7 @@ from cache_service.client.client import CacheClient
 from cache_service.client.watch import persistently
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
+from cluster.background import tasks_of_process
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
@@ -61,10 +62,9 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._ledger = WorkLedger()
         self._longest_s, self._cut_share = request_timeout_s, cut_share
         self._collector = RouterCollector(self._view, self._ledger)
-        self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
             following = persistently(partial(self._follow, cache_service))
-            self._following = asyncio.get_running_loop().create_task(following)
+            tasks_of_process().start("the router's watch of the cache service", following)
 
     async def _follow(self, target: str) -> None:
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""

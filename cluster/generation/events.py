@@ -1,4 +1,4 @@
-"""What a generation tells its client, whatever the transport."""
+"""What a generation delivers to its client, over either transport."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ContextChoice:
     id: ContextId
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """Epochs that it may lie behind at a block start; what it begins with is always the newest."""
+    """Epochs that the request may lie behind at a block start; it always begins with the newest one."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,23 @@ class Finished:
     reason: FinishReason
     usage: Usage
     context: ContextChoice | None = None
-    """What the request named; `usage.epochs` says which of its epochs were read."""
+    """What the request named; `usage.epochs` holds those of its epochs that were read."""
 
 
 Event = Text | Finished
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All events of one generation in one value."""
+
+    text: str
+    finished: Finished
+
+
+@dataclass(frozen=True)
+class FilledBlock:
+    """The tokens of a request's holes, in order, and what they took."""
+
+    token_ids: tuple[int, ...]
+    usage: Usage

@@ -43,13 +43,13 @@ class WorkerReplicas:
         try:
             async for reply in response:
                 if isinstance(reply, EngineClosedError):
-                    raise ReplicaLostError("the worker was shut down in the middle of this answer; ask again")
+                    raise ReplicaLostError("the replica was shut down")
                 if isinstance(reply, WorkerError):
                     raise reply
                 yield reply
             ended = True
         except (ActorDiedError, ActorUnavailableError, grpc.aio.AioRpcError) as error:
-            raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error
+            raise ReplicaLostError("the replica was lost") from error
         except BackPressureError as error:
             raise OverloadedError(f"{error.message} Try again later, or raise limits.max_queued") from error
         except DeploymentUnavailableError as error:

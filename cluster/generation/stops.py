@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_STOPS, MAX_STOP_LENGTH = 16, 256
+
 
 class StopStrings:
     """Passes text on up to, and without, the stop string that is complete first.

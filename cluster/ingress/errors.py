@@ -35,6 +35,10 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.ContextConflictError, Status(409, StatusCode.ABORTED, "conflict_error", "epoch_conflict")),
     (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
     (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
+    (
+        errors.BackgroundTaskError,
+        Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),
+    ),
     (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
     (
         errors.ContextsUnavailableError,

@@ -2,7 +2,7 @@
 
     read epoch e --> denoise the next block's holes --> commit(expected e) --accepted--> e + 1, go on there
          ^                                                  |
-         +------------- someone was faster: what they filled is theirs, the rest is denoised anew
+         +------------- another commit was faster: what it filled stays, the rest is denoised again
 
 So a block is always made of the content that it is committed to, and concurrent denoisers line up.
 """
@@ -10,20 +10,16 @@ So a block is always made of the content that it is committed to, and concurrent
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
 from cache_service.core.types import Context, ContextId, Edit
-from cluster.errors import ContextConflictError, ReplicaLostError, RequestError
+from cluster.errors import ContextConflictError, RequestError
 from cluster.generation.contexts.editing import ContextService
+from cluster.generation.events import FilledBlock
 from cluster.metrics import IngressMetrics
-from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, Usage
+from workers.api import DecodingParams, FinishReason, GenerateRequest, Usage
 
-ATTEMPTS = 3
-"""Replicas that one block is given."""
 SEEDS = 1 << 63
 
 
@@ -61,12 +57,12 @@ class Denoised:
     """The last block's, with the steps, forwards and tokens of all; None where there was no hole."""
 
 
-class Generating(Protocol):
-    """What is needed of the inference service."""
+class BlockService(Protocol):
+    """What the denoiser needs of the inference service."""
 
     contexts: ContextService
 
-    def chunks(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[GenerateChunk, None]: ...
+    async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock: ...
 
     def deadline(self, timeout_s: float | None) -> float: ...
 
@@ -76,7 +72,7 @@ class Generating(Protocol):
 class ContextDenoiser:
     """Denoises contexts through the workers."""
 
-    def __init__(self, service: Generating, metrics: IngressMetrics, block_length: int) -> None:
+    def __init__(self, service: BlockService, metrics: IngressMetrics, block_length: int) -> None:
         """`block_length` is that of a request that names none."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
@@ -98,10 +94,17 @@ class ContextDenoiser:
             while context.masked:
                 positions = context.masked[:length]
                 number = num_blocks + lost_races
-                token_ids, usage = await self._block(call, context, positions, seeded(params, number), number, deadline)
-                usages.append(usage)
+                request = GenerateRequest(
+                    f"{call.request_id}-{number}",
+                    context.token_ids,
+                    max_tokens=0,
+                    params=seeded(params, number),
+                    holes=positions,
+                )
+                block = await self._service.fill(request, deadline)
+                usages.append(block.usage)
                 try:
-                    context = await contexts.commit(context, edits_of(positions, token_ids))
+                    context = await contexts.commit(context, edits_of(positions, block.token_ids))
                 except ContextConflictError:
                     lost_races += 1
                     context = await contexts.read_to_generate(call.context, call.cache_salt)
@@ -110,30 +113,6 @@ class ContextDenoiser:
                     yield BlockCommitted(context, positions, self._service.text_within(context.token_ids, positions))
             observed.outcome = FinishReason.STOP.value
             yield Denoised(context, num_blocks, lost_races, total(usages))
-
-    async def _block(
-        self,
-        call: DenoiseCall,
-        context: Context,
-        positions: tuple[int, ...],
-        params: DecodingParams,
-        number: int,
-        deadline: float,
-    ) -> tuple[tuple[int, ...], Usage]:
-        """Tokens for `positions` of `context`, and what they took."""
-        request = GenerateRequest(f"{call.request_id}-{number}", context.token_ids, 0, params=params, holes=positions)
-        lost = retry_if_exception_type(ReplicaLostError)
-        retrying = AsyncRetrying(retry=lost, stop=stop_after_attempt(ATTEMPTS), reraise=True)
-        return await retrying(self._attempt, request, deadline)
-
-    async def _attempt(self, request: GenerateRequest, deadline: float) -> tuple[tuple[int, ...], Usage]:
-        token_ids: tuple[int, ...] = ()
-        async with aclosing(self._service.chunks(request, deadline)) as chunks:
-            async for chunk in chunks:
-                token_ids += chunk.token_ids
-                if chunk.finish_reason is not None and chunk.usage is not None:
-                    return token_ids, chunk.usage
-        raise ReplicaLostError("the worker ended this block without its last part; ask again")
 
 
 def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:

@@ -61,7 +61,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     async def Denoise(self, request: pb.DenoiseRequest, context: Any) -> AsyncGenerator[pb.DenoiseResponse, None]:
         async with guarded_call(context, self._api_keys):
-            self._service.check_model(request.model)
+            self._service.catalogue.check(request.model)
             call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_of(request))
             async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:

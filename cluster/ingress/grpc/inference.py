@@ -11,8 +11,10 @@ from typing import Any
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
-from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
+from cluster.generation.answer import InferenceService
 from cluster.generation.events import ContextChoice, Finished, Text
+from cluster.generation.prompts import Call
+from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
 from cluster.ingress.grpc.content import role_of
@@ -37,7 +39,10 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             call = call_of(request)
             answer = await self._service.answer(call, timeout_s=context.time_remaining())
             return pb.GenerateResponse(
-                id=call.request_id, model=self._service.name, text=answer.text, **closing(answer.finished)
+                id=call.request_id,
+                model=self._service.catalogue.name,
+                text=answer.text,
+                **final_fields(answer.finished),
             )
 
     async def GenerateStream(  # noqa: N802
@@ -45,19 +50,21 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
         async with guarded_call(context, self._api_keys):
             call = call_of(request)
-            message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.name)
+            message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.catalogue.name)
             async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
                         case Text(text):
                             yield message(text=text)
                         case Finished():
-                            yield message(**closing(event))
+                            yield message(**final_fields(event))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         async with guarded_call(context, self._api_keys):
-            info = await self._service.model()
-            model = pb.Model(id=self._service.name, context_length=info.context_length, fingerprint=info.fingerprint)
+            info = await self._service.catalogue.model()
+            model = pb.Model(
+                id=self._service.catalogue.name, context_length=info.context_length, fingerprint=info.fingerprint
+            )
             return pb.ListModelsResponse(models=[model])
 
 
@@ -107,8 +114,8 @@ def prompt_of(request: pb.GenerateRequest) -> Prompt:
             raise RequestError("give a prompt: conversation (with messages), text or token_ids", param="prompt")
 
 
-def closing(finished: Finished) -> dict[str, Any]:
-    """The fields with which an answer ends."""
+def final_fields(finished: Finished) -> dict[str, Any]:
+    """Return the fields of an answer's last message."""
     counts, named = finished.usage, finished.context
     report = named and pb.ContextReport(id=named.id, mode=MODES[named.mode], epochs=counts.epochs)
     return {

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse
 
 from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.errors import Reply
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
 from cluster.ingress.http.shapes import Json, work_done
+from cluster.ingress.http.sse import event_stream
 
 Salt = Annotated[str, Query(alias="cache_salt")]
 
 
-def context_routes(
-    service: InferenceService, denoiser: ContextDenoiser, explain: Callable[[Exception], Reply], guarded: Sequence[Any]
-) -> APIRouter:
-    """The routes; `explain` words an error that comes up in the middle of a stream."""
-    router = APIRouter(prefix="/v1/contexts", dependencies=list(guarded))
+def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`."""
+    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
     contexts = service.contexts
 
     def whole(context: Context) -> Json:
@@ -70,13 +66,11 @@ def context_routes(
 
     @router.post("/{context_id}/denoise")
     async def denoise(context_id: str, body: DenoiseBody) -> Response:
-        service.check_model(body.model)
+        service.catalogue.check(body.model)
         call = DenoiseCall(uuid.uuid4().hex, ContextId(context_id), body.cache_salt or "", body.params())
         events = denoiser.run(call)
         if body.stream:
-            first = await anext(events)
-            stream: Response = EventSourceResponse(streamed(first, events, whole, explain), sep="\n")
-            return stream
+            return await event_stream(events, StreamedDenoising(whole))
         blocks: list[Json] = []
         async with aclosing(events):
             async for event in events:
@@ -88,24 +82,17 @@ def context_routes(
     return router
 
 
-async def streamed(
-    first: BlockCommitted | Denoised,
-    events: AsyncGenerator[BlockCommitted | Denoised, None],
-    whole: Callable[[Context], Json],
-    explain: Callable[[Exception], Reply],
-) -> AsyncGenerator[str, None]:
-    """The data of each server-sent event. An error after the first one can only be told as an event."""
-    async with aclosing(events):
-        try:
-            event = first
-            while isinstance(event, BlockCommitted):
-                yield json.dumps(block(event))
-                event = await anext(events)
-        except Exception as error:
-            yield json.dumps(explain(error).body())
-            return
-    yield json.dumps(summary(event, whole))
-    yield "[DONE]"
+@dataclass(frozen=True)
+class StreamedDenoising:
+    """The chunks of one denoising: its blocks, then its summary."""
+
+    whole: Callable[[Context], Json]
+
+    def first_chunks(self) -> Sequence[Json]:
+        return ()
+
+    def chunks(self, event: BlockCommitted | Denoised) -> Sequence[Json]:
+        return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.whole)]
 
 
 def heading(context: Context) -> Json:

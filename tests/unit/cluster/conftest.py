@@ -13,6 +13,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
+from cluster.background import BackgroundTasks
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
@@ -69,8 +70,18 @@ def contexts_patience_s() -> float:
 
 
 @pytest.fixture
+def background() -> BackgroundTasks:
+    return BackgroundTasks()
+
+
+@pytest.fixture
 def service(
-    workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, cache: CacheClient, contexts_patience_s: float
+    workers: LocalWorkers,
+    random_model: Path,
+    metrics: IngressMetrics,
+    cache: CacheClient,
+    background: BackgroundTasks,
+    contexts_patience_s: float,
 ) -> InferenceService:
     return InferenceService(
         workers,
@@ -80,6 +91,7 @@ def service(
         name="random",
         max_tokens=16,
         timeout_s=30.0,
+        background=background,
         contexts_patience_s=contexts_patience_s,
     )
 

@@ -27,7 +27,7 @@ class Fault:
 
 @dataclass
 class LocalWorkers:
-    """`cluster.generation.answer.Workers` over one worker."""
+    """`cluster.generation.workers.Workers` over one worker."""
 
     worker: Worker
     faults: list[Fault] = field(default_factory=list)

@@ -28,7 +28,7 @@ def worker_text(replica: str, requests: int) -> str:
 @pytest.fixture
 def router() -> Iterator[RouterCollector]:
     ledger = WorkLedger()
-    ledger.open("r", A, 70, until=60.0)
+    ledger.open("r", A, 70, expires_at=60.0)
     router = RouterCollector(PlacementView(), ledger)
     yield router
     REGISTRY.unregister(router)

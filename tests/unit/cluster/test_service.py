@@ -13,8 +13,9 @@ from cluster.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from cluster.generation.answer import Call, InferenceService
+from cluster.generation.answer import InferenceService
 from cluster.generation.events import Event, Finished, Text
+from cluster.generation.prompts import Call
 from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.local import Fault, LocalWorkers
@@ -178,7 +179,7 @@ async def test_a_deadline_stops_the_work(
 async def test_without_any_worker_a_deadline_means_unavailable(
     service: InferenceService, workers: LocalWorkers
 ) -> None:
-    await service.model()
+    await service.catalogue.model()
     workers.faults, workers.away = [Fault()], True
 
     with pytest.raises(NotReadyError):
@@ -191,10 +192,10 @@ async def test_before_a_worker_has_started_requests_are_told_to_wait(
     workers.away = True
     with pytest.raises(NotReadyError, match="/health"):
         await service.answer(call())
-    assert not await service.ready()
+    assert not await service.catalogue.is_ready()
 
     workers.away = False
-    assert await service.ready()
+    assert await service.catalogue.is_ready()
     assert (await service.answer(call())).text
 
 

@@ -14,8 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
-from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call
 from cluster.generation.events import ContextChoice
+from cluster.generation.prompts import Call
+from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from workers.api import ContextMode, DecodingParams
 
