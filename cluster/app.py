@@ -64,6 +64,7 @@ class Ingress:
         self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the HTTP application; Serve calls this by the name in `workers.ray_internals.ASGI_APP_METHOD`."""
         app = create_app(
             self._service,
             self._denoiser,

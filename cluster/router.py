@@ -27,6 +27,7 @@ from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
 from workers.api import CopyRequest, GenerateRequest
 from workers.bicache.cut import choose_cut
+from workers.ray_internals import back_off_while_full, reported_load
 
 ACCEPTANCE_S = 1.0
 """How long a request counts as work of the replica that was chosen for it, before any has accepted it."""
@@ -81,7 +82,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         that is gone hands out nothing: then any other is asked, and says whether it has a copy.
         """
         if pending_request:
-            pending_request.routing_context.should_backoff = True  # else Serve asks again at once while all are full
+            back_off_while_full(pending_request)
         by_id = {replica_id_of(replica.replica_id): replica for replica in candidate_replicas}
         if holder := holder_of(pending_request):
             return [[by_id[holder]] if holder in by_id else list(by_id.values())]
@@ -113,7 +114,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         cached = cached_tokens(replica, demand.cut, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached), now + self._longest_s)
-        self._ledger.record_load(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
+        self._ledger.record_load(replica, reported_load(self, replica_id), now)
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
 
 

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.errors import NotReadyError, ReplicaLostError
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.errors import EngineClosedError, OverloadedError, WorkerError
+from workers.ray_internals import BY_VALUE, call_all
 
 PROBE_TIMEOUT_S = 5.0
 
@@ -28,9 +29,9 @@ class WorkerReplicas:
         self._generate: Any = handle.options(
             method_name="replies",
             stream=True,
-            _by_reference=False,
             request_serialization="pickle",
             response_serialization="pickle",
+            **BY_VALUE,
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
@@ -69,13 +70,10 @@ class WorkerReplicas:
         return [cast(str, text) async for text in self._answers("metrics")]
 
     async def _answers(self, method: str) -> AsyncGenerator[object, None]:
-        """Of the replicas that answer in time, as they come; a replica that is lost or hangs is left out.
-
-        Serve's `results_async` has none of them where one is late, so its calls are awaited one by one.
-        """
+        """Yield the replicas' answers as they come; a replica that is lost or doesn't answer in time is left out."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                calls = await self._handle.broadcast(method)._fetch_replica_results_async()
+                calls = await call_all(self._handle, method)
         except (TimeoutError, RayServeException):
             return
         waiting = {asyncio.create_task(call.get_async()): call for call in calls}

@@ -39,6 +39,7 @@ from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
+from workers.ray_internals import init_options
 from workers.worker import dtype_of
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
             object_store_memory=store_bytes,
             include_dashboard=False,
             logging_level=logging.WARNING,
-            _temp_dir=str(directory),
+            **init_options(directory),
         )
     except Exception as error:
         raise StartError(f"Ray doesn't start on this machine: {error} Is the machine busy? Then try again.") from error

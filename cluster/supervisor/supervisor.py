@@ -29,18 +29,15 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from cluster.config import ClusterConfig, to_mapping
 from cluster.errors import ClusterError, StartError
+from workers.ray_internals import LOCKED, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
 
 logger = logging.getLogger(__name__)
 
 SOCKET_PATH_LIMIT = 107
-RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""How Ray names its longest unix socket below the directory that it is given."""
 GRACE_S, KILL_GRACE_S = 6.0, 1.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Of prctl(2)."""
-SERVE_SETTINGS = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_PROXY_USE_GRPC": "1"}
-"""One thread less for each request to pass through, and no Ray objects between Serve's HTTP proxy and the ingress."""
 
 
 class ChildEndedError(ClusterError):
@@ -174,7 +171,7 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
     """
     wanted = environ.get("RAY_TMPDIR")
     for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
-        if len(os.path.join(parent, "palimpsest-12345678") + RAY_SOCKET) <= SOCKET_PATH_LIMIT:
+        if len(os.path.join(parent, "palimpsest-12345678") + LONGEST_SOCKET) <= SOCKET_PATH_LIMIT:
             break
     else:
         raise StartError(f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp")
@@ -195,8 +192,8 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
-    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return SERVE_SETTINGS | inherited | ray | {"no_proxy": bypass, "NO_PROXY": bypass}
+    locked = {**LOCKED, TOKEN: secrets.token_hex(32)}
+    return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:
