@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_service.core.types import Context, ContextId, Epoch, PrefixKey, ReplicaId
+from workers.parameter import Bounds, parameter, parameters_of
+
+SEED_BITS = 63
 
 
 class FinishReason(enum.Enum):
@@ -43,50 +46,79 @@ class PrefixCandidate:
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """How the canvas is denoised. None means the worker's default."""
+    """How the canvas is denoised. None means the worker's default.
 
-    num_steps: int | None = None
-    block_length: int | None = None
-    policy: str | None = None
-    refresh_interval: int | None = None
-    reuse_depth: int | None = None
-    temperature: float = 0.0
-    seed: int | None = None
-    """None: drawn at random once, when the request is admitted."""
-    unmasking: str | None = None
-    """Which masked positions are committed first; the names and meanings are `workers.decoding.rules.Unmasking`'s.
+    The HTTP body, the gRPC decoder and the worker's check of bounds derive from these declarations.
+    """
 
-    None is what the model's authors use: `low_confidence` for LLaDA, `entropy` for Dream.
-    """
-    timetable: str | None = None
-    """How a block's masks are spread over its steps: `quota` (LLaDA's default) or `dream` (Dream's)."""
-    threshold: float | None = None
-    """For unmasking `threshold`: the confidence from which on a token is committed at once; None is 0.9."""
-    factor: float | None = None
-    """For unmasking `factor`: the larger, the more tokens a step commits; None is 1."""
-    top_p: float = 1.0
-    top_k: int | None = None
-    """At a temperature, choose among the `top_k` most probable tokens; before that, among those up to `top_p`."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logits); the mask token can't be named."""
-    min_tokens: int = 0
-    """EOS is not chosen before this position of the canvas."""
-    guidance: float = 0.0
-    """Classifier-free guidance w: logits u + (w + 1)(c - u), where u sees the prompt masked. Above 0 it needs policy
-    `none`, which is then the default, and two forwards a step.
-    """
-    remask: int = 0
-    """After each step, this many committed tokens of the active block, the least probable, are masked again and
-    committed anew by the timetable's end. What was handed out stays. Not with an unmasking that sets its own pace.
-    """
-    anchors: float | None = None
-    """Share of the prefix rows that refreshes after the first recompute; policy `lean` only."""
-    skip_refresh: bool | None = None
-    """Leave out refreshes while attention to the prefix stays put; policy `lean` only."""
-    deterministic: bool | None = None
-    """Whether the reuse depth follows from the request, the depth table and the prefix's own probe alone. False lets
-    other replicas' drift reports lower it too, so that the same request may be answered differently later.
-    """
+    num_steps: int | None = parameter("denoising steps of the whole canvas", name="steps", bounds=Bounds(1))
+    block_length: int | None = parameter("canvas tokens that are denoised together", bounds=Bounds(1))
+    policy: str | None = parameter("which states are reused from step to step")
+    refresh_interval: int | None = parameter("steps between two refreshes of the prefix's states", bounds=Bounds(0))
+    reuse_depth: int | None = parameter("layers that reuse the prefix's states", bounds=Bounds(0))
+    temperature: float = parameter("0 commits the most likely token", 0.0, bounds=Bounds(0, 2), is_openai=True)
+    seed: int | None = parameter(
+        "repeats an answer; None is drawn at random once, when the request is admitted",
+        bounds=Bounds(0, (1 << SEED_BITS) - 1),
+        is_openai=True,
+    )
+    unmasking: str | None = parameter(
+        "which masked positions are committed first, by a name of `workers.decoding.rules.Unmasking`; None is what the "
+        "model's authors use: low_confidence for LLaDA, entropy for Dream"
+    )
+    timetable: str | None = parameter(
+        "how a block's masks are spread over its steps: quota (LLaDA's default) or dream (Dream's)"
+    )
+    threshold: float | None = parameter(
+        "for unmasking threshold: the confidence from which on a token is committed at once; None is 0.9",
+        bounds=Bounds(0, 1),
+    )
+    factor: float | None = parameter(
+        "for unmasking factor: the larger, the more tokens a step commits; None is 1", bounds=Bounds(0)
+    )
+    top_p: float = parameter(
+        "choose among the most probable tokens up to this share",
+        1.0,
+        bounds=Bounds(0, 1, excludes_least=True),
+        is_openai=True,
+    )
+    top_k: int | None = parameter(
+        "at a temperature, choose among so many of the most probable tokens; before that, among those up to top_p",
+        bounds=Bounds(1),
+    )
+    logit_bias: tuple[tuple[int, float], ...] = parameter(
+        "token id to what is added to its logits; the mask token can't be named",
+        (),
+        bounds=Bounds(-100, 100),
+        is_openai=True,
+    )
+    min_tokens: int = parameter("EOS is not chosen before this position of the canvas", 0, bounds=Bounds(0))
+    guidance: float = parameter(
+        "classifier-free guidance w: logits u + (w + 1)(c - u), where u sees the prompt masked; above 0 it needs "
+        "policy none, which is then the default, and two forwards a step",
+        0.0,
+        bounds=Bounds(0, 100),
+    )
+    remask: int = parameter(
+        "after each step, this many committed tokens of the active block, the least probable, are masked again and "
+        "committed again by the timetable's end; what was delivered stays; not with unmasking threshold or factor",
+        0,
+        bounds=Bounds(0),
+    )
+    anchors: float | None = parameter(
+        "share of the prefix rows that refreshes after the first recompute; policy lean only",
+        bounds=Bounds(0, 1, excludes_least=True),
+    )
+    skip_refresh: bool | None = parameter(
+        "leave out refreshes while attention to the prefix stays put; policy lean only"
+    )
+    deterministic: bool | None = parameter(
+        "let the reuse depth follow from the request, the depth table and the prefix's own probe alone; false lets "
+        "other replicas' drift reports lower it too, so that the same request may be answered differently later"
+    )
+
+
+PARAMETERS = parameters_of(DecodingParams)
 
 
 class ContextMode(enum.Enum):

@@ -18,9 +18,9 @@ from cluster.errors import ContextConflictError, RequestError
 from cluster.generation.contexts.editing import ContextService
 from cluster.generation.events import FilledBlock
 from cluster.metrics import IngressMetrics
-from workers.api import DecodingParams, FinishReason, GenerateRequest, Usage
+from workers.api import SEED_BITS, DecodingParams, FinishReason, GenerateRequest, Usage
 
-SEEDS = 1 << 63
+SEEDS = 1 << SEED_BITS
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,8 @@ def steps_of(params: DecodingParams, context: Context, block_length: int) -> int
 
 
 def seeded(params: DecodingParams, number: int) -> DecodingParams:
-    """What is no seed is left for the worker to refuse."""
-    if params.seed is None or not 0 <= params.seed < SEEDS:
-        return params
-    return replace(params, seed=(params.seed + number) % SEEDS)
+    """Return the parameters of block `number`, which has a seed of its own."""
+    return params if params.seed is None else replace(params, seed=(params.seed + number) % SEEDS)
 
 
 def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:

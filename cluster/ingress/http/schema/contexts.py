@@ -18,7 +18,8 @@ from cluster.generation.contexts.drafting import (
     TurnsContent,
 )
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
-from cluster.ingress.http.schema.generation import Body, SamplingBody, TextPart
+from cluster.ingress.http.schema.declared import Body
+from cluster.ingress.http.schema.generation import SamplingBody, TextPart
 
 
 class MaskPart(Body):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints
 
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
@@ -18,7 +18,8 @@ from cluster.generation.events import ContextChoice
 from cluster.generation.prompts import Call
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from workers.api import ContextMode, DecodingParams
+from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
+from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
 def only(*neutral: Any, reason: str) -> AfterValidator:
@@ -34,51 +35,14 @@ def only(*neutral: Any, reason: str) -> AfterValidator:
 
 Ignored = Any
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 
 
-TokenId = Annotated[int, Field(strict=False)]
-"""As the key of an object, where JSON knows only strings."""
-
-
-class Body(BaseModel):
-    """Takes no value for another type's: `"yes"` is not true, and 1.5 no number of tokens."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @field_validator("*")
-    @classmethod
-    def whole_characters(cls, value: object) -> object:
-        r"""JSON can spell halves of a character alone (`"\ud800"`), which no text holds."""
-        texts = value if isinstance(value, list) else [value]
-        try:
-            "".join(text for text in texts if isinstance(text, str)).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"holds half a character, at position {error.start}") from error
-        return value
-
-
-class DiffusionBody(Body):
+class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
     """How the canvas is denoised: the extension of this server."""
 
-    steps: int | None = Field(default=None, ge=1)
-    block_length: int | None = Field(default=None, ge=1)
-    policy: str | None = None
-    seed: int | None = None
-    refresh_interval: int | None = Field(default=None, ge=0)
-    reuse_depth: int | None = Field(default=None, ge=0)
-    anchors: float | None = Field(default=None, gt=0, le=1)
-    skip_refresh: bool | None = None
-    deterministic: bool | None = None
-    unmasking: str | None = None
-    timetable: str | None = None
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    factor: float | None = Field(default=None, ge=0)
-    remask: int = Field(default=0, ge=0)
-    guidance: float = Field(default=0.0, ge=0)
-    top_k: int | None = Field(default=None, ge=1)
-    min_tokens: int = Field(default=0, ge=0)
+    seed: int | None = declared_field(SEED)
+    """The same as the body's own `seed`, before which it counts."""
 
 
 class ContextBody(Body):
@@ -97,15 +61,10 @@ class StreamOptions(Body):
     include_obfuscation: Ignored = None
 
 
-class SamplingBody(Body):
-    """How tokens are chosen, and for whom."""
+class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
+    """How tokens are chosen, for which model and which tenant."""
 
     model: str | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    logit_bias: dict[TokenId, Bias] | None = None
-    """Token id -> what is added to its logits."""
-    seed: int | None = None
     stream: bool | None = None
     cache_salt: str | None = None
     diffusion: DiffusionBody | None = None
@@ -113,28 +72,13 @@ class SamplingBody(Body):
     def params(self) -> DecodingParams:
         """Raises RequestError for what only the whole body shows to be wrong."""
         options = self.diffusion or DiffusionBody()
-        return DecodingParams(
-            num_steps=options.steps,
-            block_length=options.block_length,
-            policy=options.policy,
-            refresh_interval=options.refresh_interval,
-            reuse_depth=options.reuse_depth,
-            anchors=options.anchors,
-            skip_refresh=options.skip_refresh,
-            deterministic=options.deterministic,
-            unmasking=options.unmasking,
-            timetable=options.timetable,
-            threshold=options.threshold,
-            factor=options.factor,
-            remask=options.remask,
-            guidance=options.guidance,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=options.top_k,
-            logit_bias=tuple((self.logit_bias or {}).items()),
-            min_tokens=options.min_tokens,
-            temperature=self.temperature or 0.0,
-            seed=options.seed if options.seed is not None else self.seed,
-        )
+        values = {
+            parameter.name: getattr(self if parameter.is_openai else options, parameter.client_name)
+            for parameter in PARAMETERS
+        }
+        values["seed"] = self.seed if options.seed is None else options.seed
+        values["logit_bias"] = tuple((self.logit_bias or {}).items())
+        return DecodingParams(**{name: value for name, value in values.items() if value is not None})
 
 
 class GenerationBody(SamplingBody):
