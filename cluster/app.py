@@ -34,16 +34,16 @@ from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
 
 WORKERS = "DiffusionWorker"
-"""The workers' name in Serve."""
+"""Name of the workers' deployment."""
 UNBOUNDED = 1_000_000
-"""Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
+"""Requests that the ingress accepts; too many are refused where they would wait, at the workers' queue."""
 CONSTRUCTOR_ATTEMPTS = 2
-"""A model that doesn't load the first time hardly ever loads the second time."""
+"""Few, since a model that doesn't load the first time hardly ever loads the second time."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 
 class Ingress:
-    """One ingress replica: tokenizer, both servers, and the handle to the workers."""
+    """Runs one ingress replica: tokenizer, both servers, and the handle to the workers."""
 
     def __init__(self, config: ClusterConfig, workers: DeploymentHandle) -> None:
         self._config = config
@@ -89,7 +89,7 @@ class Ingress:
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """The application for the content of a configuration file. Raises ConfigError."""
+    """Return the application for the content of a configuration file. Raises ConfigError."""
     config = located(parse_config(args))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
     workers = worker_deployment(config, num_gpus=gpus)
@@ -106,7 +106,7 @@ def build(args: Mapping[str, Any]) -> Application:
 
 
 def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
-    """The workers, for a cluster with that many GPUs."""
+    """Return the workers' deployment for a cluster with `num_gpus` GPUs."""
     from workers.deployment import DiffusionWorker  # torch comes with it, which an ingress has no use for
 
     on_gpu, replicas = config.is_on_gpus(num_gpus), config.num_replicas(num_gpus)

@@ -1,4 +1,4 @@
-"""What the cluster counts, and how ingress, router and workers appear in one exposition."""
+"""The cluster's counters; ingress, router and workers appear in one exposition."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 
 class RouterCollector(Collector):
-    """One router's decisions and view. Serve makes routers where nothing can be handed in, so they register
-    themselves with the process's default registry.
+    """Shows one router's decisions and view.
+
+    Serve makes routers where nothing can be handed in, so this registers itself with the process's default registry.
     """
 
     def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
@@ -37,7 +38,7 @@ class RouterCollector(Collector):
         return ()
 
     def count(self, replica: ReplicaId, cached_tokens: int) -> None:
-        """One request went to `replica`, which was believed to hold that many of its prompt tokens."""
+        """Count a request for `replica`, which was believed to hold `cached_tokens` of its prompt tokens."""
         self._routed[replica, "hit" if cached_tokens else "miss"] += 1
 
     def collect(self) -> Iterator[Metric]:
@@ -60,7 +61,7 @@ class RouterCollector(Collector):
 
 
 class IngressMetrics:
-    """One ingress replica's requests, in a registry of its own."""
+    """Counts one ingress replica's requests, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -136,7 +137,7 @@ class RequestObservation:
 
 
 class Federation(Collector):
-    """Several registries as one; no metric name stands in two of them."""
+    """Shows several registries as one; no metric name stands in two of them."""
 
     def __init__(self, *parts: Collector) -> None:
         self._parts = parts
@@ -147,7 +148,7 @@ class Federation(Collector):
 
 
 class Expositions(Collector):
-    """Texts in Prometheus' format, as the workers render them, as one: samples of one metric stand together."""
+    """Shows texts in Prometheus' format, as the workers render them, as one: samples of a metric stand together."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)

@@ -1,4 +1,4 @@
-"""Conversation files as profile samples: the prompts that a deployment sees, through its own chat template."""
+"""Conversation files as profile samples: a deployment's own prompts, through its own chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PromptFileError(ClusterError):
 
 
 class OutputError(ClusterError):
-    """There is no writing to where the table should go."""
+    """The directory for the table can't be written to."""
 
 
 def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[ProfileSample]:
@@ -43,7 +43,7 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
 
 
 def output_directory(path: Path) -> Path:
-    """`path`, made where it isn't there yet. Raises OutputError, before anything is measured."""
+    """Return `path`, which is made where it is missing. Raises OutputError, before anything is measured."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,8 @@
 """The one wall to Ray Serve's request routing: an adapter without rules of its own.
 
 Serve makes a router in every process that holds a handle and calls it on the router's event loop. What to choose is
-decided in `cluster.affinity`, from `cluster.placement` (who holds what) and `cluster.ledger` (who has how much to
-do). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
+decided in `cluster.affinity`, from `cluster.placement` (which replica holds what) and `cluster.ledger` (how much work
+each has). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
 another one. Serve pickles this module by value, so nothing here may refer to what can't be pickled.
 """
 
@@ -34,16 +34,16 @@ ACCEPTANCE_S = 1.0
 
 
 class Result(Protocol):
-    """What Serve knows of a request in flight, as far as it is used here."""
+    """Is what Serve knows of a request in flight, as far as it is used here."""
 
     def add_done_callback(self, callback: Callable[[object], object]) -> None: ...
 
 
 class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
-    """Sends a request where the prompt work left to do plus the work queued is least."""
+    """Sends a request to where the prompt work left to do plus the queued work is least."""
 
     queue_len_response_deadline_s = 0.5
-    """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
+    """More than Serve's own 0.1 s, which drops a replica whenever its machine is busy for a moment."""
 
     def initialize_state(
         self,
@@ -54,7 +54,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         request_timeout_s: float,
         cut_share: float,
     ) -> None:
-        """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`.
+        """Set up; Serve calls this once, on the router's event loop, with the deployment's `request_router_kwargs`.
 
         A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
         """
@@ -76,10 +76,10 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
+        """Return every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
 
-        A replica that drains gets no new work, while there are others; copies of what it holds it still hands out. One
-        that is gone hands out nothing: then any other is asked, and says whether it has a copy.
+        A draining replica gets no new work while others are there; it still delivers copies of what it holds. A
+        replica that is gone delivers none: then any other one is asked whether it has a copy.
         """
         if pending_request:
             back_off_while_full(pending_request)
@@ -100,11 +100,11 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         return [[by_id[choice.replica]] for choice in choices]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
-        """The replica has accepted: its work is open until the result is complete, whatever its outcome.
+        """Count the work of a request that the replica has accepted until its result is complete, whatever its outcome.
 
-        At this moment Serve's count of the replica's requests is what the replica itself has just said. Later it may be
-        too high, and for good: callbacks that come before that answer aren't taken off it, and each of our calls to all
-        replicas keeps it from growing old.
+        At this moment Serve's count of the replica's requests is what the replica itself has just reported. Later it
+        may be too high, and for good: callbacks that come before that report aren't taken off it, and each of our calls
+        to all replicas keeps it from growing old.
         """
         demand = demand_of(pending_request, self._cut_share)
         if demand is None:
@@ -119,20 +119,20 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
 
 
 def is_replica_of(deployment: str) -> bool:
-    """Whether this process is one."""
+    """Return whether this process is a replica of `deployment`."""
     try:
         return str(serve.get_replica_context().deployment) == deployment
-    except RayServeException:  # no replica at all
+    except RayServeException:  # this process is no replica at all
         return False
 
 
 def replica_id_of(replica_id: ReplicaID) -> ReplicaId:
-    """The name under which the replica announces its entries."""
+    """Return the name under which the replica announces its entries."""
     return ReplicaId(replica_id.unique_id)
 
 
 def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
-    """The replica that a call for a copy names: no other can serve it."""
+    """Return the replica that a call for a copy names: no other one can serve it."""
     match pending.args if pending else []:
         case [CopyRequest() as request]:
             return request.holder
@@ -141,7 +141,7 @@ def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
 
 
 def demand_of(pending: PendingRequest | None, cut_share: float) -> Demand | None:
-    """The work that a call for an answer asks for; None for every other call."""
+    """Return the work that a call for an answer asks for; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
             return Demand(

@@ -47,7 +47,7 @@ class Observation(Protocol[T_contra]):
 
 
 class Unobserved:
-    """The observation of a run that is a part of another one, which is observed as a whole."""
+    """Watches nothing: the run is a part of another one, which is observed as a whole."""
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +134,7 @@ class InferenceService:
         return await only_item(self.run(build, lambda _: BlockReader(), Unobserved(), deadline))
 
     def deadline(self, timeout_s: float | None) -> float:
-        """Return the deadline, on the event loop's clock, of a client that waits `timeout_s`; None: without limit."""
+        """Return the deadline, on the event loop's clock, of a client that waits `timeout_s`; None: of any other."""
         bound = self._timeout_s if timeout_s is None else min(self._timeout_s, timeout_s)
         return asyncio.get_running_loop().time() + bound
 
@@ -145,10 +145,10 @@ class InferenceService:
         observation: Observation[T],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the reader of one attempt delivers. An attempt whose replica is lost is followed by another one
-        while nothing was delivered.
+        """Yield what the reader of one attempt delivers.
 
-        The last delivery waits until the workers' stream has ended: the replica is then known to be free again.
+        While nothing was delivered, an attempt whose replica is lost is followed by another one. The last delivery
+        waits until the workers' stream has ended: the replica is then known to be free again.
         """
         with observation:
             request = await build()

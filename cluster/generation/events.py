@@ -1,4 +1,4 @@
-"""What a generation delivers to its client, over either transport."""
+"""The events that a generation delivers to its client, over either transport."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.api import ContextMode, FinishReason, Usage
 
 @dataclass(frozen=True)
 class ContextChoice:
-    """The shared context that a request names as its prefix."""
+    """Names the shared context that is a request's prefix."""
 
     id: ContextId
     mode: ContextMode = ContextMode.PIN
@@ -20,14 +20,14 @@ class ContextChoice:
 
 @dataclass(frozen=True)
 class Text:
-    """Committed text, in order and never empty."""
+    """Delivers committed text, in order and never empty."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of an answer."""
+    """Ends an answer."""
 
     reason: FinishReason
     usage: Usage
@@ -40,7 +40,7 @@ Event = Text | Finished
 
 @dataclass(frozen=True)
 class Answer:
-    """All events of one generation in one value."""
+    """Holds all events of one generation in one value."""
 
     text: str
     finished: Finished
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class FilledBlock:
-    """The tokens of a request's holes, in order, and what they took."""
+    """Holds the tokens of a request's holes, in order, and what they took."""
 
     token_ids: tuple[int, ...]
     usage: Usage

@@ -15,7 +15,7 @@ from workers.api import ContextEpoch, ContextRead, DecodingParams, GenerateReque
 
 @dataclass(frozen=True)
 class Call:
-    """What a client asks for."""
+    """Says what a client asks for."""
 
     request_id: str
     """Unique over all requests."""
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """Token ids, and the shared context whose content they begin with."""
+    """Holds token ids, and the shared context whose content they begin with."""
 
     encoded: EncodedPrompt
     context: ContextRead | None = None
@@ -47,7 +47,7 @@ class RequestBuilder:
     def __init__(
         self, catalogue: ModelCatalogue, encoder: TextEncoder, contexts: ContextService, max_tokens: int
     ) -> None:
-        """`max_tokens` is the canvas of a call that names none."""
+        """Build requests for the model in `catalogue`; `max_tokens` is the canvas of a call that names none."""
         self._catalogue, self._encoder, self._contexts = catalogue, encoder, contexts
         self._max_tokens = max_tokens
 

@@ -1,4 +1,4 @@
-"""The one wall to Ray Serve's deployment handle: calls to the workers, and errors in our own words."""
+"""The one wall to Ray Serve's deployment handle: calls to the workers, with Ray's errors as our own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PROBE_TIMEOUT_S = 5.0
 
 
 class WorkerReplicas:
-    """All replicas of the worker deployment, reached through its router."""
+    """Reaches all replicas of the worker deployment through its router."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        """Answers come by value, straight from the replica: many small messages are dear as Ray's objects."""
+        """Take answers by value, straight from the replica: many small messages are expensive as Ray's objects."""
         self._handle = handle
         self._generate: Any = handle.options(
             method_name="replies",
@@ -35,7 +35,7 @@ class WorkerReplicas:
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """One answer's chunks. Closing the generator before its end cancels the work.
+        """Yield one answer's chunks. Closing the generator before its end cancels the work.
 
         Raises OverloadedError, NotReadyError, ReplicaLostError, and the worker's own errors.
         """
@@ -66,7 +66,7 @@ class WorkerReplicas:
             return cast(ModelInfo | None, await anext(infos, None))
 
     async def metrics(self) -> Sequence[str]:
-        """Each replica's metrics in Prometheus' text format."""
+        """Return each replica's metrics in Prometheus' text format."""
         return [cast(str, text) async for text in self._answers("metrics")]
 
     async def _answers(self, method: str) -> AsyncGenerator[object, None]:

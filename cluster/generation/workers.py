@@ -9,7 +9,7 @@ from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 
 
 class Workers(Protocol):
-    """The worker replicas, behind whatever routes to them."""
+    """Reaches the worker replicas through whatever routes to them."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Yield the chunks in order; closing the generator stops the work."""

@@ -1,4 +1,4 @@
-"""Fills the holes of a shared context, a block at a time; every block is a commit.
+"""The denoising of a shared context: its holes are filled a block at a time, and every block is a commit.
 
     read epoch e --> denoise the next block's holes --> commit(expected e) --accepted--> e + 1, go on there
          ^                                                  |
@@ -25,40 +25,40 @@ SEEDS = 1 << SEED_BITS
 
 @dataclass(frozen=True)
 class DenoiseCall:
-    """What a client asks for."""
+    """Says what a client asks for."""
 
     request_id: str
     """Unique over all requests."""
     context: ContextId
     cache_salt: str
     params: DecodingParams
-    """`num_steps` are those of all blocks together; each block has a seed of its own, counted up from `seed`."""
+    """Parameters of all blocks: they share `num_steps`, and each has a seed of its own, counted up from `seed`."""
 
 
 @dataclass(frozen=True)
 class BlockCommitted:
-    """One block is filled."""
+    """Reports that one block is filled."""
 
     context: Context
-    """As the commit left it."""
+    """The context as the commit left it."""
     positions: tuple[int, ...]
     text: str
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """The last event: nothing is masked any more."""
+    """Reports, as the last event, that nothing is masked any more."""
 
     context: Context
     num_blocks: int
     lost_races: int
-    """Blocks that were thrown away, because someone else's commit was faster."""
+    """Blocks that were thrown away, because another commit was faster."""
     usage: Usage | None
-    """The last block's, with the steps, forwards and tokens of all; None where there was no hole."""
+    """The last block's usage, with the steps, forwards and tokens of all; None where the context had no hole."""
 
 
 class BlockService(Protocol):
-    """What the denoiser needs of the inference service."""
+    """Is what the denoiser needs of the inference service."""
 
     contexts: ContextService
 
@@ -73,13 +73,13 @@ class ContextDenoiser:
     """Denoises contexts through the workers."""
 
     def __init__(self, service: BlockService, metrics: IngressMetrics, block_length: int) -> None:
-        """`block_length` is that of a request that names none."""
+        """Denoise through `service`; a request that names no block length has `block_length`."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
     async def run(
         self, call: DenoiseCall, *, timeout_s: float | None = None
     ) -> AsyncGenerator[BlockCommitted | Denoised, None]:
-        """A BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
+        """Yield a BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
 
         Closing the generator, or passing the deadline, stops the work. Raises what `InferenceService.generate` and
         `ContextService` raise.
@@ -116,7 +116,7 @@ class ContextDenoiser:
 
 
 def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
-    """Of one block. Raises RequestError where there are fewer steps than blocks."""
+    """Return the steps of one block. Raises RequestError where the steps are fewer than the blocks."""
     if params.num_steps is None or not context.masked:
         return None
     num_blocks = -(-len(context.masked) // block_length)
@@ -135,7 +135,7 @@ def seeded(params: DecodingParams, number: int) -> DecodingParams:
 
 
 def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:
-    """One for every run of neighbours among the ascending positions."""
+    """Return one edit for every run of neighbours among the ascending positions."""
     edits: list[Edit] = []
     for position, token_id in zip(positions, token_ids, strict=True):
         if edits and edits[-1].end == position:
@@ -146,7 +146,7 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
 
 
 def total(usages: Sequence[Usage]) -> Usage | None:
-    """Thrown-away blocks count too: they were computed."""
+    """Return what all blocks took; those that were thrown away count too, since they were computed."""
     if not usages:
         return None
     return replace(

@@ -1,4 +1,4 @@
-"""What all gRPC calls have in common: who may call, how errors end a call, and how decoding is asked for and told."""
+"""What all gRPC calls have in common: API keys, errors, decoding parameters and the report of the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Checks the API key, and ends the call with the status of whatever is raised inside."""
+    """Check the API key, and end the call with the status of whatever is raised inside."""
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)
         yield
@@ -40,7 +40,7 @@ def bearer_of(metadata: Any) -> str | None:
 
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
-    """What HTTP tells by a header or a field of its own."""
+    """Return the trailers for what HTTP reports by a header or a field of its own."""
     trailer: list[tuple[str, str]] = []
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))

@@ -1,4 +1,4 @@
-"""What a gRPC client writes into a shared context -> what it means. Raises RequestError for what says too little."""
+"""Messages about shared contexts -> our own types. Incomplete ones raise RequestError."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer":
 
 
 def content_of(message: pb.ContextContent) -> Content:
-    """The whole of a context."""
+    """Return the whole content of a context."""
     match message.WhichOneof("content"):
         case "turns" if message.turns.turns:
             return TurnsContent(tuple(map(turn_of, message.turns.turns)))
@@ -97,7 +97,7 @@ def hole_of(length: int) -> Hole:
 
 
 def role_of(role: str, param: str) -> str:
-    """What the chat template calls it."""
+    """Return the role as the chat template names it."""
     if role not in ROLES:
         raise RequestError(f"a turn's role must be one of {', '.join(ROLES)}, got {role!r}", param=param)
     return ROLES[role]

@@ -1,4 +1,4 @@
-"""`palimpsest.contexts.v1.Contexts`."""
+"""The service `palimpsest.contexts.v1.Contexts`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from protos import contexts_v1_pb2_grpc as pb_grpc
 
 
 class ContextsServicer(pb_grpc.ContextsServicer):
-    """Over the service's contexts, and a `ContextDenoiser`."""
+    """Serves the contexts of an `InferenceService`, and a `ContextDenoiser`."""
 
     def __init__(self, service: InferenceService, denoiser: ContextDenoiser, api_keys: frozenset[str]) -> None:
         self._service, self._contexts, self._denoiser = service, service.contexts, denoiser
@@ -41,9 +41,9 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             size = request.page_size or DEFAULT_PAGE
             if size > MAX_PAGE:
                 raise RequestError(f"page_size must be at most {MAX_PAGE}, got {size}", param="page_size")
-            page = await self._contexts.page(request.cache_salt, size, request.page_token or None)
+            page = await self._contexts.list_page(request.cache_salt, size, request.page_token or None)
             return pb.ListContextsResponse(
-                contexts=map(heading, page.contexts), next_page_token=page.next_page_token or ""
+                contexts=map(context_header, page.contexts), next_page_token=page.next_page_token or ""
             )
 
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
@@ -72,7 +72,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
                             yield pb.DenoiseResponse(denoised=self._summary(event))
 
     def _whole(self, context: Context) -> pb.Context:
-        message = heading(context)
+        message = context_header(context)
         message.text = self._service.text_of(context.token_ids, special=True)
         message.token_ids.extend(context.token_ids)
         message.holes.extend(pb.TokenRange(start=hole.start, end=hole.end) for hole in holes_of(context))
@@ -86,8 +86,8 @@ class ContextsServicer(pb_grpc.ContextsServicer):
         )
 
 
-def heading(context: Context) -> pb.Context:
-    """A context without its content."""
+def context_header(context: Context) -> pb.Context:
+    """Return a context without its content."""
     versions = (context.version, *context.past)
     return pb.Context(
         id=context.id,

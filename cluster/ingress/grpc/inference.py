@@ -1,4 +1,4 @@
-"""`palimpsest.inference.v1.Inference`."""
+"""The service `palimpsest.inference.v1.Inference`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASKED = {pb.CONTEXT_MODE_UNSPECIFIED: ContextMode.PIN} | {number: mode for mode,
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
-    """Over an `InferenceService`."""
+    """Serves an `InferenceService`."""
 
     def __init__(self, service: InferenceService, api_keys: frozenset[str]) -> None:
         self._service = service
@@ -69,7 +69,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
 
 def call_of(request: pb.GenerateRequest) -> Call:
-    """Raises RequestError for a request that says too little or too much."""
+    """Return the call that a request describes. Raises RequestError for one that is incomplete or contradictory."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
     if len(request.stop) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in request.stop):

@@ -67,7 +67,7 @@ async def serving(
 
 
 async def wait_until_stopped(server: Any) -> None:
-    """Wait until the server has stopped; leaves it alone where the wait is cancelled, which gRPC's own wait doesn't."""
+    """Wait until the server has stopped. This wait, unlike gRPC's own, can be cancelled without harm to the server."""
     await asyncio.shield(server.wait_for_termination())
 
 

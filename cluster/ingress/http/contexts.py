@@ -1,4 +1,4 @@
-"""`/v1/contexts` over HTTP."""
+"""The routes below `/v1/contexts`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
     contexts = service.contexts
 
     def whole(context: Context) -> Json:
-        return heading(context) | {
+        return context_header(context) | {
             "text": service.text_of(context.token_ids, special=True),
             "token_ids": list(context.token_ids),
             "holes": [asdict(hole) for hole in holes_of(context)],
@@ -43,10 +43,10 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
     async def page(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE, after: str | None = None, salt: Salt = ""
     ) -> Json:
-        found = await contexts.page(salt, limit, after)
+        found = await contexts.list_page(salt, limit, after)
         return {
             "object": "list",
-            "data": [heading(context) for context in found.contexts],
+            "data": [context_header(context) for context in found.contexts],
             "next": found.next_page_token,
         }
 
@@ -84,7 +84,7 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
 
 @dataclass(frozen=True)
 class StreamedDenoising:
-    """The chunks of one denoising: its blocks, then its summary."""
+    """Makes the chunks of one denoising: its blocks, then its summary."""
 
     whole: Callable[[Context], Json]
 
@@ -95,8 +95,8 @@ class StreamedDenoising:
         return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.whole)]
 
 
-def heading(context: Context) -> Json:
-    """A context without its content. Versions: the newest first."""
+def context_header(context: Context) -> Json:
+    """Return a context without its content, with its versions, the newest first."""
     versions = (context.version, *context.past)
     return {
         "id": context.id,

@@ -1,4 +1,4 @@
-"""OpenAI's response bodies: the same answer as a chat, or as a plain completion, whole or in pieces."""
+"""OpenAI's response bodies: an answer as a chat or as a plain completion, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class ResponseMeta:
-    """What every body of one response repeats."""
+    """Holds what every body of one response repeats."""
 
     id: str
     created: int
@@ -23,7 +23,7 @@ class ResponseMeta:
 
 
 class Shape(Protocol):
-    """How one endpoint words an answer."""
+    """Makes the bodies of one endpoint's answers."""
 
     def full_response(self, answer: Answer) -> Json:
         """Return the body of a response that isn't streamed."""
@@ -94,7 +94,7 @@ class CompletionShape:
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """The chunks of one streamed answer. Where usage is asked for, the other chunks say that they have none."""
+    """Makes the chunks of one streamed answer. Where usage is asked for, it is null in all chunks but the last."""
 
     shape: Shape
     include_usage: bool
@@ -134,7 +134,7 @@ def _accounts(finished: Finished) -> Json:
 
 
 def done(finished: Finished) -> Json:
-    """What was done, and which epochs of a named context were read."""
+    """Return the work done, and which epochs of a named context were read."""
     named = finished.context
     if named is None:
         return {"diffusion": work_done(finished.usage)}
@@ -153,7 +153,7 @@ def usage(finished: Finished) -> Json:
 
 
 def work_done(counts: Usage) -> Json:
-    """In the words of the request's `diffusion` object."""
+    """Return the work done, under the names of the request's `diffusion` object."""
     return {
         "policy": counts.policy,
         "steps": counts.num_steps,

@@ -39,8 +39,8 @@ def sheet(*parts: str | Hole) -> TurnsContent:
 
 
 def test_a_hole_stands_where_the_words_would(drafter: ContextDrafter) -> None:
-    whole = drafter.whole(sheet(SHEET))
-    holed = drafter.whole(sheet("Mira is 34, lives in", Hole(1), " and has a", Hole(1), "."))
+    whole = drafter.draft_whole(sheet(SHEET))
+    holed = drafter.draft_whole(sheet("Mira is 34, lives in", Hole(1), " and has a", Hole(1), "."))
 
     differ = [index for index, (a, b) in enumerate(zip(whole.token_ids, holed.token_ids, strict=True)) if a != b]
     assert whole.masked == ()
@@ -52,22 +52,22 @@ def test_a_hole_stands_where_the_words_would(drafter: ContextDrafter) -> None:
 @pytest.mark.parametrize("text", ["<|mask|>", "<|eot_id|>", "<hole 00>"])
 def test_text_stays_text(drafter: ContextDrafter, tokenizer: Tokenizer, text: str) -> None:
     for content in (sheet(text), TextContent((text,))):
-        draft = drafter.whole(content)
+        draft = drafter.draft_whole(content)
         assert draft.masked == ()
         assert text in tokenizer.text_of(draft.token_ids)
 
 
 def test_a_hole_may_be_all_and_anywhere(drafter: ContextDrafter) -> None:
-    assert drafter.whole(TextContent((Hole(3),))) == Draft((MASK,) * 3, (0, 1, 2))
-    assert drafter.whole(TokenContent((7, Hole(2), MASK))) == Draft((7, MASK, MASK, MASK), (1, 2))
-    both = drafter.whole(TextContent((Hole(1), Hole(2), "...", Hole(1))))
+    assert drafter.draft_whole(TextContent((Hole(3),))) == Draft((MASK,) * 3, (0, 1, 2))
+    assert drafter.draft_whole(TokenContent((7, Hole(2), MASK))) == Draft((7, MASK, MASK, MASK), (1, 2))
+    both = drafter.draft_whole(TextContent((Hole(1), Hole(2), "...", Hole(1))))
     assert both.masked[:3] == (0, 1, 2)
     assert both.masked[-1] == len(both.token_ids) - 1
 
 
 def test_foreign_token_ids_are_refused(drafter: ContextDrafter, tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError) as refusal:
-        drafter.whole(TokenContent((tokenizer.vocab_size,)))
+        drafter.draft_whole(TokenContent((tokenizer.vocab_size,)))
     assert refusal.value.param == "token_ids"
 
 
@@ -78,12 +78,12 @@ def test_foreign_token_ids_are_refused(drafter: ContextDrafter, tokenizer: Token
 def test_text_is_replaced_as_if_it_had_been_written_so(
     drafter: ContextDrafter, tokenizer: Tokenizer, found: str, instead: str
 ) -> None:
-    before = drafter.whole(sheet(SHEET))
-    start, end, left, right = drafter.cover(before.token_ids, (), found)
-    put = drafter.behind(before.token_ids[:start], TextContent((left + instead + right,)))
+    before = drafter.draft_whole(sheet(SHEET))
+    start, end, left, right = drafter.locate_text(before.token_ids, (), found)
+    put = drafter.draft_behind(before.token_ids[:start], TextContent((left + instead + right,)))
 
     after = (*before.token_ids[:start], *put.token_ids, *before.token_ids[end:])
-    assert after == drafter.whole(sheet(SHEET.replace(found, instead))).token_ids
+    assert after == drafter.draft_whole(sheet(SHEET.replace(found, instead))).token_ids
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_text_is_replaced_as_if_it_had_been_written_so(
 def test_characters_of_several_tokens_are_replaced_whole(
     drafter: ContextDrafter, tokenizer: Tokenizer, found: str, rest: str
 ) -> None:
-    before = drafter.whole(sheet(rest.format(found))).token_ids
-    start, end, left, right = drafter.cover(before, (), found)
-    put = drafter.behind(before[:start], TextContent((left, "an owl", right))).token_ids
+    before = drafter.draft_whole(sheet(rest.format(found))).token_ids
+    start, end, left, right = drafter.locate_text(before, (), found)
+    put = drafter.draft_behind(before[:start], TextContent((left, "an owl", right))).token_ids
 
-    expected = tokenizer.text_of(drafter.whole(sheet(rest.format("an owl"))).token_ids)
+    expected = tokenizer.text_of(drafter.draft_whole(sheet(rest.format("an owl"))).token_ids)
     assert tokenizer.text_of((*before[:start], *put, *before[end:])) == expected
 
 
 @pytest.mark.parametrize("text", ["i", "Bern", "in Oslo and", "ana"])
 def test_text_that_is_not_there_once_is_refused(drafter: ContextDrafter, text: str) -> None:
-    holed = drafter.whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she has a banana."))
+    holed = drafter.draft_whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she has a banana."))
     with pytest.raises(RequestError) as refusal:
-        drafter.cover(holed.token_ids, holed.masked, text)
+        drafter.locate_text(holed.token_ids, holed.masked, text)
     assert refusal.value.param == "edits"
 
 
@@ -123,7 +123,7 @@ def test_a_draft_as_edits_is_the_draft_in_its_place(
     version = Version(Epoch(0), PrefixKey(b""), CommitId("c"))
     tokens = tuple(token for token, _ in old)
     context = Context(ContextId("x"), "", "", tokens, masked, Revision(1), CommitId("c"), version)
-    draft = drafter.whole(TokenContent(tuple(parts)))
+    draft = drafter.draft_whole(TokenContent(tuple(parts)))
 
     after, holes = spliced(context, draft.edits(start, end))
 

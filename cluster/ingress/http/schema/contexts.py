@@ -1,4 +1,4 @@
-"""Bodies about shared contexts: `/v1/contexts`."""
+"""The bodies of `/v1/contexts`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cluster.ingress.http.schema.generation import SamplingBody, TextPart
 
 
 class MaskPart(Body):
-    """A hole of so many tokens."""
+    """Is a hole of `length` tokens."""
 
     type: Literal["mask"]
     length: int = Field(ge=1, le=MAX_HOLE)
@@ -49,7 +49,7 @@ class TurnBody(Body):
 
 
 class PlainBody(Body):
-    """Text or token ids, with holes."""
+    """Holds text or token ids, with holes."""
 
     text: Written | None = None
     token_ids: list[int | MaskPart] | None = None
@@ -61,7 +61,7 @@ class PlainBody(Body):
 
 
 class ContentBody(PlainBody):
-    """The whole of a context."""
+    """Holds the whole content of a context."""
 
     messages: list[TurnBody] | None = Field(default=None, min_length=1)
     cache_salt: str | None = None
@@ -73,7 +73,7 @@ class ContentBody(PlainBody):
 
 
 class CreateContextBody(ContentBody):
-    """POST /v1/contexts."""
+    """Is the body of POST /v1/contexts."""
 
     @model_validator(mode="after")
     def one_source(self) -> CreateContextBody:
@@ -82,7 +82,7 @@ class CreateContextBody(ContentBody):
 
 
 class EditBody(PlainBody):
-    """What is to stand in the place of positions start..end-1, or of a text that stands there once."""
+    """Replaces positions start..end-1, or a text that stands in the context once."""
 
     start: Position | None = None
     end: Position | None = None
@@ -103,7 +103,7 @@ class EditBody(PlainBody):
 
 
 class ChangeContextBody(ContentBody):
-    """PATCH /v1/contexts/{id}."""
+    """Is the body of PATCH /v1/contexts/{id}."""
 
     expected_epoch: int = Field(ge=0)
     edits: list[EditBody] | None = Field(default=None, min_length=1)
@@ -124,11 +124,11 @@ class ChangeContextBody(ContentBody):
 
 
 class DenoiseBody(SamplingBody):
-    """POST /v1/contexts/{id}/denoise."""
+    """Is the body of POST /v1/contexts/{id}/denoise."""
 
 
 def require_one(body: Body, *names: str) -> None:
-    """Raises ValueError unless one of these fields is given."""
+    """Raise ValueError unless exactly one of these fields is given."""
     given = [name for name in names if getattr(body, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(names)}; got {' and '.join(given) or 'none'}")

@@ -25,7 +25,7 @@ class Body(BaseModel):
     @field_validator("*")
     @classmethod
     def whole_characters(cls, value: object) -> object:
-        r"""JSON can spell halves of a character alone (`"\ud800"`), which no text holds."""
+        r"""Refuse half a character, which JSON can spell (`"\ud800"`) and no text holds."""
         texts = value if isinstance(value, list) else [value]
         try:
             "".join(text for text in texts if isinstance(text, str)).encode()

@@ -23,7 +23,7 @@ from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
 def only(*neutral: Any, reason: str) -> AfterValidator:
-    """Marks a field that takes nothing but its neutral values."""
+    """Return a validator for a field that takes nothing but its neutral values."""
 
     def check(value: Any) -> Any:
         if value is not None and value not in neutral:
@@ -39,14 +39,14 @@ Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 
 
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
-    """How the canvas is denoised: the extension of this server."""
+    """Says how the canvas is denoised: the extension of this server."""
 
     seed: int | None = declared_field(SEED)
     """The same as the body's own `seed`, before which it counts."""
 
 
 class ContextBody(Body):
-    """A shared context as the prefix of a generation."""
+    """Names a shared context as the prefix of a generation."""
 
     id: NonEmpty
     mode: Literal["pin", "follow"] = "pin"
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
-    """How tokens are chosen, for which model and which tenant."""
+    """Says how tokens are chosen, for which model and which tenant."""
 
     model: str | None = None
     stream: bool | None = None
@@ -70,7 +70,7 @@ class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ig
     diffusion: DiffusionBody | None = None
 
     def params(self) -> DecodingParams:
-        """Raises RequestError for what only the whole body shows to be wrong."""
+        """Return the decoding parameters. Raises RequestError for what only the whole body shows to be wrong."""
         options = self.diffusion or DiffusionBody()
         values = {
             parameter.name: getattr(self if parameter.is_openai else options, parameter.client_name)
@@ -82,12 +82,12 @@ class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ig
 
 
 class GenerationBody(SamplingBody):
-    """What both endpoints share."""
+    """Holds what both endpoints share."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
     ignore_eos: bool | None = None
-    """As load generators ask of vLLM: fill the whole canvas."""
+    """Fill the whole canvas, as load generators ask of vLLM."""
     stream_options: StreamOptions | None = None
     context: ContextBody | None = None
 
@@ -104,7 +104,7 @@ class GenerationBody(SamplingBody):
     prompt_cache_retention: Ignored = None
 
     def to_call(self, request_id: str) -> Call:
-        """Raises RequestError for what only the whole body shows to be wrong."""
+        """Return the described call. Raises RequestError for what only the whole body shows to be wrong."""
         stop = self.stop or []
         return Call(
             request_id=request_id,
@@ -122,7 +122,7 @@ class GenerationBody(SamplingBody):
         raise NotImplementedError
 
     def text_behind(self) -> str:
-        """What the answer leads up to."""
+        """Return the text that follows the answer."""
         return ""
 
     def canvas(self) -> int | None:
@@ -151,7 +151,7 @@ class TextPart(Body):
 
 
 class MessageBody(Body):
-    """One turn. Fields of other turns' machinery (tool calls, audio) can't be put through a template here."""
+    """Holds one turn. Fields of other kinds of turns (tool calls, audio) can't be put through a template here."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -165,7 +165,7 @@ class MessageBody(Body):
 
 
 class ChatBody(GenerationBody):
-    """POST /v1/chat/completions."""
+    """Is the body of POST /v1/chat/completions."""
 
     messages: list[MessageBody] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -192,7 +192,7 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """POST /v1/completions and /v1/fim/completions."""
+    """Is the body of POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
