@@ -1,4 +1,4 @@
-"""What cluster/ may know of a worker: the request, the chunks that answer it, and its statistics."""
+"""The interface between cluster/ and a worker: the request, the chunks that answer it, and statistics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ SEED_BITS = 63
 
 
 class FinishReason(enum.Enum):
+    """Says why an answer ended."""
+
     STOP = "stop"
     """The model ended its answer: EOS is committed with nothing masked before it."""
     LENGTH = "length"
@@ -20,17 +22,17 @@ class FinishReason(enum.Enum):
 
 
 class DepthLimiter(enum.Enum):
-    """Evidence that lowered a reuse depth."""
+    """Names the evidence that lowered a reuse depth."""
 
     PROBE = "probe"
     """The prefix's states, compared with true ones, are not similar enough any deeper."""
     REPORT = "report"
-    """Another replica reported so. A deterministic request ignores reports."""
+    """Another replica's drift report says so. A deterministic request ignores reports."""
 
 
 @dataclass(frozen=True)
 class ContextEpoch:
-    """A shared context at one of its epochs."""
+    """Names a shared context at one of its epochs."""
 
     context: ContextId
     epoch: Epoch
@@ -38,7 +40,7 @@ class ContextEpoch:
 
 @dataclass(frozen=True)
 class PrefixCandidate:
-    """A boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
+    """Names a boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
 
     num_tokens: int
     key: PrefixKey
@@ -46,7 +48,7 @@ class PrefixCandidate:
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """How the canvas is denoised. None means the worker's default.
+    """Says how the canvas is denoised. None means the worker's default.
 
     The HTTP body, the gRPC decoder and the worker's check of bounds derive from these declarations.
     """
@@ -122,17 +124,17 @@ PARAMETERS = parameters_of(DecodingParams)
 
 
 class ContextMode(enum.Enum):
-    """Which epoch of a shared context a request goes by."""
+    """Says which epoch of a shared context a request reads."""
 
     PIN = "pin"
-    """The one that it began with, to its end."""
+    """The epoch that it began with, to its end."""
     FOLLOW = "follow"
-    """The newest at each block start."""
+    """The newest epoch at each block start."""
 
 
 @dataclass(frozen=True)
 class ContextRead:
-    """The shared context whose content at `at.epoch` the first `num_tokens` token ids of a request are."""
+    """Says that the first `num_tokens` token ids of a request are a shared context's content at `at.epoch`."""
 
     at: ContextEpoch
     num_tokens: int
@@ -145,17 +147,17 @@ class ContextRead:
         return self.mode is ContextMode.FOLLOW
 
     def is_behind(self, newest: Epoch) -> bool:
-        """By more than it may be."""
+        """Return whether the request lies further behind `newest` than it may."""
         return newest - self.at.epoch > self.max_staleness
 
 
 ContextReply = Callable[[Context | None], None]
-"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
+"""A function that takes the newest content of a context, None where it is unknown; from any thread, and at once."""
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A canvas of masks to denoise behind a prompt of token ids, in front of a suffix, and holes in the prompt."""
+    """Asks for a canvas of masks to be denoised, behind a prompt and before a suffix, and for holes in the prompt."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -165,9 +167,9 @@ class GenerateRequest:
     """Candidate boundaries, shortest first."""
     params: DecodingParams = field(default_factory=DecodingParams)
     suffix: tuple[int, ...] = ()
-    """Token ids behind the canvas: text to fill up to."""
+    """Token ids behind the canvas: the text that the answer leads up to."""
     context: ContextRead | None = None
-    """Whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
+    """The context whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
     holes: tuple[int, ...] = ()
     """Ascending positions in `token_ids` that are denoised too, whatever ids stand there. Never filled with EOS: what
     follows them is known. Their tokens come before the canvas's.
@@ -188,7 +190,7 @@ class CopyRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request took, so far or in the end."""
+    """Reports what a request took, so far or in the end."""
 
     prompt_tokens: int
     """Given tokens: prompt and suffix without holes."""
@@ -206,14 +208,14 @@ class Usage:
     """The evidence that lowered `reuse_depth`; None where it is what the depth table or the request says."""
     replica: ReplicaId
     epochs: tuple[Epoch, ...] = ()
-    """Of the shared context that the request reads: those that its passes went by, in order."""
+    """Epochs of its shared context that the request's passes read, in order."""
 
 
 @dataclass(frozen=True)
 class GenerateChunk:
-    """Committed tokens in order: all before them are committed too. The last chunk has a reason.
+    """Delivers committed tokens in order: all before them are committed too. The last chunk has a reason.
 
-    Every chunk has the usage so far, so that who has read enough knows what it took.
+    Every chunk has the usage so far, for readers that stop before the last one.
     """
 
     request_id: str
@@ -224,11 +226,11 @@ class GenerateChunk:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the edge must know of the served model."""
+    """Describes the served model, as far as the ingress needs it."""
 
     name: str
     fingerprint: str
-    """Digest over weights, dtype and tokenizer."""
+    """A digest over weights, dtype and tokenizer."""
     context_length: int
     mask_token_id: int
     eos_token_id: int
@@ -236,7 +238,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """A worker's counters since its start, and its load now."""
+    """Reports a worker's counters since its start, and its load now."""
 
     replica: ReplicaId
     num_running: int
@@ -250,4 +252,4 @@ class WorkerStats:
     prefix_bytes: int
     num_aborted: int
     num_moved: int
-    """Times that a request went on with a newer epoch of the context that it follows."""
+    """Number of times that a request continued with a newer epoch of the context that it follows."""
