@@ -9,7 +9,7 @@ from cache_service.core.types import ReplicaId
 EMA_DECAY = 0.95
 """Weight of the past in the running mean of a request's work."""
 REPORT_LIFE_S = 1.0
-"""For how long a replica's report counts. A request that ended while the report was under way is one too many in it."""
+"""Seconds for which a replica's report counts. It still contains requests that ended while it was under way."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from workers.bicache.cut import choose_cut
 from workers.ray_internals import back_off_while_full, reported_load
 
 ACCEPTANCE_S = 1.0
-"""How long a request counts as work of the replica that was chosen for it, before any has accepted it."""
+"""Seconds for which a request counts as work of the replica that was chosen for it, before any has accepted it."""
 
 
 class Result(Protocol):

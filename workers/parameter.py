@@ -1,4 +1,4 @@
-"""How a request's parameter is declared: once, with its bounds and its help text.
+"""The declaration of a request's parameter: once, with its bounds and its help text.
 
 The HTTP body, the gRPC decoder and the worker's own check derive from the declarations in `workers.api`.
 """
@@ -16,13 +16,14 @@ DECLARATION = "parameter"
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a parameter takes: finite ones from `least` to `most`."""
+    """Limits the numbers that a parameter takes: finite ones from `least` to `most`."""
 
     least: float
     most: float = math.inf
     excludes_least: bool = False
 
     def admit(self, number: float) -> bool:
+        """Return whether `number` lies within them."""
         above = number > self.least if self.excludes_least else number >= self.least
         return above and number <= self.most and math.isfinite(number)
 
@@ -38,7 +39,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as clients know it."""
+    """Describes a parameter as clients know it."""
 
     name: str
     """The name of its field."""

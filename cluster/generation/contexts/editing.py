@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
-"""How long a call is tried again: nothing can replace the service, and its restart should pass unnoticed."""
+"""Seconds for which a call is tried again: nothing can replace the service, and its restart should pass unnoticed."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Contexts that are listed at a time."""
 MAX_EDITS = 64
@@ -135,10 +135,7 @@ class ContextService:
     async def delete(self, context_id: ContextId, salt: str) -> None:
         """Delete the context. Raises ContextNotFoundError."""
         await self.read(context_id, salt)
-        with (
-            translate_cache_errors(),
-            suppress(UnknownContext),
-        ):  # just deleted, perhaps by a call whose answer was lost
+        with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
             await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
 
     async def change(

@@ -25,7 +25,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 CONTEXTS: str = contexts_v1_pb2.DESCRIPTOR.services_by_name["Contexts"].full_name
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
-"""How often health is checked: until the ingress can serve, and from then on."""
+"""Seconds between two health checks: until the ingress can serve, and from then on."""
 GRACE_S = 1.0
 
 

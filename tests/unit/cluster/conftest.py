@@ -55,7 +55,7 @@ def metrics() -> IngressMetrics:
 
 @pytest.fixture
 def cache_target() -> str:
-    """Nobody listens there, unless a test sees to it."""
+    """Return an address where nothing listens, unless a test starts a service there."""
     return f"127.0.0.1:{free_port()}"
 
 

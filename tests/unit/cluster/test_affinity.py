@@ -76,7 +76,7 @@ def test_requests_without_a_prefix_spread_too() -> None:
 
 
 @given(st.permutations(REPLICAS), st.dictionaries(st.sampled_from(REPLICAS), st.integers(0, 1000)))
-def test_the_order_of_candidates_decides_nothing(order: list[ReplicaId], queued: dict[ReplicaId, int]) -> None:
+def test_the_order_of_candidates_does_not_matter(order: list[ReplicaId], queued: dict[ReplicaId, int]) -> None:
     holders = {SHEET: frozenset({B})}
 
     assert rank(demand((SHEET, 100)), order, holders, queued, EVEN) == rank(
@@ -85,7 +85,7 @@ def test_the_order_of_candidates_decides_nothing(order: list[ReplicaId], queued:
 
 
 def test_one_hot_prefix_never_goes_to_one_replica_alone() -> None:
-    """As requests pile up on the holder, the others get their share, and no replica has all the work."""
+    """While requests queue on the holder, the others get their share, and no replica has all the work."""
     ledger, holders = WorkLedger(), {SHEET: frozenset({A})}
     for n in range(60):
         asked = demand((SHEET, 300), request_id=f"r{n}")

@@ -95,7 +95,7 @@ def test_two_denoisers_of_one_context_lose_no_edit(client: TestClient) -> None:
     )
 
 
-async def test_a_lost_race_goes_on_with_what_the_winner_wrote(
+async def test_a_lost_race_continues_with_the_winners_content(
     service: InferenceService, metrics: IngressMetrics, cache: CacheClient, workers: LocalWorkers
 ) -> None:
     async with cache:
@@ -106,7 +106,7 @@ async def test_a_lost_race_goes_on_with_what_the_winner_wrote(
         async with aclosing(ContextDenoiser(service, metrics, 4).run(call)) as running:
             async for event in running:
                 events.append(event)
-                if len(events) == 1:  # someone fills the next block's holes, and writes before them
+                if len(events) == 1:  # another client fills the next block's holes, and inserts text before them
                     theirs = [
                         Replacement(TokenRange(0, 0), TokenContent((60, 61))),
                         Replacement(TokenRange(5, 9), TokenContent((62,) * 4)),
@@ -144,7 +144,7 @@ async def test_a_lost_replica_costs_a_block_not_the_denoising(
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63])
-def test_what_is_no_seed_is_refused(client: TestClient, seed: int) -> None:
+def test_an_impossible_seed_is_refused(client: TestClient, seed: int) -> None:
     made = created(client, text=[HOLE])
     assert failed(client.post(f"{URL}/{made['id']}/denoise", json={"seed": seed})) == (400, None, "seed")
 

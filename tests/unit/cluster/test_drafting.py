@@ -57,7 +57,7 @@ def test_text_stays_text(drafter: ContextDrafter, tokenizer: Tokenizer, text: st
         assert text in tokenizer.text_of(draft.token_ids)
 
 
-def test_a_hole_may_be_all_and_anywhere(drafter: ContextDrafter) -> None:
+def test_holes_may_stand_anywhere_and_alone(drafter: ContextDrafter) -> None:
     assert drafter.draft_whole(TextContent((Hole(3),))) == Draft((MASK,) * 3, (0, 1, 2))
     assert drafter.draft_whole(TokenContent((7, Hole(2), MASK))) == Draft((7, MASK, MASK, MASK), (1, 2))
     both = drafter.draft_whole(TextContent((Hole(1), Hole(2), "...", Hole(1))))
@@ -75,7 +75,7 @@ def test_foreign_token_ids_are_refused(drafter: ContextDrafter, tokenizer: Token
     ("found", "instead"),
     [("Oslo", "Lima"), ("Mira", "Tobin"), ("34", "29"), ("a fox", "an owl"), ("Mira is", "Nela was"), (SHEET, "None.")],
 )
-def test_text_is_replaced_as_if_it_had_been_written_so(
+def test_replaced_text_encodes_as_if_it_had_been_there_from_the_start(
     drafter: ContextDrafter, tokenizer: Tokenizer, found: str, instead: str
 ) -> None:
     before = drafter.draft_whole(sheet(SHEET))
@@ -102,7 +102,7 @@ def test_characters_of_several_tokens_are_replaced_whole(
 
 
 @pytest.mark.parametrize("text", ["i", "Bern", "in Oslo and", "ana"])
-def test_text_that_is_not_there_once_is_refused(drafter: ContextDrafter, text: str) -> None:
+def test_text_that_does_not_stand_there_once_is_refused(drafter: ContextDrafter, text: str) -> None:
     holed = drafter.draft_whole(sheet("Mira lives in", Hole(1), "Oslo and", " so on, if she has a banana."))
     with pytest.raises(RequestError) as refusal:
         drafter.locate_text(holed.token_ids, holed.masked, text)
@@ -114,7 +114,7 @@ def test_text_that_is_not_there_once_is_refused(drafter: ContextDrafter, text: s
     parts=st.lists(st.one_of(st.integers(5, 50), st.integers(1, 3).map(Hole)), max_size=6),
     data=st.data(),
 )
-def test_a_draft_as_edits_is_the_draft_in_its_place(
+def test_the_edits_of_a_draft_insert_the_draft(
     drafter: ContextDrafter, old: list[tuple[int, bool]], parts: list[int | Hole], data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(0, len(old)))
@@ -144,7 +144,7 @@ def test_turns_behind_a_context_are_those_of_the_whole_conversation(tokenizer: T
     assert [len(context) + length for length in (0, *behind.boundaries)] == list(whole.boundaries)
 
 
-def test_text_and_tokens_behind_a_context_go_on_where_it_ends(tokenizer: Tokenizer) -> None:
+def test_text_and_tokens_behind_a_context_continue_it(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_behind(TextPrompt(" and"), 30).token_ids == tokenizer.encode_suffix(" and")
     assert tokenizer.encode_behind(TokenPrompt((7, 8)), 30).token_ids == (7, 8)
     assert tokenizer.encode_behind(TextPrompt(""), 30).token_ids == ()

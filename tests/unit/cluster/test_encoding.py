@@ -1,4 +1,4 @@
-"""Where texts are encoded."""
+"""Short texts are encoded on the loop, long ones on a thread."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def encoder(random_model: Path) -> TextEncoder:
     return TextEncoder(random_model)
 
 
-def place(tokenizer: Tokenizer) -> tuple[int, Tokenizer]:
+def thread_of(tokenizer: Tokenizer) -> tuple[int, Tokenizer]:
     return threading.get_ident(), tokenizer
 
 
 async def test_a_long_text_has_a_thread_and_a_tokenizer_of_its_own(encoder: TextEncoder) -> None:
-    assert await encoder.run(LONG - 1, place) == (threading.get_ident(), encoder.tokenizer)
-    thread, tokenizer = await encoder.run(LONG, place)
+    assert await encoder.run(LONG - 1, thread_of) == (threading.get_ident(), encoder.tokenizer)
+    thread, tokenizer = await encoder.run(LONG, thread_of)
     assert thread != threading.get_ident()
     assert tokenizer is not encoder.tokenizer
 
 
-async def test_the_loop_goes_on_while_a_long_text_is_encoded(encoder: TextEncoder) -> None:
+async def test_the_loop_runs_while_a_long_text_is_encoded(encoder: TextEncoder) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def work(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -60,5 +60,5 @@ async def test_the_loop_goes_on_while_a_long_text_is_encoded(encoder: TextEncode
         TokenPrompt((1, 2, 3, 4, 5)),
     ],
 )
-def test_the_length_of_a_prompt_is_what_there_is_to_encode(prompt: Prompt) -> None:
+def test_the_length_of_a_prompt_counts_what_is_encoded(prompt: Prompt) -> None:
     assert length_of(prompt) == 5

@@ -93,7 +93,7 @@ async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, work
         (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(policy="magic")), "magic"),
     ],
 )
-async def test_what_can_not_be_honoured_is_refused_by_name(
+async def test_what_cannot_be_honoured_is_refused_by_name(
     stub: InferenceStub, wrong: pb.GenerateRequest, words: str
 ) -> None:
     for call in (stub.Generate(wrong), stub.GenerateStream(wrong).read()):
@@ -158,7 +158,7 @@ async def read_into(pieces: list[str], call: grpc.aio.UnaryStreamCall) -> None:
         pieces.append(message.text)
 
 
-async def test_keys_are_asked_for_where_they_are_configured(
+async def test_api_keys_are_required_where_they_are_configured(
     service: InferenceService, denoiser: ContextDenoiser
 ) -> None:
     async with (
@@ -193,7 +193,7 @@ async def test_health_follows_the_workers(
     assert statuses[0] != health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_an_address_that_can_not_be_had_is_named(service: InferenceService, denoiser: ContextDenoiser) -> None:
+async def test_an_unusable_address_is_named(service: InferenceService, denoiser: ContextDenoiser) -> None:
     with pytest.raises(ClusterError, match=r"nowhere\.invalid:1.*grpc"):
         async with serving(service, denoiser, "nowhere.invalid:1", frozenset(), max_message_bytes=100_000):
             pass

@@ -61,10 +61,10 @@ def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokeni
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("num_turns", [5, 6, 10, 17])
-def test_a_long_conversation_is_cut_where_all_its_boundaries_would_have_it_cut(
+def test_a_long_conversation_is_cut_as_if_all_its_boundaries_were_kept(
     random_model: Path, share: float, num_turns: int
 ) -> None:
-    """It keeps three: the first, the last, and the one that is chosen."""
+    """It keeps three boundaries: the first, the last, and the one at which it is cut."""
     tokenizer = Tokenizer(random_model, cut_share=share)
     turns = [(FIRST, ANSWER), (SECOND, Message("assistant", "Mira is 34 years old."))]
     talk = (SYSTEM, *[message for number in range(num_turns) for message in turns[number % 2]])[:-1]
@@ -122,7 +122,7 @@ def test_token_ids_are_cut_on_a_grid(tokenizer: Tokenizer, length: int, boundari
 
 
 @pytest.mark.parametrize("bad", [(1_000_000,), (7, -1), (0, 1_000_000)])
-def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer, bad: tuple[int, ...]) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(tokenizer: Tokenizer, bad: tuple[int, ...]) -> None:
     with pytest.raises(RequestError, match="vocabulary") as refused:
         tokenizer.encode(TokenPrompt(bad))
 
@@ -156,7 +156,7 @@ def test_streamed_pieces_of_well_formed_text_join_to_its_decoding(
 @given(TOKENS)
 @example([396, 1753, 1816, 500])
 def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenizer: Tokenizer, tokens: list[int]) -> None:
-    """Also bytes that are no UTF-8, which a diffusion model can commit."""
+    """This holds also for bytes that are no UTF-8, which a diffusion model can commit."""
     at_once, one_by_one = tokenizer.detokenizer(), tokenizer.detokenizer()
     whole = at_once.push(tokens) + at_once.finish()
 
@@ -167,7 +167,7 @@ def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenizer: Token
 
 
 @given(st.sets(st.integers(0, 11), min_size=1))
-def test_what_chosen_tokens_add_to_a_text_and_what_the_others_add_is_the_text(
+def test_the_pieces_of_all_tokens_make_up_the_text(
     tokenizer: Tokenizer, plain: PlainTokenizer, chosen: set[int]
 ) -> None:
     token_ids = plain.encode("Mira is 34, lives in Oslo and has a fox.").ids
