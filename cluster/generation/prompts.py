@@ -88,8 +88,8 @@ class RequestBuilder:
         canvas = min(self._max_tokens, room) if max_tokens is None else max_tokens
         if canvas > room or room < 1:
             raise RequestError(
-                f"the context holds {context_length} tokens; the prompt has {num_given} and max_tokens asks for "
-                f"{max_tokens or self._max_tokens} more: shorten the prompt or lower max_tokens",
+                f"the model's context length is {context_length} tokens; the prompt has {num_given} and max_tokens "
+                f"asks for {max_tokens or self._max_tokens} more: shorten the prompt or lower max_tokens",
                 param="max_tokens",
                 code="context_length_exceeded",
             )

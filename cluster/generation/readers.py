@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from cluster.errors import ReplicaLostError
+from cluster.generation.detokenization import Detokenizer
 from cluster.generation.events import Answer, ContextChoice, Event, FilledBlock, Finished, Text
 from cluster.generation.stops import StopStrings
-from cluster.generation.tokenization import Detokenizer
 from workers.api import FinishReason, GenerateChunk
 
 T_co = TypeVar("T_co", covariant=True)

@@ -1,4 +1,4 @@
-"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text as it is committed.
+"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text.
 
 The one wall around `transformers`' tokenizers, which also render the model's own chat template. Text that a user
 wrote never becomes a special token: only those that the template itself writes do.
@@ -19,6 +19,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from cache_service.core.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
+from cluster.generation.detokenization import BROKEN, Detokenizer
 from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
 
@@ -30,7 +31,6 @@ MAX_BOUNDARIES = 4
 """Boundaries of a conversation that are all computed; of more, only those that decide where it is cut."""
 ANCHOR = "."
 """A stand-in for the text that a suffix follows."""
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -280,42 +280,3 @@ class Tokenizer:
 def _encoded(token_ids: Iterable[int], lengths: Iterable[int]) -> EncodedPrompt:
     ids = tuple(token_ids)
     return EncodedPrompt(ids, tuple(sorted({length for length in lengths if 0 < length < len(ids)})))
-
-
-class Detokenizer:
-    """Decodes one request's committed tokens piece by piece: whole characters only, never taken back.
-
-    A piece is held back while its bytes end inside a character. The pieces depend on the tokens alone, not on how
-    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens since the
-    last piece and that piece's own, because a decoder may treat a text's first word in its own way. (The tokenizers
-    library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
-    """
-
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._context = list(before[-1:])
-        if self._decode(self._context).endswith(BROKEN):
-            self._context = []
-        self._pending: list[int] = []
-
-    def push(self, token_ids: Iterable[int]) -> str:
-        return "".join(self._step(token_id) for token_id in token_ids)
-
-    def finish(self) -> str:
-        """Return what was held back; a broken character at the end becomes U+FFFD."""
-        return self._new_text()
-
-    def _step(self, token_id: int) -> str:
-        self._pending.append(token_id)
-        text = self._new_text()
-        if not text or text.endswith(BROKEN):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text
-
-    def _new_text(self) -> str:
-        known = self._decode(self._context)
-        return self._decode(self._context + self._pending)[len(known) :]
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -41,7 +41,7 @@ def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, ke
         "min_tokens",
         f"must lie in 0..max_tokens ({request.max_tokens}), got {params.min_tokens}",
     )
-    usual = Decoding()
+    defaults = Decoding()
     return Decoding(
         unmasking=unmasking,
         temperature=params.temperature,
@@ -49,14 +49,15 @@ def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, ke
         top_k=params.top_k,
         logit_bias=params.logit_bias,
         guidance=params.guidance,
-        threshold=usual.threshold if params.threshold is None else params.threshold,
-        factor=usual.factor if params.factor is None else params.factor,
+        threshold=defaults.threshold if params.threshold is None else params.threshold,
+        factor=defaults.factor if params.factor is None else params.factor,
         remask=params.remask,
         first_eos=len(request.token_ids) + params.min_tokens,
     )
 
 
 def named(kind: type[Named], name: str, param: str) -> Named:
+    """Return the member of `kind` with this name. Raises InvalidRequestError for an unknown one."""
     known = {member.value: member for member in kind}
     check(name in known, param, f"{name!r} is unknown; there are {', '.join(known)}")
     return known[name]
@@ -70,7 +71,7 @@ def check_bounds(params: DecodingParams) -> None:
 
 
 def check_combination(params: DecodingParams, unmasking: Unmasking, policy: str, *, keeps_kv: bool) -> None:
-    """What goes together."""
+    """Raise InvalidRequestError for parameters that exclude each other."""
     for param, rule in (("threshold", Unmasking.THRESHOLD), ("factor", Unmasking.FACTOR)):
         unused = getattr(params, param) is not None and unmasking is not rule
         check(not unused, param, f"needs unmasking {rule.value}, got {unmasking.value}")
@@ -87,6 +88,7 @@ def check_combination(params: DecodingParams, unmasking: Unmasking, policy: str,
 
 
 def check_bias(params: DecodingParams, model: ModelConfig) -> None:
+    """Raise InvalidRequestError for a bias of a token that the model doesn't choose, or names twice."""
     tokens = [token_id for token_id, _ in params.logit_bias]
     foreign = next((token_id for token_id in tokens if not 0 <= token_id < model.vocab_size), None)
     check(foreign is None, "logit_bias", f"names token id {foreign}; ids lie in 0..{model.vocab_size - 1}")

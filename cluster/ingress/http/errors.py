@@ -59,7 +59,7 @@ def request_error(error: RequestValidationError) -> RequestError:
     if first["loc"] == ("body",) and first["type"] in NO_OBJECT:
         return RequestError("the body must be a JSON object, sent with Content-Type: application/json")
     if first["type"] == "json_invalid":
-        return RequestError(f"the body is no JSON: {first['ctx']['error']}")
+        return RequestError(f"the body isn't valid JSON: {first['ctx']['error']}")
     path = [str(part) for part in first["loc"][1:]]
     param = ".".join(takewhile(is_field, path)) or None
     reason = first["msg"].removeprefix("Value error, ")
