@@ -29,12 +29,12 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
         async with guarded_call(context, self._api_keys):
             made = await self._contexts.create(content_of(request.content), request.cache_salt)
-            return pb.CreateContextResponse(context=self._whole(made))
+            return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
         async with guarded_call(context, self._api_keys):
             found = await self._contexts.read(ContextId(request.id), request.cache_salt)
-            return pb.GetContextResponse(context=self._whole(found))
+            return pb.GetContextResponse(context=self._full_context(found))
 
     async def List(self, request: pb.ListContextsRequest, context: Any) -> pb.ListContextsResponse:
         async with guarded_call(context, self._api_keys):
@@ -52,7 +52,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
                 raise RequestError("say which epoch the change was made for", param="expected_epoch")
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
             changed = await self._contexts.change(name, request.cache_salt, expected, changes_of(request))
-            return pb.ChangeContextResponse(context=self._whole(changed))
+            return pb.ChangeContextResponse(context=self._full_context(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
         async with guarded_call(context, self._api_keys):
@@ -71,7 +71,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
                         case Denoised():
                             yield pb.DenoiseResponse(denoised=self._summary(event))
 
-    def _whole(self, context: Context) -> pb.Context:
+    def _full_context(self, context: Context) -> pb.Context:
         message = context_header(context)
         message.text = self._service.text_of(context.token_ids, special=True)
         message.token_ids.extend(context.token_ids)
@@ -80,7 +80,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     def _summary(self, event: Denoised) -> pb.Denoised:
         return pb.Denoised(
-            context=self._whole(event.context),
+            context=self._full_context(event.context),
             lost_races=event.lost_races,
             diffusion=work_done(event.usage) if event.usage else None,
         )

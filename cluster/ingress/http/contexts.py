@@ -28,7 +28,7 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
     router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
     contexts = service.contexts
 
-    def whole(context: Context) -> Json:
+    def full_context(context: Context) -> Json:
         return context_header(context) | {
             "text": service.text_of(context.token_ids, special=True),
             "token_ids": list(context.token_ids),
@@ -37,7 +37,7 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
 
     @router.post("", status_code=201)
     async def create(body: CreateContextBody) -> Json:
-        return whole(await contexts.create(body.to_content(), body.cache_salt or ""))
+        return full_context(await contexts.create(body.to_content(), body.cache_salt or ""))
 
     @router.get("")
     async def page(
@@ -52,12 +52,12 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
 
     @router.get("/{context_id}")
     async def read(context_id: str, salt: Salt = "") -> Json:
-        return whole(await contexts.read(ContextId(context_id), salt))
+        return full_context(await contexts.read(ContextId(context_id), salt))
 
     @router.patch("/{context_id}")
     async def change(context_id: str, body: ChangeContextBody) -> Json:
         name = ContextId(context_id)
-        return whole(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
+        return full_context(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
 
     @router.delete("/{context_id}")
     async def delete(context_id: str, salt: Salt = "") -> Json:
@@ -70,12 +70,12 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
         call = DenoiseCall(uuid.uuid4().hex, ContextId(context_id), body.cache_salt or "", body.params())
         events = denoiser.run(call)
         if body.stream:
-            return await event_stream(events, StreamedDenoising(whole))
+            return await event_stream(events, StreamedDenoising(full_context))
         blocks: list[Json] = []
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Denoised):
-                    return JSONResponse({**summary(event, whole), "blocks": blocks})
+                    return JSONResponse({**summary(event, full_context), "blocks": blocks})
                 blocks.append(block(event))
         raise AssertionError("a denoising ends with Denoised or an error")
 
@@ -86,13 +86,13 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
 class StreamedDenoising:
     """Makes the chunks of one denoising: its blocks, then its summary."""
 
-    whole: Callable[[Context], Json]
+    full_context: Callable[[Context], Json]
 
     def first_chunks(self) -> Sequence[Json]:
         return ()
 
     def chunks(self, event: BlockCommitted | Denoised) -> Sequence[Json]:
-        return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.whole)]
+        return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.full_context)]
 
 
 def context_header(context: Context) -> Json:
@@ -115,6 +115,6 @@ def block(event: BlockCommitted) -> Json:
     }
 
 
-def summary(event: Denoised, whole: Callable[[Context], Json]) -> Json:
-    body = {"object": "context.denoised", "created": int(time.time()), "context": whole(event.context)}
+def summary(event: Denoised, full_context: Callable[[Context], Json]) -> Json:
+    body = {"object": "context.denoised", "created": int(time.time()), "context": full_context(event.context)}
     return body | {"lost_races": event.lost_races, "diffusion": work_done(event.usage) if event.usage else None}
