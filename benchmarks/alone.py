@@ -13,7 +13,7 @@ import torch
 from benchmarks.settings import Setting
 from benchmarks.traffic import Timing, Traffic
 from cache_service.core.types import ReplicaId
-from cluster.generation.tokenization import Tokenization, TokenPrompt
+from cluster.generation.tokenization import Tokenizer, TokenPrompt
 from workers.api import GenerateChunk, GenerateRequest
 from workers.config import KVConfig
 from workers.engine.engine import Engine
@@ -61,7 +61,7 @@ class EngineDriver:
     def __init__(self, setting: Setting) -> None:
         device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
         self._loaded = load_model(setting.model, device=device, dtype=dtype)
-        self._tokenization = Tokenization(setting.model)
+        self._tokenization = Tokenizer(setting.model)
         self.engine = Engine(
             self._loaded,
             engine=setting.engine,

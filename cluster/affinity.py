@@ -1,4 +1,4 @@
-"""Which replica should serve a request. Pure.
+"""The choice of the replica that serves a request. Pure.
 
 Affinity never decides alone: a replica that holds the prefix is chosen only while the prompt work it saves is more
 than the work that is queued on it. Judged by hit rate a router sends everything to one replica; judged by work it
@@ -18,7 +18,7 @@ from workers.api import PrefixCandidate
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """What a token of each kind costs, relative to the other."""
+    """Weighs what a token of each kind costs, relative to the other."""
 
     uncached: float = 1.0
     """A prompt token that the replica holds in no prefix entry."""
@@ -33,19 +33,19 @@ class RouterWeights:
 
 @dataclass(frozen=True)
 class Demand:
-    """The work of one request, in tokens, and the prefixes that could save some of it."""
+    """Describes the work of one request, in tokens, and the prefixes that could save some of it."""
 
     request_id: str
     prompt_tokens: int
     canvas_tokens: int
     prefixes: tuple[PrefixCandidate, ...]
-    """The boundaries at which its prompt may be cut, shortest first."""
+    """Boundaries at which its prompt may be cut, shortest first."""
     cut: PrefixCandidate | None
-    """The one at which it is cut: the only prefix whose entry serves it."""
+    """The boundary at which it is cut: the only prefix whose entry serves it."""
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
-        """The keys whose holders matter."""
+        """Return the keys whose holders matter."""
         return (self.cut.key,) if self.cut else ()
 
     def work(self, cached_tokens: int) -> int:
@@ -54,7 +54,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Choice:
-    """One replica with what it would cost there, in weighted tokens, and how much of the prompt it holds."""
+    """Names one replica with the cost there, in weighted tokens, and how much of the prompt it holds."""
 
     replica: ReplicaId
     cost: float
@@ -68,7 +68,7 @@ def rank(
     queued_tokens: Mapping[ReplicaId, int],
     weights: RouterWeights,
 ) -> list[Choice]:
-    """All `replicas`, cheapest first: cost = uncached prompt tokens + tokens of queued work, weighted.
+    """Return all `replicas`, cheapest first: cost = uncached prompt tokens + tokens of queued work, weighted.
 
     Equal costs are ordered by rendezvous hashing (Thaler & Ravishankar 1998) of the shortest prefix, so that the
     first requests of a prefix meet on one replica before any entry is known, different prefixes spread, and a
@@ -96,5 +96,5 @@ def cached_tokens(
 
 
 def rendezvous(anchor: bytes, replica: ReplicaId) -> bytes:
-    """The replica's score for `anchor`: the smallest wins."""
+    """Return the replica's score for `anchor`: the smallest wins."""
     return hashlib.blake2b(anchor, key=replica.encode()[:64], digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Where accepted API keys come from: never from the configuration itself, which is shown and committed."""
+"""The sources of accepted API keys: never the configuration itself, which is shown and committed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cluster.errors import ConfigError
 
 @dataclass(frozen=True)
 class ApiKeysConfig:
-    """Where accepted API keys are read from; without either, no key is asked for."""
+    """Names where accepted API keys are read from; without either source, no key is required."""
 
     env: str | None = None
-    """Name of an environment variable that holds keys, separated by commas."""
+    """Environment variable that holds keys, separated by commas."""
     file: Path | None = None
     """A file with one key a line."""
 
@@ -23,7 +23,7 @@ class ApiKeysConfig:
         return self.env is not None or self.file is not None
 
     def read(self, environ: Mapping[str, str]) -> frozenset[str]:
-        """The configured keys. Raises ConfigError where a named source is missing or empty."""
+        """Return the configured keys. Raises ConfigError where a named source is missing or empty."""
         keys: set[str] = set()
         if self.env is not None:
             keys |= keys_in(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")

@@ -22,10 +22,11 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
+from cluster.background import tasks_of_process
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
-from cluster.generation.encoding import Encoding
+from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.generation.encoding import TextEncoder
 from cluster.generation.replicas import WorkerReplicas
 from cluster.ingress.grpc.server import serving
 from cluster.ingress.http.app import create_app
@@ -33,16 +34,16 @@ from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
 
 WORKERS = "DiffusionWorker"
-"""The workers' name in Serve."""
+"""Name of the workers' deployment."""
 UNBOUNDED = 1_000_000
-"""Requests that the ingress takes on; what is too much is refused where it would wait, at the workers' queue."""
+"""Requests that the ingress accepts; too many are refused where they would wait, at the workers' queue."""
 CONSTRUCTOR_ATTEMPTS = 2
-"""A model that doesn't load the first time hardly ever loads the second time."""
+"""Few, since a model that doesn't load the first time hardly ever loads the second time."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 
 class Ingress:
-    """One ingress replica: tokenizer, both servers, and the handle to the workers."""
+    """Runs one ingress replica: tokenizer, both servers, and the handle to the workers."""
 
     def __init__(self, config: ClusterConfig, workers: DeploymentHandle) -> None:
         self._config = config
@@ -52,19 +53,21 @@ class Ingress:
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
             self._workers,
-            Encoding(config.worker.model, cut_share=config.worker.bicache.cut_share),
+            TextEncoder(config.worker.model, cut_share=config.worker.bicache.cut_share),
             self._metrics,
             self._cache,
             name=config.name,
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
+            background=tasks_of_process(),
         )
-        self._denoising = Denoising(self._service, self._metrics, config.worker.engine.block_length)
+        self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the HTTP application; Serve calls this by the name in `workers.ray_internals.ASGI_APP_METHOD`."""
         app = create_app(
             self._service,
-            self._denoising,
+            self._denoiser,
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
@@ -77,7 +80,7 @@ class Ingress:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = address_of(self._config.grpc.host, self._config.grpc.port)
         longest = self._config.limits.max_body_bytes
-        server = serving(self._service, self._denoising, address, self._api_keys, max_message_bytes=longest)
+        server = serving(self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest)
         async with self._cache, server:
             yield
 
@@ -86,7 +89,7 @@ class Ingress:
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """The application for the content of a configuration file. Raises ConfigError."""
+    """Return the application for the content of a configuration file. Raises ConfigError."""
     config = located(parse_config(args))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
     workers = worker_deployment(config, num_gpus=gpus)
@@ -103,7 +106,7 @@ def build(args: Mapping[str, Any]) -> Application:
 
 
 def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
-    """The workers, for a cluster with that many GPUs."""
+    """Return the workers' deployment for a cluster with `num_gpus` GPUs."""
     from workers.deployment import DiffusionWorker  # torch comes with it, which an ingress has no use for
 
     on_gpu, replicas = config.is_on_gpus(num_gpus), config.num_replicas(num_gpus)

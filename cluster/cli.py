@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 class LogLevel(enum.Enum):
-    """Those of Python's logging that make a difference here."""
+    """Names the levels of Python's logging that make a difference here."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -40,7 +40,7 @@ def options(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Take the options that stand before the command."""
 
 
 @app.command()
@@ -74,10 +74,10 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        settled = located(load_config(config, without_none(given)))
-        settled.api_keys.read(os.environ)
-        default_max_tokens(settled)
-        code = supervisor.run(settled, os.environ, log_level.value)
+        located_config = located(load_config(config, without_none(given)))
+        located_config.api_keys.read(os.environ)
+        default_max_tokens(located_config)
+        code = supervisor.run(located_config, os.environ, log_level.value)
     except ClusterError as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error
@@ -123,7 +123,7 @@ def profile(
 
 
 def without_none(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, nested as they were."""
+    """Return the options that were given, nested as they were."""
     nested = {name: without_none(value) if isinstance(value, dict) else value for name, value in options.items()}
     return {name: value for name, value in nested.items() if value is not None and value != {}}
 

@@ -23,13 +23,13 @@ from workers.errors import UnsupportedModelError
 from workers.models.bundle import model_directory
 
 APPLICATION = "palimpsest"
-"""The application's name in Serve."""
+"""Name of the application in Serve."""
 DEFAULT_MAX_TOKENS = 128
 LEAST_STORE_BYTES = 75 << 20
 """Ray's own limit."""
 LAST_PORT = 65535
 INJECTED = ("model", "cache_service")
-"""Keys of `WorkerConfig` that the file says once, at its top level."""
+"""Keys of `WorkerConfig` that the file has once, at its top level."""
 
 
 def require_port(server: str, port: int) -> None:
@@ -38,7 +38,7 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Where Ray Serve's HTTP proxy listens."""
+    """Says where Ray Serve's HTTP proxy listens."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -49,7 +49,7 @@ class HttpConfig:
 
 @dataclass(frozen=True)
 class GrpcConfig:
-    """Where the gRPC server listens."""
+    """Says where the gRPC server listens."""
 
     host: str = "127.0.0.1"
     port: int = 9000
@@ -60,13 +60,13 @@ class GrpcConfig:
 
 @dataclass(frozen=True)
 class CacheServiceConfig:
-    """Where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
+    """Says where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
 
     host: str = "127.0.0.1"
     port: int = 7070
     spawn: bool = True
     others: tuple[str, ...] = ()
-    """HOST:PORT of further instances over the same store, which are asked while this one doesn't answer."""
+    """HOST:PORT of further instances over the same store, which take over while this one doesn't answer."""
 
     def __post_init__(self) -> None:
         require_port("cache_service", self.port)
@@ -78,7 +78,7 @@ class CacheServiceConfig:
 
     @property
     def target(self) -> str:
-        """As `cache_service.client.client.CacheClient` takes it."""
+        """Return the addresses as `cache_service.client.client.CacheClient` takes them."""
         return ",".join((address_of(self.host, self.port), *self.others))
 
     @property
@@ -88,15 +88,15 @@ class CacheServiceConfig:
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """What one client may ask for."""
+    """Limits what clients may ask for."""
 
     request_timeout_s: float = 120.0
     max_queued: int = 1024
-    """Requests that may wait at the ingress for a replica; the next one is told to try again later."""
+    """Requests that may wait at the ingress for a replica; the next one is refused, to be tried again later."""
     max_ongoing: int = 512
     """Requests that one replica holds at a time, running or waiting in its engine."""
     max_body_bytes: int = 1 << 20
-    """Of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
+    """Length of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
     default_max_tokens: int | None = None
     """Canvas of a request that names none; None: what the model's generation_config.json says, else 128."""
 
@@ -110,14 +110,14 @@ class LimitsConfig:
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """What Ray reserves, in its own units."""
+    """Says what Ray reserves, in its own units."""
 
     worker_cpus: float = 1.0
     """CPUs a worker replica; a fraction lets several replicas share one."""
     ingress_cpus: float = 0.1
     object_store_bytes: int | Literal["auto"] = "auto"
     """Shared memory of Ray's object store under `palimpsest serve`; auto: room for the copies of prefix entries that
-    are on their way at a time, as far as the machine has it."""
+    are under way at a time, as far as the machine has it."""
 
     def __post_init__(self) -> None:
         for name in ("worker_cpus", "ingress_cpus"):
@@ -132,7 +132,7 @@ class ResourcesConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """The whole system. `worker.model` and `worker.cache_service` follow from the top level."""
+    """Configures the whole system. `worker.model` and `worker.cache_service` follow from the top level."""
 
     worker: WorkerConfig
     model: str = "factbook"
@@ -154,11 +154,11 @@ class ClusterConfig:
             raise ValueError(f"replicas must be at least 1, or auto; got {self.replicas}")
 
     def is_on_gpus(self, num_gpus: int) -> bool:
-        """Whether workers run on GPUs, in a cluster that has so many."""
+        """Return whether workers run on GPUs in a cluster that has `num_gpus` of them."""
         return self.worker.device == "cuda" or (self.worker.device == "auto" and num_gpus > 0)
 
     def num_replicas(self, num_gpus: int) -> int:
-        """Worker replicas in a cluster with so many GPUs."""
+        """Return the number of worker replicas in a cluster with `num_gpus` GPUs."""
         if self.replicas != "auto":
             return self.replicas
         return max(1, num_gpus) if self.is_on_gpus(num_gpus) else 2
@@ -169,7 +169,7 @@ class ClusterConfig:
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> ClusterConfig:
-    """The configuration in the YAML file at `path`, with `overrides` (nested like the file) on top.
+    """Return the configuration in the YAML file at `path`, with `overrides` (nested like the file) on top.
 
     Raises ConfigError, which names the file and every key at fault.
     """
@@ -188,14 +188,14 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 
 
 def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
-    """A parsed YAML file -> configuration. Raises ConfigError, which names every key at fault.
+    """Return the configuration that a parsed YAML file holds. Raises ConfigError, which names every key at fault.
 
-    Looks at no file: `worker.model` is as it was written, until `located`.
+    This looks at no file: `worker.model` stays as it was written until `located` resolves it.
     """
     options = content.get("worker") or {}
     if isinstance(options, dict):
         if clash := [key for key in INJECTED if key in options]:
-            raise ConfigError(f"worker.{clash[0]}: say {clash[0]} at the top level, once")
+            raise ConfigError(f"worker.{clash[0]}: give {clash[0]} at the top level, once")
         options = {**options, **dict.fromkeys(INJECTED, "")}
     converter = _converter()
     try:
@@ -209,7 +209,7 @@ def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
 
 
 def located(config: ClusterConfig) -> ClusterConfig:
-    """The configuration with the model's directory on this machine. Raises ConfigError where there is none."""
+    """Return the configuration with the model's directory on this machine. Raises ConfigError where it is missing."""
     try:
         directory = model_directory(config.model)
     except UnsupportedModelError as error:
@@ -218,7 +218,7 @@ def located(config: ClusterConfig) -> ClusterConfig:
 
 
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:
-    """The inverse of `parse_config`: plain values, as YAML or JSON hold them."""
+    """Return what `parse_config` reads as this configuration: plain values, as YAML or JSON hold them."""
     mapping: dict[str, Any] = _converter().unstructure(config)
     for key in INJECTED:
         del mapping["worker"][key]
@@ -226,7 +226,7 @@ def to_mapping(config: ClusterConfig) -> dict[str, Any]:
 
 
 def default_max_tokens(config: ClusterConfig) -> int:
-    """The canvas of a request that names none. Raises ConfigError for a generation_config.json that can't be read."""
+    """Return the canvas of a request that names none. Raises ConfigError for an unreadable generation_config.json."""
     if config.limits.default_max_tokens is not None:
         return config.limits.default_max_tokens
     path = config.worker.model / "generation_config.json"
@@ -239,7 +239,7 @@ def default_max_tokens(config: ClusterConfig) -> int:
 
 
 def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
-    """What `serve deploy` and a RayService's `serveConfigV2` take; `cluster.app:build` gets the rest as its args.
+    """Return what `serve deploy` and a RayService's `serveConfigV2` take, with the args of `cluster.app:build`.
 
     In a cluster every node's proxy serves, and both servers listen on all interfaces of their pod.
     """
@@ -259,7 +259,7 @@ def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """A value that should have been a mapping stays, to be refused by its name."""
+    """Merge `top` into `base`; a value that should have been a mapping stays, to be refused by its name."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
@@ -271,7 +271,7 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converter() -> cattrs.Converter:
-    """Strict: an unknown key is an error, and no value is turned into another type."""
+    """Return a strict converter: an unknown key is an error, and no value is turned into another type."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kinds in ((bool,), (int,), (float, int), (str,)):
         converter.register_structure_hook(kinds[0], partial(_exactly, kinds))
@@ -288,7 +288,7 @@ def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
 
 
 def _explained(error: BaseException, target: type | None) -> str:
-    """Our own classes' words where they refuse a value; else cattrs'."""
+    """Return the message of our own class where it refuses a value; else cattrs' description."""
     if type(error) in {TypeError, ValueError, Exception} and error.args:
         return str(error)
     return cattrs.v.format_exception(error, target)

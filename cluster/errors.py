@@ -1,10 +1,10 @@
-"""What can go wrong in the cluster package. Messages name the knob to turn."""
+"""The errors of the cluster package. Messages name the knob to turn."""
 
 from __future__ import annotations
 
 
 class ClusterError(Exception):
-    """Root of the cluster's errors."""
+    """Is the root of the cluster's errors."""
 
 
 class ConfigError(ClusterError):
@@ -25,7 +25,7 @@ class RequestError(ClusterError):
 
 
 class AuthenticationError(ClusterError):
-    """No API key, or one that isn't configured."""
+    """The call has no API key, or one that isn't configured."""
 
 
 class ModelNotFoundError(ClusterError):
@@ -35,13 +35,13 @@ class ModelNotFoundError(ClusterError):
 
 
 class ContextNotFoundError(ClusterError):
-    """There is no shared context of that id, or it is another tenant's."""
+    """No shared context has that id, or it is another tenant's."""
 
     param = "context"
 
 
 class ContextConflictError(ClusterError):
-    """The shared context has moved on to `current_epoch`: read it, and decide anew."""
+    """The shared context has moved on to `current_epoch`: read it, and decide again."""
 
     param = "expected_epoch"
 
@@ -63,8 +63,16 @@ class RequestTimeoutError(ClusterError):
 
 
 class StartError(ClusterError):
-    """The cluster can't start on this machine as it was asked to."""
+    """The cluster can't start on this machine as it is configured."""
+
+
+class BackgroundTaskError(ClusterError):
+    """A task has ended that should run as long as its process."""
 
 
 class ReplicaLostError(ClusterError):
-    """The replica went away in the middle of an answer of which a part was already sent."""
+    """A replica was lost before its answer was complete.
+
+    A client sees it where a part of the answer had been sent already, and where every replica that the request was
+    given was lost.
+    """

@@ -1,12 +1,13 @@
-"""What the cluster counts, and how ingress, router and workers appear in one exposition."""
+"""The cluster's counters; ingress, router and workers appear in one exposition."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from cache_service.core.types import ReplicaId
-from cluster.generation.events import Event, Finished, Text
+from cluster.generation.events import Answer, Event, Finished, Text
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
 
@@ -22,8 +23,9 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 
 class RouterCollector(Collector):
-    """One router's decisions and view. Serve makes routers where nothing can be handed in, so they register
-    themselves with the process's default registry.
+    """Shows one router's decisions and view.
+
+    Serve makes routers where nothing can be handed in, so this registers itself with the process's default registry.
     """
 
     def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
@@ -36,7 +38,7 @@ class RouterCollector(Collector):
         return ()
 
     def count(self, replica: ReplicaId, cached_tokens: int) -> None:
-        """One request went to `replica`, which was believed to hold that many of its prompt tokens."""
+        """Count a request for `replica`, which was believed to hold `cached_tokens` of its prompt tokens."""
         self._routed[replica, "hit" if cached_tokens else "miss"] += 1
 
     def collect(self) -> Iterator[Metric]:
@@ -59,7 +61,7 @@ class RouterCollector(Collector):
 
 
 class IngressMetrics:
-    """One ingress replica's requests, in a registry of its own."""
+    """Counts one ingress replica's requests, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -90,43 +92,52 @@ class IngressMetrics:
             registry=self.registry,
         )
 
-    @contextmanager
-    def request(self) -> Iterator[Observed]:
-        """Around one request, from its first look to its last event. One that is left early counts as cancelled."""
-        observed = Observed(self, time.perf_counter())
-        with self.running.track_inprogress():
-            try:
-                yield observed
-            except Exception as error:
-                observed.outcome = type(error).__name__
-                raise
-            finally:
-                self.requests.labels(observed.outcome).inc()
-                self.seconds.observe(time.perf_counter() - observed.start)
+    def request(self) -> RequestObservation:
+        """Return what counts one request, to be entered at its first look and left after its last event."""
+        return RequestObservation(self)
 
 
 @dataclass
-class Observed:
-    """One request as the metrics see it."""
+class RequestObservation:
+    """Counts one request. One that is left before its outcome is known counts as cancelled."""
 
     metrics: IngressMetrics
-    start: float
+    start: float = 0.0
     outcome: str = "cancelled"
-    started: bool = False
+    has_text: bool = False
 
-    def see(self, event: Event) -> None:
-        match event:
-            case Text() if not self.started:
-                self.started = True
+    def __enter__(self) -> Self:
+        self.start = time.perf_counter()
+        self.metrics.running.inc()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self.outcome = type(error).__name__
+        self.metrics.running.dec()
+        self.metrics.requests.labels(self.outcome).inc()
+        self.metrics.seconds.observe(time.perf_counter() - self.start)
+
+    def see(self, delivered: Event | Answer) -> None:
+        match delivered:
+            case Text() if not self.has_text:
+                self.has_text = True
                 self.metrics.first_text_seconds.observe(time.perf_counter() - self.start)
-            case Finished(reason, usage):
-                self.outcome = reason.value
-                for kind in ("prompt", "cached", "completion"):
-                    self.metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
+            case Finished() as finished:
+                self._count(finished)
+            case Answer(finished=finished):
+                self._count(finished)
+
+    def _count(self, finished: Finished) -> None:
+        self.outcome = finished.reason.value
+        for kind in ("prompt", "cached", "completion"):
+            self.metrics.tokens.labels(kind).inc(getattr(finished.usage, f"{kind}_tokens"))
 
 
 class Federation(Collector):
-    """Several registries as one; no metric name stands in two of them."""
+    """Shows several registries as one; no metric name stands in two of them."""
 
     def __init__(self, *parts: Collector) -> None:
         self._parts = parts
@@ -137,7 +148,7 @@ class Federation(Collector):
 
 
 class Expositions(Collector):
-    """Texts in Prometheus' format, as the workers render them, as one: samples of one metric stand together."""
+    """Shows texts in Prometheus' format, as the workers render them, as one: samples of a metric stand together."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)

@@ -1,4 +1,4 @@
-"""Conversation files as profile samples: the prompts that a deployment sees, through its own chat template."""
+"""Conversation files as profile samples: a deployment's own prompts, through its own chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.generation.tokenization import Conversation, Message, Tokenization
+from cluster.generation.tokenization import Conversation, Message, Tokenizer
 from workers.bicache.cut import cut_length
 from workers.bicache.profile import ProfileSample
 from workers.config import BiCacheConfig
@@ -20,7 +20,7 @@ class PromptFileError(ClusterError):
 
 
 class OutputError(ClusterError):
-    """There is no writing to where the table should go."""
+    """The directory for the table can't be written to."""
 
 
 def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[ProfileSample]:
@@ -29,21 +29,21 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
     A line is a JSON object with `messages`, a list of objects with `role` and `content`, as chat clients send them;
     turns behind the last user turn are left out. Raises PromptFileError with the line's number.
     """
-    tokenization = Tokenization(directory)
+    tokenizer = Tokenizer(directory)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptFileError(f"{path} can't be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            prompt = tokenization.encode(Conversation(messages_of(line, f"{path}, line {number}")))
+            prompt = tokenizer.encode(Conversation(messages_of(line, f"{path}, line {number}")))
             if prompt.boundaries:
                 cut = cut_length(prompt.boundaries, BiCacheConfig.cut_share)
                 yield ProfileSample(prompt.token_ids, cut, canvas, has_turns_behind=cut < prompt.boundaries[-1])
 
 
 def output_directory(path: Path) -> Path:
-    """`path`, made where it isn't there yet. Raises OutputError, before anything is measured."""
+    """Return `path`, which is made where it is missing. Raises OutputError, before anything is measured."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

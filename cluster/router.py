@@ -1,8 +1,8 @@
 """The one wall to Ray Serve's request routing: an adapter without rules of its own.
 
 Serve makes a router in every process that holds a handle and calls it on the router's event loop. What to choose is
-decided in `cluster.affinity`, from `cluster.placement` (who holds what) and `cluster.ledger` (who has how much to
-do). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
+decided in `cluster.affinity`, from `cluster.placement` (which replica holds what) and `cluster.ledger` (how much work
+each has). Serve's FIFOMixin is left out on purpose: under backlog it hands a replica that was chosen for one request to
 another one. Serve pickles this module by value, so nothing here may refer to what can't be pickled.
 """
 
@@ -22,27 +22,29 @@ from cache_service.client.watch import run_forever
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
+from cluster.background import tasks_of_process
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
 from workers.api import CopyRequest, GenerateRequest
 from workers.bicache.cut import choose_cut
+from workers.ray_internals import back_off_while_full, reported_load
 
 ACCEPTANCE_S = 1.0
-"""How long a request counts as work of the replica that was chosen for it, before any has accepted it."""
+"""Seconds for which a request counts as work of the replica that was chosen for it, before any has accepted it."""
 
 
 class Result(Protocol):
-    """What Serve knows of a request in flight, as far as it is used here."""
+    """Is what Serve knows of a request in flight, as far as it is used here."""
 
     def add_done_callback(self, callback: Callable[[object], object]) -> None: ...
 
 
 class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
-    """Sends a request where the prompt work left to do plus the work queued is least."""
+    """Sends a request to where the prompt work left to do plus the queued work is least."""
 
     queue_len_response_deadline_s = 0.5
-    """Serve's own 0.1 s counts a replica out whenever its machine is busy for a moment."""
+    """More than Serve's own 0.1 s, which drops a replica whenever its machine is busy for a moment."""
 
     def initialize_state(
         self,
@@ -53,7 +55,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         request_timeout_s: float,
         cut_share: float,
     ) -> None:
-        """Called once by Serve, on the router's event loop, with the deployment's `request_router_kwargs`.
+        """Set up; Serve calls this once, on the router's event loop, with the deployment's `request_router_kwargs`.
 
         A replica of `deployment` itself only calls others for copies, by name: its router needs no view.
         """
@@ -63,10 +65,9 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._ledger = WorkLedger()
         self._longest_s, self._cut_share = request_timeout_s, cut_share
         self._collector = RouterCollector(self._view, self._ledger)
-        self._following: asyncio.Task[None] | None = None
         if not is_replica_of(deployment):
             following = run_forever(partial(self._follow, cache_service))
-            self._following = asyncio.get_running_loop().create_task(following)
+            tasks_of_process().start("the router's watch of the cache service", following)
 
     async def _follow(self, target: str) -> None:
         """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
@@ -77,14 +78,14 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
+        """Return every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
 
-        A replica that drains gets no new work, while there are others; copies of what it holds it still hands out. One
-        that is gone hands out nothing: then any other is asked, and says whether it has a copy.
+        A draining replica gets no new work while others are there; it still delivers copies of what it holds. A
+        replica that is gone delivers none: then any other one is asked whether it has a copy.
         """
         if pending_request:
-            pending_request.routing_context.should_backoff = True  # else Serve asks again at once while all are full
-        by_id = {known_as(replica.replica_id): replica for replica in candidate_replicas}
+            back_off_while_full(pending_request)
+        by_id = {replica_id_of(replica.replica_id): replica for replica in candidate_replicas}
         if holder := holder_of(pending_request):
             return [[by_id[holder]] if holder in by_id else list(by_id.values())]
         by_id = {name: by_id[name] for name in self._view.not_draining(by_id)}
@@ -101,39 +102,39 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         return [[by_id[choice.replica]] for choice in choices]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
-        """The replica has accepted: its work is open until the result is complete, whatever its outcome.
+        """Count the work of a request that the replica has accepted until its result is complete, whatever its outcome.
 
-        At this moment Serve's count of the replica's requests is what the replica itself has just said. Later it may be
-        too high, and for good: callbacks that come before that answer aren't taken off it, and each of our calls to all
-        replicas keeps it from growing old.
+        At this moment Serve's count of the replica's requests is what the replica itself has just reported. Later it
+        may be too high, and for good: callbacks that come before that report aren't taken off it, and each of our calls
+        to all replicas keeps it from growing old.
         """
         demand = demand_of(pending_request, self._cut_share)
         if demand is None:
             return
-        replica, loop = known_as(replica_id), asyncio.get_running_loop()
+        replica, loop = replica_id_of(replica_id), asyncio.get_running_loop()
         now = loop.time()
         cached = cached_tokens(replica, demand.cut, self._view.holders(demand.keys))
         self._collector.count(replica, cached)
         self._ledger.open(demand.request_id, replica, demand.work(cached), now + self._longest_s)
-        self._ledger.hear(replica, self.replica_queue_len_cache.get(replica_id) or 0, now)
+        self._ledger.record_load(replica, reported_load(self, replica_id), now)
         result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ledger.close, demand.request_id, replica))
 
 
 def is_replica_of(deployment: str) -> bool:
-    """Whether this process is one."""
+    """Return whether this process is a replica of `deployment`."""
     try:
         return str(serve.get_replica_context().deployment) == deployment
-    except RayServeException:  # no replica at all
+    except RayServeException:  # this process is no replica at all
         return False
 
 
-def known_as(replica_id: ReplicaID) -> ReplicaId:
-    """The name under which the replica announces its entries."""
+def replica_id_of(replica_id: ReplicaID) -> ReplicaId:
+    """Return the name under which the replica announces its entries."""
     return ReplicaId(replica_id.unique_id)
 
 
 def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
-    """The replica that a call for a copy names: no other can serve it."""
+    """Return the replica that a call for a copy names: no other one can serve it."""
     match pending.args if pending else []:
         case [CopyRequest() as request]:
             return request.holder
@@ -142,7 +143,7 @@ def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
 
 
 def demand_of(pending: PendingRequest | None, cut_share: float) -> Demand | None:
-    """The work that a call for an answer asks for; None for every other call."""
+    """Return the work that a call for an answer asks for; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
             return Demand(

@@ -1,4 +1,4 @@
-"""What cluster/ may know of a worker: the request, the chunks that answer it, and its statistics."""
+"""The interface between cluster/ and a worker: the request, the chunks that answer it, and statistics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_service.core.types import Context, ContextId, Epoch, PrefixKey, ReplicaId
+from workers.parameter import Bounds, parameter, parameters_of
+
+SEED_BITS = 63
 
 
 class FinishReason(enum.Enum):
+    """Says why an answer ended."""
+
     STOP = "stop"
     """The model ended its answer: EOS is committed with nothing masked before it."""
     LENGTH = "length"
@@ -17,17 +22,17 @@ class FinishReason(enum.Enum):
 
 
 class DepthLimiter(enum.Enum):
-    """Evidence that lowered a reuse depth."""
+    """Names the evidence that lowered a reuse depth."""
 
     PROBE = "probe"
     """The prefix's states, compared with true ones, are not similar enough any deeper."""
     REPORT = "report"
-    """Another replica reported so. A deterministic request ignores reports."""
+    """Another replica's drift report says so. A deterministic request ignores reports."""
 
 
 @dataclass(frozen=True)
 class ContextEpoch:
-    """A shared context at one of its epochs."""
+    """Names a shared context at one of its epochs."""
 
     context: ContextId
     epoch: Epoch
@@ -35,7 +40,7 @@ class ContextEpoch:
 
 @dataclass(frozen=True)
 class PrefixCandidate:
-    """A boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
+    """Names a boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
 
     num_tokens: int
     key: PrefixKey
@@ -43,64 +48,93 @@ class PrefixCandidate:
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """How the canvas is denoised. None means the worker's default."""
+    """Says how the canvas is denoised. None means the worker's default.
 
-    num_steps: int | None = None
-    block_length: int | None = None
-    policy: str | None = None
-    refresh_interval: int | None = None
-    reuse_depth: int | None = None
-    temperature: float = 0.0
-    seed: int | None = None
-    """None: drawn at random once, when the request is admitted."""
-    unmasking: str | None = None
-    """Which masked positions are committed first; the names and meanings are `workers.decoding.rules.Unmasking`'s.
+    The HTTP body, the gRPC decoder and the worker's check of bounds derive from these declarations.
+    """
 
-    None is what the model's authors use: `low_confidence` for LLaDA, `entropy` for Dream.
-    """
-    timetable: str | None = None
-    """How a block's masks are spread over its steps: `quota` (LLaDA's default) or `dream` (Dream's)."""
-    threshold: float | None = None
-    """For unmasking `threshold`: the confidence from which on a token is committed at once; None is 0.9."""
-    factor: float | None = None
-    """For unmasking `factor`: the larger, the more tokens a step commits; None is 1."""
-    top_p: float = 1.0
-    top_k: int | None = None
-    """At a temperature, choose among the `top_k` most probable tokens; before that, among those up to `top_p`."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logits); the mask token can't be named."""
-    min_tokens: int = 0
-    """EOS is not chosen before this position of the canvas."""
-    guidance: float = 0.0
-    """Classifier-free guidance w: logits u + (w + 1)(c - u), where u sees the prompt masked. Above 0 it needs policy
-    `none`, which is then the default, and two forwards a step.
-    """
-    remask: int = 0
-    """After each step, this many committed tokens of the active block, the least probable, are masked again and
-    committed anew by the timetable's end. What was handed out stays. Not with an unmasking that sets its own pace.
-    """
-    anchors: float | None = None
-    """Share of the prefix rows that refreshes after the first recompute; policy `lean` only."""
-    skip_refresh: bool | None = None
-    """Leave out refreshes while attention to the prefix stays put; policy `lean` only."""
-    deterministic: bool | None = None
-    """Whether the reuse depth follows from the request, the depth table and the prefix's own probe alone. False lets
-    other replicas' drift reports lower it too, so that the same request may be answered differently later.
-    """
+    num_steps: int | None = parameter("denoising steps of the whole canvas", name="steps", bounds=Bounds(1))
+    block_length: int | None = parameter("canvas tokens that are denoised together", bounds=Bounds(1))
+    policy: str | None = parameter("which states are reused from step to step")
+    refresh_interval: int | None = parameter("steps between two refreshes of the prefix's states", bounds=Bounds(0))
+    reuse_depth: int | None = parameter("layers that reuse the prefix's states", bounds=Bounds(0))
+    temperature: float = parameter("0 commits the most likely token", 0.0, bounds=Bounds(0, 2), is_openai=True)
+    seed: int | None = parameter(
+        "repeats an answer; None is drawn at random once, when the request is admitted",
+        bounds=Bounds(0, (1 << SEED_BITS) - 1),
+        is_openai=True,
+    )
+    unmasking: str | None = parameter(
+        "which masked positions are committed first, by a name of `workers.decoding.rules.Unmasking`; None is what the "
+        "model's authors use: low_confidence for LLaDA, entropy for Dream"
+    )
+    timetable: str | None = parameter(
+        "how a block's masks are spread over its steps: quota (LLaDA's default) or dream (Dream's)"
+    )
+    threshold: float | None = parameter(
+        "for unmasking threshold: the confidence from which on a token is committed at once; None is 0.9",
+        bounds=Bounds(0, 1),
+    )
+    factor: float | None = parameter(
+        "for unmasking factor: the larger, the more tokens a step commits; None is 1", bounds=Bounds(0)
+    )
+    top_p: float = parameter(
+        "choose among the most probable tokens up to this share",
+        1.0,
+        bounds=Bounds(0, 1, excludes_least=True),
+        is_openai=True,
+    )
+    top_k: int | None = parameter(
+        "at a temperature, choose among so many of the most probable tokens; before that, among those up to top_p",
+        bounds=Bounds(1),
+    )
+    logit_bias: tuple[tuple[int, float], ...] = parameter(
+        "token id to what is added to its logits; the mask token can't be named",
+        (),
+        bounds=Bounds(-100, 100),
+        is_openai=True,
+    )
+    min_tokens: int = parameter("EOS is not chosen before this position of the canvas", 0, bounds=Bounds(0))
+    guidance: float = parameter(
+        "classifier-free guidance w: logits u + (w + 1)(c - u), where u sees the prompt masked; above 0 it needs "
+        "policy none, which is then the default, and two forwards a step",
+        0.0,
+        bounds=Bounds(0, 100),
+    )
+    remask: int = parameter(
+        "after each step, this many committed tokens of the active block, the least probable, are masked again and "
+        "committed again by the timetable's end; what was delivered stays; not with unmasking threshold or factor",
+        0,
+        bounds=Bounds(0),
+    )
+    anchors: float | None = parameter(
+        "share of the prefix rows that refreshes after the first recompute; policy lean only",
+        bounds=Bounds(0, 1, excludes_least=True),
+    )
+    skip_refresh: bool | None = parameter(
+        "leave out refreshes while attention to the prefix stays put; policy lean only"
+    )
+    deterministic: bool | None = parameter(
+        "let the reuse depth follow from the request, the depth table and the prefix's own probe alone; false lets "
+        "other replicas' drift reports lower it too, so that the same request may be answered differently later"
+    )
+
+
+PARAMETERS = parameters_of(DecodingParams)
 
 
 class ContextMode(enum.Enum):
-    """Which epoch of a shared context a request goes by."""
+    """Says which epoch of a shared context a request reads."""
 
     PIN = "pin"
-    """The one that it began with, to its end."""
+    """The epoch that it began with, to its end."""
     FOLLOW = "follow"
-    """The newest at each block start."""
+    """The newest epoch at each block start."""
 
 
 @dataclass(frozen=True)
 class ContextRead:
-    """The shared context whose content at `at.epoch` the first `num_tokens` token ids of a request are."""
+    """Says that the first `num_tokens` token ids of a request are a shared context's content at `at.epoch`."""
 
     at: ContextEpoch
     num_tokens: int
@@ -113,17 +147,17 @@ class ContextRead:
         return self.mode is ContextMode.FOLLOW
 
     def is_behind(self, newest: Epoch) -> bool:
-        """By more than it may be."""
+        """Return whether the request lies further behind `newest` than it may."""
         return newest - self.at.epoch > self.max_staleness
 
 
 ContextReply = Callable[[Context | None], None]
-"""Takes the newest content of a context, None where it isn't known; from any thread, and at once."""
+"""A function that takes the newest content of a context, None where it is unknown; from any thread, and at once."""
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A canvas of masks to denoise behind a prompt of token ids, in front of a suffix, and holes in the prompt."""
+    """Asks for a canvas of masks to be denoised, behind a prompt and before a suffix, and for holes in the prompt."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -133,9 +167,9 @@ class GenerateRequest:
     """Candidate boundaries, shortest first."""
     params: DecodingParams = field(default_factory=DecodingParams)
     suffix: tuple[int, ...] = ()
-    """Token ids behind the canvas: text to fill up to."""
+    """Token ids behind the canvas: the text that the answer leads up to."""
     context: ContextRead | None = None
-    """Whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
+    """The context whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
     holes: tuple[int, ...] = ()
     """Ascending positions in `token_ids` that are denoised too, whatever ids stand there. Never filled with EOS: what
     follows them is known. Their tokens come before the canvas's.
@@ -156,7 +190,7 @@ class CopyRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request took, so far or in the end."""
+    """Reports what a request took, so far or in the end."""
 
     prompt_tokens: int
     """Given tokens: prompt and suffix without holes."""
@@ -174,14 +208,14 @@ class Usage:
     """The evidence that lowered `reuse_depth`; None where it is what the depth table or the request says."""
     replica: ReplicaId
     epochs: tuple[Epoch, ...] = ()
-    """Of the shared context that the request reads: those that its passes went by, in order."""
+    """Epochs of its shared context that the request's passes read, in order."""
 
 
 @dataclass(frozen=True)
 class GenerateChunk:
-    """Committed tokens in order: all before them are committed too. The last chunk has a reason.
+    """Delivers committed tokens in order: all before them are committed too. The last chunk has a reason.
 
-    Every chunk has the usage so far, so that who has read enough knows what it took.
+    Every chunk has the usage so far, for readers that stop before the last one.
     """
 
     request_id: str
@@ -192,11 +226,11 @@ class GenerateChunk:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the edge must know of the served model."""
+    """Describes the served model, as far as the ingress needs it."""
 
     name: str
     fingerprint: str
-    """Digest over weights, dtype and tokenizer."""
+    """A digest over weights, dtype and tokenizer."""
     context_length: int
     mask_token_id: int
     eos_token_id: int
@@ -204,7 +238,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """A worker's counters since its start, and its load now."""
+    """Reports a worker's counters since its start, and its load now."""
 
     replica: ReplicaId
     num_running: int
@@ -218,4 +252,4 @@ class WorkerStats:
     prefix_bytes: int
     num_aborted: int
     num_moved: int
-    """Times that a request went on with a newer epoch of the context that it follows."""
+    """Number of times that a request continued with a newer epoch of the context that it follows."""

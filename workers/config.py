@@ -1,4 +1,4 @@
-"""A worker's configuration: frozen, checked at once, in the units that the names say."""
+"""A worker's configuration: frozen, checked at once, in the units that the names give."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ POLICY_NAMES = ("none", "prefix-naive", "bicache", "dual", "bicache-dual", "lean
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How many requests run together, and the decoding defaults of a request that names none."""
+    """Says how many requests run together, and what a request decodes with that names nothing else."""
 
     max_batch: int = 8
     """Requests that are denoised together."""
     max_waiting: int = 256
-    """Requests that may wait for a place; the next one is refused as overload."""
+    """Requests that may wait for admission; the next one is refused as overload."""
     max_heavy_rows: int = 2048
     """Rows of refreshes, full passes and entry builds that one step takes on while no cheap pass waits for it."""
     policy: str = "lean"
@@ -45,12 +46,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class KVConfig:
-    """The page pool. Private K/V of running requests and prefix entries share it."""
+    """Sizes the page pool, which private K/V of running requests and prefix entries share."""
 
     pool_bytes: int | None = None
     """None: `device_share` of a GPU's free memory once the model is loaded; 1 GiB on a CPU."""
     device_share: float = 0.85
-    """The rest is for the rows that a step computes, and for other programs."""
+    """Share of a GPU's free memory; the rest is for the rows that a step computes, and for other programs."""
     entry_bytes: int | None = None
     """Part of the pool that shared prefix entries may fill; None is half of it. A request whose entry has no room there
     computes one of its own, beside it: 0 lets every request do so."""
@@ -71,23 +72,23 @@ class KVConfig:
 
 @dataclass(frozen=True)
 class BiCacheConfig:
-    """How far, and for how long, prefix states are reused."""
+    """Says how far, and for how long, prefix states are reused."""
 
     cut_share: float = 1 / 3
     """A prompt is cut at its shortest boundary that covers this share of its longest one. Part of the fingerprint."""
     deterministic: bool = True
-    """Default of a request's `deterministic`: whether nothing but the request and the model decides the reuse depth.
+    """Default of a request's `deterministic`: nothing but the request and the model decides the reuse depth.
     False lets drift reports of other replicas lower it."""
     refresh_interval: int = 16
     """Decoding steps between two refreshes of the prefix states; 0 acts as 1."""
     entry_depths: int = 4
-    """Reuse depths, around the one that its first request takes, that a new entry keeps boundary states for. Others are
-    added when they are asked for."""
+    """Reuse depths, around that of its first request, for which a new entry keeps boundary states. Others are added
+    when a request needs them."""
     probe_positions: int = 32
     """Prefix positions at which an entry is compared with the true states before its depth is trusted (policy `lean`);
     0 trusts the depth table alone."""
     probe_similarity: float = 0.9
-    """Cosine of K/V that they must reach in every reused layer, and in the one behind."""
+    """Cosine of K/V that these positions must reach in every reused layer, and in the one behind."""
     anchors: float = 1.0
     """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
     skip_refresh: bool = False
@@ -97,8 +98,8 @@ class BiCacheConfig:
     max_skips: int = 3
     """Refreshes that may be left out in a row."""
     follow_timeout_s: float = 0.5
-    """Seconds that a request in follow mode waits, at a block start, to hear of the newest epoch of its context, before
-    it goes on with the one that it has."""
+    """Seconds that a request in follow mode waits, at a block start, for the newest epoch of its context, before it
+    continues with the one that it has."""
 
     def __post_init__(self) -> None:
         require(0 < self.cut_share <= 1, f"bicache.cut_share must lie in (0, 1], got {self.cut_share}")
@@ -122,25 +123,25 @@ RefreshPolicy = Literal["lazy", "eager"]
 
 @dataclass(frozen=True)
 class CoherenceConfig:
-    """How replicas share the work of building prefix entries, and the knowledge of how far to trust them."""
+    """Says how replicas share the work of building prefix entries, and what they learn of the entries' drift."""
 
     transfer: Transfer = "auto"
     """Fetch entries that other replicas hold: auto, where that is estimated to be quicker than building them."""
     tensor_transport: TensorTransport = "auto"
-    """How a copy travels: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
+    """The way of a copy: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
     hosts' memory; auto, by nixl on a GPU with neighbours, if nixl runs."""
     patience: float = 2.0
-    """How many times as long as its own build takes a request may wait for another replica's build (transfer auto)."""
+    """Waiting time for another replica's build, as a multiple of what the request's own build takes (transfer auto)."""
     max_wait_s: float = 2.0
-    """The most that a request waits for another replica's build, whatever its patience."""
+    """The longest wait for another replica's build, whatever the patience."""
     fetch_timeout_s: float = 5.0
     """Seconds after which a fetch is given up, and the entry built."""
     build_lease_s: float = 10.0
-    """Seconds without a sign of life after which another replica may build what this one set out to build."""
+    """Seconds without a sign of life after which another replica may take over a build that this one began."""
     refresh: RefreshPolicy = "lazy"
-    """When a shared context has a new epoch: rebuild its entry when it is next asked for, or eagerly, at once."""
+    """When a shared context has a new epoch, rebuild its entry for the next request (lazy), or at once (eager)."""
     prewarm: int = 16
-    """Hottest prefixes of the cluster that a new replica fetches while it takes up work; 0 begins empty."""
+    """Hottest prefixes of the cluster that a new replica fetches while it begins to serve; 0 begins empty."""
     profile: int = 0
     """Version of the depth table. Depth limits that replicas found under an older one no longer count."""
 
@@ -166,7 +167,7 @@ class CoherenceConfig:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """One worker: which model, on what, known to which cache service."""
+    """Configures one worker: its model, its device and its cache service."""
 
     model: Path
     device: Device = "auto"
@@ -176,7 +177,7 @@ class WorkerConfig:
     num_threads: int | None = None
     """CPU threads of one replica; None leaves torch's own choice."""
     cache_service: str | None = None
-    """host:port of the cache service; None runs without one."""
+    """HOST:PORT of the cache service; None runs without one."""
     lease_ttl_s: float = 10.0
     """Seconds without a keep-alive after which the cache service forgets this replica."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -22,9 +22,9 @@ from workers.api import CopyRequest, GenerateChunk, GenerateRequest
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import CoherenceConfig, WorkerConfig
 from workers.errors import WorkerError
+from workers.ray_internals import NIXL, READ_IN_PLACE
 from workers.worker import Worker, device_of
 
-NIXL: Final = "nixl"
 OBJECT_STORE: Final = "object_store"
 NOTHING = torch.empty(0, dtype=torch.uint8)
 TRIED_BYTES = 1024
@@ -57,7 +57,7 @@ class Parcel:
     def of(cls, copy: EntryCopy, *, direct: bool) -> Parcel:
         rest = replace(copy, body=NOTHING)
         if direct:
-            return cls(rest, Reference(ray.put(copy.body, _tensor_transport=NIXL)))
+            return cls(rest, Reference(ray.put(copy.body, **READ_IN_PLACE)))
         return cls(rest, copy.body.cpu().numpy())
 
     def opened(self, timeout_s: float) -> EntryCopy:
@@ -142,7 +142,7 @@ def has_direct_transport(config: CoherenceConfig, device: torch.device, num_repl
     if wanted == "auto" and (device.type != "cuda" or num_replicas < 2):  # a trial starts a thread that never rests
         return False
     try:
-        ray.get(ray.put(torch.zeros(TRIED_BYTES, dtype=torch.uint8, device=device), _tensor_transport=NIXL))
+        ray.get(ray.put(torch.zeros(TRIED_BYTES, dtype=torch.uint8, device=device), **READ_IN_PLACE))
     except Exception as error:  # whatever nixl, its plugins or the driver object to
         if wanted == NIXL:
             raise NoDirectTransportError(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 
 import torch
 
@@ -86,11 +86,9 @@ class Worker:
                 resources.callback(membership.drain)
             self._resources = resources.pop_all()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks until the one with a finish reason. Raises WorkerError; cancelling it stops the work."""
-        async with aclosing(self._engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        """Return the chunks up to the one with a finish reason. Raises WorkerError; closing it stops the work."""
+        return self._engine.generate(request)
 
     async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
         """A copy of one of its entries, for another replica; None where it holds none that serves the depths."""

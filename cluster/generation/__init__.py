@@ -1,1 +1,1 @@
-"""From a client's call to text, whatever it came over: prompts, shared contexts, workers' chunks."""
+"""The way from a client's call to text, over either transport: prompts, shared contexts, workers' chunks."""

@@ -1,4 +1,4 @@
-"""Text -> token ids without holding up the event loop."""
+"""The encoding of text without holding up the event loop."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenizer
 from workers.config import BiCacheConfig
 
 T = TypeVar("T")
 
 LONG = 1 << 15
-"""Characters, or token ids, from which on a text takes longer than the loop may stand still."""
+"""Characters, or token ids, from which on a text would hold up the loop for too long."""
 
 
-class Encoding:
-    """Short texts are encoded at once, long ones one after the other on a thread.
+class TextEncoder:
+    """Encodes short texts at once, and long ones one after the other on a thread.
 
     The thread has a tokenizer of its own: which special tokens are read is a state of the tokenizer, not of the call.
     """
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
-        """Raises TokenizerError. `cut_share` is the workers' `bicache.cut_share`."""
-        self.tokenization = Tokenization(directory, cut_share=cut_share)
-        """For the event loop."""
-        self._for_long = Tokenization(directory, cut_share=cut_share)
+        """Load the tokenizers. Raises TokenizerError. `cut_share` is the workers' `bicache.cut_share`."""
+        self.tokenizer = Tokenizer(directory, cut_share=cut_share)
+        """The tokenizer of the event loop."""
+        self._for_long = Tokenizer(directory, cut_share=cut_share)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-texts")
 
-    async def run(self, length: int, work: Callable[[Tokenization], T]) -> T:
-        """What `work` makes of text of this length. Raises what it raises."""
+    async def run(self, length: int, work: Callable[[Tokenizer], T]) -> T:
+        """Run `work`, which encodes text of this length, and return its result. Raises what it raises."""
         if length < LONG:
-            return work(self.tokenization)
+            return work(self.tokenizer)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._for_long)

@@ -1,4 +1,4 @@
-"""What a generation tells its client, whatever the transport."""
+"""The events that a generation delivers to its client, over either transport."""
 
 from __future__ import annotations
 
@@ -10,29 +10,45 @@ from workers.api import ContextMode, FinishReason, Usage
 
 @dataclass(frozen=True)
 class ContextChoice:
-    """The shared context that a request names as its prefix."""
+    """Names the shared context that is a request's prefix."""
 
     id: ContextId
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """Epochs that it may lie behind at a block start; what it begins with is always the newest."""
+    """Epochs that the request may lie behind at a block start; it always begins with the newest one."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Committed text, in order and never empty."""
+    """Delivers committed text, in order and never empty."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of an answer."""
+    """Ends an answer."""
 
     reason: FinishReason
     usage: Usage
     context: ContextChoice | None = None
-    """What the request named; `usage.epochs` says which of its epochs were read."""
+    """What the request named; `usage.epochs` holds those of its epochs that were read."""
 
 
 Event = Text | Finished
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Holds all events of one generation in one value."""
+
+    text: str
+    finished: Finished
+
+
+@dataclass(frozen=True)
+class FilledBlock:
+    """Holds the tokens of a request's holes, in order, and what they took."""
+
+    token_ids: tuple[int, ...]
+    usage: Usage

@@ -1,4 +1,4 @@
-"""The one wall to Ray Serve's deployment handle: calls to the workers, and errors in our own words."""
+"""The one wall to Ray Serve's deployment handle: calls to the workers, with Ray's errors as our own."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from ray.serve.handle import DeploymentHandle
 from cluster.errors import NotReadyError, ReplicaLostError
 from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.errors import EngineClosedError, OverloadedError, WorkerError
+from workers.ray_internals import BY_VALUE, call_all
 
 PROBE_TIMEOUT_S = 5.0
 
 
 class WorkerReplicas:
-    """All replicas of the worker deployment, reached through its router."""
+    """Reaches all replicas of the worker deployment through its router."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        """Answers come by value, straight from the replica: many small messages are dear as Ray's objects."""
+        """Take answers by value, straight from the replica: many small messages are expensive as Ray's objects."""
         self._handle = handle
         self._generate: Any = handle.options(
             method_name="replies",
             stream=True,
-            _by_reference=False,
             request_serialization="pickle",
             response_serialization="pickle",
+            **BY_VALUE,
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """One answer's chunks. Closing the generator before its end cancels the work.
+        """Yield one answer's chunks. Closing the generator before its end cancels the work.
 
         Raises OverloadedError, NotReadyError, ReplicaLostError, and the worker's own errors.
         """
@@ -43,13 +44,13 @@ class WorkerReplicas:
         try:
             async for reply in response:
                 if isinstance(reply, EngineClosedError):
-                    raise ReplicaLostError("the worker was shut down in the middle of this answer; ask again")
+                    raise ReplicaLostError("the replica was shut down")
                 if isinstance(reply, WorkerError):
                     raise reply
                 yield reply
             ended = True
         except (ActorDiedError, ActorUnavailableError, grpc.aio.AioRpcError) as error:
-            raise ReplicaLostError("the worker was lost in the middle of this answer; ask again") from error
+            raise ReplicaLostError("the replica was lost") from error
         except BackPressureError as error:
             raise OverloadedError(f"{error.message} Try again later, or raise limits.max_queued") from error
         except DeploymentUnavailableError as error:
@@ -65,17 +66,14 @@ class WorkerReplicas:
             return cast(ModelInfo | None, await anext(infos, None))
 
     async def metrics(self) -> Sequence[str]:
-        """Each replica's metrics in Prometheus' text format."""
+        """Return each replica's metrics in Prometheus' text format."""
         return [cast(str, text) async for text in self._answers("metrics")]
 
     async def _answers(self, method: str) -> AsyncGenerator[object, None]:
-        """Of the replicas that answer in time, as they come; a replica that is lost or hangs is left out.
-
-        Serve's `results_async` has none of them where one is late, so its calls are awaited one by one.
-        """
+        """Yield the replicas' answers as they come; a replica that is lost or doesn't answer in time is left out."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                calls = await self._handle.broadcast(method)._fetch_replica_results_async()
+                calls = await call_all(self._handle, method)
         except (TimeoutError, RayServeException):
             return
         waiting = {asyncio.create_task(call.get_async()): call for call in calls}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_STOPS, MAX_STOP_LENGTH = 16, 256
+
 
 class StopStrings:
     """Passes text on up to, and without, the stop string that is complete first.
@@ -12,13 +14,13 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """`stops` hold no empty string."""
+        """Stop at the first of `stops`, of which none is empty."""
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can't be part of a stop string any more; nothing once one was found."""
+        """Take `text`, and return what can't be part of a stop string any more; nothing once one was found."""
         if self.stopped:
             return ""
         self._held += text
@@ -30,7 +32,7 @@ class StopStrings:
         return self._release(len(self._held) - self._longest_beginning())
 
     def finish(self) -> str:
-        """What is held back, when no more text comes."""
+        """Return what is held back, when no more text comes."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -38,6 +40,6 @@ class StopStrings:
         return text
 
     def _longest_beginning(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Return the length of the longest end of the held text with which a stop string begins."""
         lengths = (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
         return max(lengths, default=0)

@@ -1,4 +1,4 @@
-"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text as it is committed.
+"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text.
 
 The one wall around `transformers`' tokenizers, which also render the model's own chat template. Text that a user
 wrote never becomes a special token: only those that the template itself writes do.
@@ -19,23 +19,23 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from cache_service.core.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
+from cluster.generation.detokenization import BROKEN, Detokenizer
 from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
 
 TOKEN_GRID = 128
 """A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
 GRID_STEPS = 4
-"""The least number of grid steps that such a prompt is long."""
+"""The least length of such a prompt, in grid steps."""
 MAX_BOUNDARIES = 4
-"""Boundaries of a conversation that are all looked at; of more, only those that decide where it is cut."""
+"""Boundaries of a conversation that are all computed; of more, only those that decide where it is cut."""
 ANCHOR = "."
-"""Stands for the text that a suffix follows."""
-BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""A stand-in for the text that a suffix follows."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """Holds one turn of a conversation."""
 
     role: str
     content: str
@@ -43,21 +43,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, to be put through the model's chat template."""
+    """Holds turns for the model's chat template."""
 
     messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Raw text; special tokens in it are read as such, as a client that fills in a template itself wants."""
+    """Holds raw text; special tokens in it are read as such, for clients that fill in a template themselves."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """Token ids, taken as they are."""
+    """Holds token ids, taken as they are."""
 
     token_ids: tuple[int, ...]
 
@@ -66,7 +66,7 @@ Prompt = Conversation | TextPrompt | TokenPrompt
 
 
 def length_of(prompt: Prompt) -> int:
-    """Characters, or token ids: how much work it is to encode."""
+    """Return the number of characters or token ids, which says how much work the encoding is."""
     match prompt:
         case Conversation(messages):
             return sum(len(message.content) for message in messages)
@@ -78,33 +78,33 @@ def length_of(prompt: Prompt) -> int:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids and the lengths, ascending and below the whole, of the prefixes that others may share."""
+    """Holds token ids and the lengths, ascending and below the whole, of the prefixes that others may share."""
 
     token_ids: tuple[int, ...]
     boundaries: tuple[int, ...]
 
     def candidates(self, fingerprint: str, salt: str) -> tuple[PrefixCandidate, ...]:
-        """The boundaries with their keys, shortest first; see `cache_service.core.hashing.prefix_keys`."""
+        """Return the boundaries with their keys, shortest first; see `cache_service.core.hashing.prefix_keys`."""
         keys = prefix_keys(fingerprint, salt, self.token_ids, self.boundaries)
         return tuple(PrefixCandidate(length, key) for length, key in zip(self.boundaries, keys, strict=True))
 
 
 @dataclass(frozen=True)
 class HoleToken:
-    """A token that no text can spell, in the place of a masked position while text goes through the tokenizer."""
+    """Replaces a masked position while text goes through the tokenizer: a token that no text can spell."""
 
     text: str
     token_id: int
-    """Outside the model's vocabulary."""
+    """An id beyond the model's vocabulary."""
     anchor_ids: tuple[int, ...]
-    """What `ANCHOR` becomes right behind it."""
+    """The tokens of `ANCHOR` right behind it."""
 
 
-class Tokenization:
-    """A model directory's tokenizer (tokenizer.json) and chat template."""
+class Tokenizer:
+    """Encodes and decodes by a model directory's tokenizer (tokenizer.json) and chat template."""
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
-        """Raises TokenizerError where the directory has no tokenizer that can be read.
+        """Load the directory's tokenizer. Raises TokenizerError where it has none that can be read.
 
         `cut_share` is the workers' `bicache.cut_share`.
         """
@@ -125,7 +125,7 @@ class Tokenization:
         return HoleToken(text, token_id, tuple(anchor_ids))
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Raises RequestError for messages that the chat template refuses, and for ids outside the vocabulary."""
+        """Encode a prompt. Raises RequestError for messages that the template refuses, and for unknown token ids."""
         match prompt:
             case Conversation(messages):
                 return self._encode_conversation(messages)
@@ -135,7 +135,7 @@ class Tokenization:
                 return self._encode_ids(token_ids)
 
     def encode_suffix(self, text: str, *, after: str = ANCHOR, plain: bool = False) -> tuple[int, ...]:
-        """Token ids of text that continues the text `after`: a tokenizer may treat a first word in its own way.
+        """Return the token ids of text that continues `after`: a tokenizer may treat a first word in its own way.
 
         Special tokens in it are read as such unless it is `plain`.
         """
@@ -148,7 +148,7 @@ class Tokenization:
         return tuple(encode(text, add_special_tokens=False)["input_ids"])
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Token ids of text in which no special token is read as such."""
+        """Return the token ids of text in which no special token is read as such."""
         return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
 
     def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
@@ -166,46 +166,46 @@ class Tokenization:
                 return EncodedPrompt(token_ids, ())
 
     def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
-        """With the names of special tokens, or without."""
+        """Return the tokens' text, with the names of special tokens or without."""
         text = self._tokenizer.decode(
             list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return str(text)
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
-        """What the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        """Return what the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
         first, chosen = positions[0], frozenset(positions)
         detokenizer = self.detokenizer(token_ids[:first])
         pieces = [detokenizer.push([token_id]) for token_id in token_ids[first : positions[-1] + 1]]
         return "".join(piece for at, piece in enumerate(pieces, first) if at in chosen) + detokenizer.finish()
 
     def text_at_end(self, token_ids: Sequence[int]) -> str:
-        """Of the tokens behind the last special one; nothing where they end inside a character, or there are none."""
+        """Return the text behind the last special token; nothing where it is missing or ends inside a character."""
         special = [index for index, token_id in enumerate(token_ids) if token_id in self._special]
         text = self.text_of(token_ids[special[-1] + 1 if special else 0 :])
         return "" if text.endswith(BROKEN) else text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """What each token adds to the text; nothing where it is special, or ends inside a character."""
+        """Return what each token adds to the text; nothing where it is special, or ends inside a character."""
         detokenizer = self.detokenizer()
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
     def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
-        """Which of the tokens, whose `pieces` are given, end inside a character that a later one completes."""
+        """Return which tokens, whose `pieces` are given, end inside a character that a later one completes."""
         silent = (index for index, piece in enumerate(pieces) if not piece)
         return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Turns through the chat template, so that more can follow. Raises RequestError."""
+        """Put turns through the chat template, so that more can follow. Raises RequestError."""
         return tuple(self._render(messages, add_generation_prompt=False))
 
     def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
-        """Raises RequestError for ids outside the vocabulary."""
+        """Raise RequestError for ids beyond the vocabulary."""
         if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
             raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
-        """For text that continues that of the tokens `before`."""
+        """Return a detokenizer for text that continues that of the tokens `before`."""
         return Detokenizer(self._tokenizer, before)
 
     def _encode_conversation(self, messages: Sequence[Message], num_more: int = 0) -> EncodedPrompt:
@@ -233,7 +233,7 @@ class Tokenization:
         return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
 
     def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
-        """Encode turns behind others, whatever those say: a system turn stands in their place, and is cut off again."""
+        """Encode turns behind others, whatever their text: a system turn replaces those, and is cut off again."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
@@ -260,7 +260,7 @@ class Tokenization:
         return list(ids)
 
     def _encode_text(self, text: str) -> EncodedPrompt:
-        """Boundaries: after the first and the last blank line, as few-shot prompts are laid out."""
+        """Encode text, with boundaries after its first and its last blank line, as few-shot prompts are laid out."""
         token_ids = list(self._tokenizer(text)["input_ids"])
         ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
         prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))
@@ -280,42 +280,3 @@ class Tokenization:
 def _encoded(token_ids: Iterable[int], lengths: Iterable[int]) -> EncodedPrompt:
     ids = tuple(token_ids)
     return EncodedPrompt(ids, tuple(sorted({length for length in lengths if 0 < length < len(ids)})))
-
-
-class Detokenizer:
-    """Text of one request's committed tokens, piece by piece: whole characters only, never taken back.
-
-    A piece is held back while its bytes end inside a character. The pieces depend on the tokens alone, not on how
-    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens since the
-    last piece and that piece's own, because a decoder may treat a text's first word in its own way. (The tokenizers
-    library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
-    """
-
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._context = list(before[-1:])
-        if self._decode(self._context).endswith(BROKEN):
-            self._context = []
-        self._pending: list[int] = []
-
-    def push(self, token_ids: Iterable[int]) -> str:
-        return "".join(self._step(token_id) for token_id in token_ids)
-
-    def finish(self) -> str:
-        """What was held back; a broken character at the end becomes U+FFFD."""
-        return self._new_text()
-
-    def _step(self, token_id: int) -> str:
-        self._pending.append(token_id)
-        text = self._new_text()
-        if not text or text.endswith(BROKEN):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text
-
-    def _new_text(self) -> str:
-        known = self._decode(self._context)
-        return self._decode(self._context + self._pending)[len(known) :]
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

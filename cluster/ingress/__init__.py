@@ -1,1 +1,1 @@
-"""Where requests come in: one service, two transports."""
+"""The entrance of requests: one service behind two transports, HTTP and gRPC."""

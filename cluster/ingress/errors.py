@@ -1,4 +1,4 @@
-"""One table: an error, wherever it was raised -> what an HTTP and what a gRPC client is told."""
+"""One table: an error, wherever it was raised -> the status that an HTTP and a gRPC client gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 
 @dataclass(frozen=True)
 class Status:
-    """How one kind of error is answered. `kind` and `code` are `error.type` and `error.code` over HTTP."""
+    """Says how one kind of error is answered. `kind` and `code` are `error.type` and `error.code` over HTTP."""
 
     http: int
     grpc: StatusCode
@@ -35,6 +35,10 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.ContextConflictError, Status(409, StatusCode.ABORTED, "conflict_error", "epoch_conflict")),
     (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
     (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
+    (
+        errors.BackgroundTaskError,
+        Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),
+    ),
     (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
     (
         errors.ContextsUnavailableError,
@@ -43,14 +47,14 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost")),
     (WorkerError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error")),
 )
-"""The first row whose type fits counts."""
+"""Rows of types, of which the first that fits counts."""
 
 INTERNAL = Status(500, StatusCode.INTERNAL, "server_error", "internal_error")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client is told of one error."""
+    """Holds what a client gets of one error."""
 
     status: Status
     message: str
@@ -60,7 +64,7 @@ class Reply:
     current_epoch: int | None = None
 
     def body(self) -> dict[str, dict[str, str | int | None]]:
-        """OpenAI's error object; with the newest epoch where a change was made for an older one."""
+        """Return OpenAI's error object, with the newest epoch where a change was made for an older one."""
         error: dict[str, str | int | None] = {
             "message": self.message,
             "type": self.status.kind,
@@ -71,7 +75,7 @@ class Reply:
 
 
 def reply_to(error: BaseException) -> Reply:
-    """An error outside the table is told as internal, without its message: that belongs in the log."""
+    """Return the reply to an error. One that the table lacks is internal: its message belongs in the log alone."""
     for kind, status in TABLE:
         if isinstance(error, kind):
             return Reply(
@@ -82,4 +86,4 @@ def reply_to(error: BaseException) -> Reply:
                 retry_after_s=getattr(error, "retry_after_s", None),
                 current_epoch=getattr(error, "current_epoch", None),
             )
-    return Reply(INTERNAL, "internal error; the server's log says more", code=INTERNAL.code)
+    return Reply(INTERNAL, "internal error; the server's log has the details", code=INTERNAL.code)

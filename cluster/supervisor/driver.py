@@ -2,7 +2,7 @@
 
 `python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR LOG_LEVEL`
 
-Started by `cluster.supervisor.supervisor`, which ends it and whatever it leaves.
+`cluster.supervisor.supervisor` starts it, and ends it with whatever it leaves.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from cache_service.config import address_of
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
 from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
+from workers.ray_internals import init_options
 from workers.worker import dtype_of
 
 logger = logging.getLogger(__name__)
 
 LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of the container, by version of cgroups."""
+"""Files with the container's memory limit, by version of cgroups."""
 SHARED_MEMORY = Path("/dev/shm")
 PARENT_CHECK_S = 1.0
 SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in Helsinki. He has a penguin."
@@ -54,7 +55,7 @@ QUESTION = "Where does Linus live?"
 def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets.
 
-    Ray and Serve have much to say about themselves; that is shown from DEBUG on.
+    Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
     config = located(parse_config(json.loads(config_file.read_text())))
     model = checked_model(config.worker.model)
@@ -75,19 +76,19 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
 
 def checked_model(directory: Path) -> ModelConfig:
-    """What can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
+    """Check what can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
     raw = read_json(directory / "config.json")
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
     for shard in shard_files(directory):
-        with opened(shard):  # reads the header, which tells of a file that was cut off
+        with opened(shard):  # reads the header, which shows whether the file was cut off
             pass
-    Tokenization(directory)
+    Tokenizer(directory)
     return model
 
 
 def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int, memory: Memory) -> int:
-    """For Ray on a machine; warns where copies will be slow. Raises StartError."""
+    """Return the size of Ray's object store; warns where copies will be slow. Raises StartError."""
     worker, on_gpus = config.worker, config.is_on_gpus(num_gpus)
     itemsize = dtype_of(worker.dtype, torch.device("cuda" if on_gpus else "cpu")).itemsize
     entry_bytes = worker.kv.entry_bytes
@@ -101,7 +102,7 @@ def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int,
 
 
 def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
-    """Of the container, where this is one."""
+    """Return the memory of this machine, or of the container that it runs in."""
     limits = [psutil.virtual_memory().total]
     for file in limit_files:
         with suppress(OSError, ValueError):  # the other version's, or "max"
@@ -111,14 +112,14 @@ def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
 
 
 def reasons() -> str:
-    """Why deployments failed: the last line of what each one's replicas said."""
+    """Return why deployments failed: the last line of each one's message."""
     deployments = serve.status().applications[APPLICATION].deployments.items()
-    said = {name: status.message.strip().splitlines() for name, status in deployments}
-    return "; ".join(f"{name}: {lines[-1]}" for name, lines in said.items() if lines)
+    messages = {name: status.message.strip().splitlines() for name, status in deployments}
+    return "; ".join(f"{name}: {lines[-1]}" for name, lines in messages.items() if lines)
 
 
 def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
-    """A Ray of our own: it joins no other one that runs on this machine, and reserves no more than is asked for."""
+    """Start a Ray of our own: it joins no other one on this machine, and reserves no more than is configured."""
     needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
     try:
         ray.init(
@@ -127,14 +128,14 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
             object_store_memory=store_bytes,
             include_dashboard=False,
             logging_level=logging.WARNING,
-            _temp_dir=str(directory),
+            **init_options(directory),
         )
     except Exception as error:
         raise StartError(f"Ray doesn't start on this machine: {error} Is the machine busy? Then try again.") from error
 
 
 def greeting(config: ClusterConfig) -> str:
-    """What a person needs to ask the first question."""
+    """Return what a user needs to ask the first question."""
     url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})

@@ -3,7 +3,8 @@
 `python -m cluster.supervisor.launch MODULE ARGUMENT...`
 
 Importing Ray, torch and gRPC takes seconds, in which there is nothing to shut down: SIGINT ends the process then, until
-the module sees to the signal itself. Who starts this blocks SIGINT, for Python has a stack for it before any line runs.
+the module handles the signal itself. The caller starts this with SIGINT blocked, since Python would print a stack
+trace at one that comes before the first line runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much memory Ray's object store gets on one machine: copies of prefix entries pass through it. Pure.
+"""The size of Ray's object store on one machine: copies of prefix entries pass through it. Pure.
 
 A copy that finds no room there goes through files, tens of times slower; so does everything if the store itself finds
 no room in shared memory. What isn't used of it costs nothing.
@@ -13,16 +13,16 @@ from cluster.errors import StartError
 from workers.models.base import ModelConfig
 
 LEAST_BYTES = 128 << 20
-"""For what isn't a copy: chunks are small and travel inline."""
+"""Enough for everything but copies: chunks are small and travel inline."""
 COPIES_A_REPLICA = 2
-"""That are on their way at a time: one for a request, and one ahead of any."""
+"""Copies that are under way at a time: one for a request, and one ahead of any."""
 SHARE_OF_MEMORY, SHARE_OF_SHARED = 0.3, 0.9
-"""What the store may take by itself; the rest is for models and for others."""
+"""Shares that the store may take by itself; the rest is for models and other programs."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one machine, or of the container on it that this is."""
+    """Describes the memory of one machine, or of the container that this runs in."""
 
     total_bytes: int
     shared_bytes: int
@@ -31,15 +31,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class StoreSize:
+    """Says how large the store becomes."""
+
     num_bytes: int
     warning: str | None = None
-    """What an operator should know."""
+    """A message to the operator."""
 
 
 def heaviest_copy_bytes(model: ModelConfig, entry_depths: int, itemsize: int, entry_bytes: int | None) -> int:
-    """Of a prefix that fills the model's context: K and V of all layers, and boundary states at `entry_depths` of them.
+    """Return the bytes of a copy that fills the context length: K and V of all layers, `entry_depths` boundary states.
 
-    `itemsize` is that of the compute dtype. `entry_bytes`: all that a replica's entries may fill, if that is known.
+    `itemsize` is that of the compute dtype. `entry_bytes` is all that a replica's entries may fill, if that is known.
     """
     elements = model.kv_elements_per_token + entry_depths * model.hidden_size
     heaviest = model.context_length * elements * itemsize
@@ -47,15 +49,15 @@ def heaviest_copy_bytes(model: ModelConfig, entry_depths: int, itemsize: int, en
 
 
 def passes_copies(config: ClusterConfig, num_replicas: int) -> bool:
-    """Whether copies may go through the object store."""
+    """Return whether copies may go through the object store."""
     coherence = config.worker.coherence
     return num_replicas > 1 and coherence.transfer != "never" and coherence.tensor_transport != "nixl"
 
 
 def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory: Memory) -> StoreSize:
-    """What `resources.object_store_bytes` says; auto: room for the copies of all replicas, as far as there is memory.
+    """Return the configured size; `auto` gives room for the copies of all replicas, as far as the machine has memory.
 
-    Raises StartError for a size that this machine hasn't got.
+    Raises StartError for a size that this machine doesn't have.
     """
     copied_bytes = copy_bytes if passes_copies(config, num_replicas) else 0
     asked = config.resources.object_store_bytes

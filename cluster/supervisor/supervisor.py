@@ -1,7 +1,7 @@
 """The processes of one machine: the cache service and the cluster, started together and ended together.
 
-The supervisor imports neither Ray nor torch, so that it answers a signal at once, whatever its children are in the
-midst of. Every child has a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+The supervisor imports neither Ray nor torch, so that it answers a signal at once, whatever its children are doing.
+Every child has a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
 """
 
 from __future__ import annotations
@@ -29,26 +29,23 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from cluster.config import ClusterConfig, to_mapping
 from cluster.errors import ClusterError, StartError
+from workers.ray_internals import LOCKED, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
 
 logger = logging.getLogger(__name__)
 
 SOCKET_PATH_LIMIT = 107
-RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""How Ray names its longest unix socket below the directory that it is given."""
 GRACE_S, KILL_GRACE_S = 6.0, 1.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""Of prctl(2)."""
-SERVE_SETTINGS = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_PROXY_USE_GRPC": "1"}
-"""One thread less for each request to pass through, and no Ray objects between Serve's HTTP proxy and the ingress."""
+"""Options of prctl(2)."""
 
 
 class ChildEndedError(ClusterError):
-    """A child that should run for ever has ended."""
+    """A child that should run forever has ended."""
 
 
 def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit code. Afterwards no process that was started here is left.
+    """Serve until SIGINT or SIGTERM and return the exit code. Afterwards no process that was started here is left.
 
     Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
     """
@@ -60,7 +57,7 @@ def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> in
 
 @dataclass(frozen=True)
 class Machine:
-    """All that this machine runs, as one configuration says."""
+    """Runs all processes of this machine, as one configuration describes them."""
 
     config: ClusterConfig
     directory: Path
@@ -68,7 +65,7 @@ class Machine:
     log_level: str
 
     async def serve(self) -> int:
-        """Until a signal asks to stop (0) or the cluster ends by itself (1)."""
+        """Serve until a signal asks to stop, and return 0, or until the cluster ends by itself, and return 1."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
@@ -90,7 +87,7 @@ class Machine:
             "cluster.supervisor.driver", config_file, self.directory / "ray", self.log_level
         ) as driver:
             code = await driver.wait()
-            logger.error("the cluster ended by itself with exit code %d; it said why above", code)
+            logger.error("the cluster ended by itself with exit code %d; its log above has the reason", code)
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and run it again, a little later each time, whenever it ends."""
@@ -103,9 +100,9 @@ class Machine:
 
     @asynccontextmanager
     async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
-        """`python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
+        """Run `python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
 
-        It is asked by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python hears of it.
+        It is asked to by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python gets the signal.
         """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -128,24 +125,24 @@ class Machine:
 
 def log_restart(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    logger.warning("%s; requests are served without it, and it starts again", error)
+    logger.warning("%s; it is restarted, and requests are served without it meanwhile", error)
 
 
 def as_child() -> None:
-    """Die with the parent; SIGINT waits for `cluster.supervisor.launch`."""
+    """Make this child die with its parent; SIGINT waits for `cluster.supervisor.launch`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere the orderly way out is the only one."""
+    """Set an option of this process where the system is Linux; elsewhere children end only when they are asked to."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @contextmanager
 def no_orphans() -> Iterator[None]:
-    """On leaving, every process that was started inside is gone: also those whose own parent died before them."""
+    """End every process that was started inside when the context is left, also orphans of other processes."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -168,13 +165,13 @@ def end_descendants() -> None:
 
 @contextmanager
 def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
-    """A fresh directory for this run, short enough for Ray's sockets; removed at the end.
+    """Yield a new directory for this run, short enough for Ray's sockets, and remove it at the end.
 
-    Lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
+    It lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
     """
     wanted = environ.get("RAY_TMPDIR")
     for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
-        if len(os.path.join(parent, "palimpsest-12345678") + RAY_SOCKET) <= SOCKET_PATH_LIMIT:
+        if len(os.path.join(parent, "palimpsest-12345678") + LONGEST_SOCKET) <= SOCKET_PATH_LIMIT:
             break
     else:
         raise StartError(f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp")
@@ -189,18 +186,18 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the children see: a Ray of their own, locked with a fresh token and without usage reports, and no proxy
-    between processes of this machine.
+    """Return the children's environment: a Ray of their own, locked with a new token and without usage reports, and no
+    proxy between processes of this machine.
     """
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
-    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return SERVE_SETTINGS | inherited | ray | {"no_proxy": bypass, "NO_PROXY": bypass}
+    locked = {**LOCKED, TOKEN: secrets.token_hex(32)}
+    return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:
-    """Raises StartError, naming the option, for a port that can't be listened at."""
+    """Raise StartError, naming the option, for a port that can't be listened at."""
     wanted = [(config.http.host, config.http.port, "--http-port"), (config.grpc.host, config.grpc.port, "--grpc-port")]
     if config.cache_service.spawn:
         wanted.append((config.cache_service.host, config.cache_service.port, "--cache-port"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import replace
 
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import Context
-from workers.api import ContextEpoch, DecodingParams, GenerateRequest, PrefixCandidate
+from workers.api import SEED_BITS, ContextEpoch, DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.cut import choose_cut
 from workers.config import BiCacheConfig, EngineConfig
 from workers.decoding.focus import FocusConfig
@@ -21,7 +20,6 @@ from workers.scheduler.policy import POLICIES, Policy
 from workers.scheduler.task import RequestId, Task
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
-SEED_BITS = 63
 MAX_STEPS = 1 << 16
 """Far more than any context has tokens; a step that commits nothing still takes a pass."""
 GUIDED_POLICY = "none"
@@ -34,13 +32,8 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
     policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
     decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
     interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
-    check(interval >= 0, "refresh_interval", f"must not be negative, got {interval}")
-    depth = params.reuse_depth
-    check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
     focus = focus_of(params, policy, bicache)
     prefixes = usable_prefixes(request, model)
-    seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
-    check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
     return Task(
         id=RequestId(request.request_id),
         prompt=request.token_ids,
@@ -51,10 +44,10 @@ def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, 
         timetable=timetable(request, model, policy, decoding, engine),
         policy=policy,
         refresh_interval=interval,
-        reuse_depth=depth,
+        reuse_depth=params.reuse_depth,
         deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
         decoding=decoding,
-        seed=seed,
+        seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
         focus=focus,
         context=request.context,
     )
@@ -132,7 +125,6 @@ def policy_named(name: str) -> Policy:
 def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
     """Anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
     anchors = 1.0 if params.anchors is None else params.anchors
-    check(math.isfinite(anchors) and 0 < anchors <= 1, "anchors", f"must lie in (0, 1], got {anchors}")
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
     problem = f"needs policy {' or '.join(adaptive)}, got {policy.name}"
     check(policy.adaptive or anchors == 1, "anchors", problem)
@@ -157,7 +149,6 @@ def timetable(
     positions = (*request.holes, *range(start, start + request.max_tokens))
     length = len(positions)
     asked = engine.block_length if params.block_length is None else params.block_length
-    check(asked >= 1, "block_length", f"must be at least 1, got {asked}")
     block_length = length if policy.whole_canvas else min(asked, length)
     num_blocks = -(-length // block_length)
     num_steps = params.num_steps

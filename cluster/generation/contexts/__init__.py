@@ -1,1 +1,1 @@
-"""Shared contexts as users write, edit and denoise them."""
+"""Shared contexts: their drafting, editing and denoising."""

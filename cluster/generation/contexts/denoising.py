@@ -1,8 +1,8 @@
-"""Fills the holes of a shared context, a block at a time; every block is a commit.
+"""The denoising of a shared context: its holes are filled a block at a time, and every block is a commit.
 
     read epoch e --> denoise the next block's holes --> commit(expected e) --accepted--> e + 1, go on there
          ^                                                  |
-         +------------- someone was faster: what they filled is theirs, the rest is denoised anew
+         +------------- another commit was faster: what it filled stays, the rest is denoised again
 
 So a block is always made of the content that it is committed to, and concurrent denoisers line up.
 """
@@ -10,80 +10,76 @@ So a block is always made of the content that it is committed to, and concurrent
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
 from cache_service.core.types import Context, ContextId, Edit
-from cluster.errors import ContextConflictError, ReplicaLostError, RequestError
+from cluster.errors import ContextConflictError, RequestError
 from cluster.generation.contexts.editing import ContextService
+from cluster.generation.events import FilledBlock
 from cluster.metrics import IngressMetrics
-from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, Usage
+from workers.api import SEED_BITS, DecodingParams, FinishReason, GenerateRequest, Usage
 
-ATTEMPTS = 3
-"""Replicas that one block is given."""
-SEEDS = 1 << 63
+SEEDS = 1 << SEED_BITS
 
 
 @dataclass(frozen=True)
 class DenoiseCall:
-    """What a client asks for."""
+    """Says what a client asks for."""
 
     request_id: str
     """Unique over all requests."""
     context: ContextId
     cache_salt: str
     params: DecodingParams
-    """`num_steps` are those of all blocks together; each block has a seed of its own, counted up from `seed`."""
+    """Parameters of all blocks: they share `num_steps`, and each has a seed of its own, counted up from `seed`."""
 
 
 @dataclass(frozen=True)
 class BlockCommitted:
-    """One block is filled."""
+    """Reports that one block is filled."""
 
     context: Context
-    """As the commit left it."""
+    """The context as the commit left it."""
     positions: tuple[int, ...]
     text: str
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """The last event: nothing is masked any more."""
+    """Reports, as the last event, that nothing is masked any more."""
 
     context: Context
     num_blocks: int
     lost_races: int
-    """Blocks that were thrown away, because someone else's commit was faster."""
+    """Blocks that were thrown away, because another commit was faster."""
     usage: Usage | None
-    """The last block's, with the steps, forwards and tokens of all; None where there was no hole."""
+    """The last block's usage, with the steps, forwards and tokens of all; None where the context had no hole."""
 
 
-class Generating(Protocol):
-    """What is needed of the inference service."""
+class BlockService(Protocol):
+    """Is what the denoiser needs of the inference service."""
 
     contexts: ContextService
 
-    def chunks(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[GenerateChunk, None]: ...
+    async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock: ...
 
     def deadline(self, timeout_s: float | None) -> float: ...
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str: ...
 
 
-class Denoising:
+class ContextDenoiser:
     """Denoises contexts through the workers."""
 
-    def __init__(self, service: Generating, metrics: IngressMetrics, block_length: int) -> None:
-        """`block_length` is that of a request that names none."""
+    def __init__(self, service: BlockService, metrics: IngressMetrics, block_length: int) -> None:
+        """Denoise through `service`; a request that names no block length has `block_length`."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
     async def run(
         self, call: DenoiseCall, *, timeout_s: float | None = None
     ) -> AsyncGenerator[BlockCommitted | Denoised, None]:
-        """A BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
+        """Yield a BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
 
         Closing the generator, or passing the deadline, stops the work. Raises what `InferenceService.generate` and
         `ContextService` raise.
@@ -98,10 +94,17 @@ class Denoising:
             while context.masked:
                 positions = context.masked[:length]
                 number = num_blocks + lost_races
-                token_ids, usage = await self._block(call, context, positions, seeded(params, number), number, deadline)
-                usages.append(usage)
+                request = GenerateRequest(
+                    f"{call.request_id}-{number}",
+                    context.token_ids,
+                    max_tokens=0,
+                    params=seeded(params, number),
+                    holes=positions,
+                )
+                block = await self._service.fill(request, deadline)
+                usages.append(block.usage)
                 try:
-                    context = await contexts.commit(context, edits_of(positions, token_ids))
+                    context = await contexts.commit(context, edits_of(positions, block.token_ids))
                 except ContextConflictError:
                     lost_races += 1
                     context = await contexts.read_to_generate(call.context, call.cache_salt)
@@ -111,33 +114,9 @@ class Denoising:
             observed.outcome = FinishReason.STOP.value
             yield Denoised(context, num_blocks, lost_races, total(usages))
 
-    async def _block(
-        self,
-        call: DenoiseCall,
-        context: Context,
-        positions: tuple[int, ...],
-        params: DecodingParams,
-        number: int,
-        deadline: float,
-    ) -> tuple[tuple[int, ...], Usage]:
-        """Tokens for `positions` of `context`, and what they took."""
-        request = GenerateRequest(f"{call.request_id}-{number}", context.token_ids, 0, params=params, holes=positions)
-        lost = retry_if_exception_type(ReplicaLostError)
-        retrying = AsyncRetrying(retry=lost, stop=stop_after_attempt(ATTEMPTS), reraise=True)
-        return await retrying(self._attempt, request, deadline)
-
-    async def _attempt(self, request: GenerateRequest, deadline: float) -> tuple[tuple[int, ...], Usage]:
-        token_ids: tuple[int, ...] = ()
-        async with aclosing(self._service.chunks(request, deadline)) as chunks:
-            async for chunk in chunks:
-                token_ids += chunk.token_ids
-                if chunk.finish_reason is not None and chunk.usage is not None:
-                    return token_ids, chunk.usage
-        raise ReplicaLostError("the worker ended this block without its last part; ask again")
-
 
 def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
-    """Of one block. Raises RequestError where there are fewer steps than blocks."""
+    """Return the steps of one block. Raises RequestError where the steps are fewer than the blocks."""
     if params.num_steps is None or not context.masked:
         return None
     num_blocks = -(-len(context.masked) // block_length)
@@ -151,14 +130,12 @@ def steps_of(params: DecodingParams, context: Context, block_length: int) -> int
 
 
 def seeded(params: DecodingParams, number: int) -> DecodingParams:
-    """What is no seed is left for the worker to refuse."""
-    if params.seed is None or not 0 <= params.seed < SEEDS:
-        return params
-    return replace(params, seed=(params.seed + number) % SEEDS)
+    """Return the parameters of block `number`, which has a seed of its own."""
+    return params if params.seed is None else replace(params, seed=(params.seed + number) % SEEDS)
 
 
 def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:
-    """One for every run of neighbours among the ascending positions."""
+    """Return one edit for every run of neighbours among the ascending positions."""
     edits: list[Edit] = []
     for position, token_id in zip(positions, token_ids, strict=True):
         if edits and edits[-1].end == position:
@@ -169,7 +146,7 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
 
 
 def total(usages: Sequence[Usage]) -> Usage | None:
-    """Thrown-away blocks count too: they were computed."""
+    """Return what all blocks took; those that were thrown away count too, since they were computed."""
     if not usages:
         return None
     return replace(

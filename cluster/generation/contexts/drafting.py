@@ -1,4 +1,4 @@
-"""What a client writes into a shared context -> token ids with holes, and the edits that put them in. No I/O.
+"""A client's content of a shared context -> token ids with holes, and the edits that insert them. No I/O.
 
 Text stays text: neither the mask token's name nor any other special token's is read as such in it. Only a `Hole`
 makes a hole.
@@ -14,16 +14,16 @@ from itertools import groupby, takewhile
 
 from cache_service.core.types import Edit
 from cluster.errors import RequestError
-from cluster.generation.tokenization import ANCHOR, Message, Tokenization
+from cluster.generation.tokenization import ANCHOR, Message, Tokenizer
 
 MAX_HOLE = 4096
 TAIL_TOKENS = 8
-"""Tokens before a place that decide how text is read there."""
+"""Tokens before a position that decide how text is read there."""
 
 
 @dataclass(frozen=True)
 class Hole:
-    """A run of masked positions, to be denoised."""
+    """Stands for a run of masked positions, to be denoised."""
 
     length: int
 
@@ -33,21 +33,21 @@ Part = str | Hole
 
 @dataclass(frozen=True)
 class TextContent:
-    """Text and holes in turn."""
+    """Holds text and holes in turn."""
 
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class TokenContent:
-    """Token ids and holes in turn, taken as they are."""
+    """Holds token ids and holes in turn, taken as they are."""
 
     parts: tuple[int | Hole, ...]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a conversation with holes."""
+    """Holds one turn of a conversation with holes."""
 
     role: str
     parts: tuple[Part, ...]
@@ -55,7 +55,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class TurnsContent:
-    """Turns, to be put through the model's chat template; more turns can follow them."""
+    """Holds turns for the model's chat template; more turns can follow them."""
 
     turns: tuple[Turn, ...]
 
@@ -64,12 +64,12 @@ Content = TextContent | TokenContent | TurnsContent
 
 
 def num_holes(content: Content) -> int:
-    """Masked positions that it asks for."""
+    """Return the number of masked positions that the content asks for."""
     return sum(part.length for part in parts_of(content) if isinstance(part, Hole))
 
 
 def length_written(content: Content) -> int:
-    """Characters and token ids: how much work it is to encode."""
+    """Return the number of characters and token ids, which says how much work the encoding is."""
     return sum(len(part) if isinstance(part, str) else 1 for part in parts_of(content))
 
 
@@ -84,13 +84,13 @@ def parts_of(content: Content) -> Iterator[str | int | Hole]:
 
 @dataclass(frozen=True)
 class Draft:
-    """Token ids; those at the ascending positions `masked` are holes and hold the model's mask id."""
+    """Holds token ids; those at the ascending positions `masked` are holes, with the model's mask id."""
 
     token_ids: tuple[int, ...]
     masked: tuple[int, ...] = ()
 
     def edits(self, start: int, end: int) -> tuple[Edit, ...]:
-        """What puts it in the place of positions start..end-1: one edit for every run of text or of holes."""
+        """Return the edits that replace positions start..end-1 by it: one for every run of text or of holes."""
         holes = frozenset(self.masked)
         runs = [list(run) for _, run in groupby(range(len(self.token_ids)), key=holes.__contains__)]
         edits = [
@@ -100,45 +100,45 @@ class Draft:
         return tuple(edits) or (Edit(start, end, ()),)
 
 
-class Drafting:
-    """Drafts for one model."""
+class ContextDrafter:
+    """Turns clients' content into drafts for one model."""
 
-    def __init__(self, tokenization: Tokenization, mask_token_id: int) -> None:
-        self._tokenization, self._mask = tokenization, mask_token_id
+    def __init__(self, tokenizer: Tokenizer, mask_token_id: int) -> None:
+        self._tokenizer, self._mask = tokenizer, mask_token_id
 
-    def whole(self, content: Content) -> Draft:
-        """For content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
+    def draft_whole(self, content: Content) -> Draft:
+        """Draft content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
         match content:
             case TokenContent(parts):
-                return self._of_tokens(parts)
+                return self._draft_tokens(parts)
             case TextContent(parts):
-                return self._with_holes(lambda spell: self._tokenization.encode_plain(spell(parts)))
+                return self._draft_with_holes(lambda spell: self._tokenizer.encode_plain(spell(parts)))
             case TurnsContent(turns):
-                return self._with_holes(lambda spell: self._render(turns, spell))
+                return self._draft_with_holes(lambda spell: self._render(turns, spell))
 
-    def behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
-        """For content that follows the tokens `before`.
+    def draft_behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
+        """Draft content that follows the tokens `before`.
 
-        A tokenizer may treat a text's first word in its own way, so the text is read behind the text that it follows,
-        where there is any; or else in another way that says it in its place.
+        A tokenizer may treat a text's first word in its own way. So the text is read behind the text that it follows,
+        if any, and in another way where it would then read otherwise in its position.
         """
         if isinstance(content, TokenContent):
-            return self.whole(content)
-        text = self._tokenization.text_at_end(before[-TAIL_TOKENS:])
-        alone, behind_any = self.whole(content), self._after(ANCHOR, content.parts)
-        ways = [self._after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
-        return next((draft for draft in ways if self._reads(before, draft, content.parts)), ways[0])
+            return self.draft_whole(content)
+        text = self._tokenizer.text_at_end(before[-TAIL_TOKENS:])
+        alone, behind_any = self.draft_whole(content), self._draft_after(ANCHOR, content.parts)
+        ways = [self._draft_after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
+        return next((draft for draft in ways if self._reads_as_written(before, draft, content.parts)), ways[0])
 
-    def _after(self, text: str, parts: Sequence[Part]) -> Draft:
-        encode = partial(self._tokenization.encode_suffix, after=text, plain=True)
-        return self._with_holes(lambda spell: encode(spell(parts)))
+    def _draft_after(self, text: str, parts: Sequence[Part]) -> Draft:
+        encode = partial(self._tokenizer.encode_suffix, after=text, plain=True)
+        return self._draft_with_holes(lambda spell: encode(spell(parts)))
 
-    def cover(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
-        """Where `text` stands: the positions start..end-1 of its tokens, and what else they say before and behind it.
+    def locate_text(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
+        """Return the positions start..end-1 of the tokens of `text`, and what else they spell before and behind it.
 
         Raises RequestError where it stands nowhere, more than once, or not in one piece of text.
         """
-        pieces, holes = self._tokenization.pieces(token_ids), frozenset(masked)
+        pieces, holes = self._tokenizer.pieces(token_ids), frozenset(masked)
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
@@ -148,7 +148,7 @@ class Drafting:
         for piece in pieces:
             length += len(piece)
             ends.append(length)
-        within = self._tokenization.within_characters(token_ids, pieces)
+        within = self._tokenizer.within_characters(token_ids, pieces)
         start = next(index for index, end in enumerate(ends) if end > first)
         while start - 1 in within:
             start -= 1
@@ -157,13 +157,13 @@ class Drafting:
             raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
-    def _of_tokens(self, parts: Sequence[int | Hole]) -> Draft:
+    def _draft_tokens(self, parts: Sequence[int | Hole]) -> Draft:
         given = [part for part in parts if not isinstance(part, Hole)]
-        self._tokenization.check_ids(given, param="token_ids")
-        return self._drafted([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
+        self._tokenizer.check_ids(given, param="token_ids")
+        return self._draft_runs([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
 
-    def _drafted(self, runs: Sequence[Sequence[int | None]]) -> Draft:
-        """None is a masked position."""
+    def _draft_runs(self, runs: Sequence[Sequence[int | None]]) -> Draft:
+        """Return the draft of these runs, in which None is a masked position."""
         flat = [token_id for run in runs for token_id in run]
         return Draft(
             tuple(self._mask if token_id is None else token_id for token_id in flat),
@@ -171,26 +171,28 @@ class Drafting:
         )
 
     def _render(self, turns: Sequence[Turn], spell: Callable[[Sequence[Part]], str]) -> Sequence[int]:
-        return self._tokenization.render([Message(turn.role, spell(turn.parts)) for turn in turns])
+        return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
-    def _with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
-        """Holes go through the tokenizer as tokens of their own, which text can't spell. What follows one is read as
-        going on, behind an anchor that is taken out again, unless the tokenizer joins it to what follows.
+    def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
+        """Draft text with holes, which go through the tokenizer as tokens of their own that text can't spell.
+
+        The text behind a hole is read as a continuation, behind an anchor that is removed again, unless the tokenizer
+        joins the anchor to that text.
         """
-        hole = self._tokenization.hole
+        hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
             read = encode(partial(spelled, hole=hole.text, anchor=anchor))
             marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
             if marked is not None:
-                return self._drafted([marked])
+                return self._draft_runs([marked])
         raise AssertionError("without anchors, nothing can be joined to them")
 
-    def _reads(self, before: Sequence[int], draft: Draft, parts: Sequence[Part]) -> bool:
-        """Whether the text up to the first hole is what the tokens up to it add."""
+    def _reads_as_written(self, before: Sequence[int], draft: Draft, parts: Sequence[Part]) -> bool:
+        """Return whether the tokens up to the first hole add the text up to it."""
         text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
         end = draft.masked[0] if draft.masked else len(draft.token_ids)
         tail = before[-TAIL_TOKENS:]
-        return self._tokenization.text_of((*tail, *draft.token_ids[:end])) == self._tokenization.text_of(tail) + text
+        return self._tokenizer.text_of((*tail, *draft.token_ids[:end])) == self._tokenizer.text_of(tail) + text
 
 
 def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
@@ -198,7 +200,7 @@ def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
 
 
 def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
-    """Holes as None, without the anchor that stands behind each run; None in all where one isn't to be found."""
+    """Return the tokens with holes as None, without the anchor behind each run; None where an anchor is missing."""
     out: list[int | None] = []
     index = 0
     while index < len(token_ids):

@@ -21,9 +21,16 @@ from cluster.errors import (
     ContextsUnavailableError,
     RequestError,
 )
-from cluster.generation.contexts.drafting import Content, Drafting, TextContent, TokenContent, length_written, num_holes
-from cluster.generation.encoding import Encoding
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.contexts.drafting import (
+    Content,
+    ContextDrafter,
+    TextContent,
+    TokenContent,
+    length_written,
+    num_holes,
+)
+from cluster.generation.encoding import TextEncoder
+from cluster.generation.tokenization import Tokenizer
 from cluster.metrics import IngressMetrics
 from workers.api import ModelInfo
 
@@ -31,108 +38,110 @@ T = TypeVar("T")
 
 AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
-"""How long a call is tried again: nothing can stand in for the service, and a restart of it should pass unnoticed."""
+"""Seconds for which a call is tried again: nothing can replace the service, and its restart should pass unnoticed."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Contexts that are listed at a time."""
 MAX_EDITS = 64
-"""Of one change: each of them reads the whole context."""
+"""Edits of one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Positions start..end-1 of the context's tokens."""
+    """Names the positions start..end-1 of the context's tokens."""
 
     start: int
     end: int
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where this text stands, which must be once."""
+class TextMatch:
+    """Names the positions of a text, which must stand in the context once."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Change:
-    """What is to stand in the place of something else."""
+class Replacement:
+    """Replaces one part of a context by new content."""
 
-    place: TokenRange | Found
+    place: TokenRange | TextMatch
     content: TextContent | TokenContent
 
 
 @dataclass(frozen=True)
-class Rewrite:
-    """What is to stand in the place of all."""
+class FullRewrite:
+    """Replaces the whole content of a context."""
 
     content: Content
 
 
 class ContextService:
-    """Creates, reads and changes contexts of the served model. Another tenant's are as if they weren't there.
+    """Creates, reads and edits contexts of the served model. Another tenant's contexts are as if they weren't there.
 
     Every method raises ContextsUnavailableError where the cache service hasn't answered within `patience_s`. A change
-    has an id, which sees to it that it is carried out once however often it is sent.
+    has an id, by which it is carried out once, however often it is sent.
     """
 
     def __init__(
         self,
         client: CacheClient,
-        encoding: Encoding,
+        encoder: TextEncoder,
         model: Callable[[], Awaitable[ModelInfo]],
         metrics: IngressMetrics,
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`model` tells of the one that is served."""
-        self._client, self._encoding, self._model = client, encoding, model
+        """Reach the cache service through `client`; `model` returns the served model."""
+        self._client, self._encoder, self._model = client, encoder, model
         self._commits = metrics.context_commits
         self._patience_s = patience_s
 
     async def create(self, content: Content, salt: str) -> Context:
-        """Raises RequestError for content that the model can't hold."""
+        """Create a context. Raises RequestError for content that the model can't hold."""
         info = await self._model()
-        draft = await self._drafted([content], 0, info, lambda drafting: drafting.whole(content))
+        draft = await self._run_draft([content], 0, info, lambda drafter: drafter.draft_whole(content))
         check_length(len(draft.token_ids), info)
         edit_id = EditId(uuid.uuid4().hex)
-        with in_our_words():
-            return await self._asked(
+        with translate_cache_errors():
+            return await self._call_with_retry(
                 lambda: self._client.create_context(
                     info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
                 )
             )
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
-        """The newest epoch at the time of the call. Raises ContextNotFoundError."""
-        with in_our_words():
-            context = await self._asked(lambda: self._client.get_context(context_id))
+        """Return the context at its newest epoch. Raises ContextNotFoundError."""
+        with translate_cache_errors():
+            context = await self._call_with_retry(lambda: self._client.get_context(context_id))
         if context.salt != salt:
             raise ContextNotFoundError(f"there is no context {context_id!r}")
         return context
 
     async def read_to_generate(self, context_id: ContextId, salt: str) -> Context:
-        """The same; raises RequestError where another model's tokens are in it."""
+        """Return the same as `read`. Raises RequestError where the context holds another model's tokens."""
         context, info = await self.read(context_id, salt), await self._model()
         if context.fingerprint != info.fingerprint:
             raise RequestError(f"context {context_id} was made for another model than {info.name}", param="context.id")
         return context
 
-    async def page(self, salt: str, limit: int, after: str | None) -> ContextPage:
-        """One tenant's contexts, oldest first, without tokens. Raises RequestError for an `after` that is no token."""
-        with in_our_words():
-            return await self._asked(lambda: self._client.list_contexts(salt, page_size=limit, page_token=after))
+    async def list_page(self, salt: str, limit: int, after: str | None) -> ContextPage:
+        """Return one tenant's contexts, oldest first, without tokens. Raises RequestError for an unknown `after`."""
+        with translate_cache_errors():
+            return await self._call_with_retry(
+                lambda: self._client.list_contexts(salt, page_size=limit, page_token=after)
+            )
 
     async def delete(self, context_id: ContextId, salt: str) -> None:
-        """Raises ContextNotFoundError."""
+        """Delete the context. Raises ContextNotFoundError."""
         await self.read(context_id, salt)
-        with in_our_words(), suppress(UnknownContext):  # deleted just now, perhaps by a call whose answer was lost
-            await self._asked(lambda: self._client.delete_context(context_id, author=AUTHOR))
+        with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
+            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
 
     async def change(
-        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Change] | Rewrite
+        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Replacement] | FullRewrite
     ) -> Context:
-        """The context at epoch `expected` + 1, as this change left it.
+        """Edit the context at epoch `expected`, and return it as this change left it, at epoch `expected` + 1.
 
         Raises ContextConflictError where `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
         """
@@ -140,22 +149,22 @@ class ContextService:
         if context.epoch != expected:
             raise conflict(context_id, expected, context.epoch)
         info = await self._model()
-        contents = [changes.content] if isinstance(changes, Rewrite) else [change.content for change in changes]
+        contents = [changes.content] if isinstance(changes, FullRewrite) else [change.content for change in changes]
         if len(contents) > MAX_EDITS:
             raise RequestError(f"one change makes at most {MAX_EDITS} edits, got {len(contents)}", param="edits")
         num_read = len(context.token_ids) * len(contents)
-        edits = await self._drafted(contents, num_read, info, lambda drafting: edits_of(context, changes, drafting))
-        with in_our_words():
+        edits = await self._run_draft(contents, num_read, info, lambda drafter: edits_of(context, changes, drafter))
+        with translate_cache_errors():
             token_ids, _ = splice(context, edits)
         check_length(len(token_ids), info)
         return await self.commit(context, edits)
 
     async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
-        """What `edits` make of `context`. Raises ContextConflictError where it isn't the newest epoch any more."""
+        """Commit `edits` and return the edited context. Raises ContextConflictError where a newer epoch exists."""
         edit_id = EditId(uuid.uuid4().hex)
         try:
-            with in_our_words():
-                version = await self._asked(
+            with translate_cache_errors():
+                version = await self._call_with_retry(
                     lambda: self._client.edit_context(context.id, context.epoch, edits, author=AUTHOR, edit_id=edit_id)
                 )
         except StaleEpoch as error:
@@ -165,21 +174,22 @@ class ContextService:
         self._commits.labels("accepted").inc()
         return apply_edits(context, version, edits)
 
-    async def _drafted(
-        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[Drafting], T]
+    async def _run_draft(
+        self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[ContextDrafter], T]
     ) -> T:
-        """`num_read` tokens are looked through for the places. Raises RequestError for more holes than the model's
-        context holds, before there are any.
+        """Run `draft` without holding up the event loop: it reads `num_read` tokens and encodes `contents`.
+
+        Raises RequestError for more holes than the context length, before any is made.
         """
         check_length(sum(map(num_holes, contents)), info)
 
-        def work(tokenization: Tokenization) -> T:
-            return draft(Drafting(tokenization, info.mask_token_id))
+        def work(tokenizer: Tokenizer) -> T:
+            return draft(ContextDrafter(tokenizer, info.mask_token_id))
 
-        return await self._encoding.run(num_read + sum(map(length_written, contents)), work)
+        return await self._encoder.run(num_read + sum(map(length_written, contents)), work)
 
-    async def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What the service answers, if need be in the end. Raises CacheServiceError."""
+    async def _call_with_retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the service's answer; a call that finds no service is tried again. Raises CacheServiceError."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(CacheServiceUnavailable),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
@@ -191,34 +201,36 @@ class ContextService:
         return answer
 
 
-def edits_of(context: Context, changes: Sequence[Change] | Rewrite, drafting: Drafting) -> tuple[Edit, ...]:
-    """Raises RequestError for a place that isn't there."""
-    if isinstance(changes, Rewrite):
-        return drafting.whole(changes.content).edits(0, len(context.token_ids))
-    placed = sorted((change_edits(context, change, drafting) for change in changes), key=place_of)
-    return tuple(chain.from_iterable(placed))
+def edits_of(
+    context: Context, changes: Sequence[Replacement] | FullRewrite, drafter: ContextDrafter
+) -> tuple[Edit, ...]:
+    """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
+    if isinstance(changes, FullRewrite):
+        return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
+    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=place_of)
+    return tuple(chain.from_iterable(ordered))
 
 
 def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
-    """Of one change: the first of its edits takes away what was there, the others stand behind it."""
+    """Return the positions that a change replaces: its first edit removes what was there, the others follow it."""
     return edits[0].start, edits[0].end
 
 
-def change_edits(context: Context, change: Change, drafting: Drafting) -> tuple[Edit, ...]:
+def change_edits(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
     content = change.content
     if isinstance(change.place, TokenRange):
         start, end = change.place.start, change.place.end
     else:
-        start, end, left, right = drafting.cover(context.token_ids, context.masked, change.place.text)
+        start, end, left, right = drafter.locate_text(context.token_ids, context.masked, change.place.text)
         if isinstance(content, TextContent):
             content = TextContent((left, *content.parts, right))
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafting.behind(context.token_ids[:start], content).edits(start, end)
+    return drafter.draft_behind(context.token_ids[:start], content).edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:
-    """Its masked positions as ranges, ascending."""
+    """Return the masked positions as ranges, ascending."""
     if not context.masked:
         return ()
     breaks = [index + 1 for index, (a, b) in enumerate(pairwise(context.masked)) if b != a + 1]
@@ -227,7 +239,7 @@ def holes_of(context: Context) -> tuple[TokenRange, ...]:
 
 
 def check_length(num_tokens: int, info: ModelInfo) -> None:
-    """Raises RequestError for content that leaves no room for an answer."""
+    """Raise RequestError for content that leaves no room for an answer."""
     if num_tokens >= info.context_length:
         raise RequestError(
             f"a shared context of {num_tokens} tokens leaves no room for an answer in the model's "
@@ -244,8 +256,8 @@ def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextCo
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
-    """What the cache service refuses, as the ingress tells it; StaleEpoch is left to who knows what it was for."""
+def translate_cache_errors() -> Iterator[None]:
+    """Raise the cache service's errors as our own; StaleEpoch passes, since only the caller can explain it."""
     try:
         yield
     except StaleEpoch:

@@ -1,11 +1,11 @@
-"""What all gRPC calls have in common: who may call, how errors end a call, and how decoding is asked for and told."""
+"""What all gRPC calls have in common: API keys, errors, decoding parameters and the report of the work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,14 +14,14 @@ from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
 from cluster.ingress.keys import check_key
 from protos import contexts_v1_pb2, inference_v1_pb2
-from workers.api import DecodingParams, Usage
+from workers.api import PARAMETERS, DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def answered(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Checks the API key, and ends the call with the status of whatever is raised inside."""
+async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
+    """Check the API key, and end the call with the status of whatever is raised inside."""
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)
         yield
@@ -40,7 +40,7 @@ def bearer_of(metadata: Any) -> str | None:
 
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
-    """What HTTP tells by a header or a field of its own."""
+    """Return the trailers for what HTTP reports by a header or a field of its own."""
     trailer: list[tuple[str, str]] = []
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
@@ -50,36 +50,18 @@ def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
 
 
 def params_of(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.DenoiseRequest) -> DecodingParams:
-    """Raises RequestError for a temperature out of range; the rest is the worker's to judge."""
-    if not 0 <= request.temperature <= 2:
-        raise RequestError("temperature must lie between 0 and 2", param="temperature")
-    options = request.diffusion
-
-    def given(name: str) -> Any:
-        return getattr(options, name) if options.HasField(name) else None
-
-    return DecodingParams(
-        num_steps=given("steps"),
-        block_length=given("block_length"),
-        policy=given("policy"),
-        refresh_interval=given("refresh_interval"),
-        reuse_depth=given("reuse_depth"),
-        anchors=given("anchors"),
-        skip_refresh=given("skip_refresh"),
-        deterministic=given("deterministic"),
-        unmasking=given("unmasking"),
-        timetable=given("timetable"),
-        threshold=given("threshold"),
-        factor=given("factor"),
-        remask=options.remask,
-        guidance=options.guidance,
-        top_p=request.top_p if request.HasField("top_p") else 1.0,
-        top_k=given("top_k"),
-        logit_bias=tuple(request.logit_bias.items()),
-        min_tokens=options.min_tokens,
-        temperature=request.temperature,
-        seed=request.seed if request.HasField("seed") else None,
-    )
+    """Return the decoding parameters that are set. Raises RequestError for a number beyond its bounds."""
+    given: dict[str, Any] = {}
+    for parameter in PARAMETERS:
+        message: Any = request if parameter.is_openai else request.diffusion
+        name = parameter.client_name
+        if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
+            continue
+        value = getattr(message, name)
+        given[parameter.name] = value = tuple(value.items()) if isinstance(value, MutableMapping) else value
+        if (beyond := parameter.number_beyond(value)) is not None:
+            raise RequestError(f"{parameter.path} {parameter.bounds}, got {beyond}", param=parameter.path)
+    return DecodingParams(**given)
 
 
 def work_done(counts: Usage) -> inference_v1_pb2.DiffusionReport:

@@ -1,4 +1,4 @@
-"""What a gRPC client writes into a shared context -> what it means. Raises RequestError for what says too little."""
+"""Messages about shared contexts -> our own types. Incomplete ones raise RequestError."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cluster.generation.contexts.drafting import (
     Turn,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
+from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from protos import contexts_v1_pb2 as pb
 
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}
 
 
 def content_of(message: pb.ContextContent) -> Content:
-    """The whole of a context."""
+    """Return the whole content of a context."""
     match message.WhichOneof("content"):
         case "turns" if message.turns.turns:
             return TurnsContent(tuple(map(turn_of, message.turns.turns)))
@@ -34,26 +34,26 @@ def content_of(message: pb.ContextContent) -> Content:
             raise RequestError("give a content: turns (at least one), text or tokens", param="content")
 
 
-def changes_of(request: pb.ChangeContextRequest) -> tuple[Change, ...] | Rewrite:
+def changes_of(request: pb.ChangeContextRequest) -> tuple[Replacement, ...] | FullRewrite:
     match request.WhichOneof("change"):
         case "edits" if request.edits.edits:
             return tuple(map(change_of, request.edits.edits))
         case "content":
-            return Rewrite(content_of(request.content))
+            return FullRewrite(content_of(request.content))
         case _:
             raise RequestError("give a change: edits (at least one) or content", param="edits")
 
 
-def change_of(edit: pb.ContextEdit) -> Change:
-    return Change(place_of(edit), replacement_of(edit))
+def change_of(edit: pb.ContextEdit) -> Replacement:
+    return Replacement(place_of(edit), replacement_of(edit))
 
 
-def place_of(edit: pb.ContextEdit) -> TokenRange | Found:
+def place_of(edit: pb.ContextEdit) -> TokenRange | TextMatch:
     match edit.WhichOneof("place"):
         case "range":
             return TokenRange(edit.range.start, edit.range.end)
         case "find" if edit.find:
-            return Found(edit.find)
+            return TextMatch(edit.find)
         case _:
             raise RequestError("say where an edit goes: either range or find", param="edits")
 
@@ -97,7 +97,7 @@ def hole_of(length: int) -> Hole:
 
 
 def role_of(role: str, param: str) -> str:
-    """What the chat template calls it."""
+    """Return the role as the chat template names it."""
     if role not in ROLES:
         raise RequestError(f"a turn's role must be one of {', '.join(ROLES)}, got {role!r}", param=param)
     return ROLES[role]

@@ -1,4 +1,4 @@
-"""`palimpsest.contexts.v1.Contexts`."""
+"""The service `palimpsest.contexts.v1.Contexts`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations
@@ -11,59 +11,59 @@ from typing import Any
 from cache_service.core.types import Context, ContextId, Epoch
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.grpc.calls import answered, params_of, work_done
+from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
 from cluster.ingress.grpc.content import changes_of, content_of
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 
 
 class ContextsServicer(pb_grpc.ContextsServicer):
-    """Over the service's contexts, and a `Denoising`."""
+    """Serves the contexts of an `InferenceService`, and a `ContextDenoiser`."""
 
-    def __init__(self, service: InferenceService, denoising: Denoising, api_keys: frozenset[str]) -> None:
-        self._service, self._contexts, self._denoising = service, service.contexts, denoising
+    def __init__(self, service: InferenceService, denoiser: ContextDenoiser, api_keys: frozenset[str]) -> None:
+        self._service, self._contexts, self._denoiser = service, service.contexts, denoiser
         self._api_keys = api_keys
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             made = await self._contexts.create(content_of(request.content), request.cache_salt)
-            return pb.CreateContextResponse(context=self._whole(made))
+            return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             found = await self._contexts.read(ContextId(request.id), request.cache_salt)
-            return pb.GetContextResponse(context=self._whole(found))
+            return pb.GetContextResponse(context=self._full_context(found))
 
     async def List(self, request: pb.ListContextsRequest, context: Any) -> pb.ListContextsResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             size = request.page_size or DEFAULT_PAGE
             if size > MAX_PAGE:
                 raise RequestError(f"page_size must be at most {MAX_PAGE}, got {size}", param="page_size")
-            page = await self._contexts.page(request.cache_salt, size, request.page_token or None)
+            page = await self._contexts.list_page(request.cache_salt, size, request.page_token or None)
             return pb.ListContextsResponse(
-                contexts=map(heading, page.contexts), next_page_token=page.next_page_token or ""
+                contexts=map(context_header, page.contexts), next_page_token=page.next_page_token or ""
             )
 
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             if not request.HasField("expected_epoch"):
                 raise RequestError("say which epoch the change was made for", param="expected_epoch")
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
             changed = await self._contexts.change(name, request.cache_salt, expected, changes_of(request))
-            return pb.ChangeContextResponse(context=self._whole(changed))
+            return pb.ChangeContextResponse(context=self._full_context(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             await self._contexts.delete(ContextId(request.id), request.cache_salt)
             return pb.DeleteContextResponse()
 
     async def Denoise(self, request: pb.DenoiseRequest, context: Any) -> AsyncGenerator[pb.DenoiseResponse, None]:
-        async with answered(context, self._api_keys):
-            self._service.check_model(request.model)
+        async with guarded_call(context, self._api_keys):
+            self._service.catalogue.check(request.model)
             call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_of(request))
-            async with aclosing(self._denoising.run(call, timeout_s=context.time_remaining())) as events:
+            async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
                         case BlockCommitted():
@@ -71,8 +71,8 @@ class ContextsServicer(pb_grpc.ContextsServicer):
                         case Denoised():
                             yield pb.DenoiseResponse(denoised=self._summary(event))
 
-    def _whole(self, context: Context) -> pb.Context:
-        message = heading(context)
+    def _full_context(self, context: Context) -> pb.Context:
+        message = context_header(context)
         message.text = self._service.text_of(context.token_ids, special=True)
         message.token_ids.extend(context.token_ids)
         message.holes.extend(pb.TokenRange(start=hole.start, end=hole.end) for hole in holes_of(context))
@@ -80,14 +80,14 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     def _summary(self, event: Denoised) -> pb.Denoised:
         return pb.Denoised(
-            context=self._whole(event.context),
+            context=self._full_context(event.context),
             lost_races=event.lost_races,
             diffusion=work_done(event.usage) if event.usage else None,
         )
 
 
-def heading(context: Context) -> pb.Context:
-    """A context without its content."""
+def context_header(context: Context) -> pb.Context:
+    """Return a context without its content."""
     versions = (context.version, *context.past)
     return pb.Context(
         id=context.id,

@@ -1,4 +1,4 @@
-"""`palimpsest.inference.v1.Inference`."""
+"""The service `palimpsest.inference.v1.Inference`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
-from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call, InferenceService
+from cluster.generation.answer import InferenceService
 from cluster.generation.events import ContextChoice, Finished, Text
+from cluster.generation.prompts import Call
+from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.grpc.calls import answered, params_of, work_done
+from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
 from cluster.ingress.grpc.content import role_of
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
@@ -26,43 +28,48 @@ ASKED = {pb.CONTEXT_MODE_UNSPECIFIED: ContextMode.PIN} | {number: mode for mode,
 
 
 class InferenceServicer(pb_grpc.InferenceServicer):
-    """Over an `InferenceService`."""
+    """Serves an `InferenceService`."""
 
     def __init__(self, service: InferenceService, api_keys: frozenset[str]) -> None:
         self._service = service
         self._api_keys = api_keys
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             call = call_of(request)
             answer = await self._service.answer(call, timeout_s=context.time_remaining())
             return pb.GenerateResponse(
-                id=call.request_id, model=self._service.name, text=answer.text, **closing(answer.finished)
+                id=call.request_id,
+                model=self._service.catalogue.name,
+                text=answer.text,
+                **final_fields(answer.finished),
             )
 
     async def GenerateStream(  # noqa: N802
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
-        async with answered(context, self._api_keys):
+        async with guarded_call(context, self._api_keys):
             call = call_of(request)
-            message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.name)
+            message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.catalogue.name)
             async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
                         case Text(text):
                             yield message(text=text)
                         case Finished():
-                            yield message(**closing(event))
+                            yield message(**final_fields(event))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
-        async with answered(context, self._api_keys):
-            info = await self._service.model()
-            model = pb.Model(id=self._service.name, context_length=info.context_length, fingerprint=info.fingerprint)
+        async with guarded_call(context, self._api_keys):
+            info = await self._service.catalogue.model()
+            model = pb.Model(
+                id=self._service.catalogue.name, context_length=info.context_length, fingerprint=info.fingerprint
+            )
             return pb.ListModelsResponse(models=[model])
 
 
 def call_of(request: pb.GenerateRequest) -> Call:
-    """Raises RequestError for a request that says too little or too much."""
+    """Return the call that a request describes. Raises RequestError for one that is incomplete or contradictory."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
     if len(request.stop) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in request.stop):
@@ -107,8 +114,8 @@ def prompt_of(request: pb.GenerateRequest) -> Prompt:
             raise RequestError("give a prompt: conversation (with messages), text or token_ids", param="prompt")
 
 
-def closing(finished: Finished) -> dict[str, Any]:
-    """The fields with which an answer ends."""
+def final_fields(finished: Finished) -> dict[str, Any]:
+    """Return the fields of an answer's last message."""
     counts, named = finished.usage, finished.context
     report = named and pb.ContextReport(id=named.id, mode=MODES[named.mode], epochs=counts.epochs)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,28 +14,36 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.errors import ClusterError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.grpc.contexts import ContextsServicer
 from cluster.ingress.grpc.inference import InferenceServicer
 from protos import contexts_v1_pb2, contexts_v1_pb2_grpc, inference_v1_pb2, inference_v1_pb2_grpc
 
+logger = logging.getLogger(__name__)
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 CONTEXTS: str = contexts_v1_pb2.DESCRIPTOR.services_by_name["Contexts"].full_name
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
-"""How often the health service asks whether a worker answers: until one does, and from then on."""
+"""Seconds between two health checks: until the ingress can serve, and from then on."""
 GRACE_S = 1.0
 
 
 @asynccontextmanager
 async def serving(
-    service: InferenceService, denoising: Denoising, address: str, api_keys: frozenset[str], *, max_message_bytes: int
+    service: InferenceService,
+    denoiser: ContextDenoiser,
+    address: str,
+    api_keys: frozenset[str],
+    *,
+    max_message_bytes: int,
 ) -> AsyncIterator[int]:
-    """A server with health and reflection at `address`, for as long as the context lasts; yields its port.
+    """Run a server with health and reflection at `address` for as long as the context lasts; yield its port.
 
-    Health is SERVING while a worker answers. Raises ClusterError where the address can't be had.
+    Health is SERVING while `service` is healthy. Raises ClusterError where the address can't be had.
     """
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
-    inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoising, api_keys)
+    inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoiser, api_keys)
     inference_v1_pb2_grpc.add_InferenceServicer_to_server(inference, server)  # type: ignore[no-untyped-call]
     contexts_v1_pb2_grpc.add_ContextsServicer_to_server(contexts, server)  # type: ignore[no-untyped-call]
     servicer = health.aio.HealthServicer()
@@ -46,19 +55,45 @@ async def serving(
     except RuntimeError as error:
         raise ClusterError(f"gRPC can't listen at {address}; set grpc.host, grpc.port or --grpc-port") from error
     await server.start()
-    reporting = asyncio.create_task(report_health(service, servicer))
+    background = service.background
     try:
-        yield port
+        async with (
+            background.running("the gRPC server", wait_until_stopped(server)),
+            background.running("the report of health over gRPC", report_health(service, servicer)),
+        ):
+            yield port
     finally:
-        reporting.cancel()
         await server.stop(GRACE_S)
 
 
+async def wait_until_stopped(server: Any) -> None:
+    """Wait until the server has stopped. This wait, unlike gRPC's own, can be cancelled without harm to the server."""
+    await asyncio.shield(server.wait_for_termination())
+
+
 async def report_health(service: InferenceService, servicer: Any) -> None:
-    """Tell the health service, again and again, whether a worker answers."""
-    while True:
-        ready = await service.ready()
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", INFERENCE, CONTEXTS):
-            await servicer.set(name, status)
-        await asyncio.sleep(SERVING_PERIOD_S if ready else STARTING_PERIOD_S)
+    """Report again and again whether this ingress can serve; where that ends, report that it can't."""
+    try:
+        while True:
+            is_healthy = await can_serve(service)
+            await set_status(servicer, SERVING if is_healthy else NOT_SERVING)
+            await asyncio.sleep(SERVING_PERIOD_S if is_healthy else STARTING_PERIOD_S)
+    finally:
+        await set_status(servicer, NOT_SERVING)
+
+
+async def can_serve(service: InferenceService) -> bool:
+    """Return whether the service is healthy. A check that fails for a reason of its own counts as no."""
+    try:
+        await service.check_health()
+    except ClusterError:
+        return False
+    except Exception:
+        logger.exception("the health check failed; the next one follows in %g s", STARTING_PERIOD_S)
+        return False
+    return True
+
+
+async def set_status(servicer: Any, status: int) -> None:
+    for name in ("", INFERENCE, CONTEXTS):
+        await servicer.set(name, status)

@@ -1,39 +1,35 @@
-"""`/v1/contexts` over HTTP."""
+"""The routes below `/v1/contexts`."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import EventSourceResponse
 
 from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.errors import Reply
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
 from cluster.ingress.http.shapes import Json, work_done
+from cluster.ingress.http.sse import event_stream
 
 Salt = Annotated[str, Query(alias="cache_salt")]
 
 
-def context_routes(
-    service: InferenceService, denoising: Denoising, explain: Callable[[Exception], Reply], guarded: Sequence[Any]
-) -> APIRouter:
-    """The routes; `explain` words an error that comes up in the middle of a stream."""
-    router = APIRouter(prefix="/v1/contexts", dependencies=list(guarded))
+def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`."""
+    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
     contexts = service.contexts
 
-    def whole(context: Context) -> Json:
-        return heading(context) | {
+    def full_context(context: Context) -> Json:
+        return context_header(context) | {
             "text": service.text_of(context.token_ids, special=True),
             "token_ids": list(context.token_ids),
             "holes": [asdict(hole) for hole in holes_of(context)],
@@ -41,27 +37,27 @@ def context_routes(
 
     @router.post("", status_code=201)
     async def create(body: CreateContextBody) -> Json:
-        return whole(await contexts.create(body.to_content(), body.cache_salt or ""))
+        return full_context(await contexts.create(body.to_content(), body.cache_salt or ""))
 
     @router.get("")
     async def page(
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE, after: str | None = None, salt: Salt = ""
     ) -> Json:
-        found = await contexts.page(salt, limit, after)
+        found = await contexts.list_page(salt, limit, after)
         return {
             "object": "list",
-            "data": [heading(context) for context in found.contexts],
+            "data": [context_header(context) for context in found.contexts],
             "next": found.next_page_token,
         }
 
     @router.get("/{context_id}")
     async def read(context_id: str, salt: Salt = "") -> Json:
-        return whole(await contexts.read(ContextId(context_id), salt))
+        return full_context(await contexts.read(ContextId(context_id), salt))
 
     @router.patch("/{context_id}")
     async def change(context_id: str, body: ChangeContextBody) -> Json:
         name = ContextId(context_id)
-        return whole(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
+        return full_context(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
 
     @router.delete("/{context_id}")
     async def delete(context_id: str, salt: Salt = "") -> Json:
@@ -70,46 +66,37 @@ def context_routes(
 
     @router.post("/{context_id}/denoise")
     async def denoise(context_id: str, body: DenoiseBody) -> Response:
-        service.check_model(body.model)
+        service.catalogue.check(body.model)
         call = DenoiseCall(uuid.uuid4().hex, ContextId(context_id), body.cache_salt or "", body.params())
-        events = denoising.run(call)
+        events = denoiser.run(call)
         if body.stream:
-            first = await anext(events)
-            stream: Response = EventSourceResponse(streamed(first, events, whole, explain), sep="\n")
-            return stream
+            return await event_stream(events, StreamedDenoising(full_context))
         blocks: list[Json] = []
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Denoised):
-                    return JSONResponse({**summary(event, whole), "blocks": blocks})
+                    return JSONResponse({**summary(event, full_context), "blocks": blocks})
                 blocks.append(block(event))
         raise AssertionError("a denoising ends with Denoised or an error")
 
     return router
 
 
-async def streamed(
-    first: BlockCommitted | Denoised,
-    events: AsyncGenerator[BlockCommitted | Denoised, None],
-    whole: Callable[[Context], Json],
-    explain: Callable[[Exception], Reply],
-) -> AsyncGenerator[str, None]:
-    """The data of each server-sent event. An error after the first one can only be told as an event."""
-    async with aclosing(events):
-        try:
-            event = first
-            while isinstance(event, BlockCommitted):
-                yield json.dumps(block(event))
-                event = await anext(events)
-        except Exception as error:
-            yield json.dumps(explain(error).body())
-            return
-    yield json.dumps(summary(event, whole))
-    yield "[DONE]"
+@dataclass(frozen=True)
+class StreamedDenoising:
+    """Makes the chunks of one denoising: its blocks, then its summary."""
+
+    full_context: Callable[[Context], Json]
+
+    def first_chunks(self) -> Sequence[Json]:
+        return ()
+
+    def chunks(self, event: BlockCommitted | Denoised) -> Sequence[Json]:
+        return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.full_context)]
 
 
-def heading(context: Context) -> Json:
-    """A context without its content. Versions: the newest first."""
+def context_header(context: Context) -> Json:
+    """Return a context without its content, with its versions, the newest first."""
     versions = (context.version, *context.past)
     return {
         "id": context.id,
@@ -128,6 +115,6 @@ def block(event: BlockCommitted) -> Json:
     }
 
 
-def summary(event: Denoised, whole: Callable[[Context], Json]) -> Json:
-    body = {"object": "context.denoised", "created": int(time.time()), "context": whole(event.context)}
+def summary(event: Denoised, full_context: Callable[[Context], Json]) -> Json:
+    body = {"object": "context.denoised", "created": int(time.time()), "context": full_context(event.context)}
     return body | {"lost_races": event.lost_races, "diffusion": work_done(event.usage) if event.usage else None}

@@ -1,4 +1,4 @@
-"""Clients that go away, as Serve's proxy tells of them."""
+"""The report of clients that go away."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class ClientLeftMiddleware:
-    """Tells the application of a client that went away in ASGI's words: Serve's proxy cancels the call by which it is
-    asked for the client's messages, and that would be logged as a fault, with its stack.
+    """Reports a client that went away as ASGI's disconnect message.
+
+    Serve's proxy cancels the call that asks it for the client's messages, which would be logged as a fault, with a
+    stack trace.
     """
 
     def __init__(self, app: ASGIApp) -> None:

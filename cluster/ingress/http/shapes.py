@@ -1,20 +1,20 @@
-"""OpenAI's response bodies: the same answer as a chat, or as a plain completion, whole or in pieces."""
+"""OpenAI's response bodies: an answer as a chat or as a plain completion, whole or in chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cluster.generation.answer import Answer
-from cluster.generation.events import Finished
+from cluster.generation.events import Answer, Event, Finished, Text
 from workers.api import FinishReason, Usage
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Heading:
-    """What every body of one response repeats."""
+class ResponseMeta:
+    """Holds what every body of one response repeats."""
 
     id: str
     created: int
@@ -23,81 +23,103 @@ class Heading:
 
 
 class Shape(Protocol):
-    """How one endpoint words an answer."""
+    """Makes the bodies of one endpoint's answers."""
 
-    def whole(self, answer: Answer) -> Json:
-        """The body of a response that isn't streamed."""
+    def full_response(self, answer: Answer) -> Json:
+        """Return the body of a response that isn't streamed."""
         ...
 
-    def opening(self) -> list[Json]:
-        """Chunks that come before any text."""
+    def first_chunks(self) -> list[Json]:
+        """Return the chunks that come before any text."""
         ...
 
-    def piece(self, text: str) -> Json: ...
+    def text_chunk(self, text: str) -> Json: ...
 
-    def closing(self, finished: Finished) -> Json:
-        """The chunk with the finish reason and what was done."""
+    def final_chunk(self, finished: Finished) -> Json:
+        """Return the chunk with the finish reason and the work done."""
         ...
 
-    def usage(self, finished: Finished) -> Json:
-        """The chunk that `stream_options.include_usage` asks for."""
+    def usage_chunk(self, finished: Finished) -> Json:
+        """Return the chunk that `stream_options.include_usage` asks for."""
         ...
 
 
 @dataclass(frozen=True)
 class ChatShape:
-    heading: Heading
+    meta: ResponseMeta
 
-    def whole(self, answer: Answer) -> Json:
+    def full_response(self, answer: Answer) -> Json:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"message": message, **_choice(answer.finished.reason)}
-        return _body(self.heading, "chat.completion", [choice], **_accounts(answer.finished))
+        return _body(self.meta, "chat.completion", [choice], **_accounts(answer.finished))
 
-    def opening(self) -> list[Json]:
+    def first_chunks(self) -> list[Json]:
         return [self._chunk({"role": "assistant", "content": ""}, None)]
 
-    def piece(self, text: str) -> Json:
+    def text_chunk(self, text: str) -> Json:
         return self._chunk({"content": text}, None)
 
-    def closing(self, finished: Finished) -> Json:
+    def final_chunk(self, finished: Finished) -> Json:
         return self._chunk({}, finished.reason) | done(finished)
 
-    def usage(self, finished: Finished) -> Json:
-        return _body(self.heading, "chat.completion.chunk", [], usage=usage(finished))
+    def usage_chunk(self, finished: Finished) -> Json:
+        return _body(self.meta, "chat.completion.chunk", [], usage=usage(finished))
 
     def _chunk(self, delta: Json, reason: FinishReason | None) -> Json:
-        return _body(self.heading, "chat.completion.chunk", [{"delta": delta, **_choice(reason)}])
+        return _body(self.meta, "chat.completion.chunk", [{"delta": delta, **_choice(reason)}])
 
 
 @dataclass(frozen=True)
 class CompletionShape:
-    heading: Heading
+    meta: ResponseMeta
 
-    def whole(self, answer: Answer) -> Json:
+    def full_response(self, answer: Answer) -> Json:
         return self._chunk(answer.text, answer.finished.reason) | _accounts(answer.finished)
 
-    def opening(self) -> list[Json]:
+    def first_chunks(self) -> list[Json]:
         return []
 
-    def piece(self, text: str) -> Json:
+    def text_chunk(self, text: str) -> Json:
         return self._chunk(text, None)
 
-    def closing(self, finished: Finished) -> Json:
+    def final_chunk(self, finished: Finished) -> Json:
         return self._chunk("", finished.reason) | done(finished)
 
-    def usage(self, finished: Finished) -> Json:
-        return _body(self.heading, "text_completion", [], usage=usage(finished))
+    def usage_chunk(self, finished: Finished) -> Json:
+        return _body(self.meta, "text_completion", [], usage=usage(finished))
 
     def _chunk(self, text: str, reason: FinishReason | None) -> Json:
-        return _body(self.heading, "text_completion", [{"text": text, **_choice(reason)}])
+        return _body(self.meta, "text_completion", [{"text": text, **_choice(reason)}])
 
 
-def _body(heading: Heading, kind: str, choices: list[Json], **more: Any) -> Json:
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """Makes the chunks of one streamed answer. Where usage is asked for, it is null in all chunks but the last."""
+
+    shape: Shape
+    include_usage: bool
+
+    def first_chunks(self) -> Sequence[Json]:
+        return [self._without_usage(chunk) for chunk in self.shape.first_chunks()]
+
+    def chunks(self, event: Event) -> Sequence[Json]:
+        match event:
+            case Text(text):
+                return [self._without_usage(self.shape.text_chunk(text))]
+            case Finished():
+                final = self._without_usage(self.shape.final_chunk(event))
+                return [final, self.shape.usage_chunk(event)] if self.include_usage else [final]
+
+    def _without_usage(self, chunk: Json) -> Json:
+        return chunk | {"usage": None} if self.include_usage else chunk
+
+
+def _body(meta: ResponseMeta, kind: str, choices: list[Json], **more: Any) -> Json:
     return {
-        "id": heading.id,
+        "id": meta.id,
         "object": kind,
-        "created": heading.created,
-        "model": heading.model,
+        "created": meta.created,
+        "model": meta.model,
         "choices": choices,
         **more,
     }
@@ -112,7 +134,7 @@ def _accounts(finished: Finished) -> Json:
 
 
 def done(finished: Finished) -> Json:
-    """What was done, and which epochs of a named context were read."""
+    """Return the work done, and which epochs of a named context were read."""
     named = finished.context
     if named is None:
         return {"diffusion": work_done(finished.usage)}
@@ -131,7 +153,7 @@ def usage(finished: Finished) -> Json:
 
 
 def work_done(counts: Usage) -> Json:
-    """In the words of the request's `diffusion` object."""
+    """Return the work done, under the names of the request's `diffusion` object."""
     return {
         "policy": counts.policy,
         "steps": counts.num_steps,

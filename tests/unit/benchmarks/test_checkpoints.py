@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.checkpoints import raw_config, write_checkpoint
 from benchmarks.dimensions import LLADA_8B
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.tokenization import Tokenizer
 from workers.models.llada import parse_config
 from workers.models.loader import load_model, shard_files
 
@@ -56,7 +56,7 @@ def test_published_dimensions_are_read_back_from_the_file() -> None:
 
 
 def test_every_token_of_the_vocabulary_is_text(directory: Path) -> None:
-    tokenization = Tokenization(directory)
+    tokenization = Tokenizer(directory)
     assert tokenization.vocab_size == tokenization.hole.token_id == SMALL.vocab_size
     assert all(tokenization.pieces([100, 1894, 1999]))
 

@@ -13,9 +13,10 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
+from cluster.background import BackgroundTasks
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
-from cluster.generation.encoding import Encoding
+from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.generation.encoding import TextEncoder
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
 from tests.e2e.checkpoints import write_random_checkpoint
@@ -54,7 +55,7 @@ def metrics() -> IngressMetrics:
 
 @pytest.fixture
 def cache_target() -> str:
-    """Nobody listens there, unless a test sees to it."""
+    """Return an address where nothing listens, unless a test starts a service there."""
     return f"127.0.0.1:{free_port()}"
 
 
@@ -69,28 +70,41 @@ def contexts_patience_s() -> float:
 
 
 @pytest.fixture
+def background() -> BackgroundTasks:
+    return BackgroundTasks()
+
+
+@pytest.fixture
 def service(
-    workers: LocalWorkers, random_model: Path, metrics: IngressMetrics, cache: CacheClient, contexts_patience_s: float
+    workers: LocalWorkers,
+    random_model: Path,
+    metrics: IngressMetrics,
+    cache: CacheClient,
+    background: BackgroundTasks,
+    contexts_patience_s: float,
 ) -> InferenceService:
     return InferenceService(
         workers,
-        Encoding(random_model),
+        TextEncoder(random_model),
         metrics,
         cache,
         name="random",
         max_tokens=16,
         timeout_s=30.0,
+        background=background,
         contexts_patience_s=contexts_patience_s,
     )
 
 
 @pytest.fixture
-def denoising(service: InferenceService, metrics: IngressMetrics) -> Denoising:
-    return Denoising(service, metrics, 4)
+def denoiser(service: InferenceService, metrics: IngressMetrics) -> ContextDenoiser:
+    return ContextDenoiser(service, metrics, 4)
 
 
 @pytest.fixture
-def connect(service: InferenceService, denoising: Denoising, metrics: IngressMetrics, cache: CacheClient) -> Connect:
+def connect(
+    service: InferenceService, denoiser: ContextDenoiser, metrics: IngressMetrics, cache: CacheClient
+) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with cache:
@@ -102,7 +116,7 @@ def connect(service: InferenceService, denoising: Denoising, metrics: IngressMet
     def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
         app = create_app(
             service,
-            denoising,
+            denoiser,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
             metrics=gather,

@@ -1,4 +1,4 @@
-"""Messages about shared contexts, and what comes back of them."""
+"""Messages about shared contexts, and helpers to read the replies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protos.contexts_v1_pb2_grpc import ContextsStub
 
 
 def text(*parts: str | int) -> pb.TextParts:
-    """Texts, and holes by their lengths."""
+    """Return texts, and holes by their lengths."""
     return pb.TextParts(
         parts=[pb.TextPart(text=part) if isinstance(part, str) else pb.TextPart(hole=part) for part in parts]
     )

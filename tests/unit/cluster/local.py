@@ -1,4 +1,4 @@
-"""A real worker in this process, in the place of replicas behind a router; it fails where a test says so."""
+"""A real worker in this process, which replaces the replicas behind a router; it fails where a test says so."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.worker import Worker
 
 Connect = Callable[..., TestClient]
-"""create_app's `api_keys` and `max_body_bytes` -> a client of that application."""
+"""A function of create_app's `api_keys` and `max_body_bytes` that returns a client of that application."""
 
 
 @dataclass
 class Fault:
-    """What happens instead of an answer's chunk number `after`."""
+    """Replaces an answer's chunk number `after`."""
 
     error: Exception | None = None
     """None: the worker hangs."""
@@ -27,11 +27,11 @@ class Fault:
 
 @dataclass
 class LocalWorkers:
-    """`cluster.generation.answer.Workers` over one worker."""
+    """Is `cluster.generation.workers.Workers` over one worker."""
 
     worker: Worker
     faults: list[Fault] = field(default_factory=list)
-    """One for each of the next requests."""
+    """Faults of the next requests, one each."""
     requests: list[GenerateRequest] = field(default_factory=list)
     away: bool = False
 

@@ -76,7 +76,7 @@ def test_requests_without_a_prefix_spread_too() -> None:
 
 
 @given(st.permutations(REPLICAS), st.dictionaries(st.sampled_from(REPLICAS), st.integers(0, 1000)))
-def test_the_order_of_candidates_decides_nothing(order: list[ReplicaId], queued: dict[ReplicaId, int]) -> None:
+def test_the_order_of_candidates_does_not_matter(order: list[ReplicaId], queued: dict[ReplicaId, int]) -> None:
     holders = {SHEET: frozenset({B})}
 
     assert rank(demand((SHEET, 100)), order, holders, queued, EVEN) == rank(
@@ -85,13 +85,13 @@ def test_the_order_of_candidates_decides_nothing(order: list[ReplicaId], queued:
 
 
 def test_one_hot_prefix_never_goes_to_one_replica_alone() -> None:
-    """As requests pile up on the holder, the others get their share, and no replica has all the work."""
+    """While requests queue on the holder, the others get their share, and no replica has all the work."""
     ledger, holders = WorkLedger(), {SHEET: frozenset({A})}
     for n in range(60):
         asked = demand((SHEET, 300), request_id=f"r{n}")
         queued = {replica: ledger.sent_tokens(replica) for replica in REPLICAS}
         best = rank(asked, REPLICAS, holders, queued, EVEN)[0]
-        ledger.open(asked.request_id, best.replica, asked.work(best.cached_tokens), until=60.0)
+        ledger.open(asked.request_id, best.replica, asked.work(best.cached_tokens), expires_at=60.0)
 
     work = [ledger.sent_tokens(replica) for replica in REPLICAS]
     assert max(work) - min(work) <= 432

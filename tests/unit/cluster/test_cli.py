@@ -10,7 +10,7 @@ from cluster.config import ClusterConfig
 from cluster.supervisor import supervisor
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_shown() -> None:
     result = CliRunner().invoke(app, ["--version"])
 
     assert result.exit_code == 0
@@ -36,7 +36,7 @@ def test_options_become_a_configuration(random_model: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("options", [["--model", "no-such-model"], ["--config", "/nowhere.yaml"]])
-def test_what_is_wrong_is_told_in_a_line(options: list[str]) -> None:
+def test_an_error_is_one_line(options: list[str]) -> None:
     result = CliRunner().invoke(app, ["serve", *options])
 
     assert result.exit_code == 2
@@ -51,7 +51,7 @@ def test_an_unknown_log_level_is_refused() -> None:
     assert "--log-level" in result.output
 
 
-def test_keys_that_are_nowhere_are_told_before_anything_starts(tmp_path: Path) -> None:
+def test_missing_api_keys_are_reported_before_anything_starts(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("api_keys: {env: PALIMPSEST_KEYS_OF_NOBODY}")
     result = CliRunner().invoke(app, ["serve", "--config", str(file)])
@@ -60,5 +60,5 @@ def test_keys_that_are_nowhere_are_told_before_anything_starts(tmp_path: Path) -
     assert "PALIMPSEST_KEYS_OF_NOBODY" in result.stderr
 
 
-def test_options_that_were_not_given_are_left_to_the_file() -> None:
+def test_absent_options_are_left_to_the_file() -> None:
     assert without_none({"a": None, "b": {"c": None}, "d": {"e": 0, "f": None}}) == {"d": {"e": 0}}

@@ -25,7 +25,7 @@ def parse(random_model: Path, **content: Any) -> ClusterConfig:
     return parse_config({"model": str(random_model), **content})
 
 
-def test_an_empty_file_and_the_committed_one_say_the_same(random_model: Path, tmp_path: Path) -> None:
+def test_an_empty_file_equals_the_committed_one(random_model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.yaml"
     empty.touch()
     model = {"model": str(random_model)}
@@ -33,7 +33,7 @@ def test_an_empty_file_and_the_committed_one_say_the_same(random_model: Path, tm
     assert load_config(COMMITTED, model) == load_config(empty, model) == load_config(None, model)
 
 
-def test_options_go_before_the_file(random_model: Path, tmp_path: Path) -> None:
+def test_options_override_the_file(random_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"model": "nowhere", "http": {"port": 1, "host": "::1"}, "replicas": 3}))
 
@@ -42,7 +42,7 @@ def test_options_go_before_the_file(random_model: Path, tmp_path: Path) -> None:
     assert (config.http.port, config.http.host, config.replicas) == (2, "::1", 3)
 
 
-def test_the_worker_learns_model_and_cache_service_from_the_top_level(random_model: Path) -> None:
+def test_the_worker_takes_model_and_cache_service_from_the_top_level(random_model: Path) -> None:
     config = parse(random_model, cache_service={"host": "cache", "port": 1}, worker={"engine": {"max_batch": 3}})
 
     assert config.worker.model == random_model
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_named(random_model: Path, content: dict[str, Any], wor
     assert [word for word in words if word not in str(refused.value)] == []
 
 
-def test_a_model_that_is_nowhere_is_named() -> None:
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no-such-model.*--model"):
         located(parse_config({"model": "no-such-model"}))
 

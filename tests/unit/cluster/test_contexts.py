@@ -97,7 +97,7 @@ def test_an_edit_is_a_new_epoch_that_the_next_question_reads(client: TestClient,
     assert len(context["versions"]) == 5
 
 
-def test_edits_by_text_and_by_position(client: TestClient) -> None:
+def test_edits_name_a_text_or_positions(client: TestClient) -> None:
     context = of_turns(client)
     edited = change(client, context, edits=[{"find": "Mira", "text": "Tobin"}, {"find": "Oslo", "text": "Lima"}]).json()
     assert edited["token_ids"] == of_turns(client, "Tobin is 34, lives in Lima and has a fox.")["token_ids"]
@@ -118,8 +118,8 @@ def test_a_long_text_is_found(client: TestClient) -> None:
     assert edited["token_ids"] == of_turns(client, f"{SHEET} Who else?")["token_ids"]
 
 
-def test_edits_go_where_they_say_in_whatever_order(client: TestClient) -> None:
-    """Neighbours, one with a hole in it, and an insertion between them."""
+def test_the_order_of_edits_does_not_matter(client: TestClient) -> None:
+    """Two neighbours are replaced, one by text with a hole, and text is inserted between them."""
     token_ids = list(range(50, 60))
     edits = [
         {"start": 0, "end": 3, "token_ids": [20, {"type": "mask", "length": 2}, 21]},
@@ -132,7 +132,7 @@ def test_edits_go_where_they_say_in_whatever_order(client: TestClient) -> None:
         assert edited["holes"] == [{"start": 1, "end": 3}]
 
 
-def test_a_lost_race_says_where_the_context_is_now(client: TestClient) -> None:
+def test_a_lost_race_reports_the_newest_epoch(client: TestClient) -> None:
     context = of_turns(client)
     assert change(client, context, edits=[{"find": "Oslo", "text": "Lima"}]).status_code == 200
     late = change(client, context, edits=[{"find": "Oslo", "text": "Bern"}])
@@ -154,7 +154,7 @@ def test_concurrent_edits_to_one_epoch_are_accepted_once(client: TestClient) -> 
     assert sorted(codes) == [200, 409, 409, 409]
 
 
-def test_no_salt_may_be_said_as_null_everywhere(client: TestClient) -> None:
+def test_an_absent_salt_may_be_null_everywhere(client: TestClient) -> None:
     context = of_turns(client, cache_salt=None)
     assert change(client, context, text="Mira lives in Rome.", cache_salt=None).status_code == 200
     answer = client.post(CHAT, json=ASK | {"context": {"id": context["id"]}, "cache_salt": None})
@@ -189,7 +189,7 @@ def test_a_deleted_context_is_gone(client: TestClient) -> None:
     assert failed(client.post(f"{URL}/{context['id']}/denoise", json={})) == gone
 
 
-def test_a_name_of_any_length_may_be_nobodys(client: TestClient) -> None:
+def test_an_unknown_id_of_any_length_is_not_found(client: TestClient) -> None:
     assert failed(client.get(f"{URL}/{'x' * 20_000}")) == (404, "context_not_found", "context")
 
 
@@ -217,7 +217,7 @@ def test_another_tenants_context_is_as_if_it_were_not_there(client: TestClient) 
         ({"text": "a", "colour": "red"}, "colour"),
     ],
 )
-def test_a_context_that_cannot_be_is_refused(client: TestClient, body: dict[str, Any], problem: str) -> None:
+def test_impossible_content_is_refused(client: TestClient, body: dict[str, Any], problem: str) -> None:
     response = client.post(URL, json=body)
     assert response.status_code == 400
     assert problem in response.json()["error"]["message"]
@@ -234,7 +234,7 @@ def test_a_context_that_cannot_be_is_refused(client: TestClient, body: dict[str,
         ({"find": "Osl", "token_ids": [7]}, "a part of a token"),
     ],
 )
-def test_an_edit_that_cannot_be_is_refused(client: TestClient, edit: dict[str, Any], problem: str) -> None:
+def test_an_impossible_edit_is_refused(client: TestClient, edit: dict[str, Any], problem: str) -> None:
     context = of_turns(client)
     response = change(client, context, edits=[edit])
     assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""What holds while the cache service is away."""
+"""Calls while the cache service is away."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Where does Mir
         ("POST", "/v1/chat/completions", CHAT | {"context": {"id": "ctx-1"}, "stream": True}),
     ],
 )
-def test_what_needs_a_context_says_that_the_service_is_away(
+def test_calls_about_contexts_report_that_the_service_is_away(
     client: TestClient, method: str, path: str, body: dict[str, Any] | None
 ) -> None:
     with client:
@@ -43,7 +43,7 @@ def test_everything_else_is_served(client: TestClient) -> None:
 
 
 class TestRestart:
-    """The service is killed between two calls, and started again behind the second one's back."""
+    """Kills the service between two calls, and starts it again while the second one waits."""
 
     @pytest.fixture
     def cache_process(self, tmp_path: Path) -> Iterator[ServiceProcess]:

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
-from cluster.generation.tokenization import Tokenization
+from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.generation.tokenization import Tokenizer
 from cluster.ingress.grpc.server import serving
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
@@ -63,10 +63,10 @@ def test_ignore_eos_fills_the_canvas(client: TestClient, workers: LocalWorkers) 
 
 
 async def test_every_option_arrives_over_grpc(
-    service: InferenceService, denoising: Denoising, workers: LocalWorkers
+    service: InferenceService, denoiser: ContextDenoiser, workers: LocalWorkers
 ) -> None:
     async with (
-        serving(service, denoising, "127.0.0.1:0", frozenset(), max_message_bytes=100_000) as port,
+        serving(service, denoiser, "127.0.0.1:0", frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
@@ -97,8 +97,8 @@ def test_infilling_puts_the_canvas_between_prompt_and_suffix(
     body = client.post(path, json={"prompt": prompt, "suffix": suffix, "max_tokens": 3}).json()
 
     [request] = workers.requests
-    tokenization = Tokenization(random_model)
-    whole = tokenization.detokenizer().push((*request.token_ids, *request.suffix))
+    tokenizer = Tokenizer(random_model)
+    whole = tokenizer.detokenizer().push((*request.token_ids, *request.suffix))
     assert whole == prompt + suffix
     assert request.max_tokens == 3
     assert body["object"] == "text_completion"
@@ -107,8 +107,8 @@ def test_infilling_puts_the_canvas_between_prompt_and_suffix(
 
 def test_prompt_answer_and_suffix_are_one_text(client: TestClient, workers: LocalWorkers, random_model: Any) -> None:
     """Bias makes the middle one word: its leading space is part of the answer."""
-    tokenization = Tokenization(random_model)
-    [oslo] = tokenization.encode_suffix(" Oslo")
+    tokenizer = Tokenizer(random_model)
+    [oslo] = tokenizer.encode_suffix(" Oslo")
     bias = {"logit_bias": {str(oslo): 100}, "max_tokens": 1}
     plain = client.post("/v1/completions", json={"prompt": "Mira lives in", **bias}).json()
     between = client.post("/v1/completions", json={"prompt": "Mira lives in", "suffix": ".", **bias}).json()

@@ -14,9 +14,9 @@ from cache_service.client.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
 from cluster.errors import ReplicaLostError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, DenoiseCall, Denoised, Denoising
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.drafting import Hole, TokenContent
-from cluster.generation.contexts.editing import Change, TokenRange
+from cluster.generation.contexts.editing import Replacement, TokenRange
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.context_calls import COMMITS, HOLE, LIVES_IN, NONE, URL, created, failed
 from tests.unit.cluster.local import Connect, Fault, LocalWorkers
@@ -95,7 +95,7 @@ def test_two_denoisers_of_one_context_lose_no_edit(client: TestClient) -> None:
     )
 
 
-async def test_a_lost_race_goes_on_with_what_the_winner_wrote(
+async def test_a_lost_race_continues_with_the_winners_content(
     service: InferenceService, metrics: IngressMetrics, cache: CacheClient, workers: LocalWorkers
 ) -> None:
     async with cache:
@@ -103,13 +103,13 @@ async def test_a_lost_race_goes_on_with_what_the_winner_wrote(
         made = await contexts.create(TokenContent((50, Hole(12), 51)), "")
         call = DenoiseCall("d", made.id, "", DecodingParams(policy="none"))
         events: list[BlockCommitted | Denoised] = []
-        async with aclosing(Denoising(service, metrics, 4).run(call)) as running:
+        async with aclosing(ContextDenoiser(service, metrics, 4).run(call)) as running:
             async for event in running:
                 events.append(event)
-                if len(events) == 1:  # someone fills the next block's holes, and writes before them
+                if len(events) == 1:  # another client fills the next block's holes, and inserts text before them
                     theirs = [
-                        Change(TokenRange(0, 0), TokenContent((60, 61))),
-                        Change(TokenRange(5, 9), TokenContent((62,) * 4)),
+                        Replacement(TokenRange(0, 0), TokenContent((60, 61))),
+                        Replacement(TokenRange(5, 9), TokenContent((62,) * 4)),
                     ]
                     await contexts.change(made.id, "", event.context.epoch, theirs)
 
@@ -137,14 +137,14 @@ async def test_a_lost_replica_costs_a_block_not_the_denoising(
         made = await service.contexts.create(TokenContent((50, Hole(8), 51)), "")
         workers.faults.append(Fault(ReplicaLostError("gone")))
         call = DenoiseCall("d", made.id, "", DecodingParams(policy="none"))
-        async with aclosing(Denoising(service, metrics, 4).run(call)) as running:
+        async with aclosing(ContextDenoiser(service, metrics, 4).run(call)) as running:
             events = [event async for event in running]
         assert len(events) == 3
         assert len(workers.requests) == 3
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63])
-def test_what_is_no_seed_is_refused(client: TestClient, seed: int) -> None:
+def test_an_impossible_seed_is_refused(client: TestClient, seed: int) -> None:
     made = created(client, text=[HOLE])
     assert failed(client.post(f"{URL}/{made['id']}/denoise", json={"seed": seed})) == (400, None, "seed")
 

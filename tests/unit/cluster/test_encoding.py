@@ -1,4 +1,4 @@
-"""Where texts are encoded."""
+"""Short texts are encoded on the loop, long ones on a thread."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from cluster.generation.encoding import LONG, Encoding
+from cluster.generation.encoding import LONG, TextEncoder
 from cluster.generation.tokenization import (
     Conversation,
     Message,
     Prompt,
     TextPrompt,
-    Tokenization,
+    Tokenizer,
     TokenPrompt,
     length_of,
 )
 
 
 @pytest.fixture
-def encoding(random_model: Path) -> Encoding:
-    return Encoding(random_model)
+def encoder(random_model: Path) -> TextEncoder:
+    return TextEncoder(random_model)
 
 
-def place(tokenization: Tokenization) -> tuple[int, Tokenization]:
-    return threading.get_ident(), tokenization
+def thread_of(tokenizer: Tokenizer) -> tuple[int, Tokenizer]:
+    return threading.get_ident(), tokenizer
 
 
-async def test_a_long_text_has_a_thread_and_a_tokenizer_of_its_own(encoding: Encoding) -> None:
-    assert await encoding.run(LONG - 1, place) == (threading.get_ident(), encoding.tokenization)
-    thread, tokenization = await encoding.run(LONG, place)
+async def test_a_long_text_has_a_thread_and_a_tokenizer_of_its_own(encoder: TextEncoder) -> None:
+    assert await encoder.run(LONG - 1, thread_of) == (threading.get_ident(), encoder.tokenizer)
+    thread, tokenizer = await encoder.run(LONG, thread_of)
     assert thread != threading.get_ident()
-    assert tokenization is not encoding.tokenization
+    assert tokenizer is not encoder.tokenizer
 
 
-async def test_the_loop_goes_on_while_a_long_text_is_encoded(encoding: Encoding) -> None:
+async def test_the_loop_runs_while_a_long_text_is_encoded(encoder: TextEncoder) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def work(tokenization: Tokenization) -> tuple[int, ...]:
+    def work(tokenizer: Tokenizer) -> tuple[int, ...]:
         begun.set()
         go_on.wait()
-        return tokenization.encode_plain("Mira is 34.")
+        return tokenizer.encode_plain("Mira is 34.")
 
-    long = asyncio.create_task(encoding.run(LONG, work))
+    long = asyncio.create_task(encoder.run(LONG, work))
     await asyncio.to_thread(begun.wait)
-    short = await encoding.run(11, lambda tokenization: tokenization.encode_plain("Mira is 34."))
+    short = await encoder.run(11, lambda tokenizer: tokenizer.encode_plain("Mira is 34."))
     assert not long.done()
     go_on.set()
     assert await long == short
@@ -60,5 +60,5 @@ async def test_the_loop_goes_on_while_a_long_text_is_encoded(encoding: Encoding)
         TokenPrompt((1, 2, 3, 4, 5)),
     ],
 )
-def test_the_length_of_a_prompt_is_what_there_is_to_encode(prompt: Prompt) -> None:
+def test_the_length_of_a_prompt_counts_what_is_encoded(prompt: Prompt) -> None:
     assert length_of(prompt) == 5

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.errors import ClusterError, ReplicaLostError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.grpc.server import serving
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
@@ -24,9 +24,9 @@ TALK = pb.Conversation(
 
 
 @pytest.fixture
-async def channel(service: InferenceService, denoising: Denoising) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(service: InferenceService, denoiser: ContextDenoiser) -> AsyncIterator[grpc.aio.Channel]:
     async with (
-        serving(service, denoising, LOCAL, frozenset(), max_message_bytes=100_000) as port,
+        serving(service, denoiser, LOCAL, frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -93,7 +93,7 @@ async def test_every_kind_of_prompt_and_option_arrives(stub: InferenceStub, work
         (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(policy="magic")), "magic"),
     ],
 )
-async def test_what_can_not_be_honoured_is_refused_by_name(
+async def test_what_cannot_be_honoured_is_refused_by_name(
     stub: InferenceStub, wrong: pb.GenerateRequest, words: str
 ) -> None:
     for call in (stub.Generate(wrong), stub.GenerateStream(wrong).read()):
@@ -158,9 +158,11 @@ async def read_into(pieces: list[str], call: grpc.aio.UnaryStreamCall) -> None:
         pieces.append(message.text)
 
 
-async def test_keys_are_asked_for_where_they_are_configured(service: InferenceService, denoising: Denoising) -> None:
+async def test_api_keys_are_required_where_they_are_configured(
+    service: InferenceService, denoiser: ContextDenoiser
+) -> None:
     async with (
-        serving(service, denoising, LOCAL, frozenset({"right"}), max_message_bytes=100_000) as port,
+        serving(service, denoiser, LOCAL, frozenset({"right"}), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
@@ -174,11 +176,11 @@ async def test_keys_are_asked_for_where_they_are_configured(service: InferenceSe
 
 
 async def test_health_follows_the_workers(
-    service: InferenceService, denoising: Denoising, workers: LocalWorkers
+    service: InferenceService, denoiser: ContextDenoiser, workers: LocalWorkers
 ) -> None:
     workers.away = True
     async with (
-        serving(service, denoising, LOCAL, frozenset(), max_message_bytes=100_000) as port,
+        serving(service, denoiser, LOCAL, frozenset(), max_message_bytes=100_000) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         asyncio.timeout(20),
     ):
@@ -191,7 +193,7 @@ async def test_health_follows_the_workers(
     assert statuses[0] != health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_an_address_that_can_not_be_had_is_named(service: InferenceService, denoising: Denoising) -> None:
+async def test_an_unusable_address_is_named(service: InferenceService, denoiser: ContextDenoiser) -> None:
     with pytest.raises(ClusterError, match=r"nowhere\.invalid:1.*grpc"):
-        async with serving(service, denoising, "nowhere.invalid:1", frozenset(), max_message_bytes=100_000):
+        async with serving(service, denoiser, "nowhere.invalid:1", frozenset(), max_message_bytes=100_000):
             pass

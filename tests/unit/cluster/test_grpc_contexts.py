@@ -13,7 +13,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import ContextId
 from cache_service.testing.processes import ServiceProcess
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import Denoising
+from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.contexts.drafting import Hole, TokenContent
 from cluster.ingress.grpc.server import serving
 from cluster.metrics import IngressMetrics
@@ -39,11 +39,11 @@ def cache_target(cache_process: ServiceProcess) -> str:
 
 @asynccontextmanager
 async def channel_to(
-    service: InferenceService, denoising: Denoising, cache: CacheClient, *keys: str
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient, *keys: str
 ) -> AsyncIterator[grpc.aio.Channel]:
     async with (
         cache,
-        serving(service, denoising, "127.0.0.1:0", frozenset(keys), max_message_bytes=1 << 20) as port,
+        serving(service, denoiser, "127.0.0.1:0", frozenset(keys), max_message_bytes=1 << 20) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -51,9 +51,9 @@ async def channel_to(
 
 @pytest.fixture
 async def channel(
-    service: InferenceService, denoising: Denoising, cache: CacheClient
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient
 ) -> AsyncIterator[grpc.aio.Channel]:
-    async with channel_to(service, denoising, cache) as channel:
+    async with channel_to(service, denoiser, cache) as channel:
         yield channel
 
 
@@ -87,7 +87,7 @@ async def test_it_is_the_same_context_as_over_http(stub: ContextsStub, service: 
     assert [(hole.start, hole.end) for hole in made.holes] == [(2, 5)]
 
 
-async def test_edits_by_text_and_by_position_and_of_all(stub: ContextsStub) -> None:
+async def test_edits_name_a_text_or_positions_or_replace_everything(stub: ContextsStub) -> None:
     made = await created(stub, sheet(SHEET))
     edited = (await stub.Change(edit(made, replaced("Mira", "Tobin"), replaced("Oslo", "Lima")))).context
     expected = await created(stub, sheet("Tobin is 34, lives in Lima and has a fox."))
@@ -105,7 +105,7 @@ async def test_edits_by_text_and_by_position_and_of_all(stub: ContextsStub) -> N
     assert [version.epoch for version in rewritten.context.versions] == [3, 2, 1, 0]
 
 
-async def test_a_lost_race_says_where_the_context_is_now(stub: ContextsStub) -> None:
+async def test_a_lost_race_reports_the_newest_epoch(stub: ContextsStub) -> None:
     made = await created(stub, sheet(SHEET))
     await stub.Change(edit(made, replaced("Oslo", "Lima")))
     late = await refusal(stub.Change(edit(made, replaced("Oslo", "Bern"))))
@@ -152,7 +152,7 @@ async def test_a_deleted_context_is_gone_and_another_tenants_was_never_there(stu
         (pb.ContextContent(turns=pb.Turns(turns=[pb.Turn(role="wizard")])), "wizard"),
     ],
 )
-async def test_a_context_that_cannot_be_is_refused(stub: ContextsStub, content: pb.ContextContent, words: str) -> None:
+async def test_impossible_content_is_refused(stub: ContextsStub, content: pb.ContextContent, words: str) -> None:
     refused = await refusal(stub.Create(pb.CreateContextRequest(content=content)))
     assert refused.code() == INVALID
     assert words in (refused.details() or "")
@@ -175,9 +175,7 @@ async def test_a_context_that_cannot_be_is_refused(stub: ContextsStub, content: 
         ),
     ],
 )
-async def test_an_edit_that_cannot_be_is_refused(
-    stub: ContextsStub, change: pb.ChangeContextRequest, words: str
-) -> None:
+async def test_an_impossible_edit_is_refused(stub: ContextsStub, change: pb.ChangeContextRequest, words: str) -> None:
     change.id = (await created(stub, sheet(SHEET))).id
     refused = await refusal(stub.Change(change))
     assert refused.code() == INVALID
@@ -185,21 +183,21 @@ async def test_an_edit_that_cannot_be_is_refused(
     assert (await stub.Get(pb.GetContextRequest(id=change.id))).context.epoch == 0
 
 
-async def test_what_is_no_page_is_refused(stub: ContextsStub) -> None:
+async def test_a_page_that_does_not_exist_is_refused(stub: ContextsStub) -> None:
     for token in ("nonsense", "9" * 5000):
         assert (await refusal(stub.List(pb.ListContextsRequest(page_token=token)))).code() == INVALID
     assert (await refusal(stub.List(pb.ListContextsRequest(page_size=101)))).code() == INVALID
 
 
 async def test_what_repeats_a_long_text_is_refused_by_its_own_status(stub: ContextsStub) -> None:
-    """A header of that length would be another error, and none of ours."""
+    """gRPC itself would refuse a header of that length with an error of its own."""
     long = "\N{GRINNING FACE}" * 20_000
     assert (await refusal(stub.Get(pb.GetContextRequest(id=long)))).code() == ABSENT
     refused = await refusal(stub.Change(edit(await created(stub, sheet(SHEET)), replaced(long, "Lima"))))
     assert (refused.code(), (refused.details() or "")[:2]) == (INVALID, f"'{long[0]}")
 
 
-async def test_denoising_streams_each_committed_block_and_then_what_was_done(
+async def test_denoising_streams_each_committed_block_and_then_a_report(
     stub: ContextsStub, workers: LocalWorkers
 ) -> None:
     made = await created(stub, pb.ContextContent(text=text("Mira lives in", 8, " and", 8)))
@@ -229,7 +227,7 @@ async def test_denoising_streams_each_committed_block_and_then_what_was_done(
         (pb.DenoiseRequest(diffusion=inference.DiffusionOptions(policy="magic")), INVALID),
     ],
 )
-async def test_a_denoising_that_cannot_be_is_refused(
+async def test_an_impossible_denoising_is_refused(
     stub: ContextsStub, wrong: pb.DenoiseRequest, code: grpc.StatusCode
 ) -> None:
     wrong.id = (await created(stub, pb.ContextContent(text=text(8)))).id
@@ -246,7 +244,7 @@ async def test_what_was_committed_before_an_error_stays(stub: ContextsStub, work
 
 
 @pytest.mark.parametrize("ends_by", ["cancellation", "deadline"])
-async def test_who_goes_away_stops_the_denoising(
+async def test_a_client_that_leaves_stops_the_denoising(
     stub: ContextsStub, workers: LocalWorkers, metrics: IngressMetrics, ends_by: str
 ) -> None:
     made = await created(stub, pb.ContextContent(text=text(12)))
@@ -266,10 +264,10 @@ async def test_who_goes_away_stops_the_denoising(
     assert len(workers.requests) == 2
 
 
-async def test_keys_are_asked_for_where_they_are_configured(
-    service: InferenceService, denoising: Denoising, cache: CacheClient
+async def test_api_keys_are_required_where_they_are_configured(
+    service: InferenceService, denoiser: ContextDenoiser, cache: CacheClient
 ) -> None:
-    async with channel_to(service, denoising, cache, "right") as channel:
+    async with channel_to(service, denoiser, cache, "right") as channel:
         stub = ContextsStub(channel)  # type: ignore[no-untyped-call]
         right, wrong = ((("authorization", f"Bearer {key}"),) for key in ("right", "wrong"))
         content = sheet(SHEET)

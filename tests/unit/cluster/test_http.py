@@ -41,8 +41,8 @@ def test_an_answer_says_where_its_prefix_ends_and_how_deep_it_is_reused(
 
     [prefix] = workers.requests[0].prefixes
     assert workers.requests[0].params.deterministic is False
-    told = {"prefix_tokens": prefix.num_tokens, "reuse_depth": 1, "depth_limited_by": None}
-    assert told.items() <= body["diffusion"].items()
+    report = {"prefix_tokens": prefix.num_tokens, "reuse_depth": 1, "depth_limited_by": None}
+    assert report.items() <= body["diffusion"].items()
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
@@ -134,7 +134,7 @@ def test_what_changes_nothing_is_accepted(client: TestClient, harmless: dict[str
         ({"diffusion": {"policy": "magic"}}, "policy"),
     ],
 )
-def test_what_can_not_be_honoured_is_refused_by_name(client: TestClient, wrong: dict[str, Any], param: str) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(client: TestClient, wrong: dict[str, Any], param: str) -> None:
     response = client.post(CHAT, content=json.dumps(TALK | wrong), headers={"content-type": "application/json"})
 
     error = response.json()["error"]
@@ -225,7 +225,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(client: TestClient
     assert last["error"]["code"] == "replica_lost"
 
 
-def test_keys_are_asked_for_where_they_are_configured(connect: Connect) -> None:
+def test_api_keys_are_required_where_they_are_configured(connect: Connect) -> None:
     client = connect(frozenset({"right", "also"}))
     headers = [
         {},

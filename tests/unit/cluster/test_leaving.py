@@ -1,4 +1,4 @@
-"""A client that went away, as Serve's proxy tells of it when it is busy: by cancelling the call for its messages."""
+"""A busy proxy of Serve reports a client that went away by cancelling the call for the client's messages."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from cluster.ingress.http.leaving import ClientLeftMiddleware
 
 
 @pytest.mark.parametrize(
-    ("told", "seen"),
+    ("message", "seen"),
     [
         ({"type": "http.request", "body": b"a"}, {"type": "http.request", "body": b"a"}),
         (TaskCancelledError(), {"type": "http.disconnect"}),
     ],
 )
-async def test_the_application_hears_of_it_as_of_any_disconnect(
-    told: Message | TaskCancelledError, seen: Message
+async def test_the_application_gets_the_message_of_any_disconnect(
+    message: Message | TaskCancelledError, seen: Message
 ) -> None:
-    heard: list[Message] = []
+    seen_messages: list[Message] = []
 
     async def application(_scope: Scope, receive: Receive, _send: Send) -> None:
-        heard.append(await receive())
+        seen_messages.append(await receive())
 
     async def receive() -> Message:
-        if isinstance(told, TaskCancelledError):
-            raise told
-        return told
+        if isinstance(message, TaskCancelledError):
+            raise message
+        return message
 
     async def send(_message: Message) -> None:
-        raise AssertionError("nobody listens")
+        raise AssertionError("nothing is sent")
 
     await ClientLeftMiddleware(application)({"type": "http"}, receive, send)
-    assert heard == [seen]
+    assert seen_messages == [seen]

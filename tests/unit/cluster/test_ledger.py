@@ -23,7 +23,7 @@ def test_open_work_is_counted_until_it_is_closed() -> None:
 
 
 def test_a_request_is_open_on_one_replica() -> None:
-    """Where it was expected, until another one takes it."""
+    """It is open where it was expected, until another replica takes it."""
     ledger = WorkLedger()
     ledger.open("moved", A, 100, LATER)
     ledger.open("moved", B, 90, LATER)
@@ -34,11 +34,11 @@ def test_a_request_is_open_on_one_replica() -> None:
     assert ledger.replicas == ()
 
 
-def test_a_request_whose_end_nobody_tells_is_not_open_for_good() -> None:
+def test_a_request_whose_end_is_never_reported_expires() -> None:
     ledger = WorkLedger()
-    ledger.open("lost", A, 100, until=60.0)
-    ledger.open("longer", A, 10, until=61.0)
-    ledger.open("expected", B, 5, until=1.0)
+    ledger.open("lost", A, 100, expires_at=60.0)
+    ledger.open("longer", A, 10, expires_at=61.0)
+    ledger.open("expected", B, 5, expires_at=1.0)
 
     ledger.expire(0.9)
     assert (ledger.sent_tokens(A), ledger.sent_tokens(B)) == (110, 5)
@@ -49,27 +49,27 @@ def test_a_request_whose_end_nobody_tells_is_not_open_for_good() -> None:
 def test_requests_of_other_routers_are_counted_at_the_mean() -> None:
     ledger = WorkLedger()
     ledger.open("mine", A, 100, LATER)
-    ledger.hear(A, 3, now=0.0)
-    ledger.hear(B, 2, now=0.0)
+    ledger.record_load(A, 3, now=0.0)
+    ledger.record_load(B, 2, now=0.0)
 
     assert (ledger.queued_tokens(A), ledger.queued_tokens(B)) == (300, 200)
     assert (ledger.sent_tokens(A), ledger.sent_tokens(B)) == (100, 0)
 
 
-def test_requests_that_end_after_a_report_are_not_taken_for_other_routers() -> None:
+def test_requests_that_end_after_a_report_do_not_count_as_other_routers() -> None:
     ledger = WorkLedger()
     ledger.open("mine", A, 100, LATER)
-    ledger.hear(A, 1, now=0.0)
+    ledger.record_load(A, 1, now=0.0)
     ledger.close("mine", A)
 
     assert ledger.queued_tokens(A) == 0
 
 
-def test_a_report_grows_old() -> None:
-    """So that a replica which no request goes to isn't thought busy for good."""
+def test_a_report_expires() -> None:
+    """A replica that gets no requests must not count as busy for good."""
     ledger = WorkLedger()
     ledger.open("mine", A, 100, LATER)
-    ledger.hear(B, 2, now=0.0)
+    ledger.record_load(B, 2, now=0.0)
 
     ledger.expire(REPORT_LIFE_S / 2)
     assert ledger.queued_tokens(B) == 200
@@ -77,16 +77,16 @@ def test_a_report_grows_old() -> None:
     assert ledger.queued_tokens(B) == 0
 
 
-def test_a_replica_that_reports_less_than_was_sent_is_not_thought_idle() -> None:
+def test_a_replica_that_reports_less_than_was_sent_does_not_count_as_idle() -> None:
     ledger = WorkLedger()
     ledger.open("mine", A, 100, LATER)
-    ledger.hear(A, 0, now=0.0)
+    ledger.record_load(A, 0, now=0.0)
 
     assert ledger.queued_tokens(A) == 100
 
 
 def test_nothing_is_known_before_the_first_request() -> None:
     ledger = WorkLedger()
-    ledger.hear(A, 5, now=0.0)
+    ledger.record_load(A, 5, now=0.0)
 
     assert ledger.queued_tokens(A) == 0

@@ -29,7 +29,7 @@ def worker_text(replica: str, requests: int) -> str:
 @pytest.fixture
 def router() -> Iterator[RouterCollector]:
     ledger = WorkLedger()
-    ledger.open("r", A, 70, until=60.0)
+    ledger.open("r", A, 70, expires_at=60.0)
     router = RouterCollector(PlacementView(Mirror()), ledger)
     yield router
     REGISTRY.unregister(router)
@@ -47,7 +47,7 @@ def test_a_routers_decisions_are_in_the_processs_exposition(router: RouterCollec
     assert "palimpsest_router_placements 0.0" in text
 
 
-def test_workers_stand_together_and_every_metric_has_one_heading() -> None:
+def test_the_workers_samples_of_one_metric_stand_together() -> None:
     own = CollectorRegistry()
     Gauge("palimpsest_own", "Of the ingress", registry=own)
 

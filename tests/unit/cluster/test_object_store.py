@@ -25,7 +25,7 @@ def config_of(size: int | str = "auto", **coherence: Any) -> ClusterConfig:
 
 
 def test_no_copy_is_heavier_than_the_heaviest() -> None:
-    """Of a model of 8 billion parameters: 2,048 tokens take 0.8 GiB at 24 layers, all that it can read 2.1 GiB."""
+    """In a model of 8 billion parameters, 2,048 tokens take 0.8 GiB at 24 layers, its full context length 2.1 GiB."""
     heaviest = heaviest_copy_bytes(LLADA_8B, 4, 2, None)
     layout = EntryFormat("f", "e", "bfloat16", 32, 32, 128, 4096, 2)
     assert layout.body_bytes(2048, 24, 0) == 768 * MIB
@@ -33,14 +33,14 @@ def test_no_copy_is_heavier_than_the_heaviest() -> None:
     assert heaviest_copy_bytes(LLADA_8B, 4, 2, 512 * MIB) == 512 * MIB
 
 
-def test_auto_has_room_for_what_all_replicas_copy_at_a_time() -> None:
+def test_auto_has_room_for_the_concurrent_copies_of_all_replicas() -> None:
     assert store_size(config_of(), 4, 2 * GIB, LARGE) == StoreSize(16 * GIB)
 
 
 @pytest.mark.parametrize(
     ("coherence", "num_replicas"), [({}, 1), ({"transfer": "never"}, 4), ({"tensor_transport": "nixl"}, 4)]
 )
-def test_where_nothing_is_copied_through_it_a_small_one_will_do(coherence: dict[str, Any], num_replicas: int) -> None:
+def test_a_store_without_copies_is_small(coherence: dict[str, Any], num_replicas: int) -> None:
     assert store_size(config_of(**coherence), num_replicas, 2 * GIB, LARGE) == StoreSize(LEAST_BYTES)
 
 
@@ -50,7 +50,7 @@ def test_where_nothing_is_copied_through_it_a_small_one_will_do(coherence: dict[
     total=st.integers(GIB, 1024 * GIB),
     shared=st.integers(0, 512 * GIB),
 )
-def test_auto_leaves_memory_to_others_and_says_when_copies_will_be_slow(
+def test_auto_leaves_memory_to_others_and_warns_of_slow_copies(
     num_replicas: int, copy: int, total: int, shared: int
 ) -> None:
     size = store_size(config_of(), num_replicas, copy, Memory(total, shared))
@@ -59,15 +59,15 @@ def test_auto_leaves_memory_to_others_and_says_when_copies_will_be_slow(
     assert (size.warning is not None) == (num_replicas > 1 and size.num_bytes < copy)
 
 
-def test_the_warning_names_what_to_turn() -> None:
-    """As in a container that was given nothing: 64 MiB of /dev/shm."""
+def test_the_warning_names_the_knobs() -> None:
+    """A container without settings has 64 MiB of /dev/shm."""
     size = store_size(config_of(), 2, 2 * GIB, Memory(512 * GIB, 64 * MIB))
     assert size.num_bytes == LEAST_BYTES
     words = (KNOB, "2048 MiB", "128 MiB", "/dev/shm", "64 MiB", "--shm-size", "worker.coherence.transfer")
     assert [word for word in words if word not in (size.warning or "")] == []
 
 
-def test_what_is_asked_for_is_given_or_refused() -> None:
+def test_a_configured_size_is_given_or_refused() -> None:
     assert store_size(config_of(3 * GIB), 2, 2 * GIB, LARGE) == StoreSize(3 * GIB)
     assert KNOB in (store_size(config_of(GIB), 2, 2 * GIB, LARGE).warning or "")
     with pytest.raises(StartError, match=rf"{KNOB} is 3072 MiB.*1024 MiB of room in /dev/shm"):
@@ -76,7 +76,7 @@ def test_what_is_asked_for_is_given_or_refused() -> None:
         store_size(config_of(3 * GIB), 2, 2 * GIB, Memory(2 * GIB, 4 * GIB))
 
 
-def test_a_container_has_what_it_may_use(tmp_path: Path) -> None:
+def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
     limited, unlimited = tmp_path / "limited", tmp_path / "unlimited"
     limited.write_text("1073741824\n")
     unlimited.write_text("max\n")

@@ -22,7 +22,7 @@ ANSWER = {"role": "assistant", "content": "Mira."}
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Prompts this short gain nothing from threads."""
+    """Use one thread: prompts this short gain nothing from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,7 +35,7 @@ def write(path: Path, *lines: object) -> Path:
 
 
 def test_a_conversation_is_cut_where_the_server_cuts_it(tmp_path: Path) -> None:
-    """After four turns the sheet is less than half of what stands before the last one."""
+    """After four turns the sheet is less than half of the prompt before the last one."""
     turns = [QUESTION, ANSWER]
     lines = [{"messages": [SHEET, *turns * count]} for count in (1, 2, 5)]
     short, later, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
@@ -61,7 +61,7 @@ def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: object) -
         list(conversation_samples(path, model_directory("factbook"), 16))
 
 
-def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_the_command_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     prompts = write(tmp_path / "p.jsonl", {"messages": [SHEET, QUESTION]})
     arguments = ["profile", "factbook", "--prompts", str(prompts), "--output", str(tmp_path), "--canvas", "8"]
     done = CliRunner().invoke(app, arguments)

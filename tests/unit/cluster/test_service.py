@@ -13,8 +13,9 @@ from cluster.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from cluster.generation.answer import Call, InferenceService
+from cluster.generation.answer import InferenceService
 from cluster.generation.events import Event, Finished, Text
+from cluster.generation.prompts import Call
 from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.local import Fault, LocalWorkers
@@ -71,13 +72,13 @@ async def test_a_stop_string_stops_the_work(service: InferenceService, workers: 
     async with aclosing(service.generate(call(params=SLOW, max_tokens=900))) as events:
         first = await anext(events)
     assert isinstance(first, Text)
-    before = (await settled(workers)).num_aborted
+    before = (await idle_stats(workers)).num_aborted
 
     stopped = await service.answer(call(params=SLOW, max_tokens=900, stop=(first.text[:3],)))
 
     assert stopped.text == ""
     assert stopped.finished.usage.completion_tokens < 900
-    assert (await settled(workers)).num_aborted == before + 1
+    assert (await idle_stats(workers)).num_aborted == before + 1
 
 
 async def test_requests_carry_their_candidate_prefixes(service: InferenceService, workers: LocalWorkers) -> None:
@@ -110,7 +111,7 @@ async def test_the_canvas_is_the_default_as_far_as_the_context_has_room(
 
 
 @pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(1000, 25), (1024, None), (2000, 1)])
-async def test_what_the_context_can_not_hold_is_refused(
+async def test_what_exceeds_the_context_length_is_refused(
     service: InferenceService, prompt_tokens: int, max_tokens: int | None
 ) -> None:
     with pytest.raises(RequestError, match="1024") as refused:
@@ -137,17 +138,17 @@ async def test_a_worker_lost_in_the_middle_ends_a_stream_but_not_a_whole_answer(
     expected = (await service.answer(call())).text
     workers.faults = [Fault(ReplicaLostError("gone"), after=2), Fault(ReplicaLostError("gone"), after=2)]
 
-    with pytest.raises(ReplicaLostError):
+    with pytest.raises(ReplicaLostError, match="after a part of this answer"):
         await collect(service, call())
     assert (await service.answer(call())).text == expected
     assert outcome(metrics, "ReplicaLostError") == 1
 
 
-async def test_no_request_is_tried_for_ever(service: InferenceService, workers: LocalWorkers) -> None:
+async def test_no_request_is_tried_forever(service: InferenceService, workers: LocalWorkers) -> None:
     for ask in (service.answer(call()), collect(service, call())):
         workers.requests.clear()
         workers.faults = [Fault(ReplicaLostError("gone"))] * 3
-        with pytest.raises(ReplicaLostError):
+        with pytest.raises(ReplicaLostError, match="3 replicas were lost"):
             await ask
         assert len(workers.requests) == 3
 
@@ -166,50 +167,50 @@ async def test_a_refusal_is_passed_on_at_once(
 async def test_a_deadline_stops_the_work(
     service: InferenceService, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:
-    before = (await settled(workers)).num_aborted
+    before = (await idle_stats(workers)).num_aborted
 
     with pytest.raises(RequestTimeoutError, match="request_timeout_s"):
         await service.answer(call(params=SLOW, max_tokens=900), timeout_s=0.1)
 
-    assert (await settled(workers)).num_aborted == before + 1
+    assert (await idle_stats(workers)).num_aborted == before + 1
     assert outcome(metrics, "RequestTimeoutError") == 1
 
 
 async def test_without_any_worker_a_deadline_means_unavailable(
     service: InferenceService, workers: LocalWorkers
 ) -> None:
-    await service.model()
+    await service.catalogue.model()
     workers.faults, workers.away = [Fault()], True
 
     with pytest.raises(NotReadyError):
         await service.answer(call(), timeout_s=0.1)
 
 
-async def test_before_a_worker_has_started_requests_are_told_to_wait(
+async def test_requests_before_the_first_worker_are_asked_to_come_back_later(
     service: InferenceService, workers: LocalWorkers
 ) -> None:
     workers.away = True
     with pytest.raises(NotReadyError, match="/health"):
         await service.answer(call())
-    assert not await service.ready()
+    assert not await service.catalogue.is_ready()
 
     workers.away = False
-    assert await service.ready()
+    assert await service.catalogue.is_ready()
     assert (await service.answer(call())).text
 
 
 async def test_leaving_a_stream_stops_the_work(
     service: InferenceService, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:
-    before = (await settled(workers)).num_aborted
+    before = (await idle_stats(workers)).num_aborted
     async with aclosing(service.generate(call(params=SLOW, max_tokens=900))) as events:
         await anext(events)
 
-    assert (await settled(workers)).num_aborted == before + 1
+    assert (await idle_stats(workers)).num_aborted == before + 1
     assert outcome(metrics, "cancelled") == 1
 
 
-async def settled(workers: LocalWorkers) -> WorkerStats:
+async def idle_stats(workers: LocalWorkers) -> WorkerStats:
     while (stats := await workers.worker.stats()).num_running:  # noqa: ASYNC110 (a counter has no event)
         await asyncio.sleep(0.01)
     return stats

@@ -29,7 +29,7 @@ def test_a_stream_ends_before_its_first_stop_string_however_it_is_cut(pieces: li
     assert stopped or text == whole
 
 
-def test_text_that_can_not_be_a_stop_string_is_not_held_back() -> None:
+def test_text_that_cannot_be_a_stop_string_is_not_held_back() -> None:
     stops = StopStrings(["END"])
 
     assert [stops.push("one E"), stops.push("N"), stops.push("E two")] == ["one ", "", "ENE two"]

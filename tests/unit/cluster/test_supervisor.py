@@ -25,14 +25,14 @@ def config(**parts: object) -> ClusterConfig:
         ("cache_service", CacheServiceConfig, "--cache-port"),
     ],
 )
-def test_a_taken_port_is_told_with_its_option(part: str, kind: type, option: str) -> None:
+def test_a_taken_port_is_reported_with_its_option(part: str, kind: type, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         wanted = kind(port=taken.getsockname()[1])
         with pytest.raises(StartError, match=option):
             check_ports(config(**{part: wanted}))
 
 
-def test_one_port_for_two_servers_is_told() -> None:
+def test_one_port_for_two_servers_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
 
@@ -54,7 +54,7 @@ def test_a_run_has_a_directory_of_its_own_while_it_lasts(tmp_path_factory: pytes
     assert not one.exists()
 
 
-def test_a_directory_too_deep_for_sockets_is_told(tmp_path: Path) -> None:
+def test_a_directory_too_deep_for_sockets_is_reported(tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20)
     deep.mkdir()
 
@@ -64,7 +64,7 @@ def test_a_directory_too_deep_for_sockets_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_children_join_no_other_ray_and_talk_past_any_proxy() -> None:
+def test_children_join_no_other_ray_and_use_no_proxy() -> None:
     outer = {"RAY_ADDRESS": "elsewhere:1", "no_proxy": "intranet", "http_proxy": "http://proxy", "HOME": "/home"}
 
     inner = child_environment(config(), outer)

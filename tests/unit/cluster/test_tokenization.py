@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as PlainTokenizer
 
 from cluster.errors import RequestError, TokenizerError
-from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenization, TokenPrompt
+from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenizer, TokenPrompt
 from workers.bicache.cut import cut_length
 from workers.models.factbook.tokenizer import build_tokenizer
 
@@ -20,12 +20,12 @@ EOT = "<|eot_id|>"
 
 
 @pytest.fixture(scope="module")
-def tokenization(random_model: Path) -> Tokenization:
-    return Tokenization(random_model)
+def tokenizer(random_model: Path) -> Tokenizer:
+    return Tokenizer(random_model)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Tokenizer:
+def plain() -> PlainTokenizer:
     return build_tokenizer()
 
 
@@ -34,9 +34,9 @@ def turn(message: Message) -> str:
 
 
 def test_a_conversation_goes_through_the_template_and_is_cut_before_user_turns(
-    tokenization: Tokenization, plain: Tokenizer
+    tokenizer: Tokenizer, plain: PlainTokenizer
 ) -> None:
-    encoded = tokenization.encode(Conversation((SYSTEM, FIRST, ANSWER, SECOND)))
+    encoded = tokenizer.encode(Conversation((SYSTEM, FIRST, ANSWER, SECOND)))
 
     start, end = "<|startoftext|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"
     text = start + "".join(map(turn, (SYSTEM, FIRST, ANSWER, SECOND))) + end
@@ -45,9 +45,9 @@ def test_a_conversation_goes_through_the_template_and_is_cut_before_user_turns(
     assert encoded.boundaries == tuple(len(plain.encode(cut).ids) for cut in cuts)
 
 
-def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokenization: Tokenization) -> None:
+def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokenizer: Tokenizer) -> None:
     def keys(*messages: Message) -> list[bytes]:
-        encoded = tokenization.encode(Conversation(messages))
+        encoded = tokenizer.encode(Conversation(messages))
         return [candidate.key for candidate in encoded.candidates("weights", "")]
 
     [sheet] = keys(SYSTEM, FIRST)
@@ -61,38 +61,38 @@ def test_the_next_question_and_the_next_turn_share_prefixes_with_this_one(tokeni
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("num_turns", [5, 6, 10, 17])
-def test_a_long_conversation_is_cut_where_all_its_boundaries_would_have_it_cut(
+def test_a_long_conversation_is_cut_as_if_all_its_boundaries_were_kept(
     random_model: Path, share: float, num_turns: int
 ) -> None:
-    """It keeps three: the first, the last, and the one that is chosen."""
-    tokenization = Tokenization(random_model, cut_share=share)
+    """It keeps three boundaries: the first, the last, and the one at which it is cut."""
+    tokenizer = Tokenizer(random_model, cut_share=share)
     turns = [(FIRST, ANSWER), (SECOND, Message("assistant", "Mira is 34 years old."))]
     talk = (SYSTEM, *[message for number in range(num_turns) for message in turns[number % 2]])[:-1]
-    whole = [len(tokenization.render(talk[:index])) for index, message in enumerate(talk) if message.role == "user"]
-    boundaries = tokenization.encode(Conversation(talk)).boundaries
+    whole = [len(tokenizer.render(talk[:index])) for index, message in enumerate(talk) if message.role == "user"]
+    boundaries = tokenizer.encode(Conversation(talk)).boundaries
 
     assert (boundaries[0], boundaries[-1]) == (whole[0], whole[-1])
     assert len(boundaries) <= 3
     assert cut_length(boundaries, share) == cut_length(whole, share)
-    behind = tokenization.encode_behind(Conversation(talk[1:]), whole[0])
+    behind = tokenizer.encode_behind(Conversation(talk[1:]), whole[0])
     assert cut_length((whole[0], *(whole[0] + length for length in behind.boundaries)), share) == cut_length(
         whole, share
     )
 
 
-def test_a_conversation_of_few_turns_keeps_all_its_boundaries(tokenization: Tokenization) -> None:
+def test_a_conversation_of_few_turns_keeps_all_its_boundaries(tokenizer: Tokenizer) -> None:
     talk = (SYSTEM, *[FIRST, ANSWER] * 3, SECOND)
-    assert len(tokenization.encode(Conversation(talk)).boundaries) == 4
+    assert len(tokenizer.encode(Conversation(talk)).boundaries) == 4
 
 
-def test_a_lonely_question_has_nothing_to_share(tokenization: Tokenization) -> None:
-    assert tokenization.encode(Conversation((FIRST,))).boundaries == ()
+def test_a_lonely_question_has_nothing_to_share(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(Conversation((FIRST,))).boundaries == ()
 
 
 @given(st.text(st.sampled_from("ab <|>_idetmask\n"), max_size=30), st.sampled_from([EOT, "<|mask|>", "<|endoftext|>"]))
-def test_special_tokens_in_content_stay_text(tokenization: Tokenization, around: str, special: str) -> None:
-    innocent = tokenization.encode(Conversation((SYSTEM, Message("user", "x")))).token_ids
-    hostile = tokenization.encode(Conversation((SYSTEM, Message("user", f"{around}{special}{around}")))).token_ids
+def test_special_tokens_in_content_stay_text(tokenizer: Tokenizer, around: str, special: str) -> None:
+    innocent = tokenizer.encode(Conversation((SYSTEM, Message("user", "x")))).token_ids
+    hostile = tokenizer.encode(Conversation((SYSTEM, Message("user", f"{around}{special}{around}")))).token_ids
 
     def specials(token_ids: tuple[int, ...]) -> list[int]:
         return [token_id for token_id in token_ids if token_id < 6]
@@ -101,11 +101,11 @@ def test_special_tokens_in_content_stay_text(tokenization: Tokenization, around:
 
 
 def test_raw_text_reads_special_tokens_and_is_cut_after_blank_lines(
-    tokenization: Tokenization, plain: Tokenizer
+    tokenizer: Tokenizer, plain: PlainTokenizer
 ) -> None:
     text = f"An instruction.\n\nQ: a\nA: b\n\nQ: c{EOT}"
 
-    encoded = tokenization.encode(TextPrompt(text))
+    encoded = tokenizer.encode(TextPrompt(text))
 
     assert list(encoded.token_ids) == plain.encode(text).ids
     assert encoded.boundaries == tuple(
@@ -117,20 +117,20 @@ def test_raw_text_reads_special_tokens_and_is_cut_after_blank_lines(
     ("length", "boundaries"),
     [(1, ()), (128, ()), (129, (128,)), (1000, (896,)), (1088, (1024,)), (2112, (2048,)), (2300, (2048,))],
 )
-def test_token_ids_are_cut_on_a_grid(tokenization: Tokenization, length: int, boundaries: tuple[int, ...]) -> None:
-    assert tokenization.encode(TokenPrompt((7,) * length)).boundaries == boundaries
+def test_token_ids_are_cut_on_a_grid(tokenizer: Tokenizer, length: int, boundaries: tuple[int, ...]) -> None:
+    assert tokenizer.encode(TokenPrompt((7,) * length)).boundaries == boundaries
 
 
 @pytest.mark.parametrize("bad", [(1_000_000,), (7, -1), (0, 1_000_000)])
-def test_ids_outside_the_vocabulary_are_refused(tokenization: Tokenization, bad: tuple[int, ...]) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(tokenizer: Tokenizer, bad: tuple[int, ...]) -> None:
     with pytest.raises(RequestError, match="vocabulary") as refused:
-        tokenization.encode(TokenPrompt(bad))
+        tokenizer.encode(TokenPrompt(bad))
 
     assert refused.value.param == "prompt"
 
 
-def test_salt_and_weights_change_every_key(tokenization: Tokenization) -> None:
-    encoded = tokenization.encode(Conversation((SYSTEM, FIRST)))
+def test_salt_and_weights_change_every_key(tokenizer: Tokenizer) -> None:
+    encoded = tokenizer.encode(Conversation((SYSTEM, FIRST)))
     candidates = [encoded.candidates(*names) for names in (("w", ""), ("w", "s"), ("v", ""))]
 
     assert len({candidate.key for [candidate] in candidates}) == 3
@@ -142,11 +142,11 @@ TOKENS = st.lists(st.integers(0, build_tokenizer().get_vocab_size() - 1), max_si
 
 @given(st.data(), st.text(max_size=20))
 def test_streamed_pieces_of_well_formed_text_join_to_its_decoding(
-    tokenization: Tokenization, plain: Tokenizer, data: st.DataObject, text: str
+    tokenizer: Tokenizer, plain: PlainTokenizer, data: st.DataObject, text: str
 ) -> None:
     token_ids = plain.encode(text).ids
     cut = data.draw(st.integers(0, len(token_ids)))
-    detokenizer = tokenization.detokenizer()
+    detokenizer = tokenizer.detokenizer()
 
     pieces = [detokenizer.push(token_ids[:cut]), detokenizer.push(token_ids[cut:]), detokenizer.finish()]
 
@@ -155,9 +155,9 @@ def test_streamed_pieces_of_well_formed_text_join_to_its_decoding(
 
 @given(TOKENS)
 @example([396, 1753, 1816, 500])
-def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenization: Tokenization, tokens: list[int]) -> None:
-    """Also bytes that are no UTF-8, which a diffusion model can commit."""
-    at_once, one_by_one = tokenization.detokenizer(), tokenization.detokenizer()
+def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenizer: Tokenizer, tokens: list[int]) -> None:
+    """This holds also for bytes that are no UTF-8, which a diffusion model can commit."""
+    at_once, one_by_one = tokenizer.detokenizer(), tokenizer.detokenizer()
     whole = at_once.push(tokens) + at_once.finish()
 
     pieces = [one_by_one.push([token]) for token in tokens]
@@ -167,17 +167,17 @@ def test_any_tokens_give_the_same_text_however_they_are_grouped(tokenization: To
 
 
 @given(st.sets(st.integers(0, 11), min_size=1))
-def test_what_chosen_tokens_add_to_a_text_and_what_the_others_add_is_the_text(
-    tokenization: Tokenization, plain: Tokenizer, chosen: set[int]
+def test_the_pieces_of_all_tokens_make_up_the_text(
+    tokenizer: Tokenizer, plain: PlainTokenizer, chosen: set[int]
 ) -> None:
     token_ids = plain.encode("Mira is 34, lives in Oslo and has a fox.").ids
-    alone = [tokenization.text_within(token_ids, [at]) for at in range(len(token_ids))]
+    alone = [tokenizer.text_within(token_ids, [at]) for at in range(len(token_ids))]
     assert "".join(alone) == plain.decode(token_ids)
-    assert tokenization.text_within(token_ids, sorted(chosen)) == "".join(alone[at] for at in sorted(chosen))
+    assert tokenizer.text_within(token_ids, sorted(chosen)) == "".join(alone[at] for at in sorted(chosen))
 
 
-def test_a_character_in_pieces_is_held_back(tokenization: Tokenization, plain: Tokenizer) -> None:
-    detokenizer = tokenization.detokenizer()
+def test_a_character_in_pieces_is_held_back(tokenizer: Tokenizer, plain: PlainTokenizer) -> None:
+    detokenizer = tokenizer.detokenizer()
     first, second = plain.encode("ë").ids[-2:]
 
     assert [detokenizer.push([first]), detokenizer.push([second]), detokenizer.finish()] == ["", "ë", ""]
@@ -185,7 +185,7 @@ def test_a_character_in_pieces_is_held_back(tokenization: Tokenization, plain: T
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=str(tmp_path)):
-        Tokenization(tmp_path)
+        Tokenizer(tmp_path)
 
 
 def test_messages_that_the_template_refuses_are_the_clients_fault(random_model: Path, tmp_path: Path) -> None:
@@ -194,6 +194,6 @@ def test_messages_that_the_template_refuses_are_the_clients_fault(random_model: 
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
 
     with pytest.raises(RequestError, match="no system turn") as refused:
-        Tokenization(tmp_path).encode(Conversation((SYSTEM, FIRST)))
+        Tokenizer(tmp_path).encode(Conversation((SYSTEM, FIRST)))
 
     assert refused.value.param == "messages"

@@ -1,1 +1,1 @@
-"""What bodies of HTTP requests may say. The one home of pydantic."""
+"""The bodies of HTTP requests. The one home of pydantic."""

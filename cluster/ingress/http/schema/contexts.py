@@ -1,4 +1,4 @@
-"""Bodies about shared contexts: `/v1/contexts`."""
+"""The bodies of `/v1/contexts`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from cluster.generation.contexts.drafting import (
     Turn,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import Change, Found, Rewrite, TokenRange
-from cluster.ingress.http.schema.generation import Body, SamplingBody, TextPart
+from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
+from cluster.ingress.http.schema.declared import Body
+from cluster.ingress.http.schema.generation import SamplingBody, TextPart
 
 
 class MaskPart(Body):
-    """A hole of so many tokens."""
+    """Is a hole of `length` tokens."""
 
     type: Literal["mask"]
     length: int = Field(ge=1, le=MAX_HOLE)
@@ -48,7 +49,7 @@ class TurnBody(Body):
 
 
 class PlainBody(Body):
-    """Text or token ids, with holes."""
+    """Holds text or token ids, with holes."""
 
     text: Written | None = None
     token_ids: list[int | MaskPart] | None = None
@@ -60,7 +61,7 @@ class PlainBody(Body):
 
 
 class ContentBody(PlainBody):
-    """The whole of a context."""
+    """Holds the whole content of a context."""
 
     messages: list[TurnBody] | None = Field(default=None, min_length=1)
     cache_salt: str | None = None
@@ -72,7 +73,7 @@ class ContentBody(PlainBody):
 
 
 class CreateContextBody(ContentBody):
-    """POST /v1/contexts."""
+    """Is the body of POST /v1/contexts."""
 
     @model_validator(mode="after")
     def one_source(self) -> CreateContextBody:
@@ -81,7 +82,7 @@ class CreateContextBody(ContentBody):
 
 
 class EditBody(PlainBody):
-    """What is to stand in the place of positions start..end-1, or of a text that stands there once."""
+    """Replaces positions start..end-1, or a text that stands in the context once."""
 
     start: Position | None = None
     end: Position | None = None
@@ -94,15 +95,15 @@ class EditBody(PlainBody):
             raise ValueError("say where: either find, or start and end")
         return self
 
-    def to_change(self) -> Change:
+    def to_change(self) -> Replacement:
         content = self.plain()
         if self.find is not None:
-            return Change(Found(self.find), content)
-        return Change(TokenRange(self.start or 0, self.end or 0), content)
+            return Replacement(TextMatch(self.find), content)
+        return Replacement(TokenRange(self.start or 0, self.end or 0), content)
 
 
 class ChangeContextBody(ContentBody):
-    """PATCH /v1/contexts/{id}."""
+    """Is the body of PATCH /v1/contexts/{id}."""
 
     expected_epoch: int = Field(ge=0)
     edits: list[EditBody] | None = Field(default=None, min_length=1)
@@ -116,18 +117,18 @@ class ChangeContextBody(ContentBody):
     def expected(self) -> Epoch:
         return Epoch(self.expected_epoch)
 
-    def to_changes(self) -> tuple[Change, ...] | Rewrite:
+    def to_changes(self) -> tuple[Replacement, ...] | FullRewrite:
         if self.edits is None:
-            return Rewrite(self.to_content())
+            return FullRewrite(self.to_content())
         return tuple(edit.to_change() for edit in self.edits)
 
 
 class DenoiseBody(SamplingBody):
-    """POST /v1/contexts/{id}/denoise."""
+    """Is the body of POST /v1/contexts/{id}/denoise."""
 
 
 def require_one(body: Body, *names: str) -> None:
-    """Raises ValueError unless one of these fields is given."""
+    """Raise ValueError unless exactly one of these fields is given."""
     given = [name for name in names if getattr(body, name) is not None]
     if len(given) != 1:
         raise ValueError(f"give one of {', '.join(names)}; got {' and '.join(given) or 'none'}")

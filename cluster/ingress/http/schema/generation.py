@@ -9,19 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints
 
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
-from cluster.generation.answer import MAX_STOP_LENGTH, MAX_STOPS, Call
 from cluster.generation.events import ContextChoice
+from cluster.generation.prompts import Call
+from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from workers.api import ContextMode, DecodingParams
+from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
+from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
 def only(*neutral: Any, reason: str) -> AfterValidator:
-    """Marks a field that takes nothing but its neutral values."""
+    """Return a validator for a field that takes nothing but its neutral values."""
 
     def check(value: Any) -> Any:
         if value is not None and value not in neutral:
@@ -33,55 +35,18 @@ def only(*neutral: Any, reason: str) -> AfterValidator:
 
 Ignored = Any
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 
 
-TokenId = Annotated[int, Field(strict=False)]
-"""As the key of an object, where JSON knows only strings."""
+class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
+    """Says how the canvas is denoised: the extension of this server."""
 
-
-class Body(BaseModel):
-    """Takes no value for another type's: `"yes"` is not true, and 1.5 no number of tokens."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @field_validator("*")
-    @classmethod
-    def whole_characters(cls, value: object) -> object:
-        r"""JSON can spell halves of a character alone (`"\ud800"`), which no text holds."""
-        texts = value if isinstance(value, list) else [value]
-        try:
-            "".join(text for text in texts if isinstance(text, str)).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"holds half a character, at position {error.start}") from error
-        return value
-
-
-class DiffusionBody(Body):
-    """How the canvas is denoised: the extension of this server."""
-
-    steps: int | None = Field(default=None, ge=1)
-    block_length: int | None = Field(default=None, ge=1)
-    policy: str | None = None
-    seed: int | None = None
-    refresh_interval: int | None = Field(default=None, ge=0)
-    reuse_depth: int | None = Field(default=None, ge=0)
-    anchors: float | None = Field(default=None, gt=0, le=1)
-    skip_refresh: bool | None = None
-    deterministic: bool | None = None
-    unmasking: str | None = None
-    timetable: str | None = None
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    factor: float | None = Field(default=None, ge=0)
-    remask: int = Field(default=0, ge=0)
-    guidance: float = Field(default=0.0, ge=0)
-    top_k: int | None = Field(default=None, ge=1)
-    min_tokens: int = Field(default=0, ge=0)
+    seed: int | None = declared_field(SEED)
+    """The same as the body's own `seed`, before which it counts."""
 
 
 class ContextBody(Body):
-    """A shared context as the prefix of a generation."""
+    """Names a shared context as the prefix of a generation."""
 
     id: NonEmpty
     mode: Literal["pin", "follow"] = "pin"
@@ -96,53 +61,33 @@ class StreamOptions(Body):
     include_obfuscation: Ignored = None
 
 
-class SamplingBody(Body):
-    """How tokens are chosen, and for whom."""
+class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
+    """Says how tokens are chosen, for which model and which tenant."""
 
     model: str | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    logit_bias: dict[TokenId, Bias] | None = None
-    """Token id -> what is added to its logits."""
-    seed: int | None = None
     stream: bool | None = None
     cache_salt: str | None = None
     diffusion: DiffusionBody | None = None
 
     def params(self) -> DecodingParams:
-        """Raises RequestError for what only the whole body shows to be wrong."""
+        """Return the decoding parameters. Raises RequestError for what only the whole body shows to be wrong."""
         options = self.diffusion or DiffusionBody()
-        return DecodingParams(
-            num_steps=options.steps,
-            block_length=options.block_length,
-            policy=options.policy,
-            refresh_interval=options.refresh_interval,
-            reuse_depth=options.reuse_depth,
-            anchors=options.anchors,
-            skip_refresh=options.skip_refresh,
-            deterministic=options.deterministic,
-            unmasking=options.unmasking,
-            timetable=options.timetable,
-            threshold=options.threshold,
-            factor=options.factor,
-            remask=options.remask,
-            guidance=options.guidance,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=options.top_k,
-            logit_bias=tuple((self.logit_bias or {}).items()),
-            min_tokens=options.min_tokens,
-            temperature=self.temperature or 0.0,
-            seed=options.seed if options.seed is not None else self.seed,
-        )
+        values = {
+            parameter.name: getattr(self if parameter.is_openai else options, parameter.client_name)
+            for parameter in PARAMETERS
+        }
+        values["seed"] = self.seed if options.seed is None else options.seed
+        values["logit_bias"] = tuple((self.logit_bias or {}).items())
+        return DecodingParams(**{name: value for name, value in values.items() if value is not None})
 
 
 class GenerationBody(SamplingBody):
-    """What both endpoints share."""
+    """Holds what both endpoints share."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
     ignore_eos: bool | None = None
-    """As load generators ask of vLLM: fill the whole canvas."""
+    """Fill the whole canvas, as load generators ask of vLLM."""
     stream_options: StreamOptions | None = None
     context: ContextBody | None = None
 
@@ -159,7 +104,7 @@ class GenerationBody(SamplingBody):
     prompt_cache_retention: Ignored = None
 
     def to_call(self, request_id: str) -> Call:
-        """Raises RequestError for what only the whole body shows to be wrong."""
+        """Return the described call. Raises RequestError for what only the whole body shows to be wrong."""
         stop = self.stop or []
         return Call(
             request_id=request_id,
@@ -177,7 +122,7 @@ class GenerationBody(SamplingBody):
         raise NotImplementedError
 
     def text_behind(self) -> str:
-        """What the answer leads up to."""
+        """Return the text that follows the answer."""
         return ""
 
     def canvas(self) -> int | None:
@@ -206,7 +151,7 @@ class TextPart(Body):
 
 
 class MessageBody(Body):
-    """One turn. Fields of other turns' machinery (tool calls, audio) can't be put through a template here."""
+    """Holds one turn. Fields of other kinds of turns (tool calls, audio) can't be put through a template here."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -220,7 +165,7 @@ class MessageBody(Body):
 
 
 class ChatBody(GenerationBody):
-    """POST /v1/chat/completions."""
+    """Is the body of POST /v1/chat/completions."""
 
     messages: list[MessageBody] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -247,7 +192,7 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """POST /v1/completions and /v1/fim/completions."""
+    """Is the body of POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None

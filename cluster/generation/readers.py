@@ -1,0 +1,104 @@
+"""Workers' chunks -> what a caller reads: text in pieces, a whole answer, or a block's tokens.
+
+A reader serves one attempt. One that delivers nothing before the end leaves the attempt free to begin again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from cluster.errors import ReplicaLostError
+from cluster.generation.detokenization import Detokenizer
+from cluster.generation.events import Answer, ContextChoice, Event, FilledBlock, Finished, Text
+from cluster.generation.stops import StopStrings
+from workers.api import FinishReason, GenerateChunk
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reader(Protocol[T_co]):
+    """Makes what a caller reads of the chunks of one attempt."""
+
+    @property
+    def has_enough(self) -> bool:
+        """Return whether no further chunk is of use."""
+        ...
+
+    def read(self, chunk: GenerateChunk) -> Sequence[T_co]:
+        """Return what can be delivered now."""
+        ...
+
+    def finish(self) -> T_co:
+        """Return what is delivered last. Raises ReplicaLostError where the last chunk is missing."""
+        ...
+
+
+class TextReader:
+    """Delivers text as it is committed, up to the first stop string, and then how the answer ended."""
+
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], context: ContextChoice | None) -> None:
+        self._detokenizer, self._stops, self._context = detokenizer, StopStrings(stop), context
+        self._finished: Finished | None = None
+
+    @property
+    def has_enough(self) -> bool:
+        return self._stops.stopped
+
+    def read(self, chunk: GenerateChunk) -> Sequence[Event]:
+        text = self._stops.push(self._detokenizer.push(chunk.token_ids))
+        if chunk.finish_reason is not None:
+            text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+        reason = FinishReason.STOP if self._stops.stopped else chunk.finish_reason
+        if reason is not None and chunk.usage is not None:
+            self._finished = Finished(reason, chunk.usage, self._context)
+        return [Text(text)] if text else []
+
+    def finish(self) -> Finished:
+        if self._finished is None:
+            raise incomplete_answer()
+        return self._finished
+
+
+class AnswerReader:
+    """Delivers the whole answer at once."""
+
+    def __init__(self, reader: TextReader) -> None:
+        self._reader = reader
+        self._texts: list[str] = []
+
+    @property
+    def has_enough(self) -> bool:
+        return self._reader.has_enough
+
+    def read(self, chunk: GenerateChunk) -> Sequence[Answer]:
+        self._texts += [event.text for event in self._reader.read(chunk) if isinstance(event, Text)]
+        return []
+
+    def finish(self) -> Answer:
+        return Answer("".join(self._texts), self._reader.finish())
+
+
+class BlockReader:
+    """Delivers the tokens of all holes at once."""
+
+    has_enough = False
+
+    def __init__(self) -> None:
+        self._token_ids: tuple[int, ...] = ()
+        self._block: FilledBlock | None = None
+
+    def read(self, chunk: GenerateChunk) -> Sequence[FilledBlock]:
+        self._token_ids += chunk.token_ids
+        if chunk.finish_reason is not None and chunk.usage is not None:
+            self._block = FilledBlock(self._token_ids, chunk.usage)
+        return []
+
+    def finish(self) -> FilledBlock:
+        if self._block is None:
+            raise incomplete_answer()
+        return self._block
+
+
+def incomplete_answer() -> ReplicaLostError:
+    return ReplicaLostError("the replica ended its answer without the last part")

@@ -1,0 +1,51 @@
+"""The routes `/v1/chat/completions`, `/v1/completions` and `/v1/fim/completions`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from cluster.generation.answer import InferenceService
+from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
+from cluster.ingress.http.shapes import ChatShape, CompletionShape, ResponseMeta, Shape, StreamedAnswer
+from cluster.ingress.http.sse import event_stream
+
+REQUEST_ID_LENGTH = 64
+
+
+def generation_routes(service: InferenceService, guards: Sequence[Any]) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`."""
+    router = APIRouter(dependencies=list(guards))
+
+    @router.post("/v1/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        return await respond(service, body, request, ChatShape, "chatcmpl")
+
+    @router.post("/v1/completions")
+    @router.post("/v1/fim/completions")
+    async def completion(body: CompletionBody, request: Request) -> Response:
+        return await respond(service, body, request, CompletionShape, "cmpl")
+
+    return router
+
+
+async def respond(
+    service: InferenceService,
+    body: GenerationBody,
+    request: Request,
+    shaped: Callable[[ResponseMeta], Shape],
+    prefix: str,
+) -> Response:
+    """Answer one request, whole or as server-sent events."""
+    unique = uuid.uuid4().hex
+    name = request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH]
+    call = body.to_call(f"{name}-{unique}" if name else unique)
+    shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.catalogue.name))
+    if not body.stream:
+        return JSONResponse(shape.full_response(await service.answer(call)))
+    return await event_stream(service.generate(call), StreamedAnswer(shape, body.include_usage))

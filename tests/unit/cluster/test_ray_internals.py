@@ -1,0 +1,96 @@
+"""Ray's private names are where `workers.ray_internals` read them, and stand nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray._common.usage import usage_constants
+from ray._private import node, worker
+from ray._private.authentication import authentication_token_setup
+from ray.serve._private import constants, replica
+from ray.serve._private.replica_result import ReplicaResult
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
+from ray.serve.request_router import PendingRequest, RequestRouter
+
+from cluster.app import Ingress
+from workers import ray_internals
+
+ROOT = Path(__file__).parents[3]
+READ_AGAIN = f"read workers/ray_internals.py again with Ray {ray.__version__}, then set READ_FROM"
+PRIVATE = re.compile(
+    r"_by_reference|_tensor_transport|_fetch_replica_results_async|replica_queue_len_cache|should_backoff|_temp_dir"
+    r"|RAY_SERVE_|RAY_AUTH_|RAY_USAGE_|plasma_store|\bray\.(serve\.)?_private"
+)
+
+
+def test_the_names_were_read_from_the_installed_version() -> None:
+    assert ray.__version__ == ray_internals.READ_FROM, READ_AGAIN
+
+
+def test_private_names_stand_in_one_file() -> None:
+    sources = [path for package in ("cache_service", "workers", "cluster") for path in (ROOT / package).rglob("*.py")]
+    used = {path.relative_to(ROOT).as_posix() for path in sources if PRIVATE.search(path.read_text())}
+
+    assert used == {"workers/ray_internals.py"}
+
+
+def test_handles_take_answers_by_value() -> None:
+    assert set(ray_internals.BY_VALUE) <= set(inspect.signature(DeploymentHandle.options).parameters)
+
+
+def test_calls_to_all_replicas_are_awaited_one_by_one() -> None:
+    assert inspect.iscoroutinefunction(DeploymentBroadcastResponse._fetch_replica_results_async)
+    assert {"get_async", "cancel", "add_done_callback"} <= ReplicaResult.__abstractmethods__
+
+
+def test_the_router_knows_the_replicas_load() -> None:
+    router, replica_id = RequestRouter.__new__(PlainRouter), "r"
+    router._replica_queue_len_cache = {replica_id: 3}
+
+    assert ray_internals.reported_load(router, replica_id) == 3
+    assert ray_internals.reported_load(router, "unknown") == 0
+    assert "queue_len_response_deadline_s" in vars(RequestRouter)
+
+
+class PlainRouter(RequestRouter):  # type: ignore[misc]
+    async def choose_replicas(self, *_: object) -> list[list[object]]:
+        return []
+
+
+async def test_a_request_that_finds_all_replicas_full_backs_off() -> None:
+    pending = PendingRequest(args=[], kwargs={}, metadata=SimpleNamespace())
+    assert pending.routing_context.should_backoff is False
+
+    ray_internals.back_off_while_full(pending)
+
+    assert pending.routing_context.should_backoff is True
+
+
+def test_a_tensor_can_stay_in_its_holders_memory() -> None:
+    assert set(ray_internals.READ_IN_PLACE) <= set(inspect.signature(ray.put).parameters)
+
+
+def test_serve_asks_the_ingress_for_its_application() -> None:
+    assert ray_internals.ASGI_APP_METHOD == replica.SERVE_BUILD_ASGI_APP_METHOD
+    assert hasattr(Ingress, ray_internals.ASGI_APP_METHOD)
+
+
+@pytest.mark.parametrize("name", ray_internals.SERVE_SETTINGS)
+def test_serve_reads_its_settings(name: str) -> None:
+    assert hasattr(constants, name)
+
+
+def test_ray_reads_how_it_is_locked() -> None:
+    known = {usage_constants.USAGE_STATS_ENABLED_ENV_VAR, authentication_token_setup.AUTH_MODE_ENV_VAR}
+    assert set(ray_internals.LOCKED) == known
+
+
+def test_ray_keeps_its_files_in_the_given_directory() -> None:
+    [option] = ray_internals.init_options(Path("/run"))
+    assert option in inspect.getsource(worker.init)
+    assert Path(ray_internals.LONGEST_SOCKET).name in inspect.getsource(node)

@@ -1,0 +1,87 @@
+"""The declaration of a request's parameter: once, with its bounds and its help text.
+
+The HTTP body, the gRPC decoder and the worker's own check derive from the declarations in `workers.api`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+DECLARATION = "parameter"
+"""The key of a field's metadata."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits the numbers that a parameter takes: finite ones from `least` to `most`."""
+
+    least: float
+    most: float = math.inf
+    excludes_least: bool = False
+
+    def admit(self, number: float) -> bool:
+        """Return whether `number` lies within them."""
+        above = number > self.least if self.excludes_least else number >= self.least
+        return above and number <= self.most and math.isfinite(number)
+
+    def __str__(self) -> str:
+        """Return what an error message says of a number beyond them."""
+        if self.most < math.inf:
+            left = "(" if self.excludes_least else "["
+            return f"must lie in {left}{self.least}, {self.most}]"
+        if self.least == 0 and not self.excludes_least:
+            return "must be finite and not negative"
+        return f"must be {'more than' if self.excludes_least else 'at least'} {self.least}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Describes a parameter as clients know it."""
+
+    name: str
+    """The name of its field."""
+    client_name: str
+    default: Any
+    bounds: Bounds | None
+    is_openai: bool
+    help: str
+
+    @property
+    def path(self) -> str:
+        """Return where a client writes it: OpenAI's own parameters stand beside the object `diffusion`."""
+        return self.client_name if self.is_openai else f"diffusion.{self.client_name}"
+
+    def number_beyond(self, value: Any) -> float | None:
+        """Return a number of `value` that is out of bounds; of a map, the values have to lie within them."""
+        if value is None or self.bounds is None:
+            return None
+        numbers = [number for _, number in value] if isinstance(value, tuple) else [value]
+        return next((number for number in numbers if not self.bounds.admit(number)), None)
+
+
+def parameter(
+    help_text: str,
+    default: Any = None,
+    *,
+    bounds: Bounds | None = None,
+    name: str | None = None,
+    is_openai: bool = False,
+) -> Any:
+    """Declare a field as a parameter; clients know it by `name`, or else by the field's own name."""
+
+    def declare(field_name: str) -> Parameter:
+        return Parameter(field_name, name or field_name, default, bounds, is_openai, help_text)
+
+    return field(default=default, metadata={DECLARATION: declare})
+
+
+def parameters_of(kind: type) -> tuple[Parameter, ...]:
+    """Return the parameters that a dataclass declares, in order."""
+    declared: list[Parameter] = []
+    for each in fields(kind):
+        declare: Callable[[str], Parameter] = each.metadata[DECLARATION]
+        declared.append(declare(each.name))
+    return tuple(declared)
