@@ -1,4 +1,7 @@
-"""Where the log of events lives: in this process, or in a Redis-protocol server."""
+"""Where the log of events lives: in this process, or in a Redis-protocol server.
+
+Terms: docs/glossary.md.
+"""
 
 from __future__ import annotations
 

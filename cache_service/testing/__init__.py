@@ -1,4 +1,7 @@
-"""Fakes, faults and the history checker, for tests of the cache service and of those who use it."""
+"""Fakes, faults and the history checker, for tests of the cache service and of those who use it.
+
+Terms: docs/glossary.md.
+"""
 
 from cache_service.testing.clock import FakeClock, free_port
 from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, mirror_of, require_same_view

@@ -1,1 +1,4 @@
-"""Where requests come in: one service, two transports."""
+"""Where requests come in: one service, two transports.
+
+Terms: docs/glossary.md.
+"""

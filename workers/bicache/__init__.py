@@ -1,1 +1,4 @@
-"""Prefix states that stay valid under bidirectional attention: entries, reuse depths, and their announcement."""
+"""Prefix states that stay valid under bidirectional attention: entries, reuse depths, and their announcement.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""A store in a Redis-protocol server, for several instances at once. The only place that imports `redis`."""
+"""A store in a Redis-protocol server, for several instances at once. The only place that imports `redis`.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""Shared contexts as users write, edit and denoise them."""
+"""Shared contexts as users write, edit and denoise them.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""What bodies of HTTP requests may say. The one home of pydantic."""
+"""What bodies of HTTP requests may say. The one home of pydantic.
+
+Terms: docs/glossary.md.
+"""
