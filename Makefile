@@ -7,7 +7,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos manifests bench charts clean
+.PHONY: help setup serve test lint type protos manifests docs bench charts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ protos: setup ## Regenerate the committed gRPC code
 
 manifests: setup ## Regenerate each overlay's serveConfigV2 from deploy/palimpsest.yaml
 	$(BIN)/python -m deploy.manifests
+
+docs: setup ## Write docs/configuration.md from the code again
+	$(BIN)/python -m tools.configuration
 
 bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.fidelity --quick
