@@ -18,7 +18,7 @@ from cluster.generation.contexts.denoising import Denoising
 from cluster.generation.encoding import Encoding
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
-from tests.e2e.checkpoints import write_random_checkpoint
+from tests.support.checkpoints import write_random_checkpoint
 from tests.unit.cluster.local import Connect, LocalWorkers
 from workers.config import WorkerConfig
 from workers.worker import Worker
