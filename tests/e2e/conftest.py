@@ -11,8 +11,9 @@ import pytest
 from openai import OpenAI
 
 from protos.inference_v1_pb2_grpc import InferenceStub
-from tests.e2e.system import PATIENCE_S, System, running
+from tests.e2e.system import System, running
 from tests.support.checkpoints import write_random_checkpoint
+from tests.support.waiting import PATIENCE_S
 from workers.models.bundle import bundled_models
 
 BUNDLED = "factbook"

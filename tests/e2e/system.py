@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import httpx2 as httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.waiting import PATIENCE_S, eventually
+
 START_TIMEOUT_S = 240.0
-PATIENCE_S = 90.0
-"""Far more than anything here takes, unless the machine is busy with other things."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,3 @@ def running(model: str, log: Path, *options: str, timeout_s: float = START_TIMEO
     finally:
         if system.process.poll() is None:
             stop(system)
-
-
-def eventually(
-    condition: Callable[[], bool], timeout_s: float = PATIENCE_S, message: Callable[[], str] = lambda: ""
-) -> None:
-    """Wait until `condition` holds; fails with `message` when it doesn't within `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(message() or "the condition didn't come to hold")
-        time.sleep(0.05)

@@ -16,7 +16,8 @@ from openai import OpenAI
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.prompts import SHEET, sheet
-from tests.e2e.system import PATIENCE_S, System
+from tests.e2e.system import System
+from tests.support.waiting import PATIENCE_S
 
 CHAT, URL = "/v1/chat/completions", "/v1/contexts"
 CITIES = ["Oslo", "Lima", "London", "Helsinki"]

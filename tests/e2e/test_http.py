@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 
 from tests.e2e.prompts import ANSWERS, ENDLESS, SHEET, chat, sheet
-from tests.e2e.system import PATIENCE_S, System, eventually
+from tests.e2e.system import System
+from tests.support.waiting import PATIENCE_S, eventually
 
 LOG_DELAY_S = 2.0
 """What a worker logs arrives in the system's log by then."""

@@ -19,7 +19,8 @@ from cache_service.core.types import Build, Event, EventKind, ReplicaId, Snapsho
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from tests.e2e.prompts import SHEET, chat, sheet
-from tests.e2e.system import PATIENCE_S, System, await_ready, eventually, start, stop
+from tests.e2e.system import System, await_ready, start, stop
+from tests.support.waiting import PATIENCE_S, eventually
 from workers.models.bundle import bundled_models
 
 LONG_SHEET = " ".join([sheet("Otto"), *[SHEET] * 14])

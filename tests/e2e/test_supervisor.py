@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.system import System, await_ready, command_of, eventually, start, stop
+from tests.e2e.system import System, await_ready, command_of, start, stop
+from tests.support.waiting import eventually
 
 
 def descendants(system: System) -> list[psutil.Process]:
@@ -77,7 +78,7 @@ def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) 
     system.process.kill()
     system.process.wait()
 
-    eventually(lambda: left(started) == [], message=lambda: "\n".join(left(started)))
+    eventually(lambda: left(started) == [], reason=lambda: "\n".join(left(started)))
     for directory in directories:
         shutil.rmtree(directory)
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.e2e.prompts import LONG, chat, sheet
-from tests.e2e.system import System, eventually, running
+from tests.e2e.system import System, running
+from tests.support.waiting import eventually
 from workers.models.bundle import bundled_models
 
 

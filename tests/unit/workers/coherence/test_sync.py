@@ -28,6 +28,7 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
+from tests.support import waiting
 from workers.bicache.entry import Live, Report
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -63,10 +64,10 @@ async def client(port: int) -> AsyncIterator[CacheClient]:
 
 
 async def until(view: Callable[[], Awaitable[object]], wanted: object) -> None:
-    while True:
-        if await view() == wanted:
-            return
-        await asyncio.sleep(POLL_S)
+    async def is_seen() -> bool:
+        return await view() == wanted
+
+    await waiting.until(is_seen, reason=lambda: f"the service lists {wanted}")
 
 
 def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:

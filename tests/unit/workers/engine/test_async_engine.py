@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from tests.support.waiting import until
 from tests.unit.workers.engine.contexts import content, reading
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
-from workers.api import ContextMode, ContextRead, GenerateRequest
+from workers.api import ContextMode, ContextRead, ContextReply, GenerateRequest
 from workers.bicache.entry import Changes
 from workers.config import EngineConfig
-from workers.engine.async_engine import AsyncEngine, Nobody, Reply
+from workers.engine.async_engine import AsyncEngine, Nobody
 from workers.engine.engine import Engine
 from workers.engine.runner import StepFailedError
 from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
-
-POLL_S = 0.005
 
 
 @pytest.fixture
@@ -34,13 +33,6 @@ def front(engine: Engine) -> Iterator[AsyncEngine]:
 
 async def text(front: AsyncEngine, request: GenerateRequest) -> tuple[int, ...]:
     return tuple([token async for chunk in front.generate(request) for token in chunk.token_ids])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(POLL_S)
 
 
 def long_request(name: str) -> GenerateRequest:
@@ -98,12 +90,12 @@ async def test_overload_is_told_at_once(front: AsyncEngine) -> None:
 
 
 async def test_a_request_waits_for_the_newest_content_of_its_context(engine: Engine) -> None:
-    asked: asyncio.Queue[tuple[ContextRead, Reply]] = asyncio.Queue()
+    asked: asyncio.Queue[tuple[ContextRead, ContextReply]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     old, new = content(0, prompt_of(8)), content(1, prompt_of(9, seed=1))
 
     class Outside(Nobody):
-        def ask(self, read: ContextRead, reply: Reply) -> None:
+        def ask(self, read: ContextRead, reply: ContextReply) -> None:
             loop.call_soon_threadsafe(asked.put_nowait, (read, reply))
 
     front = AsyncEngine(engine)
