@@ -1,4 +1,4 @@
-"""What the whole stack is measured with reads what the server sends."""
+"""The clients of the stack benchmark read everything that the server sends."""
 
 from __future__ import annotations
 

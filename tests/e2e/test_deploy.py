@@ -57,7 +57,7 @@ class Ports:
 class Deployed:
     ports: Ports
     details: Json
-    """Serve's own account of what runs where."""
+    """The deployed application, with Serve's own report of what runs on which node."""
 
     @property
     def application(self) -> Json:
@@ -89,7 +89,7 @@ def cache_service(ports: Ports) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
-    """The head and the workers that the manifest asks for, each with the CPUs that it says."""
+    """Start the head and the workers of the manifest, each with the CPUs that it names."""
     cluster = rayservice["rayClusterConfig"]
     head = cluster["headGroupSpec"]["rayStartParams"]
     (group,) = cluster["workerGroupSpecs"]
@@ -162,7 +162,7 @@ def client(deployed: Deployed) -> Iterator[openai.OpenAI]:
 
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """The command as a child; it and all that it started are gone afterwards."""
+    """Run the command as a child, and end it afterwards with everything that it started."""
     process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         yield
