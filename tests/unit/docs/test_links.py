@@ -1,4 +1,4 @@
-"""Every link between the project's pages leads somewhere, and docs/extending.md names files that exist."""
+"""Every link between the project's pages leads somewhere, and every path that they name exists."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
+PATH = re.compile(r"`((?:protos|cache_service|workers|cluster|deploy|docs|tests|tools|benchmarks)/[\w./-]*)`")
+"""A path of the repository, set as code."""
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -28,11 +30,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert fragment in anchors(target), f"{path}#{fragment}"
 
 
-def test_every_path_in_the_checklists_exists() -> None:
-    text = (REPOSITORY / "docs" / "extending.md").read_text()
-    paths = {path for path in re.findall(r"`([\w./]+)`", text) if "/" in path}
-    assert len(paths) > 30
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    paths = set(PATH.findall(page.read_text()))
     assert [path for path in sorted(paths) if not (REPOSITORY / path).exists()] == []
+
+
+def test_the_checklists_name_paths() -> None:
+    assert len(set(PATH.findall((REPOSITORY / "docs" / "extending.md").read_text()))) > 30
 
 
 def test_every_page_is_linked_from_another() -> None:
