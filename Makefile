@@ -41,7 +41,7 @@ lint: setup ## ruff, import contracts, declared dependencies, docstrings that ar
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry $(PACKAGES)
-	$(BIN)/python -m tools.check_docstrings --max $(MAX_CLAUSES) $(PACKAGES)
+	$(BIN)/python -m tools.check_docstrings --max $(MAX_CLAUSES) $(PACKAGES) deploy tools
 
 type: setup ## mypy --strict on the four packages, deploy and tools
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""docs/deploy.md names files that exist, and every section of the configuration."""
+"""`docs/deploy.md` names files that exist, and every section of the configuration."""
 
 from __future__ import annotations
 

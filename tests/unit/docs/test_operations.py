@@ -1,4 +1,4 @@
-"""docs/operations.md names every metric that ingress, router and workers expose."""
+"""`docs/operations.md` names every metric that ingress, router and workers expose."""
 
 from __future__ import annotations
 

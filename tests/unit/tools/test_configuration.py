@@ -1,4 +1,4 @@
-"""docs/configuration.md against the dataclasses that it is made from."""
+"""`docs/configuration.md` follows from the dataclasses that it is made from."""
 
 from __future__ import annotations
 
