@@ -1,13 +1,15 @@
-# Palimpsest: `make serve` and `make test` each set up what they need on a fresh clone, once.
+# `make serve` and `make test` each set up what they need on a fresh clone, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := protos cache_service workers cluster
+# How many docstrings may still be no sentences: only ever lower it.
+MAX_CLAUSES := 194
 MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos manifests bench charts clean
+.PHONY: help setup serve unit test system lint type protos manifests docs bench charts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,15 +27,23 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 serve: setup ## Start the whole system: make serve [MODEL=DIR] [ARGS="--replicas 1"]
 	@exec $(BIN)/palimpsest serve $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
+unit: setup ## The unit tests alone: make unit [ARGS="-k scheduler"]
+	$(BIN)/pytest tests/unit $(ARGS)
+
 test: lint type ## Lint, types, import contracts and every test that this machine can run
 	$(BIN)/pytest $(ARGS)
 
-lint: setup ## ruff and the import contracts
+system: setup ## Every test without lint and types: real processes, injected faults, Ray, clients
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff, import contracts, declared dependencies, docstrings that are sentences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry $(PACKAGES)
+	$(BIN)/python -m tools.check_docstrings --max $(MAX_CLAUSES) $(PACKAGES) deploy tools
 
-type: setup ## mypy --strict on the four packages
+type: setup ## mypy --strict on the four packages, deploy and tools
 	$(BIN)/mypy
 
 protos: setup ## Regenerate the committed gRPC code
@@ -41,6 +51,9 @@ protos: setup ## Regenerate the committed gRPC code
 
 manifests: setup ## Regenerate each overlay's serveConfigV2 from deploy/palimpsest.yaml
 	$(BIN)/python -m deploy.manifests
+
+docs: setup ## Generate docs/configuration.md from the code
+	$(BIN)/python -m tools.configuration
 
 bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.fidelity --quick
@@ -50,7 +63,7 @@ bench: setup ## Quick benchmarks, as tables
 	$(BIN)/python -m benchmarks.transfer --quick
 	$(BIN)/python -m benchmarks.stack --quick
 
-charts: setup ## Draw docs/charts anew from benchmarks/results
+charts: setup ## Draw docs/charts again from benchmarks/results
 	$(BIN)/python -m benchmarks.charts
 
 clean: ## Remove everything that make made

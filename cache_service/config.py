@@ -24,6 +24,7 @@ class ServerConfig:
     """Configures one instance of the service."""
 
     host: str = "127.0.0.1"
+    """Address that the instance listens at."""
     port: int = 7070
     """The port to listen on; 0 takes a free one."""
     metrics_port: int | None = None

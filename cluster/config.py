@@ -41,7 +41,9 @@ class HttpConfig:
     """Says where Ray Serve's HTTP proxy listens."""
 
     host: str = "127.0.0.1"
+    """Address that the server listens at."""
     port: int = 8000
+    """Port of the HTTP API."""
 
     def __post_init__(self) -> None:
         require_port("http", self.port)
@@ -52,7 +54,9 @@ class GrpcConfig:
     """Says where the gRPC server listens."""
 
     host: str = "127.0.0.1"
+    """Address that the server listens at."""
     port: int = 9000
+    """Port of the gRPC API."""
 
     def __post_init__(self) -> None:
         require_port("grpc", self.port)
@@ -63,8 +67,11 @@ class CacheServiceConfig:
     """Says where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
 
     host: str = "127.0.0.1"
+    """Host of the first instance."""
     port: int = 7070
+    """Port of the first instance."""
     spawn: bool = True
+    """Let `palimpsest serve` start the first instance on this machine."""
     others: tuple[str, ...] = ()
     """HOST:PORT of further instances over the same store, which take over while this one doesn't answer."""
 
@@ -91,6 +98,7 @@ class LimitsConfig:
     """Limits what clients may ask for."""
 
     request_timeout_s: float = 120.0
+    """Seconds that an answer may take; then its work is stopped."""
     max_queued: int = 1024
     """Requests that may wait at the ingress for a replica; the next one is refused, to be tried again later."""
     max_ongoing: int = 512
@@ -115,6 +123,7 @@ class ResourcesConfig:
     worker_cpus: float = 1.0
     """CPUs a worker replica; a fraction lets several replicas share one."""
     ingress_cpus: float = 0.1
+    """CPUs an ingress."""
     object_store_bytes: int | Literal["auto"] = "auto"
     """Shared memory of Ray's object store under `palimpsest serve`; auto: room for the copies of prefix entries that
     are under way at a time, as far as the machine has it."""

@@ -1,4 +1,4 @@
-"""Writes each overlay's serveConfigV2 from the configuration that `make serve` reads.
+"""Write each overlay's serveConfigV2 from the configuration that `make serve` reads.
 
     python -m deploy.manifests [OVERLAY...]            write their serve-config.yaml
     python -m deploy.manifests [OVERLAY...] --check    write nothing; exit 1 if one is out of date
@@ -29,7 +29,7 @@ HEADER = """\
 
 
 def serve_config(overlay: Path) -> dict[str, Any]:
-    """What Serve runs in `overlay`: the configuration with its differences, and an ingress in every worker pod.
+    """Return what Serve runs in `overlay`: the configuration with its differences, and an ingress in every worker pod.
 
     Services send HTTP and gRPC to any ready pod, so each must have a gRPC server, and no two may share a pod's port.
     Defaults are left out: they come with the image.
@@ -48,7 +48,7 @@ def serve_config(overlay: Path) -> dict[str, Any]:
 
 
 def chosen(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `settings` that differs from `defaults`, which are nested alike."""
+    """Return the part of `settings` that differs from `defaults`, which are nested alike."""
     return {
         key: chosen(value, defaults[key]) if isinstance(value, Mapping) else value
         for key, value in settings.items()
@@ -57,7 +57,7 @@ def chosen(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def patch(content: dict[str, Any]) -> str:
-    """A merge patch that puts `content` into the RayService, as the text of a YAML file."""
+    """Return a merge patch that puts `content` into the RayService, as the text of a YAML file."""
     manifest = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -68,7 +68,7 @@ def patch(content: dict[str, Any]) -> str:
 
 
 class _Readable(yaml.SafeDumper):
-    """Writes text of several lines as it is read, not quoted."""
+    """A dumper that writes text of several lines as it is, without quotes."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
@@ -81,7 +81,7 @@ def main(
     overlays: Annotated[
         list[Path] | None, typer.Argument(help="Directories; by default all of this project's.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say which files are out of date.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only list the files that are out of date.")] = False,
 ) -> None:
     """Bring the overlays' serve-config.yaml up to date with the configuration."""
     texts = {overlay / GENERATED: patch(serve_config(overlay)) for overlay in overlays or OVERLAYS}

@@ -31,7 +31,9 @@ class EngineConfig:
     max_heavy_rows: int = 2048
     """Rows of refreshes, full passes and entry builds that one step takes on while no cheap pass waits for it."""
     policy: str = "lean"
+    """Cache policy."""
     block_length: int = 32
+    """Canvas tokens in a block."""
     tokens_per_step: int = 2
     """Canvas tokens that a step commits on average, where the request names no number of steps."""
 

@@ -1,1 +1,4 @@
-"""The cores decide: pure functions of a state and a call return events."""
+"""The cores decide: pure functions of a state and a call return events.
+
+Terms: docs/glossary.md.
+"""

@@ -1,4 +1,7 @@
-"""Store the log of events in this process or in a Redis-protocol server."""
+"""Store the log of events in this process or in a Redis-protocol server.
+
+Terms: docs/glossary.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Offer fakes, faults and the history checker to tests of the cache service and of its users."""
+"""Offer fakes, faults and the history checker to tests of the cache service and of its users.
+
+Terms: docs/glossary.md.
+"""
 
 from cache_service.testing.clock import FakeClock, free_port
 from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, require_same_view

@@ -1,1 +1,4 @@
-"""The way from a client's call to text, over either transport: prompts, shared contexts, workers' chunks."""
+"""The way from a client's call to text, over either transport: prompts, shared contexts, workers' chunks.
+
+Terms: docs/glossary.md.
+"""

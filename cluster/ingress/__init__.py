@@ -1,1 +1,4 @@
-"""The entrance of requests: one service behind two transports, HTTP and gRPC."""
+"""The entrance of requests: one service behind two transports, HTTP and gRPC.
+
+Terms: docs/glossary.md.
+"""

@@ -28,12 +28,12 @@ COPY cache_service cache_service
 COPY workers workers
 COPY cluster cluster
 COPY deploy/palimpsest.yaml deploy/palimpsest.yaml
-# The root file system is read-only in the cluster: what is written, caches of compiled kernels too, goes to /tmp.
+# The root file system is read-only in the cluster: everything written, compiled kernels included, goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/palimpsest PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
-# As `palimpsest serve` sets them on one machine: less of Ray between a client and a worker.
+# `palimpsest serve` sets the same on one machine: they take some of Ray from the way between client and worker.
 ENV RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 RAY_SERVE_PROXY_USE_GRPC=1
 RUN python -m compileall -q .
 USER 1000:1000
 EXPOSE 8000 9000
-# KubeRay puts its own command here; without it, the whole system on one machine.
+# KubeRay replaces this command; without KubeRay it starts the whole system on one machine.
 CMD ["palimpsest", "serve", "--config", "deploy/palimpsest.yaml"]

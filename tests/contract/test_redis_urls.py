@@ -57,7 +57,7 @@ async def test_a_user_needs_no_more_rights_than_the_documented_ones(
 
 
 def test_the_least_rights_are_documented() -> None:
-    assert LEAST_RIGHTS in (Path(__file__).parents[2] / "docs/coherence.md").read_text()
+    assert LEAST_RIGHTS in (Path(__file__).parents[2] / "docs/operations.md").read_text()
 
 
 async def test_a_store_is_reached_by_a_unix_socket(start: Callable[..., RedisProcess], tmp_path: Path) -> None:

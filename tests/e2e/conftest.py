@@ -1,4 +1,4 @@
-"""One system for the whole session: starting it takes longer than most tests."""
+"""The tests share one system for the whole session: its start takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from openai import OpenAI
 
 from protos.inference_v1_pb2_grpc import InferenceStub
-from tests.e2e.checkpoints import write_random_checkpoint
-from tests.e2e.system import PATIENCE_S, System, running
+from tests.e2e.system import System, running
+from tests.support.checkpoints import write_random_checkpoint
+from tests.support.waiting import PATIENCE_S
 from workers.models.bundle import bundled_models
 
 BUNDLED = "factbook"
@@ -20,7 +21,7 @@ BUNDLED = "factbook"
 
 @pytest.fixture(scope="session", autouse=True)
 def orderly_end() -> None:
-    """A run that is told to end takes the systems that it started with it."""
+    """End the systems that a run started when the run itself is asked to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -31,7 +32,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, random_model: Path) -> Iterator[System]:
-    """The bundled model where the checkout has its weights, else one with random weights."""
+    """Start the bundled model if the checkout has its weights, else one with random weights."""
     model = BUNDLED if BUNDLED in bundled_models() else str(random_model)
     log = tmp_path_factory.mktemp("system") / "serve.log"
     with running(model, log) as system:
@@ -40,7 +41,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, random_model: Path) -> Iter
 
 @pytest.fixture
 def knowing_system(system: System) -> System:
-    """A system whose model knows answers."""
+    """Return a system whose model knows answers."""
     if system.model != BUNDLED:
         pytest.skip("the bundled model's weights are not in this checkout")
     return system

@@ -25,17 +25,17 @@ def a_copy(device: str) -> EntryCopy:
 
 
 class Holder:
-    """Hands out a copy."""
+    """An actor that hands out a copy."""
 
     def hand_out(self, device: str) -> Parcel:
         return Parcel.of(a_copy(device), direct=True)
 
 
 class Reader:
-    """Reads it."""
+    """An actor that reads the copy."""
 
     def read(self, parcel: Parcel, timeout_s: float) -> tuple[str, str, bytes]:
-        """What brought it, the device that it is on, and its digest."""
+        """Return the transport that brought the copy, the device that it is on, and its digest."""
         copy = parcel.opened(timeout_s)
         return copy.transport, copy.body.device.type, copy.digest()
 
@@ -44,7 +44,7 @@ class Reader:
 
 
 class WithoutNixl:
-    """A replica where it isn't installed."""
+    """A replica without nixl."""
 
     def complaint(self) -> str:
         sys.modules["nixl"] = None  # type: ignore[assignment]

@@ -17,7 +17,7 @@ ANSWERS = {
 
 
 def sheet(name: str) -> str:
-    """A sheet about `name` and others that no other test uses."""
+    """Return a sheet about `name` and others that no other test uses."""
     return f"{name} is 34, lives in Oslo and has a fox. {SHEET}"
 
 

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import httpx2 as httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.waiting import PATIENCE_S, eventually
+
 START_TIMEOUT_S = 240.0
-PATIENCE_S = 90.0
-"""Far more than anything here takes, unless the machine is busy with other things."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,18 @@ class System:
         return httpx.get(self.url + path, timeout=PATIENCE_S)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Sum over the samples of that name which carry these labels."""
+        """Return the sum over the samples of this name with these labels."""
         families = text_string_to_metric_families(self.get("/metrics").text)
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def processes(self, words: str) -> list[psutil.Process]:
-        """Processes of this system whose command line holds `words`."""
+        """Return the processes of this system whose command line contains `words`."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if words in command_of(child)]
 
     def worker(self, replica: str) -> psutil.Process:
-        """The process of one worker replica, which its log file's name gives away."""
+        """Return the process of one worker replica, found by the name of its log file."""
         for child in self.processes("ServeReplica:palimpsest:DiffusionWorker"):
             if any(replica in file.path for file in child.open_files()):
                 return child
@@ -82,7 +81,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def start(model: str, log: Path, *options: str) -> System:
-    """Start it, and return at once."""
+    """Start a system, and return at once."""
     http, grpc, cache = free_ports(3)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--cache-port", str(cache)]
     command = [sys.executable, "-m", "cluster.cli", "serve", "--model", model, *ports, *options]
@@ -115,14 +114,3 @@ def running(model: str, log: Path, *options: str, timeout_s: float = START_TIMEO
     finally:
         if system.process.poll() is None:
             stop(system)
-
-
-def eventually(
-    condition: Callable[[], bool], timeout_s: float = PATIENCE_S, message: Callable[[], str] = lambda: ""
-) -> None:
-    """Wait until `condition` holds; fails with `message` when it doesn't within `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(message() or "the condition didn't come to hold")
-        time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The benchmark's clients read what the server sends."""
+"""The clients of the stack benchmark read everything that the server sends."""
 
 from __future__ import annotations
 

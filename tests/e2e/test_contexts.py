@@ -16,7 +16,8 @@ from openai import OpenAI
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.prompts import SHEET, sheet
-from tests.e2e.system import PATIENCE_S, System
+from tests.e2e.system import System
+from tests.support.waiting import PATIENCE_S
 
 CHAT, URL = "/v1/chat/completions", "/v1/contexts"
 CITIES = ["Oslo", "Lima", "London", "Helsinki"]
@@ -88,8 +89,8 @@ def test_no_answer_after_an_edit_is_of_the_content_before(knowing_system: System
         assert reply["context"]["epochs"] == [context["epoch"]]
 
 
-def test_whoever_asks_after_an_edit_was_accepted_reads_it_or_a_newer_one(system: System) -> None:
-    """Requests of both modes, on both replicas, beside a writer that never pauses."""
+def test_a_request_after_an_accepted_edit_reads_it_or_a_newer_one(system: System) -> None:
+    """Requests of both modes run on both replicas while a writer never pauses."""
     context = create(system, "Sanna is 34, lives in Rome.")
     accepted, asked = [0], {"max_tokens": 4, "diffusion": {"block_length": 2}}
 

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,8 @@ import requests
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support.waiting import eventually
+
 Json = dict[str, Any]
 
 KUSTOMIZE = Path(__file__).parents[2] / "deploy" / "kustomize"
@@ -38,6 +39,8 @@ TOKEN = secrets.token_hex(16)
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 SHEET = "Mira is 34, lives in Oslo and has a fox. Tobin is 29, lives in Lima and has a cat."
+
+await_ready = partial(eventually, timeout_s=READY_TIMEOUT_S, poll_s=0.5, ignoring=requests.ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Ports:
 class Deployed:
     ports: Ports
     details: Json
-    """Serve's own account of what runs where."""
+    """The deployed application, with Serve's own report of what runs on which node."""
 
     @property
     def application(self) -> Json:
@@ -86,7 +89,7 @@ def cache_service(ports: Ports) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
-    """The head and the workers that the manifest asks for, each with the CPUs that it says."""
+    """Start the head and the workers of the manifest, each with the CPUs that it names."""
     cluster = rayservice["rayClusterConfig"]
     head = cluster["headGroupSpec"]["rayStartParams"]
     (group,) = cluster["workerGroupSpecs"]
@@ -119,10 +122,10 @@ def ray_cluster(rayservice: Json, ports: Ports) -> Iterator[None]:
     with contextlib.ExitStack() as nodes:
         nodes.callback(shutil.rmtree, directory, ignore_errors=True)
         nodes.enter_context(running(start_head, environment))
-        eventually(partial(has_nodes, 1))
+        await_ready(partial(has_nodes, 1))
         for pod in range(1, 1 + group["replicas"]):  # one after the other: on one machine they would race for names
             nodes.enter_context(running([*start_worker, f"--node-ip-address=127.0.0.{1 + pod}"], environment))
-            eventually(partial(has_nodes, 1 + pod))
+            await_ready(partial(has_nodes, 1 + pod))
         yield
 
 
@@ -146,7 +149,7 @@ def deployed(ray_cluster: None, cache_service: None, ports: Ports) -> Iterator[D
         assert application["status"] != "DEPLOY_FAILED", application["message"]
         return bool(application["status"] == "RUNNING")
 
-    eventually(is_running, explain=lambda: yaml.safe_dump(details()["applications"]))
+    await_ready(is_running, reason=lambda: yaml.safe_dump(details()["applications"]))
     yield Deployed(ports, details())
     requests.delete(url, headers=AUTHORIZED, timeout=30).raise_for_status()
 
@@ -159,7 +162,7 @@ def client(deployed: Deployed) -> Iterator[openai.OpenAI]:
 
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """The command as a child; it and all that it started are gone afterwards."""
+    """Run the command as a child, and end it afterwards with everything that it started."""
     process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         yield
@@ -170,16 +173,6 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-
-
-def eventually(condition: Callable[[], bool], explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.ConnectionError):
-            if condition():
-                return
-        time.sleep(0.5)
-    pytest.fail(f"not ready within {READY_TIMEOUT_S:.0f} s\n{explain()}")
 
 
 def test_a_question_over_http_is_answered(client: openai.OpenAI) -> None:

@@ -49,14 +49,14 @@ def test_a_body_whose_holder_died_is_given_up_in_time(cluster: None) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("auto", False), ("object_store", False), ("nixl", True)])
-def test_a_replica_on_a_cpu_has_it_where_it_is_asked_for(cluster: None, wanted: str, found: bool) -> None:
+def test_a_replica_on_a_cpu_uses_nixl_only_if_configured(cluster: None, wanted: str, found: bool) -> None:
     reader = actor(Reader)
     config = CoherenceConfig(tensor_transport=wanted)  # type: ignore[arg-type]
     assert ray.get(reader.has_transport.remote(config)) is found
     assert not ray.get(reader.has_transport.remote(replace(config, transfer="never")))
 
 
-def test_who_insists_on_it_where_it_is_not_is_told_what_to_do(cluster: None) -> None:
+def test_without_nixl_the_error_says_what_to_do(cluster: None) -> None:
     message = ray.get(actor(WithoutNixl).complaint.remote())
     assert "worker.coherence.tensor_transport is nixl" in message
     assert "palimpsest[rdt]" in message

@@ -1,4 +1,4 @@
-"""What dies, and what clients notice of it: nothing."""
+"""Processes die or hang, and clients notice nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.prompts import LONG, chat, sheet
-from tests.e2e.system import System, eventually
+from tests.e2e.system import System
+from tests.support.waiting import eventually
 
 WORKER = "ServeReplica:palimpsest:DiffusionWorker"
 
@@ -22,7 +23,7 @@ def replica_of(response: object) -> str:
 
 
 def test_a_killed_worker_fails_no_request(system: System) -> None:
-    """Neither one that it was working on, nor any later one; and it comes back."""
+    """Neither requests that it was working on nor later ones fail, and Serve starts it again."""
     body = {"messages": chat(sheet("Rosa")), "max_tokens": 8}
     held_by = replica_of(system.post("/v1/chat/completions", body).json())
     with ThreadPoolExecutor() as pool:
@@ -55,7 +56,7 @@ def test_a_worker_that_hangs_hides_no_other(system: System) -> None:
 
 
 def replicas_in(system: System) -> set[str]:
-    """Those that tell of themselves at /metrics."""
+    """Return the replicas whose metrics are at /metrics."""
     families = text_string_to_metric_families(system.get("/metrics").text)
     running = (sample for family in families for sample in family.samples if family.name == "palimpsest_worker_running")
     return {sample.labels["replica"] for sample in running}
@@ -80,7 +81,7 @@ def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(s
 
 
 def test_a_request_that_follows_a_context_outlives_the_cache_service(system: System) -> None:
-    """It goes on with the epoch that it has; the memory store's contexts are gone with its process."""
+    """The request goes on with its epoch; the memory store's contexts are gone with the process."""
     made = system.post("/v1/contexts", {"messages": chat(sheet("Tilda"))[:1]}).json()
     body = {"messages": chat("")[1:], "context": {"id": made["id"], "mode": "follow"}}
     blocks = {"steps": 96, "block_length": 8, "min_tokens": 96, "policy": "none"}

@@ -12,7 +12,8 @@ from protos import inference_v1_pb2 as pb
 from protos.contexts_v1_pb2_grpc import ContextsStub
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.prompts import ANSWERS, SHEET, sheet
-from tests.e2e.system import System, eventually
+from tests.e2e.system import System
+from tests.support.waiting import eventually
 
 SERVICE = "palimpsest.inference.v1.Inference"
 CONTEXTS = "palimpsest.contexts.v1.Contexts"

@@ -11,10 +11,11 @@ import pytest
 from openai import OpenAI
 
 from tests.e2e.prompts import ANSWERS, ENDLESS, SHEET, chat, sheet
-from tests.e2e.system import PATIENCE_S, System, eventually
+from tests.e2e.system import System
+from tests.support.waiting import PATIENCE_S, eventually
 
 LOG_DELAY_S = 2.0
-"""What a worker logs arrives in the system's log by then."""
+"""Time within which a worker's log lines arrive in the system's log."""
 
 
 @pytest.mark.parametrize(("question", "answer"), ANSWERS.items())
@@ -46,7 +47,7 @@ def test_another_salt_shares_nothing(system: System) -> None:
 
 
 def test_different_sheets_use_both_replicas(system: System) -> None:
-    """Not always at once: for a moment a replica may count as busy with a request that has just ended."""
+    """Try more than once: for a moment a replica may count as busy with a request that has just ended."""
     names, used = itertools.count(), set()
 
     def are_both_used() -> bool:

@@ -11,7 +11,8 @@ import yaml
 
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.e2e.prompts import chat, sheet
-from tests.e2e.system import PATIENCE_S, System, eventually, running
+from tests.e2e.system import System, running
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 @pytest.fixture(scope="module")

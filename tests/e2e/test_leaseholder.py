@@ -20,25 +20,26 @@ from cache_service.core.types import Build, ReplicaId, Snapshot
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from tests.e2e.prompts import SHEET, chat, sheet
-from tests.e2e.system import PATIENCE_S, System, await_ready, eventually, start, stop
+from tests.e2e.system import System, await_ready, start, stop
+from tests.support.waiting import PATIENCE_S, eventually
 from workers.models.bundle import bundled_models
 
 LONG_SHEET = " ".join([sheet("Otto"), *[SHEET] * 14])
-"""So long that building its entry takes far longer than a signal."""
+"""A sheet so long that building its entry takes far longer than a signal."""
 BODY: dict[str, Any] = {"messages": chat(LONG_SHEET), "max_tokens": 16}
 MAX_WAIT_S = 80.0
-"""Of a request for another's build: nobody waits for so long here, unless the end of that build goes unnoticed."""
+"""Patience of a request for another replica's build. It is used up only if the end of that build goes unnoticed."""
 
 
 class Service(ServiceProcess):
-    """A cache service that can be asked who calls it."""
+    """A cache service that counts its callers."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self._metrics_port = free_port()
         super().__init__(directory, "--metrics-port", str(self._metrics_port), port=port)
 
     def num_claims(self) -> int:
-        """Builds that were asked for, granted or not."""
+        """Return how many builds were claimed, granted or not."""
         return self._metric('calls_total{code="OK",method="Acquire"}')
 
     def num_watchers(self) -> int:
@@ -52,7 +53,7 @@ class Service(ServiceProcess):
 
 @pytest.fixture(scope="module")
 def service_and_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, System]]:
-    """Two replicas that copy whatever they can and wait for each other's builds."""
+    """Start two replicas that copy whatever they can and wait for each other's builds."""
     if "factbook" not in bundled_models():
         pytest.skip("the bundled model's weights are not in this checkout")
     directory: Path = tmp_path_factory.mktemp("leaseholder")
@@ -77,7 +78,7 @@ BuildEvent = Granted | Built | Released
 
 
 async def until(watch: AsyncIterator[Snapshot | Event], kind: type[BuildEvent], seen: list[BuildEvent]) -> Build:
-    """The build of the next event of this kind; adds all events of builds to `seen`, with that one."""
+    """Return the build of the next event of this kind; add all events of builds up to it to `seen`."""
     async with asyncio.timeout(PATIENCE_S):
         async for event in watch:
             if isinstance(event, BuildEvent):
@@ -88,14 +89,14 @@ async def until(watch: AsyncIterator[Snapshot | Event], kind: type[BuildEvent], 
 
 
 async def answer_of(system: System, **options: Any) -> tuple[str, str]:
-    """The text, and the replica that gave it."""
+    """Return the text, and the replica that gave it."""
     response = await asyncio.to_thread(system.post, "/v1/chat/completions", BODY | options)
     assert response.status_code == 200, response.text
     answer = response.json()
     return answer["choices"][0]["message"]["content"], answer["diffusion"]["replica"]
 
 
-async def test_who_waits_for_a_build_takes_it_over_when_the_builder_is_killed(
+async def test_a_waiting_replica_takes_a_build_over_when_the_builder_is_killed(
     service_and_system: tuple[Service, System],
 ) -> None:
     service, system = service_and_system
@@ -138,7 +139,7 @@ def metric(system: System, name: str, replica: ReplicaId, **labels: str) -> floa
 
 
 async def test_one_watch_serves_each_process(service_and_system: tuple[Service, System]) -> None:
-    """Also where replicas have called each other: that of each replica, and that of the ingress' router."""
+    """Each replica and the ingress' router have one watch, even after replicas have called each other."""
     service, system = service_and_system
 
     def num_copies() -> float:

@@ -1,4 +1,4 @@
-"""`palimpsest serve` as a process: what it says when it can't start, and what it leaves behind."""
+"""`palimpsest serve` runs as a process: it says why it can't start, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.system import System, await_ready, command_of, eventually, start, stop
+from tests.e2e.system import System, await_ready, command_of, start, stop
+from tests.support.waiting import eventually
 
 
 def descendants(system: System) -> list[psutil.Process]:
@@ -24,7 +25,7 @@ def left(processes: list[psutil.Process]) -> list[str]:
 
 
 def run_directories(system: System) -> set[Path]:
-    """The directories of this run, as its children's command lines name them."""
+    """Return the directories of this run, which its children's command lines name."""
     words = " ".join(command_of(child) for child in descendants(system)).split()
     return {Path(word).parent for word in words if word.endswith("/config.json") and "palimpsest-" in word}
 
@@ -77,12 +78,12 @@ def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) 
     system.process.kill()
     system.process.wait()
 
-    eventually(lambda: left(started) == [], message=lambda: "\n".join(left(started)))
+    eventually(lambda: left(started) == [], reason=lambda: "\n".join(left(started)))
     for directory in directories:
         shutil.rmtree(directory)
 
 
-def test_a_taken_port_is_told_before_anything_starts(system: System, random_model: Path) -> None:
+def test_a_taken_port_is_reported_before_anything_starts(system: System, random_model: Path) -> None:
     options = ["--model", str(random_model), "--grpc-port", "0", "--cache-port", "0"]
 
     result = serve("--http-port", str(system.http_port), *options)
@@ -92,14 +93,14 @@ def test_a_taken_port_is_told_before_anything_starts(system: System, random_mode
     assert "cache_service" not in result.stderr
 
 
-def test_a_model_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     result = serve("--model", str(tmp_path))
 
     assert result.returncode == 2
     assert str(tmp_path) in result.stderr
 
 
-def test_weights_that_were_cut_off_are_told_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
+def test_truncated_weights_are_reported_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
     model = tmp_path / "torn"
     shutil.copytree(random_model, model)
     weights = model / "model.safetensors"

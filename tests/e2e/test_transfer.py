@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from tests.e2e.prompts import LONG, chat, sheet
-from tests.e2e.system import System, eventually, running
+from tests.e2e.system import System, running
+from tests.support.waiting import eventually
 from workers.models.bundle import bundled_models
 
 
 @pytest.fixture(scope="module", params=["object_store", "nixl", None])
 def transport(request: pytest.FixtureRequest) -> str | None:
-    """How copies travel; None for not at all."""
+    """Return how copies travel; None if they don't."""
     if request.param == "nixl":
         pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
         if len(os.sched_getaffinity(0)) < 4:
@@ -28,7 +29,7 @@ def transport(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(scope="module")
 def system(transport: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Two replicas that copy whatever they can, or never do."""
+    """Start two replicas that copy whatever they can, or nothing."""
     if "factbook" not in bundled_models():
         pytest.skip("the bundled model's weights are not in this checkout")
     directory: Path = tmp_path_factory.mktemp("transfer")
@@ -42,7 +43,7 @@ def system(transport: str | None, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def ask(system: System, **options: Any) -> tuple[str, str]:
-    """The answer, and the replica that gave it."""
+    """Return the answer, and the replica that gave it."""
     body = {"messages": chat(sheet("Hugo")), "max_tokens": 16, **options}
     response = system.post("/v1/chat/completions", body)
     assert response.status_code == 200, response.text
@@ -60,7 +61,7 @@ def test_another_replica_answers_the_same_whether_from_a_copy_or_from_its_own_bu
         answers = {first: text}
 
         def is_answered_elsewhere() -> bool:
-            """Once the holder has so much to do that the other one is cheaper."""
+            """Ask until the holder has so much to do that the other replica is cheaper."""
             busy.append(pool.submit(ask, system, **LONG))
             again, replica = ask(system)
             answers[replica] = again

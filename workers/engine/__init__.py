@@ -1,1 +1,4 @@
-"""The engine: one step is schedule, run, commit."""
+"""The engine: one step is schedule, run, commit.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""Architectures, checkpoint loading and the bundled models. Leaves: nothing here imports the engine."""
+"""Architectures, checkpoint loading and the bundled models. Leaves: nothing here imports the engine.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""Decide what runs next: admission, cache policies as schedules of passes, the budget of expensive passes. Pure."""
+"""Decide what runs next: admission, cache policies as schedules of passes, the budget of expensive passes. Pure.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""Shared contexts: their drafting, editing and denoising."""
+"""Shared contexts: their drafting, editing and denoising.
+
+Terms: docs/glossary.md.
+"""

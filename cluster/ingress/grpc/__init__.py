@@ -1,1 +1,4 @@
-"""The gRPC API: decode, call the services, encode. Protobuf classes go no further than this."""
+"""The gRPC API: decode, call the services, encode. Protobuf classes go no further than this.
+
+Terms: docs/glossary.md.
+"""

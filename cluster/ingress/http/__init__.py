@@ -1,1 +1,4 @@
-"""OpenAI's HTTP API, and the routes of shared contexts."""
+"""OpenAI's HTTP API, and the routes of shared contexts.
+
+Terms: docs/glossary.md.
+"""

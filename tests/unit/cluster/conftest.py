@@ -19,7 +19,7 @@ from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
-from tests.e2e.checkpoints import write_random_checkpoint
+from tests.support.checkpoints import write_random_checkpoint
 from tests.unit.cluster.local import Connect, LocalWorkers
 from workers.config import WorkerConfig
 from workers.worker import Worker

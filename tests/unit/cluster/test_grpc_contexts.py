@@ -21,7 +21,7 @@ from protos import contexts_v1_pb2 as pb
 from protos import inference_v1_pb2 as inference
 from protos.contexts_v1_pb2_grpc import ContextsStub
 from protos.inference_v1_pb2_grpc import InferenceStub
-from tests.e2e.system import eventually
+from tests.support.waiting import eventually
 from tests.unit.cluster.context_calls import SHEET
 from tests.unit.cluster.context_messages import all_of, created, edit, refusal, replaced, sheet, text, tokens
 from tests.unit.cluster.local import Fault, LocalWorkers

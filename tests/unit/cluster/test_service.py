@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from contextlib import aclosing
 
@@ -18,6 +17,7 @@ from cluster.generation.events import Event, Finished, Text
 from cluster.generation.prompts import Call
 from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
+from tests.support.waiting import until
 from tests.unit.cluster.local import Fault, LocalWorkers
 from workers.api import DecodingParams, FinishReason, WorkerStats
 from workers.errors import InvalidRequestError, OverloadedError
@@ -211,6 +211,8 @@ async def test_leaving_a_stream_stops_the_work(
 
 
 async def idle_stats(workers: LocalWorkers) -> WorkerStats:
-    while (stats := await workers.worker.stats()).num_running:  # noqa: ASYNC110 (a counter has no event)
-        await asyncio.sleep(0.01)
-    return stats
+    async def is_idle() -> bool:
+        return (await workers.worker.stats()).num_running == 0
+
+    await until(is_idle)
+    return await workers.worker.stats()

@@ -1,4 +1,4 @@
-"""The manifests as `kubectl apply -k` would send them, and the schemas they answer to."""
+"""The manifests as `kubectl apply -k` would send them, and the schemas that they must match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def tool(name: str) -> str:
-    """Path of a development tool, this environment's own first; skips the test where there is none."""
+    """Return the path of a development tool, this environment's own first; skip the test if there is none."""
     found = shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed; the dev extra brings it")
@@ -60,7 +60,7 @@ def rayservice(manifests: list[Manifest]) -> Manifest:
 
 @pytest.fixture(scope="session")
 def fault_tolerant_rayservice(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """The gpu overlay with the gcs-fault-tolerance component, as docs/deploy.md composes them."""
+    """Render the gpu overlay with the gcs-fault-tolerance component, as docs/deploy.md composes them."""
     directory = tmp_path_factory.mktemp("kustomize")
     source = Path(os.path.relpath(REPOSITORY / "deploy" / "kustomize", directory))
     kustomization = {
@@ -73,7 +73,7 @@ def fault_tolerant_rayservice(tmp_path_factory: pytest.TempPathFactory) -> Manif
 
 @pytest.fixture(scope="session")
 def rayservice_validator() -> Draft202012Validator:
-    """Validator of ray.io/v1 RayService by KubeRay's own definition, which lies beside the project."""
+    """Return a validator of ray.io/v1 RayService by KubeRay's own definition, which lies beside the project."""
     shared = Path(os.environ.get("PALIMPSEST_SHARED", REPOSITORY.parent / "shared"))
     path = shared / "crds" / "ray.io_rayservices.yaml"
     if not path.is_file():
@@ -86,7 +86,7 @@ def rayservice_validator() -> Draft202012Validator:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with the API server's strict reading: an object has the keys that are named and no others.
+    """Return `schema` as the API server reads it strictly: an object has the keys that are named and no others.
 
     Objects that keep unknown fields or map free keys stay as they are.
     """

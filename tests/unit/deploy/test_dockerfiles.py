@@ -17,7 +17,7 @@ def dockerfile(request: pytest.FixtureRequest, repository: Path) -> Path:
 
 
 def instructions(dockerfile: Path, name: str) -> list[list[str]]:
-    """Arguments of every `name` instruction, in order; none of ours spans lines but RUN."""
+    """Return the arguments of every `name` instruction, in order; only RUN spans lines in our files."""
     words = [line.split() for line in dockerfile.read_text().splitlines()]
     return [arguments for first, *arguments in filter(None, words) if first == name]
 

@@ -1,4 +1,4 @@
-"""docs/deploy.md: what it names is there, and what can be configured is named."""
+"""`docs/deploy.md` names files that exist, and every section of the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The RayService: what KubeRay's own schema accepts, and what we promise beyond it."""
+"""KubeRay's own schema accepts the RayService, which keeps some more promises of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Serve is told to run: generated from the one configuration, and fitting the manifests around it."""
+"""The generated serveConfigV2 follows from the one configuration and fits the manifests around it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve_config(rayservice: Manifest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def arguments(serve_config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that the application will have, defaults included."""
+    """Return the configuration that the application will have, defaults included."""
     (application,) = serve_config["applications"]
     return to_mapping(parse_config(application["args"]))
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from cache_service.core.types import ReplicaId
-from tests.unit.workers.models.conftest import LLADA_CONFIG
+from tests.support.checkpoints import LLADA_CONFIG
 from tests.unit.workers.tiny import request_of
 from workers.api import FinishReason
 from workers.config import KVConfig, WorkerConfig

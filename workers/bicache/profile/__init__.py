@@ -8,6 +8,8 @@ to several degrees, as in serving, and counts in the ratio. Depth 0 is always sa
 
 A prompt is cut where the server would cut it, so that earlier turns may follow the cut. A model may read those
 differently, so that a depth must be safe for prompts with and without them.
+
+Terms: docs/glossary.md.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The bundled model is a small diffusion model of LLaDA's architecture that answers questions about a fact sheet."""
+"""The bundled model is a small diffusion model of LLaDA's architecture that answers questions about a fact sheet.
+
+Terms: docs/glossary.md.
+"""

@@ -1,1 +1,4 @@
-"""The bodies of HTTP requests. The one home of pydantic."""
+"""The bodies of HTTP requests. The one home of pydantic.
+
+Terms: docs/glossary.md.
+"""

@@ -15,13 +15,13 @@ from cache_service.client.client import CacheClient
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceUnavailable
+from tests.support.waiting import until
 from tests.unit.workers.test_worker import write_llada
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate, Usage
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import BiCacheConfig, CoherenceConfig, KVConfig, WorkerConfig
 from workers.worker import Worker
 
-POLL_S = 0.02
 PREFIX, CANVAS = 40, 8
 LONG_S = 60.0
 ALWAYS = CoherenceConfig(transfer="always", max_wait_s=LONG_S, prewarm=0)
@@ -103,15 +103,6 @@ async def count(worker: Worker, name: str, **labels: str) -> float:
     return sum(
         one.value for one in found if one.name == f"palimpsest_worker_{name}" and labels.items() <= one.labels.items()
     )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Poll until `condition`, or what it returns when awaited, holds."""
-    while True:
-        result = condition()
-        if await result if asyncio.iscoroutine(result) else result:
-            return
-        await asyncio.sleep(POLL_S)
 
 
 def key_of(request: GenerateRequest) -> PrefixKey:

@@ -15,12 +15,12 @@ from cache_service.core.types import Context, Edit, ReplicaId
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
+from tests.support.waiting import until
 from workers.api import ContextEpoch, ContextMode, ContextRead
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.view import ClusterView
 
 ME = ReplicaId("me")
-POLL_S = 0.01
 
 
 def server_on(port: int = 0) -> CacheServer:
@@ -85,11 +85,14 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
             watching = asyncio.create_task(following(its_own, mirror))
             assert await reader.newest(reader_of(context, 1)) == context
             await client.edit_context(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
-            while True:
-                known = await reader.newest(reader_of(context, 1))
-                if known is not None and known.epoch > context.epoch:
-                    break
-                await asyncio.sleep(POLL_S)
+
+            async def has_moved_on() -> bool:
+                newest = await reader.newest(reader_of(context, 1))
+                return newest is not None and newest.epoch > context.epoch
+
+            await until(has_moved_on)
+            known = await reader.newest(reader_of(context, 1))
+            assert known is not None
             await up.aclose()
 
             assert await reader.newest(reader_of(context, 1)) == known

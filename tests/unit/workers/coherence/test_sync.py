@@ -29,6 +29,7 @@ from cache_service.errors import CacheServiceUnavailable
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
+from tests.support import waiting
 from workers.bicache.entry import LiveEntry, Report
 from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
@@ -65,10 +66,10 @@ async def client(port: int) -> AsyncIterator[CacheClient]:
 
 
 async def until(view: Callable[[], Awaitable[object]], expected: object) -> None:
-    while True:
-        if await view() == expected:
-            return
-        await asyncio.sleep(POLL_S)
+    async def is_seen() -> bool:
+        return await view() == expected
+
+    await waiting.until(is_seen, reason=lambda: f"the service lists {expected}")
 
 
 def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:

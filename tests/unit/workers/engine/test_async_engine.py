@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from tests.support.waiting import until
 from tests.unit.workers.engine.contexts import content, reading
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import ContextMode, ContextRead, ContextReply, GenerateRequest
@@ -17,8 +18,6 @@ from workers.engine.async_engine import AsyncEngine, Nobody
 from workers.engine.engine import Engine
 from workers.engine.runner import StepFailedError
 from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
-
-POLL_S = 0.005
 
 
 @pytest.fixture
@@ -34,13 +33,6 @@ def front(engine: Engine) -> Iterator[AsyncEngine]:
 
 async def text(front: AsyncEngine, request: GenerateRequest) -> tuple[int, ...]:
     return tuple([token async for chunk in front.generate(request) for token in chunk.token_ids])
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(POLL_S)
 
 
 def long_request(name: str) -> GenerateRequest:

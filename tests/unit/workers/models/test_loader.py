@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.unit.workers.models.conftest import DREAM_CONFIG, LLADA_CONFIG, WriteCheckpoint
+from tests.support.checkpoints import DREAM_CONFIG, LLADA_CONFIG
+from tests.unit.workers.models.conftest import WriteCheckpoint
 from workers.errors import UnsupportedModelError
 from workers.models.dream import DREAM
 from workers.models.layers import full_attention

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.workers.models.conftest import LLADA_CONFIG, WriteCheckpoint
+from tests.support.checkpoints import LLADA_CONFIG
+from tests.unit.workers.models.conftest import WriteCheckpoint
 from workers.models.llada import LLADA
 
 LOAD = """

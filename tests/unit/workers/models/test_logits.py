@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tests.unit.workers.models.conftest import DREAM_CONFIG, LLADA_CONFIG, WriteCheckpoint
+from tests.support.checkpoints import DREAM_CONFIG, LLADA_CONFIG
+from tests.unit.workers.models.conftest import WriteCheckpoint
 from workers.models.dream import DREAM
 from workers.models.layers import full_attention
 from workers.models.llada import IN_LAYER, LLADA
