@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+from typing import Self
+
 
 class WorkerError(Exception):
     """Root of the worker's errors."""
@@ -35,8 +38,34 @@ class NonFiniteLogitsError(WorkerError):
         super().__init__(message)
 
 
+class StepFailedError(WorkerError):
+    """The engine raised while it worked on the request; it goes on with others, and its log has the stack."""
+
+    @classmethod
+    def because_of(cls, error: Exception, failed: str = "an engine step") -> Self:
+        """Return the failure of what `failed` names, with `error` as its cause."""
+        failure = cls(f"{failed} failed: {error!r}")
+        failure.__cause__ = error
+        return failure
+
+
 class EngineClosedError(WorkerError):
-    """The worker is shutting down; another replica can take the request."""
+    """The engine takes no requests any more; another replica can take this one."""
+
+
+class EngineFault(enum.Enum):
+    """What raised on the engine's thread without being any request's own fault."""
+
+    STEP = "step"
+    """A step: every request that the engine had ends with the error."""
+    COMMAND = "command"
+    """A command of another thread, between two steps."""
+    LISTENER = "listener"
+    """A listener to steps or answers."""
+    OBSERVER = "observer"
+    """The observer of entries and contexts."""
+    THREAD = "thread"
+    """The thread itself, which has ended."""
 
 
 def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_service.core.types import ReplicaId
 from workers.api import WorkerStats
 from workers.coherence.tally import Tally
+from workers.errors import EngineFault
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -129,6 +130,16 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.observe_request = requests.labels(replica).observe
+        errors = Counter(
+            "palimpsest_worker_engine_errors",
+            "Exceptions on the engine's thread, by what raised; the worker's log has their stacks",
+            (*LABELS, "kind"),
+            registry=self.registry,
+        )
+        self._engine_errors = {fault: errors.labels(replica, fault.value) for fault in EngineFault}
+
+    def count_engine_error(self, fault: EngineFault) -> None:
+        self._engine_errors[fault].inc()
 
     def render(self) -> str:
         """The text exposition format."""

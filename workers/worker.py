@@ -63,7 +63,10 @@ class Worker:
         self._tally = Tally()
         self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
         self._engine = AsyncEngine(
-            engine, on_step=[self._metrics.observe_step], on_answer=[self._metrics.observe_request]
+            engine,
+            on_step=[self._metrics.observe_step],
+            on_answer=[self._metrics.observe_request],
+            on_fault=[self._metrics.count_engine_error],
         )
         with ExitStack() as resources:
             if config.cache_service is None:
@@ -120,9 +123,12 @@ class Worker:
         )
 
     def check_health(self) -> None:
-        """Serve asks this periodically; raises once the engine's thread has ended, and Serve starts a new replica."""
+        """Raise EngineClosedError with the reason once the engine's thread has ended.
+
+        Serve calls this periodically, and then starts a new replica.
+        """
         if not self._engine.is_alive:
-            raise EngineClosedError("the engine's thread has ended; the worker's log says why")
+            raise EngineClosedError(self._engine.end_reason)
 
     def __del__(self) -> None:
         """Serve calls this at shutdown: drain, fail what is open, and leave the cache service."""

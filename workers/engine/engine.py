@@ -113,8 +113,8 @@ class Engine:
         result = self.runner.run(plan)
         return self.scheduler.commit(plan, result)
 
-    def tend(self, command: Callable[[Entries], T]) -> T:
-        """Carry out what others' doings ask of the entries."""
+    def with_entries(self, command: Callable[[Entries], T]) -> T:
+        """Run `command` on the entry table between two steps, for another thread."""
         self.scheduler.resume()
         return command(self.entries)
 

@@ -20,17 +20,13 @@ from workers.decoding.greedy import Candidates, greedy
 from workers.decoding.sampling import Sampling
 from workers.engine.batch import Batch, Lane, assemble
 from workers.engine.probe import similarities
-from workers.errors import WorkerError
+from workers.errors import StepFailedError, WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM, ModelConfig
 from workers.scheduler.plan import StepPlan, StepResult, Turn
 from workers.scheduler.task import RequestId
 
 logger = logging.getLogger(__name__)
-
-
-class StepFailedError(WorkerError):
-    """The model's forward raised; the requests of that step end with this, and the engine goes on."""
 
 
 class Runner:
@@ -223,7 +219,6 @@ def backend_for(storage: PageStorage, config: ModelConfig) -> Backend:
 
 
 def step_failed(error: Exception) -> WorkerError:
+    """Log an exception with its stack, and return what the requests that it struck end with."""
     logger.exception("an engine step failed")
-    failure = StepFailedError(f"an engine step failed: {error!r}")
-    failure.__cause__ = error
-    return failure
+    return StepFailedError.because_of(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from cache_service.core.types import ReplicaId
+from tests.unit.workers.engine.test_async_engine import until
 from tests.unit.workers.models.conftest import LLADA_CONFIG
 from tests.unit.workers.tiny import request_of
 from workers.api import FinishReason
@@ -43,7 +45,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     worker.__del__()
 
 
-async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
+async def test_a_worker_answers_and_describes_itself(worker: Worker) -> None:
     chunks = [chunk async for chunk in worker.generate(request_of([1, 2, 3], 8))]
     assert chunks[-1].finish_reason in FinishReason
     usage = chunks[-1].usage
@@ -60,8 +62,22 @@ async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
 
 async def test_a_closed_worker_is_unhealthy(worker: Worker) -> None:
     worker.__del__()
-    with pytest.raises(EngineClosedError):
+    with pytest.raises(EngineClosedError, match="shutting down"):
         worker.check_health()
+
+
+async def test_an_unhealthy_worker_names_the_reason_and_counts_it(worker: Worker) -> None:
+    def corrupt() -> None:
+        raise AssertionError("page 7 has two owners")
+
+    worker._engine._engine.check_integrity = corrupt  # type: ignore[method-assign]
+    await asyncio.wrap_future(worker._engine.call(lambda _: None))
+    await until(lambda: not worker._engine.is_alive)
+    with pytest.raises(EngineClosedError, match="page 7 has two owners"):
+        worker.check_health()
+    text = await worker.metrics()
+    assert 'palimpsest_worker_engine_errors_total{kind="thread",replica="w#1"} 1.0' in text
+    assert 'palimpsest_worker_engine_errors_total{kind="command",replica="w#1"} 0.0' in text
 
 
 @pytest.mark.parametrize("error", [InvalidRequestError("no", param="seed"), OverloadedError("full", retry_after_s=3.0)])

@@ -25,7 +25,7 @@ from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
-from workers.engine.async_engine import AsyncEngine, Nobody
+from workers.engine.async_engine import AsyncEngine, NullObserver
 from workers.engine.engine import Engine
 from workers.models.loader import load_model
 from workers.worker import cost_model
@@ -75,12 +75,12 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 tally=tally,
             )
 
-            class Outside(Nobody):
+            class Observer(NullObserver):
                 def apply(self, changes: Changes) -> None:
                     report = Report.of(changes)
                     loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
 
-            front.connect(Outside())
+            front.connect(Observer())
             syncing = asyncio.create_task(sync.run())
             await sync.joined.wait()
             with front:

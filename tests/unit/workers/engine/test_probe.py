@@ -16,7 +16,7 @@ from workers.config import BiCacheConfig
 from workers.engine import runner
 from workers.engine.engine import Engine
 from workers.engine.probe import similarities
-from workers.engine.runner import StepFailedError
+from workers.errors import StepFailedError
 from workers.models.loader import LoadedModel
 
 PREFIX, SUFFIX = 24, 8
@@ -89,7 +89,7 @@ def test_an_entry_that_changes_is_still_probed_for_who_waits_for_it(happens: str
         engine.submit(deeper)
     engine.scheduler.schedule()
     if happens == "retired":
-        engine.tend(lambda entries: entries.retire(ask().prefixes[0].key, successor=None))
+        engine.with_entries(lambda entries: entries.retire(ask().prefixes[0].key, successor=None))
     answers = {"b": Answer(), "c": Answer()}
     drain(engine, answers)
     usage = answers["b"].usage
