@@ -43,8 +43,8 @@ class Worker:
         """Load the model and start; `transport` leads to the other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)
         dtype = dtype_of(config.dtype, device)
-        if device.type == "cpu":
-            torch.set_num_threads(config.num_threads or threads_of(num_replicas))
+        if num_threads := num_threads_of(config, device, num_replicas):
+            torch.set_num_threads(num_threads)
         self._loaded = load_model(config.model, device=device, dtype=dtype)
         engine = Engine(
             self._loaded,
@@ -160,6 +160,11 @@ def dtype_of(dtype: DType, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
-def threads_of(num_replicas: int) -> int:
-    """An equal share of this machine's cores, as if all replicas ran here."""
+def num_threads_of(config: WorkerConfig, device: torch.device, num_replicas: int) -> int | None:
+    """Return the configured number of torch's CPU threads; None leaves it to torch, which a replica on a GPU does.
+
+    On a CPU an unconfigured replica takes an equal share of this machine's cores, as if all replicas ran here.
+    """
+    if config.num_threads is not None or device.type != "cpu":
+        return config.num_threads
     return max(1, len(os.sched_getaffinity(0)) // max(1, num_replicas))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from workers.config import KVConfig, WorkerConfig
 from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
 from workers.models.layers import Transformer
 from workers.models.llada import LLADA
-from workers.worker import Worker, dtype_of, threads_of
+from workers.worker import Worker, dtype_of, num_threads_of
 
 
 def write_llada(directory: Path) -> None:
@@ -89,7 +90,14 @@ def test_errors_keep_their_fields_on_the_way_to_the_caller(error: Exception) -> 
 def test_defaults_follow_the_machine() -> None:
     assert dtype_of("auto", torch.device("cuda")) is torch.bfloat16
     assert dtype_of("auto", torch.device("cpu")) is torch.float32
-    assert threads_of(10_000) == 1
+
+
+def test_threads_are_what_is_configured_or_a_replicas_share_of_the_cores() -> None:
+    cpu, cuda, cores = torch.device("cpu"), torch.device("cuda"), len(os.sched_getaffinity(0))
+    default, three = WorkerConfig(model=Path()), WorkerConfig(model=Path(), num_threads=3)
+    assert [num_threads_of(default, cpu, replicas) for replicas in (1, 10_000)] == [cores, 1]
+    assert num_threads_of(default, cuda, 1) is None
+    assert num_threads_of(three, cpu, 2) == num_threads_of(three, cuda, 2) == 3
 
 
 def test_a_config_names_what_is_wrong() -> None:
