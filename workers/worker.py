@@ -18,7 +18,7 @@ from workers.coherence.membership import Membership
 from workers.coherence.tally import Tally
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.async_engine import AsyncEngine
-from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.errors import EngineClosedError
 from workers.metrics import WorkerMetrics
 from workers.models.base import ModelConfig
@@ -46,7 +46,7 @@ class Worker:
         if num_threads := num_threads_of(config, device, num_replicas):
             torch.set_num_threads(num_threads)
         self._loaded = load_model(config.model, device=device, dtype=dtype)
-        engine = Engine(
+        engine = create_engine(
             self._loaded,
             engine=config.engine,
             kv=config.kv,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import Context
@@ -27,72 +27,84 @@ MAX_STEPS = 1 << 16
 GUIDED_POLICY = "none"
 
 
-def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, bicache: BiCacheConfig) -> Task:
-    """Fill in defaults and check every value. Raises InvalidRequestError."""
-    params = request.params
-    check_tokens(request, model)
-    policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
-    decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
-    interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
-    check(interval >= 0, "refresh_interval", f"must not be negative, got {interval}")
-    depth = params.reuse_depth
-    check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
-    focus = focus_of(params, policy, bicache)
-    prefixes = usable_prefixes(request, model)
-    seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
-    check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
-    return Task(
-        id=RequestId(request.request_id),
-        prompt=request.token_ids,
-        suffix=request.suffix,
-        num_canvas=request.max_tokens,
-        prefixes=prefixes,
-        cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
-        timetable=timetable(request, model, policy, decoding, engine),
-        policy=policy,
-        refresh_interval=interval,
-        reuse_depth=depth,
-        deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
-        decoding=decoding,
-        seed=seed,
-        focus=focus,
-        context=request.context,
-    )
+@dataclass(frozen=True)
+class RequestResolver:
+    """Turns the requests of one engine into tasks."""
 
+    model: ModelConfig
+    engine: EngineConfig
+    bicache: BiCacheConfig
 
-def rebase(task: Task, content: Context, model: ModelConfig, bicache: BiCacheConfig) -> Task:
-    """`task` with `content` in the place of its context's older epoch; all that lies behind moves with its end.
+    def resolve(self, request: GenerateRequest) -> Task:
+        """Fill in defaults and check every value. Raises InvalidRequestError."""
+        model, engine, bicache = self.model, self.engine, self.bicache
+        params = request.params
+        check_tokens(request, model)
+        policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
+        decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
+        interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
+        check(interval >= 0, "refresh_interval", f"must not be negative, got {interval}")
+        depth = params.reuse_depth
+        check(depth is None or depth >= 0, "reuse_depth", f"must not be negative, got {depth}")
+        focus = focus_of(params, policy, bicache)
+        prefixes = usable_prefixes(request, model)
+        seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
+        check(0 <= seed < 1 << SEED_BITS, "seed", f"must lie in 0..2^{SEED_BITS}-1, got {seed}")
+        return Task(
+            id=RequestId(request.request_id),
+            prompt=request.token_ids,
+            suffix=request.suffix,
+            num_canvas=request.max_tokens,
+            prefixes=prefixes,
+            cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
+            timetable=timetable(request, model, policy, decoding, engine),
+            policy=policy,
+            refresh_interval=interval,
+            reuse_depth=depth,
+            deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
+            decoding=decoding,
+            seed=seed,
+            focus=focus,
+            context=request.context,
+        )
 
-    Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
-    or of another vocabulary.
-    """
-    read = task.context
-    if read is None:
-        return task
-    shift = len(content.token_ids) - read.num_tokens
-    check(
-        task.total + shift <= model.context_length,
-        "context",
-        f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows it, "
-        f"{task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the request",
-        code=CONTEXT_LENGTH_EXCEEDED,
-    )
-    check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary")
-    prompt = content.token_ids + task.prompt[read.num_tokens :]
-    lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
-    keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
-    prefixes = tuple(map(PrefixCandidate, lengths, keys))
-    at = ContextEpoch(content.id, content.epoch)
-    whole = len(content.token_ids)
-    return replace(
-        task,
-        prompt=prompt,
-        prefixes=prefixes,
-        cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
-        timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
-        decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
-        context=replace(read, at=at, num_tokens=whole),
-    )
+    def rebase(self, task: Task, content: Context) -> Task:
+        """Return `task` with `content` instead of its context's older epoch; all that lies behind moves with its end.
+
+        Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
+        or of another vocabulary.
+        """
+        model, bicache = self.model, self.bicache
+        read = task.context
+        if read is None:
+            return task
+        shift = len(content.token_ids) - read.num_tokens
+        check(
+            task.total + shift <= model.context_length,
+            "context",
+            f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows "
+            f"it, {task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the "
+            "request",
+            code=CONTEXT_LENGTH_EXCEEDED,
+        )
+        check(
+            max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary"
+        )
+        prompt = content.token_ids + task.prompt[read.num_tokens :]
+        lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
+        keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
+        prefixes = tuple(map(PrefixCandidate, lengths, keys))
+        at = ContextEpoch(content.id, content.epoch)
+        whole = len(content.token_ids)
+        return replace(
+            task,
+            prompt=prompt,
+            prefixes=prefixes,
+            cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
+            timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
+            decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
+            context=replace(read, at=at, num_tokens=whole),
+        )
 
 
 def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:

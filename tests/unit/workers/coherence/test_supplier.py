@@ -27,6 +27,7 @@ from workers.coherence.view import ClusterView
 from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
 from workers.engine.async_engine import AsyncEngine, NullObserver
 from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.loader import load_model
 from workers.worker import cost_model
 
@@ -38,7 +39,7 @@ CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
 
 
 def engine_for(model: Path) -> Engine:
-    return Engine(
+    return create_engine(
         load_model(model, device=CPU, dtype=torch.float32),
         engine=EngineConfig(),
         kv=KVConfig(pool_bytes=1 << 24, entry_bytes=1 << 23),

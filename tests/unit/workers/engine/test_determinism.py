@@ -133,7 +133,7 @@ class Mixes(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), draw=st.randoms(use_true_random=False))
     def retire(self, which: int, draw: object) -> None:
         engine = self.replicas[which].engine
-        if keys := [*engine._cache._entries]:
+        if keys := [*engine._memory.cache._entries]:
             key = draw.choice(keys)  # type: ignore[attr-defined]
             engine.with_entries(lambda entries: entries.retire(key, successor=None))
 
