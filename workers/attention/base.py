@@ -4,8 +4,9 @@
     base                every layer
     deep                layers depth..L-2: prefix rows that join at the reuse depth; nothing reads them after the last
 
-All rows of a sequence see all its keys, and nothing else. In layers below its depth the first keys of a sequence are
-an entry's: sequences that read the same entry share them, and a backend may read those once for all.
+All rows of a sequence see all its keys, unless the model masks some of them, and nothing else. In layers below its
+depth the first keys of a sequence are an entry's: sequences that read the same entry share them, and a backend may
+read those once for all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Reader:
     """One sequence of the batch."""
 
     slots: Tensor
-    """int64 [num_layers, T]: the key rows of all its positions. Order doesn't matter: positions are in the keys."""
+    """int64 [num_layers, T]: the key rows of its positions 0..T-1. Only a mask minds the order: positions are in the
+    keys.
+    """
     base: slice
     """Its rows among the batch's rows."""
     deep: slice = field(default_factory=lambda: slice(0, 0))
@@ -30,6 +33,8 @@ class Reader:
     entry: Hashable | None = None
     """What sequences have in common that share, in layers below `depth`, their first `num_shared` keys."""
     num_shared: int = 0
+    positions: Sequence[int] = ()
+    """Those of the base rows and then of the deep rows, for a model that masks attention."""
 
     def asks_deep(self, layer: int, num_layers: int) -> bool:
         return num_rows(self.deep) > 0 and self.depth <= layer < num_layers - 1

@@ -101,13 +101,15 @@ class Focus:
         return not similarity.item() < self._config.skip_similarity
 
 
-def attention_to_prefix(q: Tensor, k: Tensor, num_prefix: int) -> Tensor:
+def attention_to_prefix(q: Tensor, k: Tensor, num_prefix: int, mask: Tensor | None = None) -> Tensor:
     """Return the weights of rows q [n, heads, head_dim] on the first `num_prefix` of keys k [T, kv_heads, head_dim].
 
-    They are float32 [n, num_prefix], averaged over heads.
+    They are float32 [n, num_prefix], averaged over heads; a row sees the keys for which `mask` [n, T] is true.
     """
     heads, kv_heads = q.shape[1], k.shape[1]
     keys = k.float().repeat_interleave(heads // kv_heads, dim=1)
     scores = torch.einsum("nhd,thd->nht", q.float(), keys) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], -torch.inf)
     weights: Tensor = scores.softmax(-1)[..., :num_prefix].mean(1)
     return weights

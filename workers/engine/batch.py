@@ -84,7 +84,15 @@ class Lane:
     def reader(self) -> Reader:
         placing = self.turn.sequence.placing
         geometry = placing.geometry
-        return Reader(placing.slots, self.base, self.deep, geometry.depth, placing.entry, geometry.prefix)
+        return Reader(
+            slots=placing.slots,
+            base=self.base,
+            deep=self.deep,
+            depth=geometry.depth,
+            positions=(*self.turn.run.rows, *self.turn.run.deep),
+            entry=placing.entry,
+            num_shared=geometry.prefix,
+        )
 
 
 @dataclass(frozen=True)

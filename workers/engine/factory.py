@@ -15,7 +15,9 @@ from workers.engine.identity import entry_format
 from workers.engine.memory import Memory
 from workers.engine.runner import Runner
 from workers.engine.validation import RequestResolver
+from workers.errors import UnsupportedModelError
 from workers.kv.storage import PageStorage
+from workers.models.base import ModelConfig
 from workers.models.loader import LoadedModel
 from workers.scheduler.admission import Admission
 from workers.scheduler.reuse import ReuseRule
@@ -52,7 +54,7 @@ def create_engine(
         runner=Runner(
             loaded.model,
             memory.storage,
-            attention_backend(memory.storage, num_heads=model.num_heads),
+            attention_backend(memory.storage, model),
             num_probe_positions=bicache.probe_positions,
         ),
         memory=memory,
@@ -61,10 +63,18 @@ def create_engine(
     )
 
 
-def attention_backend(storage: PageStorage, *, num_heads: int) -> Backend:
-    """Return the reference on a CPU, and the kernels on a GPU, where alone Triton can be imported."""
+def attention_backend(storage: PageStorage, model: ModelConfig) -> Backend:
+    """Return the reference on a CPU, and the kernels on a GPU, where alone Triton can be imported.
+
+    Raises UnsupportedModelError on a GPU for a model that masks attention.
+    """
     if storage.device.type != "cuda":
-        return SdpaBackend(storage)
+        return SdpaBackend(storage, model.attention_mask)
+    if model.attention_mask is not None:
+        raise UnsupportedModelError(
+            f"{model.architecture} models mask attention, which the kernels for a GPU don't compute; "
+            "set worker.device to cpu"
+        )
     from workers.attention.ragged import RaggedBackend
 
-    return RaggedBackend(storage.rows, page_tokens=storage.page_tokens, num_heads=num_heads)
+    return RaggedBackend(storage.rows, page_tokens=storage.page_tokens, num_heads=model.num_heads)

@@ -66,5 +66,6 @@ class Forward:
             if lane.watched and lane.watched_layer == layer:
                 placing = lane.turn.sequence.placing
                 k, _ = self._storage.read(placing.slots[layer])
-                weights = attention_to_prefix(q[lane.watched_rows], k, placing.geometry.prefix)
+                mask = self._model.config.visible(lane.watched, range(len(k)), k.device)
+                weights = attention_to_prefix(q[lane.watched_rows], k, placing.geometry.prefix, mask)
                 yield lane.turn.sequence.id, Attention(lane.watched, weights)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workers.decoding.rules import Unmasking
+from workers.decoding.timetable import Timing
 from workers.errors import UnsupportedModelError
-from workers.models.base import Architecture, ModelConfig
+from workers.models.base import Architecture, DecodingDefaults, ModelConfig
+from workers.models.layers import Transformer
 
 REQUIRED = (
     "hidden_size",
@@ -29,6 +32,9 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
 
 TRAINED_CONTEXT = 2048
 """Dream's config names the context of the Qwen2.5 weights it began from; it was trained on this one."""
+
+DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
+"""What Dream's authors decode with."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -53,6 +59,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         pad_token_id=raw["pad_token_id"] if raw.get("pad_token_id") is not None else raw["eos_token_id"],
         qkv_bias=True,
         prediction_shift=1,
+        decoding=DECODING,
     )
 
 
@@ -81,4 +88,4 @@ def checkpoint_name(parameter: str) -> str:
             raise KeyError(parameter)
 
 
-DREAM = Architecture("dream", ("dream", "Dream"), parse_config, checkpoint_name)
+DREAM = Architecture("dream", ("dream", "Dream"), parse_config, checkpoint_name, Transformer)

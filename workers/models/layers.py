@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.models.base import Layer, ModelConfig
+from workers.models.base import DiffusionLM, Layer, ModelConfig, TorchModel
 
 
 class RMSNorm(nn.Module):
@@ -66,8 +66,8 @@ class DecoderLayer(nn.Module):
         return x + cast(Tensor, self.down(F.silu(self.gate(normed)) * self.up(normed)))
 
 
-class Transformer(nn.Module):
-    """The whole stack; implements `workers.models.base.DiffusionLM`."""
+class Transformer(TorchModel):
+    """The whole stack of `DecoderLayer`s."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -98,13 +98,20 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.norm(x)))
 
+    def fused(self) -> DiffusionLM:
+        if any(type(layer) is not DecoderLayer for layer in self.layers):
+            return self
+        from workers.models.fused import FusedTransformer  # with Triton, which only a GPU's machine can import
+
+        return FusedTransformer(self)
+
     def forward(
         self,
         token_ids: Tensor,
         attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Token ids [..., T] at `positions` [..., T] (0..T-1 by default) -> logits [..., T, vocab].
+        """Turn token ids [..., T] at `positions` [..., T] (0..T-1 by default) into logits [..., T, vocab].
 
         `attend(layer, q, k, v)` takes and returns [..., T, heads, head_dim]; `full_attention` is the plain one.
         """
@@ -117,8 +124,11 @@ class Transformer(nn.Module):
         return self.logits(x)
 
 
-def full_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every row attends to every row. [..., T, heads, head_dim], grouped-query heads allowed."""
+def full_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Let every row attend to every row, or to those for which `mask` [T, T] is true.
+
+    All are [..., T, heads, head_dim]; grouped-query heads are allowed.
+    """
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
     grouped = q.shape[-3] != k.shape[-3]
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped).transpose(-3, -2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(-3, -2)

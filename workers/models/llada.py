@@ -7,6 +7,7 @@ from typing import Any
 
 from workers.errors import UnsupportedModelError
 from workers.models.base import Architecture, ModelConfig
+from workers.models.layers import Transformer
 
 REQUIRED = ("d_model", "n_layers", "n_heads", "vocab_size", "mask_token_id", "eos_token_id")
 """Keys without which a LLaDA config.json says too little."""
@@ -79,4 +80,4 @@ def checkpoint_name(parameter: str) -> str:
             raise KeyError(parameter)
 
 
-LLADA = Architecture("llada", ("llada",), parse_config, checkpoint_name)
+LLADA = Architecture("llada", ("llada",), parse_config, checkpoint_name, Transformer)

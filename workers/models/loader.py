@@ -16,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workers.errors import UnsupportedModelError
-from workers.models.base import Architecture, DiffusionLM, ModelConfig
+from workers.models.base import Architecture, DiffusionLM, ModelConfig, TorchModel
 from workers.models.dream import DREAM
-from workers.models.layers import Transformer
 from workers.models.llada import LLADA
 
 ARCHITECTURES: tuple[Architecture, ...] = (LLADA, DREAM)
@@ -54,7 +53,7 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     check_dimensions(config, directory)
     shards = shard_files(directory)
     with torch.device("meta"):
-        model = Transformer(config)
+        model = architecture.build(config)
     fill(model, shards, architecture, device, dtype)
     model.requires_grad_(requires_grad=False).eval()
     return LoadedModel(
@@ -66,13 +65,9 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
-def fastest(model: Transformer, device: torch.device) -> DiffusionLM:
-    """The same model as it runs best on the device; only a GPU's has Triton to import."""
-    if device.type != "cuda":
-        return model
-    from workers.models.fused import FusedTransformer
-
-    return FusedTransformer(model)
+def fastest(model: TorchModel, device: torch.device) -> DiffusionLM:
+    """Return the same model as it runs best on the device."""
+    return model.fused() if device.type == "cuda" else model
 
 
 def read_json(path: Path) -> dict[str, Any]:

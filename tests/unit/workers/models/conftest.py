@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from workers.models.base import Architecture
-from workers.models.layers import Transformer
 
 LLADA_CONFIG: dict[str, Any] = {
     "model_type": "llada",
@@ -56,7 +55,7 @@ def write_checkpoint(tmp_path: Path) -> WriteCheckpoint:
         architecture: Architecture, config: dict[str, Any], *, shards: int = 1, dtype: torch.dtype = torch.float32
     ) -> Path:
         torch.manual_seed(7)
-        model = Transformer(architecture.parse_config(config))
+        model = architecture.build(architecture.parse_config(config))
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         weights = {
