@@ -1,4 +1,4 @@
-"""What can go wrong in a worker. Messages name the knob to turn."""
+"""Names what can go wrong in a worker. Messages name the knob to turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class UnsupportedModelError(WorkerError):
 
 
 class InvalidRequestError(WorkerError):
-    """The request asks for something that can't be done; `param` names the field at fault, `code` the kind of fault."""
+    """The request asks for what can't be done; `param` names the field at fault, `code` the kind of fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class OverloadedError(WorkerError):
 
 
 class NonFiniteLogitsError(WorkerError):
-    """The model returned NaN or infinity; the request is failed alone."""
+    """The model returned NaN or infinity; only this request fails."""
 
     def __init__(self, message: str = "the model returned NaN or infinite logits; check its weights and dtype") -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class EngineClosedError(WorkerError):
 
 
 class EngineFault(enum.Enum):
-    """What raised on the engine's thread without being any request's own fault."""
+    """The part of the engine's thread that raised, through no fault of a request's."""
 
     STEP = "step"
     """A step: every request that the engine had ends with the error."""

@@ -1,4 +1,4 @@
-"""One replica in one object: model, engine thread, metrics, and membership in the cache service. Knows no Ray."""
+"""Holds one replica in one object: model, engine thread, metrics, and membership in the cache service. No Ray here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs from construction to `__del__`, which is how Serve, too, begins and ends a replica."""
+    """Runs from construction to `__del__`, by which Serve, too, begins and ends a replica."""
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class Worker:
             self._resources = resources.pop_all()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks until the one with a finish reason. Raises WorkerError; cancelling it stops the work."""
+        """Yield chunks up to the one with a finish reason; cancelling it stops the work. Raises WorkerError."""
         async with aclosing(self._engine.generate(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
-        """A copy of one of its entries, for another replica; None where it holds none that serves the depths."""
+        """Return a copy of an entry, for another replica; None where none is held that serves the depths."""
         copying = self._engine.call(lambda entries: entries.export(request.key, request.depths))
         copy = await asyncio.wrap_future(copying)
         if copy is None:
@@ -109,7 +109,7 @@ class Worker:
         return self._engine.stats()
 
     async def metrics(self) -> str:
-        """The metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return self._metrics.render()
 
     async def model_info(self) -> ModelInfo:
@@ -131,7 +131,7 @@ class Worker:
             raise EngineClosedError(self._engine.end_reason)
 
     def __del__(self) -> None:
-        """Serve calls this at shutdown: drain, fail what is open, and leave the cache service."""
+        """Drain, fail open requests, and leave the cache service; Serve calls this at shutdown."""
         if hasattr(self, "_resources"):  # absent where __init__ raised
             self._resources.close()
 
@@ -143,8 +143,9 @@ def device_of(device: Device) -> torch.device:
 
 
 def cost_model(model: ModelConfig, device: torch.device) -> CostModel:
-    """What builds and fetches take before any was seen: rough figures, that of fetches a hopeful one, because a fetch
-    corrects it, while a build never would.
+    """Return rough figures of what builds and fetches take, until the first of each is measured.
+
+    That of fetches is hopeful, because a fetch corrects it, while a build never would.
     """
     flops = GPU_FLOPS if device.type == "cuda" else CPU_FLOPS
     token_layers = model.context_length * model.num_layers / 4

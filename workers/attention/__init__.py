@@ -1,1 +1,1 @@
-"""Attention of ragged query rows over paged keys and values: one contract, a reference and a fast path."""
+"""Computes attention of ragged query rows over paged keys and values: one contract, a reference and a fast path."""

@@ -1,4 +1,4 @@
-"""The reference path, on any device: gather a sequence's keys and values, then torch's SDPA, sequence by sequence."""
+"""Implements the reference, on any device: gather a sequence's keys and values, then run torch's SDPA on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prefix rows the masked positions look at, and whether that has changed since the last refresh.
+"""Follows which prefix rows the masked positions look at, and whether that has changed since the last refresh.
 
 Anchors (Affix Cache, arXiv 2608.26140): the most attended prefix rows stand for all of them in a refresh; the others
 keep their K/V. Skipping (after Elastic-Cache): a refresh that is due is left out while attention stays put.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FocusConfig:
-    """How a request uses what is seen of its attention."""
+    """How a request uses what is observed of its attention."""
 
     anchor_share: float
     """Share of the prefix rows that a refresh after the first recomputes; 1 takes all."""
@@ -46,7 +46,7 @@ class Attention:
 
 
 class Focus:
-    """One request's attention to its prefix, over time.
+    """Follows one request's attention to its prefix over time.
 
     Tensors are read when attention is observed and when a block ends, after a pass. What a schedule asks for are
     plain values, which cost no synchronisation with the device.
@@ -65,16 +65,16 @@ class Focus:
 
     @property
     def has_drifted(self) -> bool:
-        """False only where a due refresh may be skipped: attention is like before, and few refreshes were skipped."""
+        """Return False where a due refresh may be skipped: attention is like before, and few refreshes were skipped."""
         return not self._is_steady or self._num_skipped >= self._config.max_skips
 
     @property
     def anchors(self) -> tuple[int, ...] | None:
-        """The prefix rows that the next refresh recomputes, ascending; None stands for all of them."""
+        """Return the prefix rows that the next refresh recomputes, ascending; None stands for all of them."""
         return self._anchors
 
     def observe(self, attention: Attention, *, refreshed: bool) -> None:
-        """Compare attention with that of the last refresh, which this one is where the pass `refreshed`."""
+        """Compare attention with that of the last refresh, or start from it where this pass `refreshed`."""
         if refreshed:
             self._at_refresh, self._is_steady, self._num_skipped = attention, False, 0
         else:

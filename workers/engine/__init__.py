@@ -1,1 +1,1 @@
-"""The engine: one step is schedule, run, commit."""
+"""Runs the engine, whose step is schedule, run, commit."""

@@ -1,4 +1,4 @@
-"""The engine for asyncio callers: one thread steps it, and every request has a stream of its own."""
+"""Serves asyncio callers with an engine: one thread steps it, and every request has a stream of its own."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ T = TypeVar("T")
 
 
 class EngineObserver(Protocol):
-    """What an engine notifies of its entries and asks about contexts.
+    """Hears of an engine's entries, and answers its questions about contexts.
 
-    The engine's thread calls it, so every method returns at once.
+    The engine's thread calls it, so that every method returns at once.
     """
 
     def apply(self, changes: Changes) -> None:
-        """Take note of what has happened to prefix entries."""
+        """Take in what has happened to prefix entries."""
         ...
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
@@ -45,7 +45,7 @@ class EngineObserver(Protocol):
 
 
 class NullObserver:
-    """The observer of an engine that runs by itself."""
+    """Observes nothing, for an engine that runs by itself."""
 
     def apply(self, changes: Changes) -> None:
         pass
@@ -93,7 +93,7 @@ class AsyncEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread after its current step; open requests fail with EngineClosedError."""
+        """End the thread after its current step; fail open requests with EngineClosedError."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -105,7 +105,7 @@ class AsyncEngine:
 
     @property
     def end_reason(self) -> str:
-        """Why the engine takes no requests any more."""
+        """Return why the engine takes no requests any more."""
         return self._end_reason or "the worker is shutting down"
 
     @property
@@ -277,7 +277,7 @@ class AsyncEngine:
 
     @contextmanager
     def _guarded(self, fault: EngineFault) -> Iterator[None]:
-        """Count and log an exception instead of raising it."""
+        """Log and count an exception instead of raising it."""
         try:
             yield
         except Exception as error:

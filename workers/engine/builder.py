@@ -1,4 +1,4 @@
-"""The model over prefixes alone: it computes what entries keep, and probes how far that may be trusted."""
+"""Runs the model over prefixes alone: computes what entries keep, and probes how far that may be trusted."""
 
 from __future__ import annotations
 

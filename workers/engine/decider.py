@@ -1,4 +1,4 @@
-"""From a batch's hidden states to a decision for each of its requests."""
+"""Turns a batch's hidden states into a decision for each of its requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Decider:
         self._model, self._forward = model, forward
 
     def decide(self, lanes: Sequence[Lane], hidden: Tensor) -> Iterator[tuple[Lane, Decision | WorkerError]]:
-        """Yield every lane with its decision, or with what is wrong with its logits."""
+        """Yield every lane with its decision, or with the error that its logits gave."""
         yield from self._decide_greedy([lane for lane in lanes if lane.is_greedy], hidden)
         others = [lane for lane in lanes if not lane.is_greedy]
         conditional = self._logits(others, hidden)

@@ -1,4 +1,4 @@
-"""The engine: single-threaded and synchronous; its caller drives it by `step`."""
+"""Defines the engine, which is single-threaded and synchronous: its caller drives it by `step`."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything. Where it would not, requests may still wait for answers to questions."""
+        """Return whether a step would do anything. If not, requests may still wait for answers to their questions."""
         return self.scheduler.has_work
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that would give other prefix entries for the same text."""
+        """Return a digest that differs wherever the same text would give other prefix entries."""
         return self.entries.format.fingerprint
 
     @property
@@ -63,7 +63,7 @@ class Engine:
         self.scheduler.add(self._requests.resolve(request))
 
     def abort(self, request_id: str) -> None:
-        """Forget a request and free what it holds; an unknown or finished one is left alone."""
+        """Forget a request and free what it holds; leave an unknown or finished one alone."""
         self.scheduler.abort(RequestId(request_id))
 
     def step(self) -> list[Outcome]:
@@ -108,7 +108,7 @@ class Engine:
         return self._memory.cache.take_changes()
 
     def stats(self) -> WorkerStats:
-        """Return counters and load, to any thread."""
+        """Return counters and load; any thread may ask."""
         counters = self.scheduler.counters
         return WorkerStats(
             replica=self._replica,

@@ -1,4 +1,4 @@
-"""How an engine is put together from a loaded model and its configuration."""
+"""Puts an engine together from a loaded model and its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two engines must have in common to exchange prefix entries, and what probes found of them."""
+"""Names what two engines must have in common to exchange prefix entries, and the findings of probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of an engine: how many bytes its page pool has, and how many of them prefix entries may fill."""
+"""Sizes and allocates an engine's memory: its page pool, and the share of it that prefix entries may fill."""
 
 from __future__ import annotations
 

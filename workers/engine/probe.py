@@ -1,4 +1,4 @@
-"""How similar to their true ones an entry's K/V are: the true ones depend on what follows the prefix.
+"""Measures how similar an entry's K/V are to the true ones, which depend on what follows the prefix.
 
 What a probe finds is a function of the prefix and the ratio bucket. It runs by itself, always in the same shape: it
 sees neither the request that it runs for, nor the batch, nor how deep the entry happens to be kept.

@@ -1,4 +1,4 @@
-"""How outcomes reach their callers: one queue for each request, on the caller's own event loop."""
+"""Carries outcomes to their callers: one queue for each request, on the caller's own event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request as it came -> a `Task` without open questions, or an error that names the parameter at fault."""
+"""Turns a request as it came into a `Task` without open questions, or an error that names the parameter at fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.scheduler.task import RequestId, Task
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 SEED_BITS = 63
 MAX_STEPS = 1 << 16
-"""Far more than any context has tokens; a step that commits nothing still takes a pass."""
+"""The most steps of a request: far more than any context has tokens. A step takes a pass, whatever it commits."""
 GUIDED_POLICY = "none"
 
 
@@ -108,7 +108,7 @@ class RequestResolver:
 
 
 def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
-    """Every token id and position, and that all of them fit into the context."""
+    """Check every token id and position, and that all of them fit into the context."""
     holes, asked = request.holes, request.max_tokens
     check(asked >= (0 if holes else 1), "max_tokens", f"must be at least 1, or 0 with holes, got {asked}")
     given = len(request.token_ids) + len(request.suffix)
@@ -142,7 +142,7 @@ def policy_named(name: str) -> Policy:
 
 
 def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
-    """Anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
+    """Resolve anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
     anchors = 1.0 if params.anchors is None else params.anchors
     check(math.isfinite(anchors) and 0 < anchors <= 1, "anchors", f"must lie in (0, 1], got {anchors}")
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
@@ -162,8 +162,10 @@ def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> 
 def timetable(
     request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
 ) -> Timetable:
-    """Blocks and steps. Without a number of steps, one for every `engine.tokens_per_step` tokens of each block; one
-    for every token where confidence sets the pace, because then it only says how many steps there may be at most.
+    """Resolve blocks and steps.
+
+    A request that gives no number of steps gets one for every `engine.tokens_per_step` tokens of each block, or one for
+    every token where confidence sets the pace, since that is then only the most steps that it may take.
     """
     params, start = request.params, len(request.token_ids)
     positions = (*request.holes, *range(start, start + request.max_tokens))
@@ -186,7 +188,7 @@ def timetable(
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
-    """The boundaries that leave the rows behind them all logits that the canvas needs."""
+    """Return the boundaries that leave the rows behind them all logits that the canvas needs."""
     longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
     lengths = [candidate.num_tokens for candidate in request.prefixes]
     check(

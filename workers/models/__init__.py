@@ -1,1 +1,1 @@
-"""Architectures, checkpoint loading and the bundled models. Leaves: nothing here imports the engine."""
+"""Holds the architectures, checkpoint loading and the bundled models. Nothing here imports the engine."""

@@ -1,4 +1,4 @@
-"""What the engine asks of a model: a stack of layers that it can run over any subset of a sequence's rows."""
+"""Declares what the engine asks of a model: a stack of layers that run over any subset of a sequence's rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AttentionMask = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DecodingDefaults:
-    """What the authors of a family decode with, for requests that don't say; LLaDA's unless stated otherwise."""
+    """The rules that a family's authors decode with, for requests that name none; LLaDA's if not given."""
 
     unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
     timing: Timing = Timing.QUOTA
@@ -64,13 +64,13 @@ class ModelConfig:
 
     @property
     def layer_weights(self) -> int:
-        """The number of elements of one layer's projections; a row costs twice as many FLOPs."""
+        """Return the number of elements of one layer's projections; a row costs twice as many FLOPs."""
         attention = 2 * self.hidden_size + 2 * self.num_kv_heads * self.head_dim
         return self.hidden_size * (attention + 3 * self.mlp_size)
 
     @property
     def kv_elements_per_token(self) -> int:
-        """The number of K and V elements of one token over all layers."""
+        """Return the number of K and V elements of one token over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 

@@ -1,4 +1,4 @@
-"""Dream (Ye et al. 2025): Qwen2's layers, with each position's token predicted one row to its left."""
+"""Reads Dream (Ye et al. 2025): Qwen2's layers, with each position's token predicted one row to its left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUIRED = (
     "mask_token_id",
     "eos_token_id",
 )
-"""Keys without which a Dream config.json says too little."""
+"""The keys without which a Dream config.json is incomplete."""
 
 COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -28,13 +28,13 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
     "tie_word_embeddings": (False,),
 }
-"""Config values that these layers compute; any other value would give silently wrong logits."""
+"""The config values that these layers compute; any other value would give silently wrong logits."""
 
 TRAINED_CONTEXT = 2048
 """Dream's config names the context of the Qwen2.5 weights it began from; it was trained on this one."""
 
 DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
-"""What Dream's authors decode with."""
+"""The rules that Dream's authors decode with."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -78,7 +78,7 @@ IN_LAYER = {
 
 
 def checkpoint_name(parameter: str) -> str:
-    """`layers.3.q.bias` -> `model.layers.3.self_attn.q_proj.bias`."""
+    """Translate `layers.3.q.bias` to `model.layers.3.self_attn.q_proj.bias`."""
     match parameter.split("."):
         case ["layers", index, module, kind]:
             return f"model.layers.{index}.{IN_LAYER[module]}.{kind}"

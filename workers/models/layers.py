@@ -1,4 +1,4 @@
-"""The pre-norm transformer that LLaDA, Dream and their kin share: RMSNorm, rotary positions, SwiGLU.
+"""Defines the pre-norm transformer that LLaDA, Dream and their kin share: RMSNorm, rotary positions, SwiGLU.
 
 Attention itself is absent: a caller takes `qkv`, attends as its cache policy says, and calls `finish`.
 """
@@ -16,7 +16,7 @@ from workers.models.base import DiffusionLM, Layer, ModelConfig, TorchModel
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square taken in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    """Computes x / rms(x) * weight, the mean square in float32 (Zhang & Sennrich 2019, eq. 4)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions in the half-split layout, computed in float32. x [..., heads, head_dim]."""
+    """Rotate x [..., heads, head_dim] by its position in the half-split layout, computed in float32."""
     wide = x.float()
     left, right = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 class DecoderLayer(nn.Module):
-    """One layer; see `workers.models.base.Layer` for the contract."""
+    """Implements `workers.models.base.Layer`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DecoderLayer(nn.Module):
 
 
 class Transformer(TorchModel):
-    """The whole stack of `DecoderLayer`s."""
+    """Stacks `DecoderLayer`s between an embedding and a head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Transformer(TorchModel):
         return cast(Tensor, self.embedding(token_ids))
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles position * theta^(-2i/head_dim) (Su et al. 2021, sec. 3.2.2), repeated for both halves."""
+        """Return cos and sin of position * theta^(-2i/head_dim) (Su et al. 2021, sec. 3.2.2), twice for two halves."""
         dim = self.config.head_dim
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
         angles = positions.float().unsqueeze(-1) / self.config.rope_theta**exponents
