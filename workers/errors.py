@@ -57,7 +57,7 @@ class EngineFault(enum.Enum):
     """The part of the engine's thread that raised, through no fault of a request's."""
 
     STEP = "step"
-    """A step: every request that the engine had ends with the error."""
+    """A step: the requests that it worked on end with the error."""
     COMMAND = "command"
     """A command of another thread, between two steps."""
     LISTENER = "listener"

@@ -54,7 +54,7 @@ class Worker:
             replica=replica,
             device=device,
             dtype=dtype,
-            profile=config.coherence.profile,
+            depth_table_version=config.coherence.profile,
             shares_builds=config.cache_service is not None and config.coherence.transfer != "never",
         )
         self._fingerprint = engine.fingerprint

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class EngineObserver(Protocol):
-    """Hears of an engine's entries, and answers its questions about contexts.
+    """Follows an engine's entries, and answers its questions about contexts.
 
     The engine's thread calls it, so that every method returns at once.
     """
@@ -70,7 +70,7 @@ class AsyncEngine:
         on_fault: Sequence[Callable[[EngineFault], None]] = (),
     ) -> None:
         """Call the listeners on the engine's thread: `on_step` with the seconds of each step, `on_answer` with those of
-        each answered request, `on_fault` with the kind of each exception that was caught.
+        each answered request, `on_fault` with the part that raised, after each exception that was caught.
         """
         self._engine = engine
         self._on_step, self._on_answer, self._on_fault = on_step, on_answer, on_fault
@@ -174,7 +174,7 @@ class AsyncEngine:
                     self._ask(question)
                 self._deliver(outcomes)
         except BaseException as error:
-            self._count(EngineFault.THREAD, error)
+            self._record(EngineFault.THREAD, error)
             self._end_reason = f"the engine's thread has ended: {error!r}"
         finally:
             self._close()
@@ -208,10 +208,13 @@ class AsyncEngine:
 
     def _step(self) -> list[Outcome]:
         try:
-            return self._engine.step()
+            outcomes = self._engine.step()
         except Exception as error:
-            self._count(EngineFault.STEP, error)
+            self._record(EngineFault.STEP, error)
             return self._engine.fail_all(StepFailedError.because_of(error))
+        if any(isinstance(outcome, Failure) and isinstance(outcome.error, StepFailedError) for outcome in outcomes):
+            self._count(EngineFault.STEP)  # the runner has logged it
+        return outcomes
 
     def _submit(self, request: GenerateRequest, stream: Stream) -> None:
         try:
@@ -236,7 +239,7 @@ class AsyncEngine:
         try:
             self._observer.ask(question.read, reply)
         except Exception as error:
-            self._count(EngineFault.OBSERVER, error)
+            self._record(EngineFault.OBSERVER, error)
             reply(None)
 
     def _answer(self, question: Question, newest: Context | None) -> None:
@@ -281,9 +284,15 @@ class AsyncEngine:
         try:
             yield
         except Exception as error:
-            self._count(fault, error)
+            self._record(fault, error)
 
-    def _count(self, fault: EngineFault, error: BaseException) -> None:
+    def _record(self, fault: EngineFault, error: BaseException) -> None:
+        self._log(fault, error)
+        self._count(fault)
+
+    def _log(self, fault: EngineFault, error: BaseException) -> None:
         logger.error("the engine's %s raised %r", fault.value, error, exc_info=error)
+
+    def _count(self, fault: EngineFault) -> None:
         for listener in self._on_fault:
             listener(fault)

@@ -33,16 +33,21 @@ def create_engine(
     replica: ReplicaId,
     device: torch.device,
     dtype: torch.dtype,
-    profile: int = 0,
+    depth_table_version: int = 0,
     shares_builds: bool = False,
 ) -> Engine:
-    """Return an engine whose pages are allocated. `device` and `dtype` are the model's, `profile` is the version of its
-    depth table. With `shares_builds`, new entries are built once `entries.clear` allows it, so that an observer of the
-    engine's changes has to call that.
+    """Return an engine whose pages are allocated.
+
+    `device` and `dtype` are the model's. With `shares_builds`, new entries are built once `entries.clear` allows it, so
+    that an observer of the engine's changes has to call that.
     """
     model = loaded.config
     memory = Memory.allocate(model, kv, device=device, dtype=dtype, awaits_builds=shares_builds)
-    table, evidence, limits = DepthTable.for_model(model, loaded.depth_table), Evidence(), DepthLimits(profile)
+    table, evidence, limits = (
+        DepthTable.for_model(model, loaded.depth_table),
+        Evidence(),
+        DepthLimits(depth_table_version),
+    )
     rule = ReuseRule(model.num_layers, table, evidence, limits, bicache)
     admission = Admission(
         model, memory.storage, memory.pool, memory.cache, rule, table, num_entry_depths=bicache.entry_depths

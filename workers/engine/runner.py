@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """The only place where the model runs. Keeps no state between steps beyond what lies in the page storage."""
+    """Runs the model for the engine. It keeps no state between steps beyond what lies in the page storage."""
 
     def __init__(
         self, model: DiffusionLM, storage: PageStorage, attention: Backend, *, num_probe_positions: int

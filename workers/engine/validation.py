@@ -87,9 +87,7 @@ class RequestResolver:
             "request",
             code=CONTEXT_LENGTH_EXCEEDED,
         )
-        check(
-            max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary"
-        )
+        check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids beyond the vocabulary")
         prompt = content.token_ids + task.prompt[read.num_tokens :]
         lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
         keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)

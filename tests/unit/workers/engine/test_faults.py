@@ -123,11 +123,15 @@ async def test_an_observer_that_raises_changes_no_answer(front: AsyncEngine, fau
     assert set(faults) == {EngineFault.OBSERVER}
 
 
-async def test_a_step_that_raises_is_counted(
-    front: AsyncEngine, engine: Engine, faults: list[EngineFault], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("broken", ["engine", "forward"])
+async def test_a_step_that_raises_is_counted_once(
+    front: AsyncEngine, engine: Engine, faults: list[EngineFault], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     with front, monkeypatch.context() as patch:
-        patch.setattr(engine, "step", raise_broken)
+        if broken == "engine":
+            patch.setattr(engine, "step", raise_broken)
+        else:
+            patch.setattr(engine.runner.forward, "run", raise_broken)
         with pytest.raises(StepFailedError):
             await text(front, request_of([1, 2], 4))
     assert faults == [EngineFault.STEP]
