@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Self
 
 
@@ -51,21 +50,6 @@ class StepFailedError(WorkerError):
 
 class EngineClosedError(WorkerError):
     """The engine takes no requests any more; another replica can take this one."""
-
-
-class EngineFault(enum.Enum):
-    """The part of the engine's thread that raised, through no fault of a request's."""
-
-    STEP = "step"
-    """A step: the requests that it worked on end with the error."""
-    COMMAND = "command"
-    """A command of another thread, between two steps."""
-    LISTENER = "listener"
-    """A listener to steps or answers."""
-    OBSERVER = "observer"
-    """The observer of entries and contexts."""
-    THREAD = "thread"
-    """The thread itself, which has ended."""
 
 
 def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from cache_service.core.types import ReplicaId
 from workers.api import WorkerStats
 from workers.coherence.tally import Tally
-from workers.errors import EngineFault
+from workers.engine.faults import EngineFault
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -18,12 +17,11 @@ from workers.api import ContextRead, ContextReply, GenerateChunk, GenerateReques
 from workers.bicache.entry import Changes
 from workers.bicache.entry_table import Entries
 from workers.engine.engine import Engine
+from workers.engine.faults import EngineFault, FaultRecorder
 from workers.engine.streams import Delivery, Stream, deliver
-from workers.errors import EngineClosedError, EngineFault, StepFailedError, WorkerError
+from workers.errors import EngineClosedError, StepFailedError, WorkerError
 from workers.scheduler.plan import Failure, Question
 from workers.scheduler.scheduler import Outcome
-
-logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 T = TypeVar("T")
@@ -73,7 +71,7 @@ class AsyncEngine:
         each answered request, `on_fault` with the part that raised, after each exception that was caught.
         """
         self._engine = engine
-        self._on_step, self._on_answer, self._on_fault = on_step, on_answer, on_fault
+        self._on_step, self._on_answer, self._faults = on_step, on_answer, FaultRecorder(on_fault)
         self._observer: EngineObserver = NullObserver()
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -174,7 +172,7 @@ class AsyncEngine:
                     self._ask(question)
                 self._deliver(outcomes)
         except BaseException as error:
-            self._record(EngineFault.THREAD, error)
+            self._faults.record(EngineFault.THREAD, error)
             self._end_reason = f"the engine's thread has ended: {error!r}"
         finally:
             self._close()
@@ -197,23 +195,23 @@ class AsyncEngine:
             self._closed = True
         self._run_commands()
         error = EngineClosedError(self.end_reason)
-        with self._guarded(EngineFault.THREAD):
+        with self._faults.guard(EngineFault.THREAD):
             self._engine.fail_all(error)
         self._deliver([Failure(request_id, error) for request_id in self._streams])
 
     def _run_commands(self) -> None:
         while self._commands:
-            with self._guarded(EngineFault.COMMAND):
+            with self._faults.guard(EngineFault.COMMAND):
                 self._commands.popleft()()
 
     def _step(self) -> list[Outcome]:
         try:
             outcomes = self._engine.step()
         except Exception as error:
-            self._record(EngineFault.STEP, error)
+            self._faults.record(EngineFault.STEP, error)
             return self._engine.fail_all(StepFailedError.because_of(error))
         if any(isinstance(outcome, Failure) and isinstance(outcome.error, StepFailedError) for outcome in outcomes):
-            self._count(EngineFault.STEP)  # the runner has logged it
+            self._faults.count(EngineFault.STEP)  # the runner has logged it
         return outcomes
 
     def _submit(self, request: GenerateRequest, stream: Stream) -> None:
@@ -239,7 +237,7 @@ class AsyncEngine:
         try:
             self._observer.ask(question.read, reply)
         except Exception as error:
-            self._record(EngineFault.OBSERVER, error)
+            self._faults.record(EngineFault.OBSERVER, error)
             reply(None)
 
     def _answer(self, question: Question, newest: Context | None) -> None:
@@ -253,7 +251,7 @@ class AsyncEngine:
 
     def _report_changes(self) -> None:
         while changes := self._engine.take_changes():
-            with self._guarded(EngineFault.OBSERVER):
+            with self._faults.guard(EngineFault.OBSERVER):
                 self._observer.apply(changes)
 
     def _deliver(self, outcomes: Sequence[Outcome]) -> None:
@@ -275,24 +273,5 @@ class AsyncEngine:
 
     def _notify(self, listeners: Sequence[Callable[[float], None]], seconds: float) -> None:
         for listener in listeners:
-            with self._guarded(EngineFault.LISTENER):
+            with self._faults.guard(EngineFault.LISTENER):
                 listener(seconds)
-
-    @contextmanager
-    def _guarded(self, fault: EngineFault) -> Iterator[None]:
-        """Log and count an exception instead of raising it."""
-        try:
-            yield
-        except Exception as error:
-            self._record(fault, error)
-
-    def _record(self, fault: EngineFault, error: BaseException) -> None:
-        self._log(fault, error)
-        self._count(fault)
-
-    def _log(self, fault: EngineFault, error: BaseException) -> None:
-        logger.error("the engine's %s raised %r", fault.value, error, exc_info=error)
-
-    def _count(self, fault: EngineFault) -> None:
-        for listener in self._on_fault:
-            listener(fault)

@@ -17,7 +17,8 @@ from workers.api import ContextRead, ContextReply
 from workers.bicache.entry import Changes
 from workers.engine.async_engine import AsyncEngine, NullObserver
 from workers.engine.engine import Engine
-from workers.errors import EngineClosedError, EngineFault, StepFailedError, WorkerError
+from workers.engine.faults import EngineFault
+from workers.errors import EngineClosedError, StepFailedError, WorkerError
 
 
 class BrokenError(Exception):
