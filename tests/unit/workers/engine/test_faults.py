@@ -60,7 +60,7 @@ async def test_a_command_that_raises_disturbs_no_request(
     front: AsyncEngine, faults: list[EngineFault], caplog: pytest.LogCaptureFixture
 ) -> None:
     with front:
-        request = asyncio.create_task(text(front, request_of(prompt_of(20), 60, policy="none")))
+        request = asyncio.create_task(text(front, long_request("a")))
         await until(lambda: front.num_running == 1)
         with pytest.raises(BrokenError):
             await asyncio.wrap_future(front.call(raise_broken))
@@ -78,12 +78,12 @@ async def test_a_request_that_breaks_a_command_is_the_only_one_to_fail(
         "abort": nullcontext,
     }
     with front:
-        first = asyncio.create_task(text(front, request_of(prompt_of(20), 60, request_id="a", policy="none")))
+        first = asyncio.create_task(text(front, long_request("a")))
         await until(lambda: front.num_running == 1)
         with monkeypatch.context() as patch:
             patch.setattr(engine, name, raise_broken)
             with expects[name]():
-                chunks = front.generate(request_of([1, 2, 3], 8, request_id="b"))
+                chunks = front.generate(long_request("b"))
                 await anext(chunks)
                 await chunks.aclose()
             await until(lambda: bool(faults))
