@@ -16,7 +16,7 @@ from cache_service.core.types import ReplicaId
 from cluster.generation.tokenization import Tokenizer, TokenPrompt
 from workers.api import GenerateChunk, GenerateRequest
 from workers.config import KVConfig
-from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.loader import load_model
 
 
@@ -62,7 +62,7 @@ class EngineDriver:
         device, dtype = torch.device(setting.device), getattr(torch, setting.dtype)
         self._loaded = load_model(setting.model, device=device, dtype=dtype)
         self._tokenization = Tokenizer(setting.model)
-        self.engine = Engine(
+        self.engine = create_engine(
             self._loaded,
             engine=setting.engine,
             kv=KVConfig(),

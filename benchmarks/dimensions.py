@@ -10,6 +10,7 @@ import typer
 
 from benchmarks.drive import Platform
 from workers.models.base import ModelConfig
+from workers.models.dream import DECODING
 from workers.models.layers import RMSNorm, Transformer
 from workers.models.loader import LoadedModel, fastest
 
@@ -47,6 +48,7 @@ DREAM_7B = ModelConfig(
     pad_token_id=151643,
     qkv_bias=True,
     prediction_shift=1,
+    decoding=DECODING,
 )
 DIMENSIONS: Mapping[str, ModelConfig] = MappingProxyType({"llada-8b": LLADA_8B, "dream-7b": DREAM_7B})
 

@@ -14,6 +14,7 @@ from cache_service.core.types import ReplicaId
 from workers.api import DecodingParams, GenerateChunk, GenerateRequest, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.bundle import model_directory
 from workers.models.loader import LoadedModel, load_model
 
@@ -61,7 +62,7 @@ class Platform:
 
     def build_engine(self, loaded: LoadedModel, *, batch: int, bicache: BiCacheConfig | None = None) -> Engine:
         """Build an empty engine that takes any number of requests and lets refreshes run together."""
-        return Engine(
+        return create_engine(
             loaded,
             engine=EngineConfig(max_batch=batch, max_waiting=1 << 20, max_heavy_rows=self.max_heavy_rows),
             kv=self.kv,

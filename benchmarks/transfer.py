@@ -34,7 +34,7 @@ from workers.bicache.copies import EntryCopy, check_copy
 from workers.bicache.entry import PrefixEntry
 from workers.config import BiCacheConfig, EngineConfig, KVConfig, TensorTransport
 from workers.deployment import NIXL, OBJECT_STORE, ServeTransport
-from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.bundle import model_directory
 from workers.models.loader import load_model
 
@@ -63,7 +63,7 @@ class Receiver:
     def __init__(self) -> None:
         self._loaded = load_model(model_directory(MODEL), device=torch.device("cpu"), dtype=torch.float32)
         self.fingerprint = self._loaded.fingerprint
-        self.engine = Engine(
+        self.engine = create_engine(
             self._loaded,
             engine=EngineConfig(),
             kv=KVConfig(pool_bytes=POOL_BYTES, entry_bytes=POOL_BYTES // 2),
@@ -87,7 +87,7 @@ class Receiver:
     @torch.inference_mode()
     def build(self, request: GenerateRequest) -> float:
         with self.pending_entry(request) as entry:
-            return timed(lambda: self.engine.runner.build(entry))
+            return timed(lambda: self.engine.runner.builder.build(entry))
 
     def fetch(
         self, request: GenerateRequest, fetch_copy: Callable[[CopyRequest], EntryCopy], holder: ReplicaId

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -110,9 +110,6 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
     from workers.deployment import DiffusionWorker  # torch comes with it, which an ingress has no use for
 
     on_gpu, replicas = config.is_on_gpus(num_gpus), config.num_replicas(num_gpus)
-    threads = config.worker.num_threads
-    if threads is None and not on_gpu:
-        threads = max(1, (os.cpu_count() or 1) // replicas)
     deployment: Deployment = serve.deployment(
         DiffusionWorker,
         name=WORKERS,
@@ -135,5 +132,5 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=GRACE_S,
     )
-    application: Application = deployment.bind(replace(config.worker, num_threads=threads))
+    application: Application = deployment.bind(config.worker)
     return application

@@ -177,7 +177,7 @@ class WorkerConfig:
     dtype: DType = "auto"
     """auto: bfloat16 on CUDA, float32 on the CPU."""
     num_threads: int | None = None
-    """CPU threads of one replica; None leaves torch's own choice."""
+    """CPU threads of one replica's model. None: on a CPU an equal share of the machine's cores, else torch's choice."""
     cache_service: str | None = None
     """HOST:PORT of the cache service; None runs without one."""
     lease_ttl_s: float = 10.0

@@ -1,4 +1,4 @@
-"""The worker as Ray Serve sees it: the only file of this package that imports ray."""
+"""Deploys the worker on Ray Serve; no other file of this package imports ray."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class NoDirectTransportError(WorkerError):
-    """The configuration asks for a way between the replicas' memories that there isn't here."""
+    """The configuration asks for a transport between the replicas' memories that doesn't run on this machine."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A body that stays in its holder's memory until it is read from there, or nobody can read it any more.
+    """A body that stays in its holder's memory until it is read from there, or can no longer be read.
 
     The wrapping keeps Ray from taking the reference for the reply itself.
     """
@@ -48,7 +48,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A copy between two replicas: all of it but its body, and its body in a form that travels."""
+    """A copy between two replicas, with its body in a form that travels."""
 
     copy: EntryCopy
     body: Reference | NDArray[Any]
@@ -61,27 +61,27 @@ class Parcel:
         return cls(rest, copy.body.cpu().numpy())
 
     def opened(self, timeout_s: float) -> EntryCopy:
-        """The copy, in memory of its own. Raises whatever the transport comes up with."""
+        """Return the copy, in memory of its own. Raises any error of the transport."""
         if isinstance(self.body, Reference):
             return replace(self.copy, body=ray.get(self.body.body, timeout=timeout_s), transport=NIXL)
         return replace(self.copy, body=torch.from_numpy(self.body.copy()), transport=OBJECT_STORE)
 
 
 class ServeTransport:
-    """Copies by calls between replicas of one deployment.
+    """Fetches copies by calls between replicas of one deployment.
 
-    Which replica is called is said by the request; the deployment's router goes by it. The reply holds the copy's body,
-    and then it travels through Ray's object store, or a reference by which it is read out of the holder's memory.
+    The request names the replica that the deployment's router calls. The reply holds the copy's body, which travels
+    through Ray's object store, or a reference by which the body is read out of the holder's memory.
     """
 
     def __init__(self, deployment: str, application: str, *, direct: bool, timeout_s: float) -> None:
-        """`direct`: whether to ask for references; they are read within `timeout_s`."""
+        """Ask for references if `direct`, and read them within `timeout_s`."""
         self._handle: DeploymentHandle = serve.get_deployment_handle(deployment, application)
         self._direct, self._timeout_s = direct, timeout_s
         self._out_of_reach: set[ReplicaId] = set()
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        """The holder's copy; None where it has none. Raises TransferError."""
+        """Return the holder's copy; None where it has none. Raises TransferError."""
         direct = self._direct and request.holder not in self._out_of_reach
         response = self._handle.hand_out.remote(replace(request, direct=direct))
         try:
@@ -101,7 +101,7 @@ class ServeTransport:
 
 
 class DiffusionWorker(Worker):
-    """The class to deploy: a `Worker` that learns from Serve who it is."""
+    """A `Worker` to deploy, which gets its identity from Serve."""
 
     def __init__(self, config: WorkerConfig) -> None:
         context = serve.get_replica_context()
@@ -115,7 +115,7 @@ class DiffusionWorker(Worker):
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
 
     async def replies(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | WorkerError, None]:
-        """As `generate`, with an error as the last value: what is raised, Serve logs as a fault, with its stack."""
+        """Yield what `generate` yields, and an error as the last value: Serve logs what is raised as a fault."""
         async with aclosing(self.generate(request)) as chunks:
             try:
                 async for chunk in chunks:
@@ -124,7 +124,7 @@ class DiffusionWorker(Worker):
                 yield error
 
     async def hand_out(self, request: CopyRequest) -> Parcel | None:
-        """`send_copy`, for replicas in other processes."""
+        """Return what `send_copy` returns, for replicas in other processes."""
         copy = await self.send_copy(request)
         if copy is None:
             return None
@@ -132,7 +132,7 @@ class DiffusionWorker(Worker):
 
 
 def has_direct_transport(config: CoherenceConfig, device: torch.device, num_replicas: int) -> bool:
-    """Whether copies go straight from one replica's memory into another's, which is found out by trying.
+    """Try whether copies can go straight from one replica's memory into another's.
 
     Raises NoDirectTransportError where the configuration insists on it.
     """

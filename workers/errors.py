@@ -1,6 +1,8 @@
-"""What can go wrong in a worker. Messages name the knob to turn."""
+"""Names what can go wrong in a worker. Messages name the knob to turn."""
 
 from __future__ import annotations
+
+from typing import Self
 
 
 class WorkerError(Exception):
@@ -12,7 +14,7 @@ class UnsupportedModelError(WorkerError):
 
 
 class InvalidRequestError(WorkerError):
-    """The request asks for something that can't be done; `param` names the field at fault, `code` the kind of fault."""
+    """The request asks for what can't be done; `param` names the field at fault, `code` the kind of fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -29,14 +31,25 @@ class OverloadedError(WorkerError):
 
 
 class NonFiniteLogitsError(WorkerError):
-    """The model returned NaN or infinity; the request is failed alone."""
+    """The model returned NaN or infinity; only this request fails."""
 
     def __init__(self, message: str = "the model returned NaN or infinite logits; check its weights and dtype") -> None:
         super().__init__(message)
 
 
+class StepFailedError(WorkerError):
+    """The engine raised while it worked on the request; it goes on with others, and its log has the stack."""
+
+    @classmethod
+    def because_of(cls, error: Exception, failed: str = "an engine step") -> Self:
+        """Return the failure of what `failed` names, with `error` as its cause."""
+        failure = cls(f"{failed} failed: {error!r}")
+        failure.__cause__ = error
+        return failure
+
+
 class EngineClosedError(WorkerError):
-    """The worker is shutting down; another replica can take the request."""
+    """The engine takes no requests any more; another replica can take this one."""
 
 
 def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:

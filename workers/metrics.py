@@ -1,17 +1,18 @@
-"""A worker's metrics, on a registry of their own."""
+"""Exports a worker's metrics, on a registry of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_service.core.types import ReplicaId
 from workers.api import WorkerStats
 from workers.coherence.tally import Tally
+from workers.engine.faults import EngineFault
 
 LABELS = ("replica",)
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -20,7 +21,7 @@ REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 
 @dataclass(frozen=True)
 class Exported:
-    """One field of `WorkerStats` as a metric."""
+    """A field of `WorkerStats` that is exported as a metric."""
 
     field: str
     name: str
@@ -30,9 +31,9 @@ class Exported:
 
 EXPORTED = (
     Exported("num_running", "palimpsest_worker_running", "Requests being denoised", GaugeMetricFamily),
-    Exported("num_waiting", "palimpsest_worker_waiting", "Requests that wait for a place", GaugeMetricFamily),
+    Exported("num_waiting", "palimpsest_worker_waiting", "Requests that wait to run", GaugeMetricFamily),
     Exported("num_requests", "palimpsest_worker_requests", "Requests taken in", CounterMetricFamily),
-    Exported("num_aborted", "palimpsest_worker_aborted", "Requests whose callers went away", CounterMetricFamily),
+    Exported("num_aborted", "palimpsest_worker_aborted", "Requests that their callers abandoned", CounterMetricFamily),
     Exported(
         "num_moved",
         "palimpsest_worker_moved",
@@ -64,7 +65,7 @@ class StatsCollector(Collector):
 
 @dataclass(frozen=True)
 class Counted:
-    """One field of `Tally` as a metric; a field that counts by some name has it as a label."""
+    """A field of `Tally` that is exported as a metric; a field that counts by name has the name as a label."""
 
     field: str
     name: str
@@ -75,14 +76,14 @@ class Counted:
 COUNTED = (
     Counted("built", "palimpsest_worker_entries_built", "Prefix entries that the model computed here"),
     Counted("fetched", "palimpsest_worker_entries_fetched", "Prefix entries copied from other replicas for requests"),
-    Counted("prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before anybody asked for them"),
+    Counted("prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before any request needed them"),
     Counted("fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole", "transport"),
     Counted("sent", "palimpsest_worker_entries_sent", "Copies of prefix entries handed out"),
     Counted("sent_bytes", "palimpsest_worker_sent_bytes", "Bytes of copies handed out"),
     Counted("refused", "palimpsest_worker_fetches_refused", "Fetches that came to nothing", "reason"),
     Counted("waits", "palimpsest_worker_build_waits", "Waits for another replica's build", "outcome"),
     Counted("fenced", "palimpsest_worker_builds_fenced", "Builds whose lease had ended before they were complete"),
-    Counted("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and told to all"),
+    Counted("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and reported to all"),
     Counted("retired", "palimpsest_worker_entries_retired", "Entries dropped because their context moved on"),
 )
 
@@ -107,7 +108,7 @@ class TallyCollector(Collector):
 
 
 class WorkerMetrics:
-    """`stats` and `tally` are read at every scrape."""
+    """Holds a worker's metrics; reads `stats` and `tally` at every scrape."""
 
     def __init__(self, replica: ReplicaId, stats: Callable[[], WorkerStats], tally: Tally) -> None:
         self.registry = CollectorRegistry()
@@ -129,7 +130,17 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.observe_request = requests.labels(replica).observe
+        errors = Counter(
+            "palimpsest_worker_engine_errors",
+            "Exceptions on the engine's thread, by what raised; the worker's log has their stacks",
+            (*LABELS, "kind"),
+            registry=self.registry,
+        )
+        self._engine_errors = {fault: errors.labels(replica, fault.value) for fault in EngineFault}
+
+    def count_engine_error(self, fault: EngineFault) -> None:
+        self._engine_errors[fault].inc()
 
     def render(self) -> str:
-        """The text exposition format."""
+        """Return all metrics in the text exposition format."""
         return generate_latest(self.registry).decode()

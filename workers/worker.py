@@ -1,4 +1,4 @@
-"""One replica in one object: model, engine thread, metrics, and membership in the cache service. Knows no Ray."""
+"""Holds one replica in one object: model, engine thread, metrics, and membership in the cache service. No Ray here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.coherence.membership import Membership
 from workers.coherence.tally import Tally
 from workers.config import Device, DType, WorkerConfig
 from workers.engine.async_engine import AsyncEngine
-from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.errors import EngineClosedError
 from workers.metrics import WorkerMetrics
 from workers.models.base import ModelConfig
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs from construction to `__del__`, which is how Serve, too, begins and ends a replica."""
+    """Runs from construction to `__del__`, by which Serve, too, begins and ends a replica."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Worker:
         """Load the model and start; `transport` leads to the other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)
         dtype = dtype_of(config.dtype, device)
-        if device.type == "cpu":
-            torch.set_num_threads(config.num_threads or threads_of(num_replicas))
+        if num_threads := num_threads_of(config, device, num_replicas):
+            torch.set_num_threads(num_threads)
         self._loaded = load_model(config.model, device=device, dtype=dtype)
-        engine = Engine(
+        engine = create_engine(
             self._loaded,
             engine=config.engine,
             kv=config.kv,
@@ -63,7 +63,10 @@ class Worker:
         self._tally = Tally()
         self._metrics = WorkerMetrics(replica, engine.stats, self._tally)
         self._engine = AsyncEngine(
-            engine, on_step=[self._metrics.observe_step], on_answer=[self._metrics.observe_request]
+            engine,
+            on_step=[self._metrics.observe_step],
+            on_answer=[self._metrics.observe_request],
+            on_fault=[self._metrics.count_engine_error],
         )
         with ExitStack() as resources:
             if config.cache_service is None:
@@ -91,7 +94,7 @@ class Worker:
         return self._engine.generate(request)
 
     async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
-        """A copy of one of its entries, for another replica; None where it holds none that serves the depths."""
+        """Return a copy of an entry, for another replica; None where none is held that serves the depths."""
         copying = self._engine.call(lambda entries: entries.export(request.key, request.depths))
         copy = await asyncio.wrap_future(copying)
         if copy is None:
@@ -104,7 +107,7 @@ class Worker:
         return self._engine.stats()
 
     async def metrics(self) -> str:
-        """The metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return self._metrics.render()
 
     async def model_info(self) -> ModelInfo:
@@ -118,12 +121,15 @@ class Worker:
         )
 
     def check_health(self) -> None:
-        """Serve asks this periodically; raises once the engine's thread has ended, and Serve starts a new replica."""
+        """Raise EngineClosedError with the reason once the engine's thread has ended.
+
+        Serve calls this periodically, and then starts a new replica.
+        """
         if not self._engine.is_alive:
-            raise EngineClosedError("the engine's thread has ended; the worker's log says why")
+            raise EngineClosedError(self._engine.end_reason)
 
     def __del__(self) -> None:
-        """Serve calls this at shutdown: drain, fail what is open, and leave the cache service."""
+        """Drain, fail open requests, and leave the cache service; Serve calls this at shutdown."""
         if hasattr(self, "_resources"):  # absent where __init__ raised
             self._resources.close()
 
@@ -135,8 +141,9 @@ def device_of(device: Device) -> torch.device:
 
 
 def cost_model(model: ModelConfig, device: torch.device) -> CostModel:
-    """What builds and fetches take before any was seen: rough figures, that of fetches a hopeful one, because a fetch
-    corrects it, while a build never would.
+    """Return rough figures of what builds and fetches take, until the first of each is measured.
+
+    That of fetches is hopeful, because a fetch corrects it, while a build never would.
     """
     flops = GPU_FLOPS if device.type == "cuda" else CPU_FLOPS
     token_layers = model.context_length * model.num_layers / 4
@@ -152,6 +159,11 @@ def dtype_of(dtype: DType, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
-def threads_of(num_replicas: int) -> int:
-    """An equal share of this machine's cores, as if all replicas ran here."""
+def num_threads_of(config: WorkerConfig, device: torch.device, num_replicas: int) -> int | None:
+    """Return the configured number of torch's CPU threads; None leaves it to torch, which a replica on a GPU does.
+
+    On a CPU an unconfigured replica takes an equal share of this machine's cores, as if all replicas ran here.
+    """
+    if config.num_threads is not None or device.type != "cpu":
+        return config.num_threads
     return max(1, len(os.sched_getaffinity(0)) // max(1, num_replicas))

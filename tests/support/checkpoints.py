@@ -60,7 +60,7 @@ def write_checkpoint(
 ) -> Path:
     """Write `config` and random weights in the layout of `architecture`, without a tokenizer; return `directory`."""
     torch.manual_seed(7)
-    model = Transformer(architecture.parse_config(config))
+    model = architecture.build(architecture.parse_config(config))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     weights = {

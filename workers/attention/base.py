@@ -1,11 +1,12 @@
-"""What a batch asks of attention, and what answers it.
+"""Declares what a batch asks of attention, and what answers it.
 
     row of the batch    asks in
     base                every layer
     deep                layers depth..L-2: prefix rows that join at the reuse depth; nothing reads them after the last
 
-All rows of a sequence see all its keys, and nothing else. In layers below its depth the first keys of a sequence are
-an entry's: sequences that read the same entry share them, and a backend may read those once for all.
+All rows of a sequence see all its keys, unless the model masks some of them, and nothing else. In layers below its
+depth the first keys of a sequence are an entry's: sequences that read the same entry share them, and a backend may
+read those once for all.
 """
 
 from __future__ import annotations
@@ -19,38 +20,43 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reader:
-    """One sequence of the batch."""
+    """One sequence of the batch, and the rows by which it reads keys and values."""
 
     slots: Tensor
-    """int64 [num_layers, T]: the key rows of all its positions. Order doesn't matter: positions are in the keys."""
+    """int64 [num_layers, T]: the key rows of its positions 0..T-1. Only a mask minds the order: positions are in the
+    keys.
+    """
     base: slice
-    """Its rows among the batch's rows."""
+    """The sequence's rows among the batch's rows."""
     deep: slice = field(default_factory=lambda: slice(0, 0))
     depth: int = 0
     entry: Hashable | None = None
-    """What sequences have in common that share, in layers below `depth`, their first `num_shared` keys."""
+    """Equal for sequences that share, in layers below `depth`, their first `num_shared` keys."""
     num_shared: int = 0
+    positions: Sequence[int] = ()
+    """Those of the base rows and then of the deep rows, for a model that masks attention."""
 
     def asks_deep(self, layer: int, num_layers: int) -> bool:
+        """Return whether the deep rows ask in a layer."""
         return num_rows(self.deep) > 0 and self.depth <= layer < num_layers - 1
 
 
 class Attend(Protocol):
-    """Attention for one batch, in any of its layers."""
+    """Computes attention for one batch, in any of its layers."""
 
     def __call__(self, layer: int, q: Tensor) -> Tensor:
-        """Q [N, heads, head_dim] of all rows that ask in `layer` or a later one -> [N, heads * head_dim].
+        """Turn q [N, heads, head_dim] of all rows that ask in `layer` or a later one into [N, heads * head_dim].
 
-        Each of the rows that ask belongs to exactly one reader; what stands at others is undefined.
+        Each of the rows that ask belongs to exactly one reader; the result at others is undefined.
         """
         ...
 
 
 class Backend(Protocol):
-    """A way to compute attention over one page storage."""
+    """Computes attention over one page storage."""
 
     def plan(self, readers: Sequence[Reader], num_layers: int) -> Attend:
-        """Prepare for a batch; valid until the next plan. The rows of readers of one entry should be neighbours."""
+        """Prepare for a batch, until the next plan. The rows of readers of one entry should be neighbours."""
         ...
 
 

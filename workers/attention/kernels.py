@@ -1,4 +1,4 @@
-"""Triton kernels: attention of tiles over paged keys and values, and the merge of partial results.
+"""Holds the Triton kernels: attention of tiles over paged keys and values, and the merge of partial results.
 
 Softmax is taken online, as in FlashAttention (Dao et al. 2022, algorithm 1), in float32; products are in the operands'
 type, float32 ones without TF32.
@@ -89,7 +89,7 @@ def merge_parts(
     heads_padded: tl.constexpr,
     dim_padded: tl.constexpr,
 ):
-    """One row: its parts, weighted by their share of the softmax's total."""
+    """Add up one row's parts, weighted by their share of the softmax's total."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts_ptr + row)
     if count == 0:

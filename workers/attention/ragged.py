@@ -1,4 +1,4 @@
-"""The fast path: a few launches a layer for the whole batch, and keys that requests share are read once for all."""
+"""Implements the fast path: a few launches a layer for a batch, in which keys that requests share are read once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PROGRAMS_PER_PROCESSOR = 2
 TILE_FIELDS = len(Tile._fields)
 NO_TILE = Tile(0, 0, 0, 0, 0, 0, 0)
 FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
-"""(rows from which on, parts that a fixed plan has room for): the fewer rows, the more their keys are cut."""
+"""(least rows, parts that a fixed plan then has room for): the fewer rows, the more their keys are cut."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a tile is computed: rows and keys of one matrix product, and what Triton makes of it."""
+    """How a tile is computed: rows and keys of one matrix product, and how Triton schedules it."""
 
     num_rows: int
     num_keys: int
@@ -32,7 +32,7 @@ class Shape:
 
 SMALL_SHAPE = Shape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
 LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
-"""The fastest of those that were tried on an H100 in bf16, at head dimension 128."""
+"""The fastest shapes of those that were tried on an H100 in bf16, at head dimension 128."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RaggedBackend:
     """Implements `workers.attention.base.Backend` with the kernels beside it."""
 
     def __init__(self, rows: Tensor, *, page_tokens: int, num_heads: int) -> None:
-        """`rows` [rows, kv_heads, head_dim]: a token's V is `page_tokens` rows behind its K."""
+        """Read `rows` [rows, kv_heads, head_dim], where a token's V is `page_tokens` rows behind its K."""
         self._kv, self._page_tokens, self._num_heads = rows, page_tokens, num_heads
         is_wide = rows.element_size() > 2
         self._small = Shape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
@@ -70,7 +70,7 @@ class RaggedBackend:
         return attend
 
     def fixed(self, num_rows: int, num_layers: int) -> FixedPlan:
-        """A plan whose launches stay the same, whatever the batch, for up to `num_rows` base rows."""
+        """Return a plan whose launches stay the same, whatever the batch, for up to `num_rows` base rows."""
         return FixedPlan(self, num_rows, num_layers, self._kv.device)
 
     def _tilings(self, readers: Sequence[Reader], num_layers: int) -> list[Tiling]:
@@ -85,7 +85,7 @@ class RaggedBackend:
         )
 
     def _upload(self, found: Sequence[Tiling], num_rows: int) -> list[Launch]:
-        """All tables in one copy."""
+        """Copy all tables to the device at once."""
         tiles = [tile for one in found for tile in (*one.small, *one.large)]
         table = torch.tensor(tiles, dtype=torch.int64).view(-1, TILE_FIELDS).to(self._kv.device)
         counts = torch.stack([parts_of_rows(one, num_rows) for one in found]).to(self._kv.device)
@@ -138,9 +138,9 @@ class RaggedBackend:
 
 
 class FixedPlan:
-    """Tables of a fixed size in a fixed place, one for each layer, for launches that a CUDA graph has recorded.
+    """Implements `workers.attention.base.Attend` for launches that a CUDA graph has recorded.
 
-    Implements `workers.attention.base.Attend`. Where a table has fewer tiles than room, the rest are empty.
+    Its tables, one for each layer, keep their size and address. A table with fewer tiles than room ends in empty ones.
     """
 
     def __init__(self, backend: RaggedBackend, num_rows: int, num_layers: int, device: torch.device) -> None:
@@ -152,7 +152,7 @@ class FixedPlan:
         self._max_parts = next(parts for rows, parts in FIXED_PARTS if num_rows >= rows)
 
     def fill(self, readers: Sequence[Reader]) -> bool:
-        """Take in a batch; False, and nothing is changed, where it doesn't fit."""
+        """Take in a batch and return True, or change nothing and return False where it doesn't fit."""
         found = self._backend._tilings(readers, self._num_layers)
         if any(
             len(one.small) > self._num_small or len(one.large) > self._num_large or one.num_parts > self._max_parts
@@ -177,8 +177,10 @@ class FixedPlan:
 
 
 def fixed_tiles(num_rows: int) -> tuple[int, int]:
-    """Small and large tiles that a fixed plan has room for: two for each of its sequences and some for cut keys; large
-    ones where several may share an entry. Empty ones cost little, but not nothing.
+    """Return how many small and large tiles a fixed plan has room for.
+
+    There are two for each of its sequences and some for cut keys, and large ones where several may share an entry.
+    Empty ones cost little, but not nothing.
     """
     return 24 + num_rows // 16, 12 if num_rows > SMALL_ROWS else 0
 
@@ -188,7 +190,7 @@ def fill_up(tiles: Sequence[Tile], count: int) -> list[Tile]:
 
 
 def parts_of_rows(tiling: Tiling, num_rows: int) -> Tensor:
-    """int32 [num_rows]: how many parts each row has."""
+    """Return how many parts each row has: int32 [num_rows]."""
     counts = torch.zeros(num_rows, dtype=torch.int32)
     for rows, count in tiling.row_parts:
         counts[rows] = count

@@ -1,4 +1,4 @@
-r"""How a batch's attention is cut into equal pieces of work, for a range of layers in which nothing about it changes.
+r"""Cuts a batch's attention into equal pieces of work, for a range of layers in which nothing about it changes.
 
     rows    \ keys   shared 0..S-1              private S..T-1
     A, B (one entry) [ tiles over both ]        [ tiles of A ] [ tiles of B ]      below their depth
@@ -19,10 +19,10 @@ from typing import NamedTuple
 from workers.attention.base import Reader, num_rows
 
 SMALL_ROWS = 32
-"""Tiles come in two heights: this, for a decoding block, and the kernel's full one."""
+"""The height of a small tile, which suits a decoding block; a large one has the kernel's full height."""
 KEY_STEP = 64
 LEAST_RUN = 256
-"""Keys that a cut leaves a tile at least, so that merging stays cheap."""
+"""The fewest keys that a cut leaves a tile, so that merging stays cheap."""
 
 
 class Tile(NamedTuple):
@@ -31,13 +31,13 @@ class Tile(NamedTuple):
     first_row: int
     num_rows: int
     slots_address: int
-    """Of the sequence's slots [num_layers, T] in device memory."""
+    """Address of the sequence's slots [num_layers, T] in device memory."""
     slots_stride: int
-    """Elements from one layer's slots to the next one's."""
+    """Number of elements from one layer's slots to the next one's."""
     first_key: int
     num_keys: int
     part: int
-    """Which of its rows' partial results it gives."""
+    """Index of the partial result that it computes for its rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Span:
     reader: Reader
     keys: range
     is_last: bool = True
-    """Whether the rows see no keys behind these."""
+    """True where the rows see no keys behind these."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Tiling:
     small: tuple[Tile, ...]
     large: tuple[Tile, ...]
     row_parts: tuple[tuple[slice, int], ...]
-    """Rows -> how many parts they have."""
+    """Rows, and how many parts they have."""
 
     @property
     def num_parts(self) -> int:
@@ -69,7 +69,7 @@ class Tiling:
 def tilings(
     readers: Sequence[Reader], num_layers: int, *, num_heads: int, num_programs: int, large_rows: int
 ) -> Iterator[Tiling]:
-    """For all layers, in order. `num_programs` of tile x head are wanted to fill the device."""
+    """Yield tilings for all layers, in order; `num_programs` of tile x head should fill the device."""
     changes = {0, num_layers - 1, *(reader.depth for reader in readers if reader.depth < num_layers)}
     for layer in sorted(changes):
         found = list(spans(readers, layer, num_layers))
@@ -77,7 +77,7 @@ def tilings(
 
 
 def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Span]:
-    """Rows and the keys that they see in a layer; rows that share keys come with those first."""
+    """Yield rows with the keys that they see in a layer; rows that share keys come first, with those."""
     for shared, group in groupby(readers, key=lambda reader: reader.entry if layer < reader.depth else None):
         members = list(group)
         first_private = 0
@@ -93,7 +93,7 @@ def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Sp
 
 
 def neighbours(slices: Iterable[slice]) -> Iterator[slice]:
-    """The same rows in as few slices as their order allows."""
+    """Yield the same rows in as few slices as their order allows."""
     merged: list[slice] = []
     for rows in slices:
         if merged and merged[-1].stop == rows.start:
@@ -104,7 +104,7 @@ def neighbours(slices: Iterable[slice]) -> Iterator[slice]:
 
 
 def key_run(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
-    """How many keys a tile takes on at most, so that there are about `num_tiles`."""
+    """Return how many keys a tile takes on at most, so that there are about `num_tiles`."""
     whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
     longest = max((len(span.keys) for span in found), default=0)
     cuts = -(-num_tiles // max(1, whole))

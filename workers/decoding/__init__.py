@@ -1,4 +1,4 @@
-"""From one request's logits to committed tokens: adjust, choose tokens, rank the positions, take a portion. Pure.
+"""Turns one request's logits into committed tokens: adjust, choose tokens, rank the positions, take a portion. Pure.
 
 Terms: docs/glossary.md.
 """

@@ -1,4 +1,4 @@
-"""What changes logits before anything is read from them."""
+"""Changes logits before anything is read from them: guidance, bias and a least length."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from workers.decoding.sampling import Sampling
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance as LLaDA has it: u + (w + 1)(c - u), all [n, vocab]."""
+    """Apply classifier-free guidance as LLaDA does: u + (w + 1)(c - u), all [n, vocab]."""
     return unconditional + (guidance + 1) * (conditional - unconditional)
 
 
 def adjust(logits: Tensor, positions: Sequence[int], sampling: Sampling) -> Tensor:
-    """Logits [len(positions), vocab] with the request's bias, and without EOS where it isn't allowed yet."""
+    """Return logits [len(positions), vocab] with the request's bias, and without EOS where it isn't allowed yet."""
     decoding = sampling.decoding
     too_early = [index for index, position in enumerate(positions) if position < decoding.first_eos]
     if not (decoding.logit_bias or too_early):

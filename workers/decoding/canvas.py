@@ -1,4 +1,4 @@
-"""The masked positions of one request while they are being committed. Positions, never mask ids."""
+"""Keeps the masked positions of one request while they are being committed. It counts positions, never mask ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workers.decoding.timetable import Timetable
 
 
 class Canvas:
-    """Which positions are committed, to what, and how many of them were handed out.
+    """Knows which positions are committed, to which tokens, and how many of these were handed out.
 
     The timetable's positions begin masked; all others hold text that stays.
     """
@@ -17,22 +17,22 @@ class Canvas:
     def __init__(
         self, timetable: Timetable, token_ids: Iterable[int], *, mask_token_id: int, eos_token_id: int
     ) -> None:
-        """`token_ids` are the whole sequence's; what they say at the timetable's positions doesn't matter."""
+        """Take the whole sequence's `token_ids`; those at the timetable's positions don't matter."""
         self.timetable = timetable
         self.token_ids = list(token_ids)
-        """By position."""
+        """The tokens of the sequence, by position."""
         self._mask, self._eos = mask_token_id, eos_token_id
         self._masked = set(timetable.positions)
         self._probabilities: dict[int, float] = {}
         self._latest: frozenset[int] = frozenset()
         self._num_taken = 0
-        """Of the timetable's positions; so many are handed out, and committed for good."""
+        """How many of the timetable's positions are handed out, and thereby committed for good."""
         self._ended = False
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id
 
     def moved(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
-        """The same progress amid other text: the timetables' positions correspond one by one."""
+        """Return the same progress amid other text: the timetables' positions correspond one by one."""
         to = dict(zip(self.timetable.positions, timetable.positions, strict=True))
         canvas = Canvas(timetable, token_ids, mask_token_id=self._mask, eos_token_id=self._eos)
         for old, new in to.items():
@@ -44,7 +44,7 @@ class Canvas:
         return canvas
 
     def masked(self, positions: range) -> list[int]:
-        """The positions still to be committed, ascending."""
+        """Return the positions that are still to be committed, ascending."""
         return [position for position in positions if position in self._masked]
 
     @property
@@ -52,12 +52,12 @@ class Canvas:
         return frozenset(self._masked)
 
     def unprompted(self, rows: range) -> list[int]:
-        """Token ids of `rows` with every given token masked: what guidance compares with."""
+        """Return the token ids of `rows` with every given token masked: guidance compares with these."""
         own = frozenset(self.timetable.positions)
         return [self.token_ids[row] if row in own else self._mask for row in rows]
 
     def commit(self, positions: Iterable[int], token_ids: Iterable[int], probabilities: Iterable[float] = ()) -> None:
-        """`probabilities` of the tokens are needed only where `remask` may follow."""
+        """Commit tokens. Their `probabilities` are needed only where `remask` may follow."""
         self._latest = frozenset(positions)
         for position, token_id in zip(positions, token_ids, strict=True):
             self._masked.remove(position)
@@ -65,9 +65,10 @@ class Canvas:
         self._probabilities.update(zip(positions, probabilities, strict=False))
 
     def remask(self, among: range, count: int) -> int:
-        """Mask up to `count` tokens of `among` again, those that were least probable when they were committed, ties
-        from the left; returns how many. Tokens of the latest commitment, which no pass has seen in place yet, and
-        those that were handed out stay.
+        """Mask up to `count` tokens of `among` again, and return how many.
+
+        It takes those that were least probable when they were committed, ties from the left. Tokens of the latest
+        commitment, which no pass has seen as context yet, stay, and so do those that were handed out.
         """
         final = frozenset(self.timetable.positions[: self._num_taken])
         open_to = [p for p in self._probabilities if p in among and p not in self._masked | self._latest | final]
@@ -78,7 +79,7 @@ class Canvas:
         return len(chosen)
 
     def take_committed(self) -> tuple[int, ...]:
-        """Tokens committed in order since the last call, up to and without EOS."""
+        """Return the tokens that were committed in order since the last call, up to and without EOS."""
         taken: list[int] = []
         for position in self.timetable.positions[self._num_taken :]:
             if self._ended or position in self._masked:
@@ -96,7 +97,7 @@ class Canvas:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """STOP once EOS is committed with nothing masked before it, LENGTH once all is committed without one."""
+        """Return STOP once EOS is committed with nothing masked before it, LENGTH once all is committed without one."""
         if self._ended:
             return FinishReason.STOP
         return FinishReason.LENGTH if self._num_taken == len(self.timetable.positions) else None

@@ -1,4 +1,4 @@
-"""One step's decision for one request."""
+"""Decides, in one step, for one request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from workers.errors import NonFiniteLogitsError
 
 @dataclass(frozen=True)
 class Decision:
-    """Positions to commit, and their tokens."""
+    """The positions that one step commits for a request, and their tokens."""
 
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
-    """Of the tokens, before temperature; empty unless the request remasks."""
+    """Probabilities of the tokens before temperature; empty unless the request remasks."""
     attention: Attention | None = None
-    """Where the sequence's masked rows looked, if it wants to know."""
+    """Where the sequence's masked rows looked; None unless it is watched."""
 
 
 def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling: Sampling) -> Decision:
     """Commit a portion of `positions` (ascending), all of them masked; ties go to the left.
 
-    logits [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
+    Logits are [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
     """
     if not bool(torch.isfinite(logits).all()):
         raise NonFiniteLogitsError

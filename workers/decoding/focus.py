@@ -1,4 +1,4 @@
-"""Which prefix rows the masked positions look at, and whether that has changed since the last refresh.
+"""Follows which prefix rows the masked positions look at, and whether that has changed since the last refresh.
 
 Anchors (Affix Cache, arXiv 2608.26140): the most attended prefix rows stand for all of them in a refresh; the others
 keep their K/V. Skipping (after Elastic-Cache): a refresh that is due is left out while attention stays put.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FocusConfig:
-    """How a request uses what is seen of its attention."""
+    """How a request uses what is observed of its attention."""
 
     anchor_share: float
     """Share of the prefix rows that a refresh after the first recomputes; 1 takes all."""
@@ -40,62 +40,76 @@ class Attention:
     """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
 
     def only(self, positions: frozenset[int]) -> Attention:
+        """Return the part of it that belongs to `positions`."""
         kept = [index for index, position in enumerate(self.positions) if position in positions]
         return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
 
 
 class Focus:
-    """One request's attention to its prefix, over time."""
+    """Follows one request's attention to its prefix over time.
+
+    Tensors are read when attention is observed and when a block ends, after a pass. What a schedule asks for are
+    plain values, which cost no synchronisation with the device.
+    """
 
     def __init__(self, config: FocusConfig) -> None:
         self._config = config
         self._at_refresh: Attention | None = None
-        self._latest: Attention | None = None
+        self._is_steady = False
         self._num_skipped = 0
+        self._anchors: tuple[int, ...] | None = None
 
     @property
     def is_watched(self) -> bool:
         return self._config.is_used
 
-    def observe(self, attention: Attention, *, refreshed: bool) -> None:
-        self._latest = attention
-        if refreshed:
-            self._at_refresh, self._num_skipped = attention, 0
-
-    def skip(self) -> None:
-        """A refresh that was due has been left out."""
-        self._num_skipped += 1
+    @property
+    def has_drifted(self) -> bool:
+        """Return False where a due refresh may be skipped: attention is like before, and few refreshes were skipped."""
+        return not self._is_steady or self._num_skipped >= self._config.max_skips
 
     @property
-    def drifted(self) -> bool:
-        """False only where a refresh may be skipped: looked at, like before, and not skipped too often in a row."""
-        then, now = self._at_refresh, self._latest
-        if not self._config.skip_refresh or then is None or now is None or then is now:
-            return True
-        if self._num_skipped >= self._config.max_skips:
-            return True
-        shared = frozenset(then.positions) & frozenset(now.positions)
-        if not shared:
-            return True
-        similarity = F.cosine_similarity(then.only(shared).weights, now.only(shared).weights).mean()
-        return similarity.item() < self._config.skip_similarity
+    def anchors(self) -> tuple[int, ...] | None:
+        """Return the prefix rows that the next refresh recomputes, ascending; None stands for all of them."""
+        return self._anchors
 
-    def anchors(self, masked: frozenset[int]) -> tuple[int, ...] | None:
-        """The most attended prefix rows, ascending, as the rows that are masked still saw them at the last refresh."""
-        if self._config.anchor_share == 1 or self._at_refresh is None:
-            return None
+    def observe(self, attention: Attention, *, refreshed: bool) -> None:
+        """Compare attention with that of the last refresh, or start from it where this pass `refreshed`."""
+        if refreshed:
+            self._at_refresh, self._is_steady, self._num_skipped = attention, False, 0
+        else:
+            self._is_steady = self._config.skip_refresh and self._is_like_last_refresh(attention)
+
+    def skip(self) -> None:
+        """Count a due refresh that has been left out."""
+        self._num_skipped += 1
+
+    def choose_anchors(self, masked: frozenset[int]) -> None:
+        """Choose the most attended prefix rows, as the rows that are still `masked` saw them at the last refresh."""
+        if self._config.anchor_share == 1 or self._at_refresh is None or not masked:
+            return
         attention = self._at_refresh.only(masked).weights.sum(0)
         count = math.ceil(self._config.anchor_share * len(attention))
-        return tuple(attention.topk(count).indices.sort().values.tolist())
+        self._anchors = tuple(attention.topk(count).indices.sort().values.tolist())
+
+    def _is_like_last_refresh(self, now: Attention) -> bool:
+        then = self._at_refresh
+        shared = frozenset(then.positions) & frozenset(now.positions) if then else frozenset()
+        if then is None or not shared:
+            return False
+        similarity = F.cosine_similarity(then.only(shared).weights, now.only(shared).weights).mean()
+        return not similarity.item() < self._config.skip_similarity
 
 
-def attention_to_prefix(q: Tensor, k: Tensor, num_prefix: int) -> Tensor:
-    """Weights of rows q [n, heads, head_dim] on the first `num_prefix` of keys k [T, kv_heads, head_dim].
+def attention_to_prefix(q: Tensor, k: Tensor, num_prefix: int, mask: Tensor | None = None) -> Tensor:
+    """Return the weights of rows q [n, heads, head_dim] on the first `num_prefix` of keys k [T, kv_heads, head_dim].
 
-    Returns float32 [n, num_prefix], averaged over heads.
+    They are float32 [n, num_prefix], averaged over heads; a row sees the keys for which `mask` [n, T] is true.
     """
     heads, kv_heads = q.shape[1], k.shape[1]
     keys = k.float().repeat_interleave(heads // kv_heads, dim=1)
     scores = torch.einsum("nhd,thd->nht", q.float(), keys) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], -torch.inf)
     weights: Tensor = scores.softmax(-1)[..., :num_prefix].mean(1)
     return weights

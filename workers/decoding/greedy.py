@@ -1,4 +1,4 @@
-"""The usual decision, for many requests at once: the most probable tokens, the surest positions first."""
+"""Decides for many greedy requests at once: the most probable tokens, the most confident positions first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.decoding.timetable import Portion
 from workers.errors import NonFiniteLogitsError, WorkerError
 
 ROWS_AT_ONCE = 512
-"""Rows whose logits are held together: what bounds their memory."""
+"""The number of rows whose logits are held together, which bounds their memory."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Candidates:
 
 
 def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bool:
-    """Whether `greedy` decides as `decide` would."""
+    """Return whether `greedy` decides as `decide` would."""
     return (
         decoding.unmasking is Unmasking.LOW_CONFIDENCE
         and not (decoding.reshapes or decoding.logit_bias or decoding.is_guided or wide)
@@ -39,9 +39,9 @@ def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bo
 def greedy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], asked: Sequence[Candidates], *, mask_token_id: int
 ) -> Iterator[Decision | WorkerError]:
-    """A decision for each of `asked`, whose positions' hidden states stand in order in `hidden` [n, hidden].
+    """Yield a decision for each of `asked`, whose positions' hidden states stand in order in `hidden` [n, hidden].
 
-    Costs one copy from the device. An error stands for a request whose logits aren't finite.
+    It costs one copy from the device. An error stands for a request whose logits aren't finite.
     """
     found = [best_tokens(head(rows), mask_token_id) for rows in torch.split(hidden, ROWS_AT_ONCE)]
     tokens, probabilities = torch.cat(found, dim=1).tolist()
@@ -49,12 +49,12 @@ def greedy(
     for one in asked:
         own = slice(start, start + len(one.positions))
         start = own.stop
-        yield surest(one, tokens[own], probabilities[own])
+        yield most_confident(one, tokens[own], probabilities[own])
 
 
 def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Logits [n, vocab], which are overwritten -> float64 [2, n]: token ids, and their probabilities in the logits'
-    type; NaN where a row isn't finite.
+    """Return float64 [2, n]: token ids, and their probabilities as the logits' type has them; NaN where a row isn't
+    finite. The logits [n, vocab] are overwritten.
     """
     lowest, highest = logits.aminmax(dim=-1)
     probabilities = logits.softmax(-1)
@@ -65,7 +65,10 @@ def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
     return torch.stack((best.squeeze(-1).double(), own.where(finite, torch.nan)))
 
 
-def surest(asked: Candidates, tokens: Sequence[float], probabilities: Sequence[float]) -> Decision | WorkerError:
+def most_confident(
+    asked: Candidates, tokens: Sequence[float], probabilities: Sequence[float]
+) -> Decision | WorkerError:
+    """Commit a portion of the positions, those with the most probable tokens first."""
     if any(probability != probability for probability in probabilities):  # noqa: PLR0124 (NaN)
         return NonFiniteLogitsError()
     order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])[: asked.portion.count]

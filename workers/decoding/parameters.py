@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TypeVar
 
 from workers.api import PARAMETERS, DecodingParams, GenerateRequest
@@ -15,14 +13,9 @@ from workers.models.base import ModelConfig
 
 Named = TypeVar("Named", bound=enum.Enum)
 
-LLADA_OWN = (Unmasking.LOW_CONFIDENCE, Timing.QUOTA)
-OWN: Mapping[str, tuple[Unmasking, Timing]] = MappingProxyType({"dream": (Unmasking.ENTROPY, Timing.DREAM)})
-"""Architecture -> what its authors decode with, where that isn't as LLaDA's."""
-
 
 def timing_of(params: DecodingParams, model: ModelConfig) -> Timing:
-    _, own = OWN.get(model.architecture, LLADA_OWN)
-    return own if params.timetable is None else named(Timing, params.timetable, "timetable")
+    return model.decoding.timing if params.timetable is None else named(Timing, params.timetable, "timetable")
 
 
 def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, keeps_kv: bool) -> Decoding:
@@ -31,8 +24,9 @@ def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, ke
     Raises InvalidRequestError.
     """
     params = request.params
-    own, _ = OWN.get(model.architecture, LLADA_OWN)
-    unmasking = own if params.unmasking is None else named(Unmasking, params.unmasking, "unmasking")
+    unmasking = (
+        model.decoding.unmasking if params.unmasking is None else named(Unmasking, params.unmasking, "unmasking")
+    )
     check_bounds(params)
     check_combination(params, unmasking, policy, keeps_kv=keeps_kv)
     check_bias(params, model)

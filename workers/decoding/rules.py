@@ -1,4 +1,4 @@
-"""How one request's logits become committed tokens, once every default is settled. Values only."""
+"""Says how one request's logits become committed tokens, once every default is resolved. Values only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Unmasking(enum.Enum):
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether confidence decides how many tokens a step commits; the timetable then says how many at least."""
+        """Return whether confidence decides how many tokens a step commits; the timetable then gives the least."""
         return self in {Unmasking.THRESHOLD, Unmasking.FACTOR}
 
 
@@ -45,7 +45,7 @@ class Decoding:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logits)"""
     guidance: float = 0.0
-    """w: the logits become u + (w + 1)(c - u), where u is what the model says with the prompt masked."""
+    """w: the logits become u + (w + 1)(c - u), where u are the logits with the prompt masked."""
     threshold: float = 0.9
     factor: float = 1.0
     remask: int = 0
@@ -55,7 +55,7 @@ class Decoding:
 
     @property
     def reshapes(self) -> bool:
-        """Whether q differs from p."""
+        """Return whether q differs from p."""
         return self.temperature > 0 or self.top_p < 1 or self.top_k is not None
 
     @property

@@ -1,11 +1,11 @@
-r"""Which token each masked position would get.
+r"""Chooses the token that each masked position would get.
 
     logits ---> p = softmax(logits)
         |
         +----> / temperature ---> top-p ---> top-k ---> q = softmax(what is left) ---> chosen token x
 
-The mask token has its place in p and q, as in the published samplers, and is never chosen: committed, it would be a
-hole that nothing fills.
+The mask token counts in p and q, as in the published samplers, and is never chosen: committed, it would be a hole that
+nothing fills.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from workers.decoding.rules import Decoding
 
 LEAST_TEMPERATURE = 1e-30
-"""Lower ones count as this, which float32 still tells from 0."""
+"""Lower temperatures count as this one, which float32 still distinguishes from 0."""
 
 
 Generator = torch.Generator
@@ -34,11 +34,11 @@ def seeded_generator(seed: int, device: torch.device) -> Generator:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What one request's decisions depend on besides its logits."""
+    """All that one request's decisions depend on besides its logits."""
 
     decoding: Decoding
     generator: Callable[[], Generator]
-    """Gives its own one, so that results don't depend on the batch; asked only where something is drawn."""
+    """Returns the request's own one, so that results don't depend on the batch; called only to draw."""
     mask_token_id: int
     eos_token_id: int
     wide: bool
@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about n masked positions, and the token chosen for each."""
+    """The model's prediction at n masked positions, and the token that is chosen for each."""
 
     logits: Tensor
     """[n, vocab]"""
@@ -58,17 +58,17 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """p(x) [n]."""
+        """Return p(x) [n]."""
         return self._at_tokens(self.logits.softmax(-1))
 
     @cached_property
     def distribution(self) -> Tensor:
-        """Q [n, vocab]."""
+        """Return q [n, vocab]."""
         return self.filtered.softmax(-1)
 
     @property
     def filtered_probabilities(self) -> Tensor:
-        """q(x) [n]."""
+        """Return q(x) [n]."""
         return self._at_tokens(self.distribution)
 
     def _at_tokens(self, values: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def predict(logits: Tensor, sampling: Sampling) -> Prediction:
     if not sampling.decoding.reshapes:
         return Prediction(logits, logits, best)
     tempered = temper(logits, sampling.decoding.temperature)
-    keep = top_p(tempered, sampling.decoding.top_p) & top_k(tempered, sampling.decoding.top_k)
+    keep = in_top_p(tempered, sampling.decoding.top_p) & in_top_k(tempered, sampling.decoding.top_k)
     out = ~keep.scatter(-1, best.unsqueeze(-1), value=True)  # the mask token alone may have passed
     is_greedy = sampling.decoding.temperature == 0
     token_ids = best if is_greedy else sample(choosable.masked_fill(out, -torch.inf), sampling)
@@ -93,16 +93,16 @@ def predict(logits: Tensor, sampling: Sampling) -> Prediction:
 
 
 def temper(logits: Tensor, temperature: float) -> Tensor:
-    """Logits / temperature, the largest of a row at 0, so that nothing overflows upwards; as they are at 0."""
+    """Divide logits by a temperature above 0, with the largest of a row at 0, so that nothing overflows."""
     if temperature == 0:
         return logits
     return (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
 
 
 def sample(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Argmax of exp(logits) / (-log u)^temperature, u uniform, in float64: as LLaDA does it. int64 [n].
+    """Return the argmax of exp(logits) / (-log u)^temperature, u uniform, in float64, as LLaDA does it: int64 [n].
 
-    Draws from softmax(logits / temperature) (Gumbel-max); never where a logit is -inf.
+    This draws from softmax(logits / temperature) (Gumbel-max), and never a token whose logit is -inf.
     """
     wide = logits.double()
     noise = torch.rand(wide.shape, dtype=torch.float64, device=wide.device, generator=sampling.generator())
@@ -110,17 +110,17 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
     return scores.masked_fill(wide.isneginf(), -1.0).argmax(-1)
 
 
-def top_p(logits: Tensor, share: float) -> Tensor:
-    """The most probable tokens up to the first with which they exceed `share`, it included: bool [n, vocab]."""
-    if share >= 1:
+def in_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Mark the most probable tokens up to the first with which they exceed `top_p`, it included: bool [n, vocab]."""
+    if top_p >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
     ranked, order = logits.sort(descending=True, stable=True)
     before = ranked.softmax(-1).cumsum(-1)[:, :-1]
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, F.pad(before <= share, (1, 0), value=True))
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, F.pad(before <= top_p, (1, 0), value=True))
 
 
-def top_k(logits: Tensor, count: int | None) -> Tensor:
-    """The `count` most probable tokens, and those as probable as the last of them: bool [n, vocab]."""
-    if count is None or count >= logits.shape[-1]:
+def in_top_k(logits: Tensor, top_k: int | None) -> Tensor:
+    """Mark the `top_k` most probable tokens, and those as probable as the last of them: bool [n, vocab]."""
+    if top_k is None or top_k >= logits.shape[-1]:
         return torch.ones_like(logits, dtype=torch.bool)
-    return logits >= logits.topk(count).values[:, -1:]
+    return logits >= logits.topk(top_k).values[:, -1:]

@@ -1,4 +1,4 @@
-"""Which positions of a sequence are denoised, in which blocks, and how much of a block each step commits."""
+"""Says which positions of a sequence are denoised, in which blocks, and how much of a block each step commits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Timing(enum.Enum):
 
 @dataclass(frozen=True)
 class Portion:
-    """How much of what is masked one step commits."""
+    """How many of the masked positions one step commits."""
 
     count: int
     rate: float
-    """`count` as a share, before it was made a whole number."""
+    """`count` as a share of them, before it was made a whole number."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Timetable:
         return self.num_steps // self.num_blocks
 
     def block(self, index: int) -> range:
-        """From its first position to its last, with the fixed text that lies between."""
+        """Return a block from its first position to its last, with the fixed text that lies between."""
         own = self._positions_of(index)
         return range(own[0], own[-1] + 1)
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
-        """What step `step` of block `index` commits of the `num_masked` positions that are masked in it."""
+        """Return what step `step` of block `index` commits of the `num_masked` positions that are masked in it."""
         if self.timing is Timing.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)
@@ -70,7 +70,7 @@ class Timetable:
 
 
 def dream_portion(step: int, num_steps: int, num_masked: int) -> Portion:
-    """Dream's sampler, in float32 as there: times are evenly spaced from 1 to `DREAM_END`."""
+    """Return what Dream's sampler commits, in float32 as there: times are evenly spaced from 1 to `DREAM_END`."""
     if step + 1 == num_steps:
         return Portion(num_masked, 1.0)
     times = torch.linspace(1, DREAM_END, num_steps + 1)

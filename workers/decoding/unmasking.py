@@ -1,4 +1,4 @@
-"""Which masked positions a step commits: a score for each, and a rule for how many of the best.
+"""Chooses the masked positions that a step commits: a score for each, and a rule for how many of the best.
 
 `workers.decoding.rules.Unmasking` says what each rule means.
 """
@@ -16,13 +16,13 @@ from workers.decoding.sampling import Prediction, Sampling
 from workers.decoding.timetable import Portion
 
 Draw = Callable[[], torch.Generator]
-"""Gives the request's generator."""
+"""Returns the request's generator."""
 
 Scorer = Callable[[Prediction, Draw], Tensor]
 """Prediction of n positions -> scores [n], the best highest."""
 
 LOG_GUARD = 1e-10
-"""Dream's, under the logarithm."""
+"""What Dream adds under the logarithm."""
 
 
 def probability(prediction: Prediction, _: Draw) -> Tensor:
@@ -44,7 +44,7 @@ def negative_entropy(prediction: Prediction, _: Draw) -> Tensor:
 
 
 def chance(prediction: Prediction, generator: Draw) -> Tensor:
-    """Uniform in [0, 1)."""
+    """Draw scores uniformly from [0, 1)."""
     device = prediction.token_ids.device
     return torch.rand(len(prediction.token_ids), dtype=torch.float64, device=device, generator=generator())
 
@@ -64,14 +64,14 @@ SCORERS: Mapping[Unmasking, Scorer] = MappingProxyType(
 
 
 def rank(prediction: Prediction, portion: Portion, sampling: Sampling) -> list[int]:
-    """Indices of the positions to commit, the best first; equal scores go to the left."""
+    """Return indices of the positions to commit, the best first; equal scores go to the left."""
     scores = SCORERS[sampling.decoding.unmasking](prediction, sampling.generator)
     ranked, order = scores.sort(descending=True, stable=True)
     return order[how_many(ranked, portion, sampling.decoding)].tolist()
 
 
 def how_many(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
-    """The part of the positions to commit, given their scores in descending order."""
+    """Return the part of the positions to commit, given their scores in descending order."""
     match decoding.unmasking:
         case Unmasking.ORIGIN:
             return slice(int((ranked >= portion.rate).sum()), None)

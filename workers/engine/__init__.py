@@ -1,4 +1,4 @@
-"""The engine: one step is schedule, run, commit.
+"""Runs the engine, whose step is schedule, run, commit.
 
 Terms: docs/glossary.md.
 """

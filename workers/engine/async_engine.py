@@ -1,9 +1,7 @@
-"""The engine for asyncio callers: one thread steps it, every request has a queue of its own."""
+"""Serves asyncio callers with an engine: one thread steps it, and every request has a stream of its own."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -19,31 +17,33 @@ from workers.api import ContextRead, ContextReply, GenerateChunk, GenerateReques
 from workers.bicache.entry import Changes
 from workers.bicache.entry_table import EntryCommands
 from workers.engine.engine import Engine
-from workers.engine.runner import step_failed
-from workers.errors import EngineClosedError, WorkerError
+from workers.engine.faults import EngineFault, FaultRecorder
+from workers.engine.streams import Delivery, Stream, deliver
+from workers.errors import EngineClosedError, StepFailedError, WorkerError
 from workers.scheduler.plan import Failure, Question
 from workers.scheduler.scheduler import Outcome
-
-logger = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 T = TypeVar("T")
 
 
-class Outside(Protocol):
-    """Who hears of an engine's entries and knows of contexts. Called on the engine's thread; returns at once."""
+class EngineObserver(Protocol):
+    """Follows an engine's entries, and answers its questions about contexts.
+
+    The engine's thread calls it, so that every method returns at once.
+    """
 
     def apply(self, changes: Changes) -> None:
-        """What became of prefix entries."""
+        """Take in what has happened to prefix entries."""
         ...
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """See to it that `reply` is called, once, with the newest content of what `read` reads."""
+        """Have `reply` called, once, with the newest content of the context that `read` reads."""
         ...
 
 
-class Nobody:
-    """The outside of an engine by itself."""
+class NullObserver:
+    """Observes nothing, for an engine that runs by itself."""
 
     def apply(self, changes: Changes) -> None:
         pass
@@ -52,41 +52,12 @@ class Nobody:
         reply(None)
 
 
-class Stream:
-    """What one caller reads, on the caller's event loop."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.started = time.monotonic()
-        self._queue: asyncio.Queue[Outcome] = asyncio.Queue()
-
-    def put(self, outcome: Outcome) -> None:
-        self._queue.put_nowait(outcome)
-
-    async def get(self) -> Outcome:
-        return await self._queue.get()
-
-
-Told = tuple[Stream, Outcome]
-
-
-def tell(told: Sequence[Told]) -> None:
-    """From any thread: wakes each event loop once, however many of its streams there is news for."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Told]] = {}
-    for stream, outcome in told:
-        by_loop.setdefault(stream.loop, []).append((stream, outcome))
-    for loop, news in by_loop.items():
-        with suppress(RuntimeError):  # the callers' loop is closed, and the callers with it
-            loop.call_soon_threadsafe(put_all, news)
-
-
-def put_all(told: Sequence[Told]) -> None:
-    for stream, outcome in told:
-        stream.put(outcome)
-
-
 class AsyncEngine:
-    """Steps an engine on a dedicated thread between entering and leaving the `with` block."""
+    """Steps an engine on a dedicated thread between entering and leaving the `with` block.
+
+    What raises on that thread is logged and counted, and ends nothing but the request that it belongs to. Only an
+    engine that contradicts itself ends the thread; `end_reason` then says why.
+    """
 
     def __init__(
         self,
@@ -94,19 +65,24 @@ class AsyncEngine:
         *,
         on_step: Sequence[Callable[[float], None]] = (),
         on_answer: Sequence[Callable[[float], None]] = (),
+        on_fault: Sequence[Callable[[EngineFault], None]] = (),
     ) -> None:
-        """On the engine's thread, `on_step` hears of each step's seconds and `on_answer` of each answered request's."""
-        self._engine, self._on_step, self._on_answer = engine, on_step, on_answer
-        self._outside: Outside = Nobody()
+        """Call the listeners on the engine's thread: `on_step` with the seconds of each step, `on_answer` with those of
+        each answered request, `on_fault` with the part that raised, after each exception that was caught.
+        """
+        self._engine = engine
+        self._on_step, self._on_answer, self._faults = on_step, on_answer, FaultRecorder(on_fault)
+        self._observer: EngineObserver = NullObserver()
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
         self._closed = False
+        self._end_reason: str | None = None
         self._streams: dict[str, Stream] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def connect(self, outside: Outside) -> None:
-        """Called before the `with` block is entered, if there is anybody outside."""
-        self._outside = outside
+    def connect(self, observer: EngineObserver) -> None:
+        """Notify `observer` from now on; call this before the `with` block is entered."""
+        self._observer = observer
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -115,7 +91,7 @@ class AsyncEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread after its current step; open requests fail with EngineClosedError."""
+        """End the thread after its current step; fail open requests with EngineClosedError."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -123,7 +99,12 @@ class AsyncEngine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self._end_reason is None
+
+    @property
+    def end_reason(self) -> str:
+        """Return why the engine takes no requests any more."""
+        return self._end_reason or "the worker is shutting down"
 
     @property
     def num_running(self) -> int:
@@ -133,7 +114,10 @@ class AsyncEngine:
         return self._engine.stats()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Chunks until the one with a finish reason. Raises WorkerError; closing the generator aborts the request."""
+        """Yield chunks up to the one with a finish reason; closing the generator aborts the request.
+
+        Raises WorkerError.
+        """
         stream = Stream()
         self._post(lambda: self._submit(request, stream))
         try:
@@ -148,10 +132,6 @@ class AsyncEngine:
             with suppress(EngineClosedError):
                 self._post(lambda: self._abandon(request.request_id, stream))
 
-    def _reply(self, question: Question, newest: Context | None) -> None:
-        with suppress(EngineClosedError):
-            self._post(lambda: self._deliver(self._engine.answer(question, newest)))
-
     def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
         """Run `command` on the engine's thread between two steps. Raises EngineClosedError."""
         future: Future[T] = Future()
@@ -160,9 +140,10 @@ class AsyncEngine:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(self._engine.tend(command))
+                future.set_result(self._engine.with_entries(command))
             except Exception as error:
                 future.set_exception(error)
+                raise
 
         self._post(run)
         return future
@@ -170,9 +151,13 @@ class AsyncEngine:
     def _post(self, command: Command) -> None:
         with self._wake:
             if self._closed:
-                raise EngineClosedError("the worker is shutting down")
+                raise EngineClosedError(self.end_reason)
             self._commands.append(command)
             self._wake.notify()
+
+    def _reply(self, question: Question, newest: Context | None) -> None:
+        with suppress(EngineClosedError):
+            self._post(lambda: self._answer(question, newest))
 
     # Below: the engine's thread only.
 
@@ -181,62 +166,63 @@ class AsyncEngine:
             while self._work():
                 started = time.monotonic()
                 outcomes = self._step()
-                for listener in self._on_step:
-                    listener(time.monotonic() - started)
-                self._tell_changes()
+                self._notify(self._on_step, time.monotonic() - started)
+                self._report_changes()
                 for question in self._engine.take_questions():
-                    self._outside.ask(question.read, partial(self._reply, question))
+                    self._ask(question)
                 self._deliver(outcomes)
+        except BaseException as error:
+            self._faults.record(EngineFault.THREAD, error)
+            self._end_reason = f"the engine's thread has ended: {error!r}"
         finally:
-            with self._wake:
-                self._closed = True
-            self._take_commands()
-            self._deliver(self._engine.fail_all(EngineClosedError("the worker is shutting down")))
+            self._close()
 
     def _work(self) -> bool:
-        """Wait for and carry out commands until there is something to step; False once closed."""
+        """Wait for commands and run them until the engine can step; return False once closed."""
         while True:
             with self._wake:
                 while not (self._commands or self._closed or self._engine.has_work):
                     self._wake.wait()
-            self._take_commands()
-            self._tell_changes()
+            self._run_commands()
+            self._report_changes()
             if self._closed or self._engine.has_work:
                 return not self._closed
             self._engine.check_integrity()
 
-    def _tell_changes(self) -> None:
-        while changes := self._engine.take_changes():
-            self._outside.apply(changes)
+    def _close(self) -> None:
+        """Fail every open request, also where the engine itself is no longer able to."""
+        with self._wake:
+            self._closed = True
+        self._run_commands()
+        error = EngineClosedError(self.end_reason)
+        with self._faults.guard(EngineFault.THREAD):
+            self._engine.fail_all(error)
+        self._deliver([Failure(request_id, error) for request_id in self._streams])
 
-    def _take_commands(self) -> None:
+    def _run_commands(self) -> None:
         while self._commands:
-            self._commands.popleft()()
+            with self._faults.guard(EngineFault.COMMAND):
+                self._commands.popleft()()
 
     def _step(self) -> list[Outcome]:
         try:
-            return self._engine.step()
+            outcomes = self._engine.step()
         except Exception as error:
-            return self._engine.fail_all(step_failed(error))
-
-    def _deliver(self, outcomes: list[Outcome]) -> None:
-        told: list[Told] = []
-        for outcome in outcomes:
-            stream = self._streams[outcome.request_id]
-            told.append((stream, outcome))
-            if isinstance(outcome, Failure):
-                del self._streams[outcome.request_id]
-            elif outcome.finish_reason is not None:
-                del self._streams[outcome.request_id]
-                for listener in self._on_answer:
-                    listener(time.monotonic() - stream.started)
-        tell(told)
+            self._faults.record(EngineFault.STEP, error)
+            return self._engine.fail_all(StepFailedError.because_of(error))
+        if any(isinstance(outcome, Failure) and isinstance(outcome.error, StepFailedError) for outcome in outcomes):
+            self._faults.count(EngineFault.STEP)  # the runner has logged it
+        return outcomes
 
     def _submit(self, request: GenerateRequest, stream: Stream) -> None:
         try:
             self._engine.submit(request)
         except WorkerError as error:
-            tell([(stream, Failure(request.request_id, error))])
+            deliver([(stream, Failure(request.request_id, error))])
+        except Exception as error:
+            failure = StepFailedError.because_of(error, "the admission of the request")
+            deliver([(stream, Failure(request.request_id, failure))])
+            raise
         else:
             self._streams[request.request_id] = stream
 
@@ -244,3 +230,48 @@ class AsyncEngine:
         if self._streams.get(request_id) is stream:
             del self._streams[request_id]
             self._engine.abort(request_id)
+
+    def _ask(self, question: Question) -> None:
+        """Pass a question on; where that fails, the request goes on with the content that it has."""
+        reply = partial(self._reply, question)
+        try:
+            self._observer.ask(question.read, reply)
+        except Exception as error:
+            self._faults.record(EngineFault.OBSERVER, error)
+            reply(None)
+
+    def _answer(self, question: Question, newest: Context | None) -> None:
+        try:
+            self._deliver(self._engine.answer(question, newest))
+        except Exception as error:
+            failure = StepFailedError.because_of(error, "the move to the newest epoch of the context")
+            self._deliver([Failure(question.request_id, failure)])
+            self._engine.abort(question.request_id)
+            raise
+
+    def _report_changes(self) -> None:
+        while changes := self._engine.take_changes():
+            with self._faults.guard(EngineFault.OBSERVER):
+                self._observer.apply(changes)
+
+    def _deliver(self, outcomes: Sequence[Outcome]) -> None:
+        deliveries: list[Delivery] = []
+        durations: list[float] = []
+        for outcome in outcomes:
+            stream = self._streams.get(outcome.request_id)
+            if stream is None:  # its caller has left, but its abort failed
+                continue
+            deliveries.append((stream, outcome))
+            if isinstance(outcome, Failure):
+                del self._streams[outcome.request_id]
+            elif outcome.finish_reason is not None:
+                del self._streams[outcome.request_id]
+                durations.append(time.monotonic() - stream.started)
+        for duration in durations:
+            self._notify(self._on_answer, duration)
+        deliver(deliveries)
+
+    def _notify(self, listeners: Sequence[Callable[[float], None]], seconds: float) -> None:
+        for listener in listeners:
+            with self._faults.guard(EngineFault.LISTENER):
+                listener(seconds)

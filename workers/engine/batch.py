@@ -1,4 +1,4 @@
-"""One step's passes as one ragged batch of rows.
+"""Lays one step's passes out as one ragged batch of rows.
 
 rows    [ base rows of turn 1 | of turn 2 | ... | joining prefix rows, by reuse depth ]
           every layer                             from their depth on, to the last layer's K/V
@@ -24,7 +24,7 @@ from workers.scheduler.task import RequestId
 
 @dataclass(frozen=True)
 class Join:
-    """Prefix rows that enter at a layer with the states they have there in the entry."""
+    """Prefix rows that enter at a layer, with the states that the entry keeps for it."""
 
     layer: int
     states: Tensor
@@ -33,18 +33,18 @@ class Join:
 
 @dataclass(frozen=True)
 class Lane:
-    """One turn's part of the batch."""
+    """The part of the batch that belongs to one turn."""
 
     turn: Turn
     base: slice
     deep: slice
     """Empty where no prefix row joins."""
     candidates: tuple[int, ...]
-    """Masked positions whose logits are wanted."""
+    """Masked positions whose logits are computed."""
     logit_rows: tuple[int, ...]
-    """The base rows that they are read at."""
+    """Base rows at which those logits are read."""
     watched: tuple[int, ...]
-    """Masked positions whose attention to the prefix is wanted."""
+    """Masked positions whose attention to the prefix is observed."""
 
     @property
     def id(self) -> RequestId:
@@ -60,7 +60,7 @@ class Lane:
 
     @property
     def is_wide(self) -> bool:
-        """Whether its probabilities are taken in float64."""
+        """Return whether its probabilities are taken in float64."""
         task = self.turn.sequence.task
         return task.policy.wide_confidence or task.decoding.unmasking.is_adaptive
 
@@ -70,13 +70,13 @@ class Lane:
 
     @property
     def watched_layer(self) -> int:
-        """The middle one of the layers that a refresh recomputes."""
+        """Return the middle one of the layers that a refresh recomputes."""
         geometry = self.turn.sequence.allocation.geometry
         return min((geometry.depth + geometry.num_layers) // 2, geometry.num_layers - 1)
 
     @property
     def watched_rows(self) -> list[int]:
-        """The base rows of `watched`."""
+        """Return the base rows of the watched positions."""
         first = self.base.start - self.turn.run.rows.start
         return [first + position for position in self.watched]
 
@@ -84,19 +84,27 @@ class Lane:
     def reader(self) -> Reader:
         allocation = self.turn.sequence.allocation
         geometry = allocation.geometry
-        return Reader(allocation.slots, self.base, self.deep, geometry.depth, allocation.entry, geometry.prefix)
+        return Reader(
+            slots=allocation.slots,
+            base=self.base,
+            deep=self.deep,
+            depth=geometry.depth,
+            positions=(*self.turn.run.rows, *self.turn.run.deep),
+            entry=allocation.entry,
+            num_shared=geometry.prefix,
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of all turns. N base rows, M rows in the end."""
+    """The rows of all turns: N base rows, and M rows once all prefix rows have joined."""
 
     token_ids: Tensor
     """int64 [N]"""
     positions: Tensor
     """int64 [M]"""
     slots: Tensor
-    """int64 [num_layers, M]: where each row's K/V go."""
+    """int64 [num_layers, M]: the slots to which each row's K/V are written."""
     joins: tuple[Join, ...]
     lanes: tuple[Lane, ...]
 
@@ -131,7 +139,7 @@ def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) ->
 
 
 def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
-    """The boundary states come from the entry; at depth 0 they are the embeddings."""
+    """Read a turn's boundary states from its entry; at depth 0 they are the embeddings."""
     allocation, run = turn.sequence.allocation, turn.run
     depth = allocation.geometry.depth
     if allocation.entry is None or depth == 0:
@@ -143,7 +151,7 @@ def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
 
 
 def select(tensor: Tensor, columns: Sequence[int]) -> Tensor:
-    """[n, m] -> [n, len(columns)]; a view where they are a range, which costs no launch."""
+    """Select columns, [n, m] -> [n, len(columns)]: as a view where they are a range, which costs no launch."""
     if isinstance(columns, range):
         return tensor[:, as_slice(columns)]
     return tensor[:, torch.tensor(columns, dtype=torch.int64, device=tensor.device)]

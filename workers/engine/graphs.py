@@ -1,4 +1,4 @@
-"""Steps inside blocks as CUDA graphs: with few rows, launching kernels one by one takes longer than running them."""
+"""Records steps of few rows as CUDA graphs: launching their kernels one by one takes longer than running them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from workers.models.base import DiffusionLM
 logger = logging.getLogger(__name__)
 
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Rows that graphs are recorded for; a batch takes the next larger one. With more, kernels outlast their launches."""
+"""Numbers of rows that graphs are recorded for; a batch takes the next larger one. With more, kernels outlast their
+launches.
+"""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One graph with the places that it reads and writes."""
+    """One graph, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     token_ids: Tensor
@@ -37,14 +39,14 @@ class Recording:
 
 
 class GraphedForward:
-    """Replays of recorded forwards."""
+    """Replays recorded forwards."""
 
     def __init__(self, model: DiffusionLM, storage: PageStorage, attention: RaggedBackend) -> None:
         self._model, self._storage, self._attention = model, storage, attention
         self._recordings: dict[int, Recording] = {}
 
     def record(self) -> Iterator[int]:
-        """Records graphs of all sizes, one each time that the iterator is asked; yields their rows. Takes seconds."""
+        """Record a graph of each size, which takes seconds, and yield its number of rows."""
         before, _ = torch.cuda.mem_get_info(self._storage.device)
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(SIZES):  # the largest first: the others fit into its memory
@@ -55,7 +57,7 @@ class GraphedForward:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor | None:
-        """Hidden states of the base rows [N, hidden]; None for a batch that no graph was recorded for."""
+        """Return the hidden states of the base rows [N, hidden]; None for a batch that no graph was recorded for."""
         if batch.joins or any(lane.watched for lane in batch.lanes):
             return None
         size = next((size for size in SIZES if size >= batch.num_base), None)
@@ -72,7 +74,7 @@ class GraphedForward:
 
     @torch.inference_mode()
     def _record(self, size: int, pool: Any) -> Recording:
-        """With empty tables, and rows that all go to the scratch page."""
+        """Record with empty tables, and with rows that all go to the scratch page."""
         device, num_layers = self._storage.device, self._model.config.num_layers
         token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         positions = torch.zeros_like(token_ids)
@@ -88,11 +90,11 @@ class GraphedForward:
                 x = layer.finish(x, plan(index, q))
             return x
 
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
+        side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side_stream):
             run()
-        torch.cuda.current_stream(device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             hidden = run()

@@ -1,4 +1,4 @@
-"""How similar to their true ones an entry's K/V are: the true ones depend on what follows the prefix.
+"""Measures how similar an entry's K/V are to the true ones, which depend on what follows the prefix.
 
 What a probe finds is a function of the prefix and the ratio bucket. It runs by itself, always in the same shape: it
 sees neither the request that it runs for, nor the batch, nor how deep the entry happens to be kept.
@@ -29,14 +29,16 @@ def similarities(
     num_suffix = nominal_suffix(prefix, bucket, config.context_length)
     positions = torch.linspace(0, prefix - 1, min(num_positions, prefix), device=device).round().long()
     tokens = torch.tensor([*entry.token_ids, *[config.mask_token_id] * num_suffix], device=device)
+    everywhere = range(len(tokens))
     rope = model.rope(torch.arange(len(tokens), device=device))
+    mask = config.visible(everywhere, everywhere, device)
     x = model.embed(tokens)
     found: list[Tensor] = []
     for index in range(min(most + 1, config.num_layers)):
         q, k, v = model.stack[index].qkv(x, *rope)
         k_alone, v_alone = kv_alone(entry, index, model, storage)
         found.append((cosine(k_alone[positions], k[positions]) + cosine(v_alone[positions], v[positions])) / 2)
-        x = model.stack[index].finish(x, full_attention(index, q, k, v).flatten(1))
+        x = model.stack[index].finish(x, full_attention(index, q, k, v, mask).flatten(1))
     return torch.stack(found).tolist()  # one copy from the device
 
 

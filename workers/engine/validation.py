@@ -1,9 +1,9 @@
-"""A request as it came -> a `Task` without open questions, or an error that names the parameter at fault."""
+"""Turns a request as it came into a `Task` without open questions, or an error that names the parameter at fault."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import Context
@@ -21,75 +21,86 @@ from workers.scheduler.task import RequestId, Task
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MAX_STEPS = 1 << 16
-"""Far more than any context has tokens; a step that commits nothing still takes a pass."""
+"""The most steps of a request: far more than any context has tokens. A step takes a pass, whatever it commits."""
 GUIDED_POLICY = "none"
 
 
-def resolve(request: GenerateRequest, model: ModelConfig, engine: EngineConfig, bicache: BiCacheConfig) -> Task:
-    """Fill in defaults and check every value. Raises InvalidRequestError."""
-    params = request.params
-    check_tokens(request, model)
-    policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
-    decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
-    interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
-    focus = focus_of(params, policy, bicache)
-    prefixes = usable_prefixes(request, model)
-    return Task(
-        id=RequestId(request.request_id),
-        prompt=request.token_ids,
-        suffix=request.suffix,
-        num_canvas=request.max_tokens,
-        prefixes=prefixes,
-        cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
-        timetable=timetable(request, model, policy, decoding, engine),
-        policy=policy,
-        refresh_interval=interval,
-        reuse_depth=params.reuse_depth,
-        deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
-        decoding=decoding,
-        seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
-        focus=focus,
-        context=request.context,
-    )
+@dataclass(frozen=True)
+class RequestResolver:
+    """Turns the requests of one engine into tasks."""
 
+    model: ModelConfig
+    engine: EngineConfig
+    bicache: BiCacheConfig
 
-def rebase(task: Task, content: Context, model: ModelConfig, bicache: BiCacheConfig) -> Task:
-    """`task` with `content` in the place of its context's older epoch; all that lies behind moves with its end.
+    def resolve(self, request: GenerateRequest) -> Task:
+        """Fill in defaults and check every value. Raises InvalidRequestError."""
+        model, engine, bicache = self.model, self.engine, self.bicache
+        params = request.params
+        check_tokens(request, model)
+        policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
+        decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
+        interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
+        focus = focus_of(params, policy, bicache)
+        prefixes = usable_prefixes(request, model)
+        seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
+        return Task(
+            id=RequestId(request.request_id),
+            prompt=request.token_ids,
+            suffix=request.suffix,
+            num_canvas=request.max_tokens,
+            prefixes=prefixes,
+            cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
+            timetable=timetable(request, model, policy, decoding, engine),
+            policy=policy,
+            refresh_interval=interval,
+            reuse_depth=params.reuse_depth,
+            deterministic=bicache.deterministic if params.deterministic is None else params.deterministic,
+            decoding=decoding,
+            seed=seed,
+            focus=focus,
+            context=request.context,
+        )
 
-    Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
-    or of another vocabulary.
-    """
-    read = task.context
-    if read is None:
-        return task
-    shift = len(content.token_ids) - read.num_tokens
-    check(
-        task.total + shift <= model.context_length,
-        "context",
-        f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows it, "
-        f"{task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the request",
-        code=CONTEXT_LENGTH_EXCEEDED,
-    )
-    check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids outside the vocabulary")
-    prompt = content.token_ids + task.prompt[read.num_tokens :]
-    lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
-    keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
-    prefixes = tuple(map(PrefixCandidate, lengths, keys))
-    at = ContextEpoch(content.id, content.epoch)
-    whole = len(content.token_ids)
-    return replace(
-        task,
-        prompt=prompt,
-        prefixes=prefixes,
-        cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
-        timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
-        decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
-        context=replace(read, at=at, num_tokens=whole),
-    )
+    def rebase(self, task: Task, content: Context) -> Task:
+        """Return `task` with `content` instead of its context's older epoch; all that lies behind moves with its end.
+
+        Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
+        or of another vocabulary.
+        """
+        model, bicache = self.model, self.bicache
+        read = task.context
+        if read is None:
+            return task
+        shift = len(content.token_ids) - read.num_tokens
+        check(
+            task.total + shift <= model.context_length,
+            "context",
+            f"{content.id} has grown to {len(content.token_ids)} tokens at epoch {content.epoch}: with what follows "
+            f"it, {task.total + shift} tokens exceed the context of {model.context_length}; shorten it, or pin the "
+            "request",
+            code=CONTEXT_LENGTH_EXCEEDED,
+        )
+        check(max(content.token_ids) < model.vocab_size, "context", f"{content.id} has token ids beyond the vocabulary")
+        prompt = content.token_ids + task.prompt[read.num_tokens :]
+        lengths = [prefix.num_tokens + shift for prefix in task.prefixes if prefix.num_tokens >= read.num_tokens]
+        keys = prefix_keys(content.fingerprint, content.salt, prompt, lengths)
+        prefixes = tuple(map(PrefixCandidate, lengths, keys))
+        at = ContextEpoch(content.id, content.epoch)
+        whole = len(content.token_ids)
+        return replace(
+            task,
+            prompt=prompt,
+            prefixes=prefixes,
+            cut=choose_cut(prefixes, bicache.cut_share) if task.policy.reuses_prefix else None,
+            timetable=replace(task.timetable, positions=tuple(p + shift for p in task.timetable.positions)),
+            decoding=replace(task.decoding, first_eos=task.decoding.first_eos + shift),
+            context=replace(read, at=at, num_tokens=whole),
+        )
 
 
 def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
-    """Every token id and position, and that all of them fit into the context."""
+    """Check every token id and position, and that all of them fit into the context."""
     holes, asked = request.holes, request.max_tokens
     check(asked >= (0 if holes else 1), "max_tokens", f"must be at least 1, or 0 with holes, got {asked}")
     given = len(request.token_ids) + len(request.suffix)
@@ -123,7 +134,7 @@ def policy_named(name: str) -> Policy:
 
 
 def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
-    """Anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
+    """Resolve anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
     anchors = 1.0 if params.anchors is None else params.anchors
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
     problem = f"needs policy {' or '.join(adaptive)}, got {policy.name}"
@@ -142,8 +153,10 @@ def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> 
 def timetable(
     request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
 ) -> Timetable:
-    """Blocks and steps. Without a number of steps, one for every `engine.tokens_per_step` tokens of each block; one
-    for every token where confidence sets the pace, because then it only says how many steps there may be at most.
+    """Resolve blocks and steps.
+
+    A request that gives no number of steps gets one for every `engine.tokens_per_step` tokens of each block, or one for
+    every token where confidence sets the pace, since that is then only the most steps that it may take.
     """
     params, start = request.params, len(request.token_ids)
     positions = (*request.holes, *range(start, start + request.max_tokens))
@@ -165,7 +178,7 @@ def timetable(
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
-    """The boundaries that leave the rows behind them all logits that the canvas needs."""
+    """Return the boundaries that leave the rows behind them all logits that the canvas needs."""
     longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
     lengths = [candidate.num_tokens for candidate in request.prefixes]
     check(

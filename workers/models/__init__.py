@@ -1,4 +1,4 @@
-"""Architectures, checkpoint loading and the bundled models. Leaves: nothing here imports the engine.
+"""Holds the architectures, checkpoint loading and the bundled models. Nothing here imports the engine.
 
 Terms: docs/glossary.md.
 """

@@ -1,17 +1,36 @@
-"""What the engine asks of a model: a stack of layers that it can run over any subset of a sequence's rows."""
+"""Declares what the engine asks of a model: a stack of layers that run over any subset of a sequence's rows."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from workers.decoding.rules import Unmasking
+from workers.decoding.timetable import Timing
+
+AttentionMask = Callable[[Tensor, Tensor], Tensor]
+"""Positions of rows [n] and of keys [T] -> bool [n, T], true where the row sees the key."""
+
+
+@dataclass(frozen=True)
+class DecodingDefaults:
+    """The rules that a family's authors decode with, for requests that name none; LLaDA's if not given."""
+
+    unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
+    timing: Timing = Timing.QUOTA
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Dimensions and special tokens of a masked diffusion LM, in one vocabulary for all architectures."""
+    """Dimensions and special tokens of a masked diffusion LM, in one vocabulary for all architectures.
+
+    A family whose layers need more adds fields in a subclass.
+    """
 
     architecture: str
     num_layers: int
@@ -29,20 +48,29 @@ class ModelConfig:
     qkv_bias: bool = False
     prediction_shift: int = 0
     """How many rows to the left the logits of a position are read (Dream: 1; position 0 reads its own)."""
+    decoding: DecodingDefaults = DecodingDefaults()
+    attention_mask: AttentionMask | None = None
+    """None where every row sees every key. Only the reference attention, on a CPU, computes anything else."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
+    def visible(self, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Tensor | None:
+        """Return the mask between rows and keys at these positions; None where every row sees every key."""
+        if self.attention_mask is None:
+            return None
+        return self.attention_mask(torch.tensor(rows, device=device), torch.tensor(keys, device=device))
+
     @property
     def layer_weights(self) -> int:
-        """Elements of one layer's projections: a row costs twice as many FLOPs."""
+        """Return the number of elements of one layer's projections; a row costs twice as many FLOPs."""
         attention = 2 * self.hidden_size + 2 * self.num_kv_heads * self.head_dim
         return self.hidden_size * (attention + 3 * self.mlp_size)
 
     @property
     def kv_elements_per_token(self) -> int:
-        """K and V elements that one token occupies over all layers."""
+        """Return the number of K and V elements of one token over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
@@ -50,14 +78,14 @@ class Layer(Protocol):
     """One transformer layer, split where the engine puts its own attention."""
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of rows `x` [..., hidden]; queries and keys are rotated.
+        """Project rows `x` [..., hidden] to queries and keys, which are rotated, and values.
 
-        Returns q [..., heads, head_dim], k and v [..., kv_heads, head_dim].
+        Return q [..., heads, head_dim], k and v [..., kv_heads, head_dim].
         """
         ...
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Output projection, residuals and MLP: `attended` [..., heads * head_dim] -> [..., hidden]."""
+        """Add output projection, residuals and MLP: `attended` [..., heads * head_dim] -> [..., hidden]."""
         ...
 
 
@@ -71,26 +99,53 @@ class DiffusionLM(Protocol):
     def stack(self) -> Sequence[Layer]: ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Token ids [...] -> hidden states [..., hidden]."""
+        """Turn token ids [...] into hidden states [..., hidden]."""
         ...
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [...] -> cos and sin [..., 1, head_dim] in float32."""
+        """Return cos and sin [..., 1, head_dim] of positions [...], in float32."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """Hidden states after the last layer [..., hidden] -> logits [..., vocab]."""
+        """Turn hidden states after the last layer [..., hidden] into logits [..., vocab]."""
         ...
+
+
+class TorchModel(nn.Module, ABC):
+    """A `DiffusionLM` whose parameters are a checkpoint's tensors: what an architecture builds."""
+
+    config: ModelConfig
+
+    @property
+    @abstractmethod
+    def stack(self) -> Sequence[Layer]: ...
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor: ...
+
+    def fused(self) -> DiffusionLM:
+        """Return the same model with fewer launches, for a GPU; it may take the weights over."""
+        return self
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one family of checkpoints is read: its config keys and its weight names."""
+    """How one family of checkpoints is read and run."""
 
     name: str
     model_types: tuple[str, ...]
     """Values of `model_type` in config.json that this architecture reads."""
     parse_config: Callable[[Mapping[str, Any]], ModelConfig]
-    """Raises `UnsupportedModelError` for a config that asks for what the layers don't compute."""
+    """Reads dimensions and special tokens from config.json, and adds what the family decodes with and how it masks
+    attention. Raises `UnsupportedModelError` for a config that asks for what the layers don't compute.
+    """
     checkpoint_name: Callable[[str], str]
     """Our parameter name -> the name in the checkpoint's safetensors files."""
+    build: Callable[[ModelConfig], TorchModel]
+    """Makes the model, with weights that are filled in later."""

@@ -1,4 +1,4 @@
-"""The models that ship with the package, by name; anything else is a directory."""
+"""Finds the models that ship with the package, by name; any other name is a directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def bundled_models() -> list[str]:
 
 
 def model_directory(name: str) -> Path:
-    """The directory of a bundled model, or `name` itself as a path. Raises UnsupportedModelError for neither."""
+    """Return the directory of a bundled model, or `name` itself as a path. Raises UnsupportedModelError for neither."""
     for directory in (CHECKPOINTS / name, Path(name).expanduser()):
         if (directory / "config.json").exists():
             return directory.resolve()

@@ -1,12 +1,15 @@
-"""Dream (Ye et al. 2025): Qwen2's layers, with each position's token predicted one row to its left."""
+"""Reads Dream (Ye et al. 2025): Qwen2's layers, with each position's token predicted one row to its left."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from workers.decoding.rules import Unmasking
+from workers.decoding.timetable import Timing
 from workers.errors import UnsupportedModelError
-from workers.models.base import Architecture, ModelConfig
+from workers.models.base import Architecture, DecodingDefaults, ModelConfig
+from workers.models.layers import Transformer
 
 REQUIRED = (
     "hidden_size",
@@ -17,7 +20,7 @@ REQUIRED = (
     "mask_token_id",
     "eos_token_id",
 )
-"""Keys without which a Dream config.json says too little."""
+"""The keys without which a Dream config.json is incomplete."""
 
 COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -25,10 +28,13 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
     "tie_word_embeddings": (False,),
 }
-"""Config values that these layers compute; any other value would give silently wrong logits."""
+"""The config values that these layers compute; any other value would give silently wrong logits."""
 
 TRAINED_CONTEXT = 2048
 """Dream's config names the context of the Qwen2.5 weights it began from; it was trained on this one."""
+
+DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
+"""The rules that Dream's authors decode with."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -53,6 +59,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         pad_token_id=raw["pad_token_id"] if raw.get("pad_token_id") is not None else raw["eos_token_id"],
         qkv_bias=True,
         prediction_shift=1,
+        decoding=DECODING,
     )
 
 
@@ -71,7 +78,7 @@ IN_LAYER = {
 
 
 def checkpoint_name(parameter: str) -> str:
-    """`layers.3.q.bias` -> `model.layers.3.self_attn.q_proj.bias`."""
+    """Translate `layers.3.q.bias` to `model.layers.3.self_attn.q_proj.bias`."""
     match parameter.split("."):
         case ["layers", index, module, kind]:
             return f"model.layers.{index}.{IN_LAYER[module]}.{kind}"
@@ -81,4 +88,4 @@ def checkpoint_name(parameter: str) -> str:
             raise KeyError(parameter)
 
 
-DREAM = Architecture("dream", ("dream", "Dream"), parse_config, checkpoint_name)
+DREAM = Architecture("dream", ("dream", "Dream"), parse_config, checkpoint_name, Transformer)

@@ -1,4 +1,4 @@
-"""The transformer's layers with fewer launches, for a GPU: joined projections, and a kernel for each step between."""
+"""Runs the transformer's layers on a GPU with fewer launches: joined projections, and one kernel between any two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FusedLayer:
     """Implements `workers.models.base.Layer` with another layer's weights, which it takes over."""
 
     def __init__(self, layer: DecoderLayer, config: ModelConfig) -> None:
-        """`layer` is unusable afterwards: its joined weights are freed, so that memory holds one copy."""
+        """Take over `layer`, which is unusable afterwards: its joined weights are freed, to keep a single copy."""
         self._heads, self._kv_heads, self._eps = config.num_heads, config.num_kv_heads, config.norm_eps
         self._attention_norm, self._mlp_norm = layer.attention_norm.weight, layer.mlp_norm.weight
         self._qkv, self._qkv_bias = join(layer, "q", "k", "v")
@@ -37,7 +37,7 @@ class FusedLayer:
 
 
 def join(layer: nn.Module, *names: str) -> tuple[Tensor, Tensor | None]:
-    """The weights and biases of several projections, one under another; frees the originals."""
+    """Return the weights and biases of several projections, one under another, and free the originals."""
     projections = [layer.get_submodule(name) for name in names]
     weight = torch.cat([projection.get_parameter("weight") for projection in projections])
     biases = [projection.bias for projection in projections if isinstance(projection.bias, Tensor)]

@@ -1,4 +1,4 @@
-"""Triton kernels for what stands between a layer's matrix products: one pass over memory each.
+"""Holds the Triton kernels between a layer's matrix products: one pass over memory each.
 
 They round where `workers.models.layers` does: the mean square, rotations and SiLU are taken in float32.
 """
@@ -40,7 +40,7 @@ def _norm(
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of rows [n, width]."""
+    """Return the RMSNorm of rows [n, width]."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = x.shape[1]
     if len(x):
@@ -49,7 +49,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum x + added, and its RMSNorm; rows [n, width], `added` contiguous."""
+    """Return the sum x + added, and its RMSNorm; rows are [n, width], `added` is contiguous."""
     total, out = torch.empty_like(added), torch.empty_like(added)
     width = x.shape[1]
     if len(x):
@@ -84,7 +84,7 @@ def _rotate(
 
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary positions of x [n, heads, head_dim] (rows may lie apart); cos and sin [n, 1, head_dim] in float32."""
+    """Rotate x [n, heads, head_dim], whose rows may lie apart, by cos and sin [n, 1, head_dim] in float32."""
     num_rows, heads, dim = x.shape
     if num_rows:
         padded = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)
@@ -103,7 +103,7 @@ def _gate(x_ptr, out_ptr, width: tl.constexpr, block: tl.constexpr):
 
 
 def gated(x: Tensor) -> Tensor:
-    """SwiGLU's product: x [n, gate | up] -> silu(gate) * up [n, width]."""
+    """Return SwiGLU's product: x [n, gate | up] -> silu(gate) * up [n, width]."""
     width, block = x.shape[1] // 2, 2048
     out = x.new_empty(len(x), width)
     if len(x):

@@ -1,4 +1,4 @@
-"""The pre-norm transformer that LLaDA, Dream and their kin share: RMSNorm, rotary positions, SwiGLU.
+"""Defines the pre-norm transformer that LLaDA, Dream and their kin share: RMSNorm, rotary positions, SwiGLU.
 
 Attention itself is absent: a caller takes `qkv`, attends as its cache policy says, and calls `finish`.
 """
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.models.base import Layer, ModelConfig
+from workers.models.base import DiffusionLM, Layer, ModelConfig, TorchModel
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square taken in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    """Computes x / rms(x) * weight, the mean square in float32 (Zhang & Sennrich 2019, eq. 4)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions in the half-split layout, computed in float32. x [..., heads, head_dim]."""
+    """Rotate x [..., heads, head_dim] by its position in the half-split layout, computed in float32."""
     wide = x.float()
     left, right = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 class DecoderLayer(nn.Module):
-    """One layer; see `workers.models.base.Layer` for the contract."""
+    """Implements `workers.models.base.Layer`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class DecoderLayer(nn.Module):
         return x + cast(Tensor, self.down(F.silu(self.gate(normed)) * self.up(normed)))
 
 
-class Transformer(nn.Module):
-    """The whole stack; implements `workers.models.base.DiffusionLM`."""
+class Transformer(TorchModel):
+    """Stacks `DecoderLayer`s between an embedding and a head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         return cast(Tensor, self.embedding(token_ids))
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles position * theta^(-2i/head_dim) (Su et al. 2021, sec. 3.2.2), repeated for both halves."""
+        """Return cos and sin of position * theta^(-2i/head_dim) (Su et al. 2021, sec. 3.2.2), twice for two halves."""
         dim = self.config.head_dim
         exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
         angles = positions.float().unsqueeze(-1) / self.config.rope_theta**exponents
@@ -98,13 +98,20 @@ class Transformer(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.norm(x)))
 
+    def fused(self) -> DiffusionLM:
+        if any(type(layer) is not DecoderLayer for layer in self.layers):
+            return self
+        from workers.models.fused import FusedTransformer  # with Triton, which only a GPU's machine can import
+
+        return FusedTransformer(self)
+
     def forward(
         self,
         token_ids: Tensor,
         attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Token ids [..., T] at `positions` [..., T] (0..T-1 by default) -> logits [..., T, vocab].
+        """Turn token ids [..., T] at `positions` [..., T] (0..T-1 by default) into logits [..., T, vocab].
 
         `attend(layer, q, k, v)` takes and returns [..., T, heads, head_dim]; `full_attention` is the plain one.
         """
@@ -117,8 +124,11 @@ class Transformer(nn.Module):
         return self.logits(x)
 
 
-def full_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every row attends to every row. [..., T, heads, head_dim], grouped-query heads allowed."""
+def full_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Let every row attend to every row, or to those for which `mask` [T, T] is true.
+
+    All are [..., T, heads, head_dim]; grouped-query heads are allowed.
+    """
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
     grouped = q.shape[-3] != k.shape[-3]
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped).transpose(-3, -2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(-3, -2)

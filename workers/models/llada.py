@@ -1,4 +1,4 @@
-"""LLaDA (Nie et al. 2025): LLaDA-8B, LLaDA-1.5 and the bundled factbook models."""
+"""Reads LLaDA (Nie et al. 2025): LLaDA-8B, LLaDA-1.5 and the bundled factbook models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from workers.errors import UnsupportedModelError
 from workers.models.base import Architecture, ModelConfig
+from workers.models.layers import Transformer
 
 REQUIRED = ("d_model", "n_layers", "n_heads", "vocab_size", "mask_token_id", "eos_token_id")
-"""Keys without which a LLaDA config.json says too little."""
+"""The keys without which a LLaDA config.json is incomplete."""
 
 COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "activation_type": ("silu", "swiglu"),
@@ -23,7 +24,7 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "input_emb_norm": (False,),
     "attention_layer_norm": (False,),
 }
-"""Config values that these layers compute; any other value would give silently wrong logits."""
+"""The config values that these layers compute; any other value would give silently wrong logits."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -69,7 +70,7 @@ IN_LAYER = {
 
 
 def checkpoint_name(parameter: str) -> str:
-    """`layers.3.q.weight` -> `model.transformer.blocks.3.q_proj.weight`."""
+    """Translate `layers.3.q.weight` to `model.transformer.blocks.3.q_proj.weight`."""
     match parameter.split("."):
         case ["layers", index, module, kind]:
             return f"{STEM}.blocks.{index}.{IN_LAYER[module]}.{kind}"
@@ -79,4 +80,4 @@ def checkpoint_name(parameter: str) -> str:
             raise KeyError(parameter)
 
 
-LLADA = Architecture("llada", ("llada",), parse_config, checkpoint_name)
+LLADA = Architecture("llada", ("llada",), parse_config, checkpoint_name, Transformer)

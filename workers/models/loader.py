@@ -1,4 +1,4 @@
-"""A model directory in Hugging Face's layout -> a model ready to run, one tensor in memory at a time."""
+"""Loads a model directory in Hugging Face's layout, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workers.errors import UnsupportedModelError
-from workers.models.base import Architecture, DiffusionLM, ModelConfig
+from workers.models.base import Architecture, DiffusionLM, ModelConfig, TorchModel
 from workers.models.dream import DREAM
-from workers.models.layers import Transformer
 from workers.models.llada import LLADA
 
 ARCHITECTURES: tuple[Architecture, ...] = (LLADA, DREAM)
-"""Every family of checkpoints that can be served. A new one is a file beside `llada.py` and an entry here."""
+"""All families of checkpoints that can be served. A new one is a file beside `llada.py` and an entry here."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""Beside the weights, what turns text into the same keys and values."""
+"""The files that, beside the weights, turn text into the same keys and values."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class LoadedModel:
 def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Load the checkpoint in `directory` (config.json, one or several safetensors files).
 
-    Tensors are read, converted and placed one at a time: beyond the model itself, memory holds one tensor.
+    Tensors are read, converted and copied one at a time: beyond the model itself, memory holds one tensor.
     Raises UnsupportedModelError with the file and the reason for what can't be served.
     """
     raw = read_json(directory / "config.json")
@@ -54,7 +53,7 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     check_dimensions(config, directory)
     shards = shard_files(directory)
     with torch.device("meta"):
-        model = Transformer(config)
+        model = architecture.build(config)
     fill(model, shards, architecture, device, dtype)
     model.requires_grad_(requires_grad=False).eval()
     return LoadedModel(
@@ -66,13 +65,9 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
-def fastest(model: Transformer, device: torch.device) -> DiffusionLM:
-    """The same model as it runs best on the device; only a GPU's has Triton to import."""
-    if device.type != "cuda":
-        return model
-    from workers.models.fused import FusedTransformer
-
-    return FusedTransformer(model)
+def fastest(model: TorchModel, device: torch.device) -> DiffusionLM:
+    """Return the same model as it runs best on the device."""
+    return model.fused() if device.type == "cuda" else model
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,7 +102,7 @@ def check_dimensions(config: ModelConfig, directory: Path) -> None:
 
 
 def shard_files(directory: Path) -> list[Path]:
-    """The safetensors files of the checkpoint, in a fixed order."""
+    """Return the safetensors files of the checkpoint, in a fixed order."""
     if (directory / INDEX_FILE).exists():
         weight_map = read_json(directory / INDEX_FILE).get("weight_map", {})
         shards = [directory / name for name in sorted(set(weight_map.values()))]
@@ -123,7 +118,7 @@ def shard_files(directory: Path) -> list[Path]:
 
 @contextmanager
 def opened(shard: Path) -> Iterator[Any]:
-    """A safetensors file; a torn or foreign file becomes an UnsupportedModelError."""
+    """Open a safetensors file; a torn or foreign file becomes an UnsupportedModelError."""
     try:
         with safe_open(shard, framework="pt") as tensors:
             yield tensors
@@ -142,16 +137,17 @@ def fill(
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 if name not in wanted:
                     raise UnsupportedModelError(f"{shard} holds {name}, which architecture {architecture.name} lacks")
-                place(model, wanted[name], tensors.get_tensor(name), name, device, dtype)
+                set_parameter(model, wanted[name], tensors.get_tensor(name), name, device, dtype)
                 missing.discard(name)
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise UnsupportedModelError(f"{len(missing)} tensors are in none of the weight files: {some} ...")
 
 
-def place(
+def set_parameter(
     model: nn.Module, parameter: str, tensor: Tensor, name: str, device: torch.device, dtype: torch.dtype
 ) -> None:
+    """Move one tensor to the device as `parameter`, whose shape it must have."""
     path, _, kind = parameter.rpartition(".")
     module = model.get_submodule(path)
     expected = module.get_parameter(kind).shape
@@ -163,7 +159,7 @@ def place(
 
 
 def fingerprint(directory: Path, shards: Sequence[Path], dtype: torch.dtype) -> str:
-    """Tells apart whatever would give other keys and values for the same text."""
+    """Return a digest that differs wherever the same text would give other keys and values."""
     files = [*shards, *(path for name in FINGERPRINTED_FILES if (path := directory / name).exists())]
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(file_digest, files))

@@ -148,6 +148,7 @@ class RunningRequest:
 
     @property
     def moment(self) -> Moment:
+        """Where it stands, in plain values: every schedule asks, also for passes that then have to wait."""
         return Moment(
             block=self.block,
             index=self.block_index,
@@ -156,8 +157,8 @@ class RunningRequest:
             last_block_clock=self.last_block_clock,
             opened=self.opened,
             refresh_interval=self.task.refresh_interval,
-            anchors=self.focus.anchors(self.canvas.all_masked) if self.step == 0 else None,
-            drifted=self.step > 0 or self.focus.drifted,
+            anchors=self.focus.anchors if self.step == 0 else None,
+            drifted=self.step > 0 or self.focus.has_drifted,
             is_cold=self.is_cold,
         )
 
@@ -199,6 +200,7 @@ class RunningRequest:
             num_steps = self.step if is_adaptive else self.task.timetable.steps_per_block
             self.last_block_clock, self.block_clock = self.block_clock, self.block_clock + num_steps
             self.block_index, self.step, self.opened = self.block_index + 1, 0, False
+            self.focus.choose_anchors(self.canvas.all_masked)
             self.has_asked, self.has_answer = False, False
 
     def suspend(self, task: Task, canvas: Canvas) -> None:

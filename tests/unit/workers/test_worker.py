@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +15,14 @@ from safetensors.torch import save_file
 
 from cache_service.core.types import ReplicaId
 from tests.support.checkpoints import LLADA_CONFIG
+from tests.support.waiting import until
 from tests.unit.workers.tiny import request_of
 from workers.api import FinishReason
 from workers.config import KVConfig, WorkerConfig
 from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
 from workers.models.layers import Transformer
 from workers.models.llada import LLADA
-from workers.worker import Worker, dtype_of, threads_of
+from workers.worker import Worker, dtype_of, num_threads_of
 
 
 def write_llada(directory: Path) -> None:
@@ -43,7 +46,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     worker.__del__()
 
 
-async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
+async def test_a_worker_answers_and_describes_itself(worker: Worker) -> None:
     chunks = [chunk async for chunk in worker.generate(request_of([1, 2, 3], 8))]
     assert chunks[-1].finish_reason in FinishReason
     usage = chunks[-1].usage
@@ -60,8 +63,22 @@ async def test_a_worker_answers_and_tells_about_itself(worker: Worker) -> None:
 
 async def test_a_closed_worker_is_unhealthy(worker: Worker) -> None:
     worker.__del__()
-    with pytest.raises(EngineClosedError):
+    with pytest.raises(EngineClosedError, match="shutting down"):
         worker.check_health()
+
+
+async def test_an_unhealthy_worker_names_the_reason_and_counts_it(worker: Worker) -> None:
+    def corrupt() -> None:
+        raise AssertionError("page 7 has two owners")
+
+    worker._engine._engine.check_integrity = corrupt  # type: ignore[method-assign]
+    await asyncio.wrap_future(worker._engine.call(lambda _: None))
+    await until(lambda: not worker._engine.is_alive)
+    with pytest.raises(EngineClosedError, match="page 7 has two owners"):
+        worker.check_health()
+    text = await worker.metrics()
+    assert 'palimpsest_worker_engine_errors_total{kind="thread",replica="w#1"} 1.0' in text
+    assert 'palimpsest_worker_engine_errors_total{kind="command",replica="w#1"} 0.0' in text
 
 
 @pytest.mark.parametrize("error", [InvalidRequestError("no", param="seed"), OverloadedError("full", retry_after_s=3.0)])
@@ -73,7 +90,14 @@ def test_errors_keep_their_fields_on_the_way_to_the_caller(error: Exception) -> 
 def test_defaults_follow_the_machine() -> None:
     assert dtype_of("auto", torch.device("cuda")) is torch.bfloat16
     assert dtype_of("auto", torch.device("cpu")) is torch.float32
-    assert threads_of(10_000) == 1
+
+
+def test_threads_are_what_is_configured_or_a_replicas_share_of_the_cores() -> None:
+    cpu, cuda, cores = torch.device("cpu"), torch.device("cuda"), len(os.sched_getaffinity(0))
+    default, three = WorkerConfig(model=Path()), WorkerConfig(model=Path(), num_threads=3)
+    assert [num_threads_of(default, cpu, replicas) for replicas in (1, 10_000)] == [cores, 1]
+    assert num_threads_of(default, cuda, 1) is None
+    assert num_threads_of(three, cpu, 2) == num_threads_of(three, cuda, 2) == 3
 
 
 def test_a_config_names_what_is_wrong() -> None:

@@ -12,6 +12,7 @@ from cache_service.core.types import ReplicaId
 from workers.api import DecodingParams, FinishReason, GenerateChunk, GenerateRequest, PrefixCandidate, Usage
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.layers import Transformer
@@ -56,7 +57,7 @@ def engine_of(
     bicache: BiCacheConfig | None = None,
     shares_builds: bool = False,
 ) -> Engine:
-    return Engine(
+    return create_engine(
         loaded,
         engine=engine or EngineConfig(),
         kv=kv or KVConfig(pool_bytes=POOL_BYTES, entry_bytes=POOL_BYTES // 2, page_tokens=PAGE_TOKENS),

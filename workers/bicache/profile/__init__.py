@@ -188,13 +188,15 @@ class Profiler:
         """
         after = []
         rope = self._model.rope(torch.arange(start, start + len(x), device=self._device))
+        rows = range(start, start + len(x))
+        mask = self._model.config.visible(rows, rows if before is None else range(rows.stop), self._device)
         for index in layers:
             layer = self._model.stack[index]
             q, k, v = layer.qkv(x, *rope)
             kept.append((k, v))
             if before is not None:
                 k, v = torch.cat((before[index][0], k)), torch.cat((before[index][1], v))
-            x = layer.finish(x, full_attention(index, q, k, v).flatten(-2))
+            x = layer.finish(x, full_attention(index, q, k, v, mask).flatten(-2))
             after.append(x)
         return after
 

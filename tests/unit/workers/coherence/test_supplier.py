@@ -27,8 +27,9 @@ from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 from workers.config import BiCacheConfig, CoherenceConfig, EngineConfig, KVConfig
-from workers.engine.async_engine import AsyncEngine, Nobody
+from workers.engine.async_engine import AsyncEngine, NullObserver
 from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.loader import load_model
 from workers.worker import cost_model
 
@@ -40,7 +41,7 @@ CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
 
 
 def engine_for(model: Path) -> Engine:
-    return Engine(
+    return create_engine(
         load_model(model, device=CPU, dtype=torch.float32),
         engine=EngineConfig(),
         kv=KVConfig(pool_bytes=1 << 24, entry_bytes=1 << 23),
@@ -79,12 +80,12 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 tally=tally,
             )
 
-            class Outside(Nobody):
+            class Observer(NullObserver):
                 def apply(self, changes: Changes) -> None:
                     report = Report.of(changes)
                     loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
 
-            front.connect(Outside())
+            front.connect(Observer())
             syncing = asyncio.create_task(sync.run())
             await sync.joined.wait()
             with front:

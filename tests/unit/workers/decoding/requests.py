@@ -9,6 +9,7 @@ from tests.unit.workers.decoding.reference import Rules
 from tests.unit.workers.tiny import TINY, prompt_of, request_of, tiny_model
 from workers.api import GenerateRequest
 from workers.decoding.rules import Decoding
+from workers.models.dream import DECODING
 from workers.models.loader import LoadedModel
 
 EOS, MASK = TINY.eos_token_id, TINY.mask_token_id
@@ -16,7 +17,7 @@ TABLE = {0: 1, 50: 2, 80: 3}
 
 
 def dream_model(seed: int) -> LoadedModel:
-    return tiny_model(seed, architecture="dream", prediction_shift=1)  # type: ignore[arg-type]
+    return tiny_model(seed, architecture="dream", prediction_shift=1, decoding=DECODING)  # type: ignore[arg-type]
 
 
 def rules_of(request: GenerateRequest, **decoding: object) -> Rules:

@@ -75,25 +75,42 @@ def test_refreshes_are_not_skipped_once_attention_drifts() -> None:
 
 def test_the_cap_on_skips() -> None:
     focus = Focus(FocusConfig(1.0, skip_refresh=True, skip_similarity=0.9, max_skips=1))
-    assert focus.drifted
+    assert focus.has_drifted
     focus.observe(attention([[1.0, 0.0], [0.0, 1.0]]), refreshed=True)
-    assert focus.drifted
+    assert focus.has_drifted
     focus.observe(attention([[1.0, 0.1]], (10,)), refreshed=False)
-    assert not focus.drifted
+    assert not focus.has_drifted
     focus.skip()
-    assert focus.drifted
+    assert focus.has_drifted
     focus.observe(attention([[1.0, 0.0]], (11,)), refreshed=True)
     focus.observe(attention([[0.0, 1.0]], (11,)), refreshed=False)
-    assert focus.drifted
+    assert focus.has_drifted
 
 
 def test_anchors_are_what_the_rows_still_masked_look_at() -> None:
     focus = Focus(FocusConfig(0.5, skip_refresh=False, skip_similarity=0.9, max_skips=1))
-    assert focus.anchors(frozenset({10, 11})) is None
+    focus.choose_anchors(frozenset({10, 11}))
+    assert focus.anchors is None
     focus.observe(attention([[0.5, 0.0, 0.3, 0.1], [0.0, 0.2, 0.1, 0.7]]), refreshed=True)
-    assert focus.anchors(frozenset({10})) == (0, 2)
-    assert focus.anchors(frozenset({11})) == (1, 3)
-    assert focus.anchors(frozenset({10, 11})) == (0, 3)
+    for masked, anchors in (({10}, (0, 2)), ({11}, (1, 3)), ({10, 11}, (0, 3))):
+        focus.choose_anchors(frozenset(masked))
+        assert focus.anchors == anchors
+
+
+@pytest.mark.parametrize("flags", [{"anchors": 0.2}, {"skip_refresh": True}, {"anchors": 0.2, "skip_refresh": True}])
+def test_scheduling_reads_no_tensor(flags: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read would wait for the GPU, for every request and at every step."""
+    engine = engine_of(tiny_model(depth_table={0: 2}))
+    for seed in range(3):
+        prompt = prompt_of(30, seed)
+        engine.submit(request_of(prompt, 32, prefixes=[PREFIX], block_length=8, request_id=str(seed), **flags))
+    while engine.has_work:
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu"):
+                patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a tensor is read"))
+            plan = engine.scheduler.schedule()
+        engine.scheduler.commit(plan, engine.runner.run(plan))
+    assert engine.stats().num_forwards > 3 * 4
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

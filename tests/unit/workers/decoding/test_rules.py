@@ -54,7 +54,7 @@ def test_every_rule_decodes_as_defined(unmasking: Unmasking, seed: int) -> None:
 @pytest.mark.parametrize("unmasking", ["maskgit_plus", "topk_margin", "entropy"])
 @pytest.mark.parametrize("seed", range(5))
 def test_dream_decodes_as_published(unmasking: str, seed: int) -> None:
-    """Its loop, written anew: shifted logits, n = int(masked * (1 - s/t)), everything in the last step."""
+    """Its loop, written again: shifted logits, n = int(masked * (1 - s/t)), everything in the last step."""
     loaded, draw = dream_model(seed), random.Random(seed)
     prompt, canvas = prompt_of(draw.randint(1, 15), seed), draw.randint(1, 24)
     steps = draw.randint(1, 20)

@@ -14,10 +14,9 @@ from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, t
 from workers.api import ContextMode, ContextRead, ContextReply, GenerateRequest
 from workers.bicache.entry import Changes
 from workers.config import EngineConfig
-from workers.engine.async_engine import AsyncEngine, Nobody
+from workers.engine.async_engine import AsyncEngine, NullObserver
 from workers.engine.engine import Engine
-from workers.engine.runner import StepFailedError
-from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError
+from workers.errors import EngineClosedError, InvalidRequestError, OverloadedError, StepFailedError
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ async def test_a_second_caller_with_an_id_in_use_does_not_end_the_first(front: A
     assert await first
 
 
-async def test_overload_is_told_at_once(front: AsyncEngine) -> None:
+async def test_overload_is_refused_at_once(front: AsyncEngine) -> None:
     tasks = [asyncio.create_task(text(front, long_request(str(number)))) for number in range(6)]
     await until(lambda: front.stats().num_requests == 6)
     with pytest.raises(OverloadedError):
@@ -94,12 +93,12 @@ async def test_a_request_waits_for_the_newest_content_of_its_context(engine: Eng
     loop = asyncio.get_running_loop()
     old, new = content(0, prompt_of(8)), content(1, prompt_of(9, seed=1))
 
-    class Outside(Nobody):
+    class Observer(NullObserver):
         def ask(self, read: ContextRead, reply: ContextReply) -> None:
             loop.call_soon_threadsafe(asked.put_nowait, (read, reply))
 
     front = AsyncEngine(engine)
-    front.connect(Outside())
+    front.connect(Observer())
     with front:
         task = asyncio.create_task(text(front, reading(old, 1)))
         read, reply = await asked.get()
@@ -112,7 +111,7 @@ async def test_a_request_waits_for_the_newest_content_of_its_context(engine: Eng
         )
 
 
-async def test_with_nobody_to_ask_a_request_goes_on_as_it_is(front: AsyncEngine) -> None:
+async def test_without_an_observer_to_ask_a_request_goes_on_as_it_is(front: AsyncEngine) -> None:
     request = reading(content(0, prompt_of(8)), 2)
     alone = engine_of(tiny_model(depth_table={0: 1}))
     assert await text(front, request) == run_one(alone, replace(request, context=None)).token_ids
@@ -143,12 +142,12 @@ async def test_entries_and_steps_are_reported(engine: Engine) -> None:
     heard: list[Changes] = []
     steps: list[float] = []
 
-    class Outside(Nobody):
+    class Observer(NullObserver):
         def apply(self, changes: Changes) -> None:
             heard.append(changes)
 
     front = AsyncEngine(engine, on_step=[steps.append])
-    front.connect(Outside())
+    front.connect(Observer())
     with front:
         await text(front, request_of(prompt_of(20), 8, prefixes=[16]))
     assert [len(entry.token_ids) for changes in heard for entry in changes.live] == [16]

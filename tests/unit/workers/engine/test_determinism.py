@@ -134,14 +134,14 @@ class Mixes(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), draw=st.randoms(use_true_random=False))
     def retire(self, which: int, draw: object) -> None:
         engine = self.replicas[which].engine
-        if keys := [*engine._cache._entries]:
+        if keys := [*engine._memory.cache._entries]:
             key = draw.choice(keys)  # type: ignore[attr-defined]
-            engine.tend(lambda entries: entries.retire(key, successor=None))
+            engine.with_entries(lambda entries: entries.retire(key, successor=None))
 
     @rule(which=st.integers(0, 1), sheet=st.integers(0, 3), bucket=st.integers(0, 9), depth=st.integers(0, 2))
     def report(self, which: int, sheet: int, bucket: int, depth: int) -> None:
         key = turn(sheet, 1).prefixes[0].key
-        self.replicas[which].engine.tend(
+        self.replicas[which].engine.with_entries(
             lambda entries: entries.record_limits([DepthLimit(key, 10 * bucket, depth, 0)])
         )
 
@@ -188,9 +188,9 @@ def as_named(request: GenerateRequest, name: str) -> GenerateRequest:
 
 
 def supply(key: PrefixKey, depths: tuple[int, ...], engine: Engine, holder: Engine) -> None:
-    copy = holder.tend(lambda entries: entries.export(key, depths))
-    if copy is None or not engine.tend(lambda entries: entries.install(copy)):
-        engine.tend(lambda entries: entries.allow_build(key))
+    copy = holder.with_entries(lambda entries: entries.export(key, depths))
+    if copy is None or not engine.with_entries(lambda entries: entries.install(copy)):
+        engine.with_entries(lambda entries: entries.allow_build(key))
 
 
 TestMixes = Mixes.TestCase
@@ -258,7 +258,7 @@ def test_reports_bind_only_requests_that_are_not_deterministic(reported: int) ->
     request = turn(2, 1)
     [prefix] = request.prefixes
     limits = [DepthLimit(prefix.key, bucket, reported, 0) for bucket in range(0, 100, 10)]
-    engine.tend(lambda entries: entries.record_limits(limits))
+    engine.with_entries(lambda entries: entries.record_limits(limits))
     depths = [
         usage.reuse_depth
         for deterministic in (None, True, False)

@@ -21,8 +21,7 @@ from tests.unit.workers.tiny import (
 )
 from workers.api import FinishReason, GenerateRequest
 from workers.config import EngineConfig, KVConfig
-from workers.engine.runner import StepFailedError
-from workers.errors import InvalidRequestError, NonFiniteLogitsError, OverloadedError
+from workers.errors import InvalidRequestError, NonFiniteLogitsError, OverloadedError, StepFailedError
 from workers.models.layers import Transformer
 from workers.scheduler.policy import POLICIES
 

@@ -20,8 +20,7 @@ from benchmarks.dimensions import LLADA_8B
 from tests.unit.workers.tiny import request_of
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.decoding.decision import Decision
-from workers.engine.batch import assemble
-from workers.engine.engine import Engine
+from workers.engine.factory import create_engine
 from workers.models.layers import Transformer
 from workers.models.loader import LoadedModel
 from workers.scheduler.plan import StepResult, Turn
@@ -55,7 +54,7 @@ class Counter:
 
     def __init__(self, loaded: LoadedModel, prefix: int, policy: str) -> None:
         self.loaded, self.prefix, self.policy = loaded, prefix, policy
-        self.engine = Engine(
+        self.engine = create_engine(
             loaded,
             engine=EngineConfig(),
             kv=KVConfig(pool_bytes=1 << 34, entry_bytes=1 << 33),
@@ -84,9 +83,9 @@ class Counter:
         """Count a pass (passes of one shape cost the same), and commit the leftmost positions."""
         shape = (len(turn.run.rows), len(turn.run.deep))
         if shape not in self.flops_of_shape:
-            runner = self.engine.runner
+            forward = self.engine.runner.forward
             with FlopCounterMode(display=False) as count:
-                runner.forward(assemble([turn], self.loaded.model, runner.storage))
+                forward.run(forward.assemble([turn]))
             self.flops_of_shape[shape] = count.get_total_flops()
         self.layer_flops += self.flops_of_shape[shape]
         masked = turn.sequence.canvas.masked(turn.run.decode)

@@ -51,7 +51,7 @@ def epochs(answer: Answer) -> list[int]:
     refresh_interval=st.sampled_from([1, 1000]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_followed_request_is_one_that_begins_anew_at_that_block(
+def test_a_followed_request_is_one_that_begins_again_at_that_block(
     seed: int,
     old_length: int,
     new_length: int,

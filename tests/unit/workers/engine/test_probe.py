@@ -13,10 +13,10 @@ from workers.api import DepthLimiter, GenerateRequest
 from workers.bicache import depth
 from workers.bicache.depth import Finding, nominal_suffix
 from workers.config import BiCacheConfig
-from workers.engine import runner
+from workers.engine import builder
 from workers.engine.engine import Engine
 from workers.engine.probe import similarities
-from workers.engine.runner import StepFailedError
+from workers.errors import StepFailedError
 from workers.models.loader import LoadedModel
 
 PREFIX, SUFFIX = 24, 8
@@ -89,7 +89,7 @@ def test_an_entry_that_changes_is_still_probed_for_the_request_that_waits(happen
         engine.submit(deeper)
     engine.scheduler.schedule()
     if happens == "retired":
-        engine.tend(lambda entries: entries.retire(ask().prefixes[0].key, successor=None))
+        engine.with_entries(lambda entries: entries.retire(ask().prefixes[0].key, successor=None))
     answers = {"b": Answer(), "c": Answer()}
     drain(engine, answers)
     usage = answers["b"].usage
@@ -116,9 +116,9 @@ def test_a_probes_finding_does_not_depend_on_the_depths_that_the_entry_keeps() -
         cache = engine.scheduler._cache
         handle = cache.admit(ask().prefixes[0].key, ask().token_ids[:PREFIX], kept)
         assert handle is not None
-        engine.runner.build(handle.entry)
+        engine.runner.builder.build(handle.entry)
         with torch.inference_mode():
-            found.append(similarities(handle.entry, 60, loaded.model, engine.runner.storage, most=3, num_positions=8))
+            found.append(similarities(handle.entry, 60, loaded.model, engine._memory.storage, most=3, num_positions=8))
     assert found[0] == found[1]
 
 
@@ -157,9 +157,9 @@ def test_a_failed_build_or_probe_ends_its_request_and_the_next_one_is_answered(
     engine = guarded(blind_model())
     with monkeypatch.context() as patch:
         if broken == "probe":
-            patch.setattr(runner, "similarities", lambda *_, **__: 1 / 0)
+            patch.setattr(builder, "similarities", lambda *_, **__: 1 / 0)
         else:
-            patch.setattr(engine.runner, "build", lambda _: 1 / 0)
+            patch.setattr(engine.runner.builder, "build", lambda _: 1 / 0)
         assert isinstance(run_one(engine, ask()).error, StepFailedError)
     assert engine.num_used_pages == 0
     assert depth_and_cached(engine, ask()) == (3, 0)

@@ -1,4 +1,4 @@
-"""What loads, what doesn't, and that the reason is told."""
+"""Checkpoints that load, and the reasons that are given for those that don't."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_dream_reads_one_row_to_the_left_within_its_trained_context(write_checkp
     assert (config.prediction_shift, config.context_length, config.qkv_bias) == (1, 2048, True)
 
 
-def test_fingerprint_tells_weights_dtype_and_tokenizer_apart(write_checkpoint: WriteCheckpoint) -> None:
+def test_fingerprint_distinguishes_weights_dtype_and_tokenizer(write_checkpoint: WriteCheckpoint) -> None:
     directory = write_checkpoint(LLADA, LLADA_CONFIG)
     seen = [load(directory).fingerprint, load(directory, torch.bfloat16).fingerprint]
     (directory / "tokenizer.json").write_text("{}")
