@@ -22,7 +22,7 @@ FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
 
 @dataclass(frozen=True)
 class Shape:
-    """How a tile is computed: rows and keys of one matrix product, and how Triton schedules it."""
+    """Sets how a tile is computed: rows and keys of one matrix product, and how Triton schedules it."""
 
     num_rows: int
     num_keys: int

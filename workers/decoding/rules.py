@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Unmasking(enum.Enum):
-    """Which of the masked positions a step commits first. p is the softmax of a position's logits, q the same after
+    """Names the masked positions that a step commits first. p is the softmax of a position's logits, q the same after
     temperature, top-p and top-k; x is the token that was chosen there.
     """
 

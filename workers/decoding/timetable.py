@@ -12,7 +12,7 @@ DREAM_END = 1e-3
 
 
 class Timing(enum.Enum):
-    """How a block's masks are spread over its steps."""
+    """Says how a block's masks are spread over its steps."""
 
     QUOTA = "quota"
     """m masks in s steps: m // s a step, one more in the first m mod s (LLaDA's get_num_transfer_tokens)."""
@@ -22,7 +22,7 @@ class Timing(enum.Enum):
 
 @dataclass(frozen=True)
 class Portion:
-    """How many of the masked positions one step commits."""
+    """Says how many of the masked positions one step commits."""
 
     count: int
     rate: float

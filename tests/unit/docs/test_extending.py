@@ -24,6 +24,7 @@ from workers.engine import validation
 from workers.errors import UnsupportedModelError
 from workers.models import loader
 from workers.models.base import Architecture, ModelConfig
+from workers.models.layers import Transformer
 from workers.models.llada import LLADA
 from workers.models.loader import ARCHITECTURES, load_model
 from workers.scheduler.policy import POLICIES, Geometry, Moment, Pass, Policy
@@ -97,7 +98,7 @@ def test_a_new_family_is_a_file_and_an_entry(monkeypatch: pytest.MonkeyPatch, tm
         return f"sample.{parameter}"
 
     config, cpu = {**LLADA_CONFIG, "model_type": "Sample"}, torch.device("cpu")
-    sample = Architecture("sample", ("Sample",), parse_config, checkpoint_name)
+    sample = Architecture("sample", ("Sample",), parse_config, checkpoint_name, Transformer)
     write_checkpoint(tmp_path, sample, config)
     with pytest.raises(UnsupportedModelError, match="Sample"):
         load_model(tmp_path, device=cpu, dtype=torch.float32)

@@ -109,7 +109,7 @@ def test_scheduling_reads_no_tensor(flags: dict[str, object], monkeypatch: pytes
             for name in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu"):
                 patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a tensor is read"))
             plan = engine.scheduler.schedule()
-        engine.scheduler.commit(plan, engine.runner.run(plan))
+        engine.scheduler.apply(plan, engine.runner.run(plan))
     assert engine.stats().num_forwards > 3 * 4
 
 
