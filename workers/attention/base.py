@@ -33,7 +33,7 @@ class Reader:
     entry: Hashable | None = None
     """Equal for sequences that share, in layers below `depth`, their first `num_shared` keys."""
     num_shared: int = 0
-    positions: Sequence[int] = ()
+    positions: tuple[Sequence[int], ...] = ()
     """Those of the base rows and then of the deep rows, for a model that masks attention."""
 
     def asks_deep(self, layer: int, num_layers: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -49,7 +50,7 @@ class SdpaBackend:
             return None
         device = reader.slots.device
         keys = torch.arange(reader.slots.shape[1], device=device)
-        return self._mask(torch.tensor(reader.positions, device=device), keys)
+        return self._mask(torch.tensor(list(chain.from_iterable(reader.positions)), device=device), keys)
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -89,7 +89,7 @@ class Lane:
             base=self.base,
             deep=self.deep,
             depth=geometry.depth,
-            positions=(*self.turn.run.rows, *self.turn.run.deep),
+            positions=(self.turn.run.rows, self.turn.run.deep),
             entry=allocation.entry,
             num_shared=geometry.prefix,
         )

@@ -43,7 +43,7 @@ class EntryBuilder:
         else:
             x = model.embed(torch.tensor(entry.token_ids, dtype=torch.int64, device=storage.device))
         cos, sin = model.rope(torch.arange(layout.num_tokens, device=storage.device))
-        reader = Reader(table.slots, slice(0, layout.num_tokens), positions=range(layout.num_tokens))
+        reader = Reader(table.slots, slice(0, layout.num_tokens), positions=(range(layout.num_tokens),))
         attend = self._attention.plan([reader], model.config.num_layers)
         for index in range(begin, layout.kv_depth):
             layer = model.stack[index]
