@@ -1,4 +1,4 @@
-"""Runs the engine, whose step is schedule, run, commit.
+"""Runs the engine, whose step is schedule, run, apply.
 
 Terms: docs/glossary.md.
 """
