@@ -12,9 +12,9 @@ from workers.coherence.view import ClusterView
 
 
 class ContextReader:
-    """Reads contexts from the view as far as it may lag behind, else from the service.
+    """Reads contexts from the local view if staleness allows, else from the service.
 
-    Lives in the event loop that feeds the view. A question is answered within the client's timeout.
+    Runs in the event loop that updates the view. It answers a question within the client's timeout.
     """
 
     def __init__(self, client: CacheClient, view: ClusterView) -> None:
@@ -22,7 +22,7 @@ class ContextReader:
         self._open: set[asyncio.Task[None]] = set()
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called with the newest content. Returns at once; `close` leaves open questions unanswered."""
+        """Return at once, and call `reply` with the newest content later. `close` leaves open questions unanswered."""
         task = asyncio.create_task(self._answer(read, reply))
         self._open.add(task)
         task.add_done_callback(self._open.discard)

@@ -1,4 +1,4 @@
-"""A request's decoding parameters, checked and with the model's own defaults."""
+"""Checks a request's decoding parameters and fills in the model's defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def timing_of(params: DecodingParams, model: ModelConfig) -> Timing:
 
 
 def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, keeps_kv: bool) -> Decoding:
-    """Return the decoding rule of a request whose policy is named `policy`, and `keeps_kv` from step to step.
+    """Return the decoding rule of a request under `policy`; `keeps_kv` says whether that keeps K/V between steps.
 
     Raises InvalidRequestError.
     """

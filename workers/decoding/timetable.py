@@ -26,18 +26,18 @@ class Portion:
 
     count: int
     rate: float
-    """`count` as a share of them, before it was made a whole number."""
+    """`count` as a fraction of the masked positions, before rounding."""
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """Positions cut into blocks in their order, the last block shorter where they don't divide it.
+    """Divides positions, in order, into blocks of equal length; the last block may be shorter.
 
-    Of `num_steps`, every block gets num_steps // num_blocks.
+    Every block gets num_steps // num_blocks of the steps.
     """
 
     positions: tuple[int, ...]
-    """Ascending; not necessarily neighbours."""
+    """Positions to denoise, ascending; they need not be contiguous."""
     block_length: int
     """Positions to denoise in one block."""
     num_steps: int

@@ -207,11 +207,11 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=place_of)
+    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=replaced_range)
     return tuple(chain.from_iterable(ordered))
 
 
-def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
+def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
     """Return the positions that a change replaces: its first edit removes what was there, the others follow it."""
     return edits[0].start, edits[0].end
 

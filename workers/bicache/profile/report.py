@@ -37,7 +37,7 @@ def profile_directory(
 ) -> Profile:
     """Measure the model in `directory` in float32, on a GPU if there is one, and write both files to `output`.
 
-    The table takes effect where it lies beside the weights. Raises UnsupportedModelError, and InvalidRequestError for
+    The table takes effect in the model's directory. Raises UnsupportedModelError, and InvalidRequestError for
     samples that exceed the model's context.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

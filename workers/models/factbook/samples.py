@@ -1,4 +1,4 @@
-"""A sample is one sheet as a chat prefix, with several questions and answers behind it."""
+"""A sample is one sheet as a chat prefix, with several questions and answers after it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
