@@ -78,7 +78,7 @@ class PrefixCache:
     ) -> PrefixHandle | None:
         """Return a handle on a new, pending entry that serves `depths`; idle entries may be evicted for it.
 
-        Returns None where the key is taken, or the budget or the pool has no room.
+        Returns None if the key is taken, or the budget or the pool has no room.
         """
         return self._admit(key, token_ids, depths, content_of, may_evict=True)
 
@@ -98,7 +98,7 @@ class PrefixCache:
     def reserve(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
         """Return a new pending entry without readers, which is kept until it is live for requests that may follow.
 
-        Evicts nothing. Returns None where the key is taken, or there is no room.
+        Evicts nothing. Returns None if the key is taken, or there is no room.
         """
         if (handle := self._admit(key, token_ids, depths, None, may_evict=False)) is None:
             return None
@@ -143,7 +143,7 @@ class PrefixCache:
         entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
 
     def record_finding(self, entry: PrefixEntry, bucket: int, finding: Finding) -> None:
-        """Note what the probe of one bucket found."""
+        """Record what the probe of one bucket found."""
         nominal_depth = entry.to_probe.pop(bucket)
         entry.findings[bucket] = finding
         depth = finding.depth(nominal_depth, self._num_layers)
@@ -208,7 +208,7 @@ class PrefixCache:
         return changes
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where states, holds, pages and entries contradict each other."""
+        """Raise AssertionError if states, holds, pages and entries contradict each other."""
         for entry in self._entries.values():
             assert entry.is_pending or entry.is_live, f"{self!r}: {entry!r} can be found"
             assert entry.is_live or entry.num_readers, f"{self!r}: no request waits for {entry!r}"

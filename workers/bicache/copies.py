@@ -99,7 +99,7 @@ class Transport(Protocol):
     """Carries copies from one replica to another."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        """Return the holder's copy; None where the holder has no such entry any more. Raises TransferError."""
+        """Return the holder's copy; None if the holder has no such entry any more. Raises TransferError."""
         ...
 
 

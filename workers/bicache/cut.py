@@ -8,7 +8,7 @@ from workers.api import PrefixCandidate
 
 
 def choose_cut(candidates: Sequence[PrefixCandidate], share: float) -> PrefixCandidate | None:
-    """Return the boundary at `cut_length` of a request's `candidates`; None where there are none."""
+    """Return the boundary at `cut_length` of a request's `candidates`; None if there are none."""
     length = cut_length([candidate.num_tokens for candidate in candidates], share)
     return next((candidate for candidate in candidates if candidate.num_tokens == length), None)
 

@@ -99,7 +99,7 @@ class Evidence:
         self._findings: OrderedDict[PrefixKey, dict[int, Finding]] = OrderedDict()
 
     def find(self, key: PrefixKey, bucket: int) -> Finding | None:
-        """Return the finding of one bucket; None where no probe has run, or it is forgotten."""
+        """Return the finding of one bucket; None if no probe has run, or it is forgotten."""
         return self._findings.get(key, {}).get(bucket)
 
     def record(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
@@ -131,7 +131,7 @@ class DepthLimits:
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
-        """Return the limit on the depth; None where no replica has reported one."""
+        """Return the limit on the depth; None if no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)
         return limit.depth if limit else None
 

@@ -82,7 +82,7 @@ class EntryAllocator:
             pages.release()
 
     def check_integrity(self, held: int) -> None:
-        """Raise AssertionError where the pool contradicts itself, or `held` is not the number of shared pages."""
+        """Raise AssertionError if the pool contradicts itself, or `held` is not the number of shared pages."""
         self._pool.check_integrity()
         assert held == self.num_shared, f"{self!r}: {held} pages are held"
         assert self.num_shared <= self.budget_pages, f"{self!r} is over its budget"

@@ -58,7 +58,7 @@ class EntryCommands:
             self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
-        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't be made."""
+        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None if it can't be made."""
         entry = self._cache.find(key)
         if entry is None:
             return None
@@ -78,7 +78,7 @@ class EntryCommands:
         )
 
     def install(self, copy: EntryCopy) -> bool:
-        """Make the awaited entry under the copy's key live. Return False where none awaits this copy.
+        """Make the awaited entry under the copy's key live. Return False if none awaits this copy.
 
         Depths that were added while the copy was on its way are built here.
         """

@@ -28,7 +28,7 @@ class ContextReader:
         task.add_done_callback(self._open.discard)
 
     async def newest(self, read: ContextRead) -> Context | None:
-        """Return the newest content of a context; None where it is gone, or the service doesn't answer in time.
+        """Return the newest content of a context; None if it is gone, or the service doesn't answer in time.
 
         A reader with a staleness budget gets the view's content. For one without, the service is asked whether that is
         the newest: it may have accepted a commit, and answered its author, before the watch delivers it. Content

@@ -66,7 +66,7 @@ class Inventory:
     # What the service knows
 
     def begin_lease(self) -> None:
-        """Note that the service knows nothing: a new lease begins with no announcements and no builds."""
+        """Record that the service knows nothing: a new lease begins with no announcements and no builds."""
         self._announced.clear()
         self._reported.clear()
         self._builds.clear()

@@ -90,7 +90,7 @@ class Supplier:
                 self._tally.prewarmed += 1
 
     async def close(self) -> None:
-        """Cancel all that is under way."""
+        """Cancel all that is in progress."""
         tasks = [*self._sourcing.values(), *self._extending.values(), *self._releasing]
         for task in tasks:
             task.cancel()

@@ -128,7 +128,7 @@ class PrefixSync:
         await self._report_drift(lease)
 
     async def _complete(self, lease: Lease, placement: Placement) -> bool:
-        """End our build of the entry with its announcement. Return False where no such build is under way.
+        """End our build of the entry with its announcement. Return False if no such build is in progress.
 
         An entry is addressed by its content, so it stays valid if its build was fenced off: it is then announced like
         any other, and the service refuses it if its epoch is old.

@@ -126,7 +126,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where pages, entries and requests contradict each other."""
+        """Raise AssertionError if pages, entries and requests contradict each other."""
         self._memory.cache.check_integrity()
 
     def __repr__(self) -> str:

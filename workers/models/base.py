@@ -50,14 +50,14 @@ class ModelConfig:
     """How many rows left of a position its logits are read (Dream: 1; position 0 reads its own row)."""
     decoding: DecodingDefaults = DecodingDefaults()
     attention_mask: AttentionMask | None = None
-    """None where every row sees every key. Only the reference attention, on a CPU, computes anything else."""
+    """None if every row sees every key. Only the reference attention, on a CPU, computes anything else."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
     def visible(self, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Tensor | None:
-        """Return the mask between rows and keys at these positions; None where every row sees every key."""
+        """Return the mask between rows and keys at these positions; None if every row sees every key."""
         if self.attention_mask is None:
             return None
         return self.attention_mask(torch.tensor(rows, device=device), torch.tensor(keys, device=device))

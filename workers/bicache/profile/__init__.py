@@ -43,7 +43,7 @@ class ProfileSample:
     prefix: int
     canvas: int
     has_turns_behind: bool = False
-    """True where earlier turns lie between the prefix and the last one."""
+    """True if earlier turns lie between the prefix and the last one."""
 
     @property
     def ratio(self) -> int:
