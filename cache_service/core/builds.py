@@ -1,7 +1,7 @@
 """Decide which member may build which entry. Pure.
 
 One member at a time builds the entry of (key, epoch). Its token is the revision of the grant, so it rises at each
-grant: a member that slept through the end of its lease comes back with a token that no longer counts.
+grant: a member that was paused until after its lease ended returns with a token that is no longer valid.
 
     free --acquire--> granted(token) --complete(token)--> free    Built, with the placement
                         |  release, lapse, holder leaves,
@@ -54,7 +54,7 @@ class Builds:
         return self._builds.get((key, epoch))
 
     def under_way(self, key: PrefixKey, epoch: Epoch) -> Build:
-        """Return the build of (key, epoch). Raises KeyError where no member builds it."""
+        """Return the build of (key, epoch). Raises KeyError if no member builds it."""
         return self._builds[key, epoch]
 
     def require(self, replica: ReplicaId, key: PrefixKey, epoch: Epoch, token: FencingToken) -> Build:
@@ -67,11 +67,11 @@ class Builds:
         return build
 
     def finish(self, build: Build, at: Revision) -> tuple[Built, ...]:
-        """End `build` with an entry."""
+        """Return the event that ends `build` with an entry."""
         return (Built(at, build),)
 
     def release(self, builds: Iterable[Build], at: Revision) -> tuple[Released, ...]:
-        """End `builds` without an entry."""
+        """Return the events that end `builds` without an entry."""
         return tuple(Released(Revision(at + i), build) for i, build in enumerate(builds))
 
     def of(self, replicas: Collection[ReplicaId]) -> list[Build]:
@@ -79,7 +79,7 @@ class Builds:
         return [build for build in self._builds.values() if build.replica in replicas]
 
     def under(self, leases: Collection[LeaseId]) -> list[Build]:
-        """Return the builds that live by one of `leases`."""
+        """Return the builds that depend on one of `leases`."""
         return [build for build in self._builds.values() if build.lease.id in leases]
 
     def before(self, context: ContextId, epoch: Epoch | None) -> list[Build]:

@@ -1,4 +1,4 @@
-"""Track the deadlines of leases by one clock. Pure."""
+"""Track the deadlines of leases on one clock. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Leases:
         self._deadlines[lease] = now + ttl_s
 
     def renew(self, lease: LeaseId, ttl_s: float, now: float) -> bool:
-        """Postpone the deadline to `now + ttl_s`; return False where the lease has ended."""
+        """Postpone the deadline to `now + ttl_s`; return False if the lease has ended."""
         deadline = self._deadlines.get(lease)
         if deadline is None or deadline <= now:
             return False
