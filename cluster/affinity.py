@@ -91,7 +91,7 @@ def rank(
 def cached_tokens(
     replica: ReplicaId, cut: PrefixCandidate | None, holders: Mapping[PrefixKey, frozenset[ReplicaId]]
 ) -> int:
-    """Return the length of the request's prefix where the replica holds it; else 0."""
+    """Return the length of the request's prefix if the replica holds it; else 0."""
     return cut.num_tokens if cut and replica in holders.get(cut.key, frozenset()) else 0
 
 

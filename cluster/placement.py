@@ -34,6 +34,6 @@ class PlacementView:
         return {key: frozenset(placement.replica for placement in placements) for key, placements in found.items()}
 
     def not_draining(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
-        """Return those of `replicas` that take new work, or all of them where none does."""
+        """Return the `replicas` that accept new work, or all of them if none does."""
         directory = self._mirror.state.directory
         return [replica for replica in replicas if not directory.is_draining(replica)] or list(replicas)

@@ -43,7 +43,7 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
 
 
 def output_directory(path: Path) -> Path:
-    """Return `path`, which is made where it is missing. Raises OutputError, before anything is measured."""
+    """Return `path`, which is created if it is missing. Raises OutputError, before anything is measured."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

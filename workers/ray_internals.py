@@ -1,6 +1,6 @@
 """Defines, in one place, Ray's private names that this project uses. Another version of Ray may move any of them.
 
-They were read from Ray `READ_FROM`; `tests/unit/cluster/test_ray_internals.py` fails where the installed Ray is another
+They were read from Ray `READ_FROM`; `tests/unit/cluster/test_ray_internals.py` fails if the installed Ray is another
 version or a name has moved. Nothing here imports Ray, so that the supervisor can read it too.
 """
 

@@ -102,7 +102,7 @@ class CacheClient:
     ) -> dict[PrefixKey, tuple[Placement, ...]]:
         """Return the placements of each of `keys`; keys without holders are absent.
 
-        An entry of a context is included only where it is at most `max_staleness` epochs behind the newest.
+        An entry of a context is included only if it is at most `max_staleness` epochs behind the newest.
         """
         request = pb.LookupRequest(keys=keys, max_staleness=max_staleness)
         response = await self._connection.call("directory", "Lookup", request)
@@ -230,7 +230,7 @@ class CacheClient:
     async def watch(self) -> AsyncGenerator[Snapshot | Event, None]:
         """Yield a snapshot, then every later event once and in order, without end.
 
-        A broken connection is made again, with jittered back-off, and the watch goes on where it stopped. Where
+        A broken connection is restored, with jittered back-off, and the watch continues where it stopped. If
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot follows,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
         """

@@ -40,7 +40,7 @@ class Builds:
     def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
     ) -> tuple[Granted, ...]:
-        """Grant the build to the member; return no event where a build is under way, even its own: see `under_way`."""
+        """Grant the build to the member; return no event if one is in progress, even its own: see `under_way`."""
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s of a build must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
         require_key(key)
@@ -83,7 +83,7 @@ class Builds:
         return [build for build in self._builds.values() if build.lease.id in leases]
 
     def before(self, context: ContextId, epoch: Epoch | None) -> list[Build]:
-        """Return the builds of the context for epochs before `epoch`, or for all epochs where that is None."""
+        """Return the builds of the context for epochs before `epoch`, or for all epochs if that is None."""
         builds = (build for build in self._builds.values() if build.context == context)
         return [build for build in builds if epoch is None or build.epoch < epoch]
 

@@ -49,7 +49,7 @@ class Directory:
         return granted
 
     def drain(self, lease: Lease, at: Revision) -> tuple[Draining, ...]:
-        """Mark the member as draining; return no event where it is draining already."""
+        """Mark the member as draining; return no event if it is draining already."""
         self.require(lease)
         if lease.replica in self._draining:
             return ()
@@ -136,7 +136,7 @@ class Directory:
         self._held.setdefault(lease.replica, set())
 
     def drop_member(self, lease: Lease) -> None:
-        """Forget a member that holds nothing any more."""
+        """Remove a member that has no placements left."""
         del self._members[lease.replica]
         del self._held[lease.replica]
 

@@ -6,7 +6,7 @@ from cache_service.core.types import LeaseId
 
 
 class Leases:
-    """Knows which leases live. A lease that has lapsed never lives again: its holder needs a new one."""
+    """Knows which leases are active. A lapsed lease never becomes active again: its holder needs a new one."""
 
     def __init__(self) -> None:
         self._deadlines: dict[LeaseId, float] = {}

@@ -15,7 +15,7 @@ from cache_service.core.types import Build, Context, DepthLimit, FencingToken, P
 
 @dataclass(frozen=True)
 class Moved:
-    """States that no context has the content `old` any more."""
+    """States that no context still has the content `old`."""
 
     old: PrefixKey
     context: Context | None
@@ -29,7 +29,7 @@ class News:
     limits: tuple[DepthLimit, ...] = ()
     moved: tuple[Moved, ...] = ()
     renamed: frozenset[PrefixKey] = frozenset()
-    """The keys that an event may have made the content of another context, or of none."""
+    """Keys whose context may have changed: they may now be the content of another context, or of none."""
     ended_builds: frozenset[FencingToken] = frozenset()
     is_restart: bool = False
     """The update is a snapshot, which replaced all that was known."""

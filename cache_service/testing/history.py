@@ -174,7 +174,7 @@ class HistoryChecker:
             raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")
 
     def end_fenced(self) -> None:
-        """Count a write that was refused for its token, as it should be where the build was lost."""
+        """Count a write that was refused for its token, which is right if the build was lost."""
         self.num_fenced += 1
 
     def died(self, replica: ReplicaId, gone_by: float) -> None:

@@ -71,7 +71,7 @@ class RequestBuilder:
         )
 
     async def _resolve_prompt(self, call: Call) -> ResolvedPrompt:
-        """Encode the prompt; where it follows a shared context, put the context's newest content before it."""
+        """Encode the prompt; if it follows a shared context, put the context's newest content before it."""
         length = length_of(call.prompt)
         if call.context is None:
             return ResolvedPrompt(await self._encoder.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))

@@ -186,7 +186,7 @@ class Tokenizer:
         return "" if text.endswith(BROKEN) else text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """Return what each token adds to the text; nothing where it is special, or ends inside a character."""
+        """Return the text that each token adds; empty if it is special, or ends inside a character."""
         detokenizer = self.detokenizer()
         return [detokenizer.push([token_id]) for token_id in token_ids]
 

@@ -47,7 +47,7 @@ class ChildEndedError(ClusterError):
 def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
     """Serve until SIGINT or SIGTERM and return the exit code. Afterwards no process that was started here is left.
 
-    Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
+    If a port is taken, or Ray's socket paths would be too long, raises StartError before anything is started.
     """
     check_ports(config)
     with run_directory(environ) as directory, no_orphans():
@@ -135,7 +135,7 @@ def as_child() -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an option of this process where the system is Linux; elsewhere children end only when they are asked to."""
+    """Set an option of this process on Linux; on other systems children end only when they are asked to."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
@@ -167,7 +167,7 @@ def end_descendants() -> None:
 def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield a new directory for this run, short enough for Ray's sockets, and remove it at the end.
 
-    It lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
+    It is in $RAY_TMPDIR if that is set, else in the usual place for temporary files. Raises StartError.
     """
     wanted = environ.get("RAY_TMPDIR")
     for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:

@@ -56,7 +56,7 @@ class Backend(Protocol):
     """Computes attention over one page storage."""
 
     def plan(self, readers: Sequence[Reader], num_layers: int) -> Attend:
-        """Prepare for a batch, until the next plan. The rows of readers of one entry should be neighbours."""
+        """Prepare for a batch, until the next plan. The rows of readers of one entry should be adjacent."""
         ...
 
 

@@ -6,7 +6,7 @@ r"""Cuts a batch's attention into equal pieces of work, for a range of layers in
 
 A tile is some rows of one sequence (or of several that share an entry) against a run of keys. Where a row's keys are
 cut into several runs, each gives a part, and the parts are merged by their log-sum-exp, which is exact. Keys are also
-cut where there would be too few tiles to fill the device.
+cut if there would be too few tiles to fill the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_RUN = 256
 
 
 class Tile(NamedTuple):
-    """One piece of work for every head."""
+    """Is one piece of work: some query rows against a run of keys, computed for each head."""
 
     first_row: int
     num_rows: int

@@ -184,7 +184,7 @@ class PrefixCache:
     def retire(self, key: PrefixKey) -> PrefixEntry | None:
         """Remove the entry under a key from the cache and return it, if there is one. Its readers may finish.
 
-        A pending one leaves once it is live and announced, or no request waits for it any more.
+        A pending one leaves once it is live and announced, or once no request waits for it.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.is_live:

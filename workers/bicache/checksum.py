@@ -1,4 +1,4 @@
-"""Compute the checksum of bytes on the device where they lie, so that a received copy need not visit the host for it.
+"""Compute a checksum on the device that holds the bytes, so that a received copy isn't moved to the host for it.
 
 It finds damage, not forgery. Each 8-byte word is keyed with its position and goes through a bijection of 64 bits, so a
 change within one word is always found; the sum over all words misses any other change with probability 2^-64.

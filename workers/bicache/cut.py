@@ -14,7 +14,7 @@ def choose_cut(candidates: Sequence[PrefixCandidate], share: float) -> PrefixCan
 
 
 def cut_length(lengths: Sequence[int], share: float) -> int:
-    """Return the shortest of the ascending `lengths` that covers `share` of the longest; 0 where there are none.
+    """Return the shortest of the ascending `lengths` that covers `share` of the longest; 0 if there are none.
 
     A request's longest boundary moves with every turn of its conversation. The shortest one that still covers enough
     of it stays where it is for several turns, and is the same in other conversations that begin alike, so that they

@@ -113,7 +113,7 @@ class Evidence:
 
 
 class DepthLimits:
-    """Remembers how many layers replicas found to be reusable, where the table allows more.
+    """Remembers how many layers replicas found to be reusable, if the table allows more.
 
     A limit counts unless it was found under an older version of the depth table; under one version it only falls.
     """

@@ -132,5 +132,5 @@ class EngineThread(Protocol):
     """Runs commands on the engine's thread."""
 
     def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
-        """Run `command` between two steps. Raises WorkerError, or the future does, where the engine has ended."""
+        """Run `command` between two steps. If the engine has ended, this or the future raises WorkerError."""
         ...

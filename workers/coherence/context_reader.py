@@ -32,7 +32,7 @@ class ContextReader:
 
         A reader with a staleness budget gets the view's content. For one without, the service is asked whether that is
         the newest: it may have accepted a commit, and answered its author, before the watch delivers it. Content
-        travels only where the view is behind.
+        is transferred only if the view is behind.
         """
         known = self._view.context(read.at.context)
         if read.max_staleness and known is not None:

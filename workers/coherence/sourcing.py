@@ -1,6 +1,6 @@
 """Decide where a replica gets an entry that it lacks. Pure.
 
-Entries belong to replicas, so waiting for another's build only pays where its entry can be fetched then. Waiting
+Entries belong to replicas, so waiting for another's build only pays if its entry can be fetched then. Waiting
 saves work for the model, and time for the request only if the other replica began earlier. `patience` limits the delay
 of a request to this multiple of its own build time, so that the cluster builds once.
 

@@ -82,7 +82,7 @@ def check_combination(params: DecodingParams, unmasking: Unmasking, policy: str,
 
 
 def check_bias(params: DecodingParams, model: ModelConfig) -> None:
-    """Raise InvalidRequestError for a bias of a token that the model doesn't choose, or names twice."""
+    """Raise InvalidRequestError if `logit_bias` names a token that is never chosen, or names one twice."""
     tokens = [token_id for token_id, _ in params.logit_bias]
     foreign = next((token_id for token_id in tokens if not 0 <= token_id < model.vocab_size), None)
     check(foreign is None, "logit_bias", f"names token id {foreign}; ids lie in 0..{model.vocab_size - 1}")

@@ -52,12 +52,12 @@ class Timetable:
         return self.num_steps // self.num_blocks
 
     def block(self, index: int) -> range:
-        """Return a block from its first position to its last, with the fixed text that lies between."""
+        """Return the range from a block's first to its last position; it may include fixed text."""
         own = self._positions_of(index)
         return range(own[0], own[-1] + 1)
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
-        """Return what step `step` of block `index` commits of the `num_masked` positions that are masked in it."""
+        """Return how many of the `num_masked` masked positions of block `index` step `step` commits."""
         if self.timing is Timing.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)

@@ -71,7 +71,7 @@ def rank(prediction: Prediction, portion: Portion, sampling: Sampling) -> list[i
 
 
 def how_many(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
-    """Return the part of the positions to commit, given their scores in descending order."""
+    """Return the slice of the ranked positions to commit, given their scores in descending order."""
     match decoding.unmasking:
         case Unmasking.ORIGIN:
             return slice(int((ranked >= portion.rate).sum()), None)

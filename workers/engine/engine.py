@@ -85,7 +85,7 @@ class Engine:
         """Let the request that asked continue: with `newest` if its epoch is too old, else with its present content.
 
         None says that nothing newer is known: the context is gone, or could not be asked for. An answer that no request
-        waits for any more changes nothing. Return the failure of a request that can't go on with `newest`.
+        still waits for changes nothing. Return the failure of a request that can't continue with `newest`.
         """
         sequence = self.scheduler.sequence_waiting_for(question)
         if sequence is None:

@@ -2,8 +2,8 @@
 
     decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
                             |
-                            +-- a shared one, found or new, widened where it lacks the depth
-                            +-- a private one, where the entries' budget has no room
+                            +-- a shared one, found or new, widened if it lacks the depth
+                            +-- a private one, if the entries' budget has no room
 
 Too little memory only delays requests. It never changes where a request's prefix ends, nor how deep it is reused.
 """
@@ -189,7 +189,7 @@ class Admission:
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return the pages that the request takes at a depth, with an entry that serves that depth only."""
+        """Return how many pages the request and an entry for only this depth take together."""
         return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
             task, depth
         )

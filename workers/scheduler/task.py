@@ -220,7 +220,7 @@ class RunningRequest:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Mask some tokens of the active block again, where the request asks for it. Return how many."""
+        """Mask some tokens of the active block again, if the request sets `remask`. Return how many."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 

@@ -1,6 +1,6 @@
 """Define the scripts that run inside the server, each as one atomic step.
 
-A server that restarts forgets its scripts, even where it keeps its data, and a replica that is promoted gets a new
+A server that restarts forgets its scripts, even if it keeps its data, and a replica that is promoted gets a new
 replication id. Either makes the next call fail before anything is read or written, and the first caller that fails
 runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
 so that no revision is ever used twice. A demoted primary answers no call, since it may be behind.

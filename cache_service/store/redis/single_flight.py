@@ -36,6 +36,6 @@ class SharedFlight:
 
 
 def _mark_retrieved(run: asyncio.Task[None]) -> None:
-    """Mark a failure as seen, even where every caller was cancelled meanwhile."""
+    """Mark a failure as seen, even if every caller has been cancelled."""
     if not run.cancelled():
         run.exception()

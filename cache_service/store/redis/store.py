@@ -149,7 +149,7 @@ class RedisStore:
                 return
 
     def _advance(self, events: Iterable[Event]) -> bool:
-        """Apply the new ones of `events`; return False if they don't follow the known ones."""
+        """Apply those `events` that are new; return False if they don't follow the known ones."""
         fresh = [event for event in events if event.revision > self.state.revision]
         if fresh and fresh[0].revision != self.state.next_revision:
             return False

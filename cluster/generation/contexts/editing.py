@@ -1,4 +1,4 @@
-"""Offer shared contexts to clients of both transports. Only this module calls the cache service, which keeps them."""
+"""Offer shared contexts to clients of both transports. Only this module calls the cache service about contexts."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Profile:
         )
         table = {0: 0}
         for bucket, agreement in zip(self.buckets, fitted, strict=True):
-            depth = num_leading(agreement[1:], self.config.agreement)
+            depth = count_leading(agreement[1:], self.config.agreement)
             if depth != list(table.values())[-1] or bucket.ratio == 0:
                 table[bucket.ratio] = depth
         return table
@@ -206,7 +206,7 @@ class Profiler:
         return logits
 
 
-def num_leading(values: Sequence[float], minimum: float) -> int:
+def count_leading(values: Sequence[float], minimum: float) -> int:
     """Count the values before the first that is under `minimum`."""
     return len(list(takewhile(lambda value: value >= minimum, values)))
 
