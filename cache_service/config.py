@@ -15,7 +15,7 @@ from cache_service.errors import InvalidRequest
 
 
 def address_of(host: str, port: int) -> str:
-    """Return HOST:PORT as gRPC and URLs write it: an IPv6 address stands in brackets."""
+    """Return HOST:PORT as gRPC and URLs write it: an IPv6 address is put in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

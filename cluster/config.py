@@ -227,7 +227,7 @@ def located(config: ClusterConfig) -> ClusterConfig:
 
 
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:
-    """Return what `parse_config` reads as this configuration: plain values, as YAML or JSON hold them."""
+    """Return the configuration as plain values, as in YAML or JSON, from which `parse_config` restores it."""
     mapping: dict[str, Any] = _converter().unstructure(config)
     for key in INJECTED:
         del mapping["worker"][key]
@@ -248,7 +248,7 @@ def default_max_tokens(config: ClusterConfig) -> int:
 
 
 def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
-    """Return what `serve deploy` and a RayService's `serveConfigV2` take, with the args of `cluster.app:build`.
+    """Return the input of `serve deploy` and of a RayService's `serveConfigV2`, with the args of `cluster.app:build`.
 
     In a cluster every node runs a proxy, and both servers listen on all interfaces of their pod.
     """

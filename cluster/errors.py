@@ -67,7 +67,7 @@ class StartError(ClusterError):
 
 
 class BackgroundTaskError(ClusterError):
-    """A task has ended that should run as long as its process."""
+    """A task that should run as long as its process has ended."""
 
 
 class ReplicaLostError(ClusterError):

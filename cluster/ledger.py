@@ -9,7 +9,7 @@ from cache_service.core.types import ReplicaId
 EMA_DECAY = 0.95
 """Weight of the past in the running mean of a request's work."""
 REPORT_LIFE_S = 1.0
-"""Seconds for which a replica's report counts. It still contains requests that ended while it was under way."""
+"""Seconds for which a replica's report counts. It may include requests that ended while it was being sent."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class WorkLedger:
         return sum(work.tokens for work in self._open.get(replica, {}).values())
 
     def queued_tokens(self, replica: ReplicaId) -> int:
-        """Return the tokens of all work open on `replica`, other routers' included as far as it was reported lately."""
+        """Return the tokens of all work open on `replica`, including other routers' if it was reported recently."""
         num_others = self._reports[replica].num_others if replica in self._reports else 0
         return self.sent_tokens(replica) + round(num_others * self._mean)
 

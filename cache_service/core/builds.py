@@ -32,7 +32,7 @@ MAX_TTL_S = 600.0
 
 
 class Builds:
-    """Holds the builds under way, one for each (key, epoch)."""
+    """Holds the builds in progress, one for each (key, epoch)."""
 
     def __init__(self) -> None:
         self._builds: dict[tuple[PrefixKey, Epoch], Build] = {}
@@ -58,7 +58,7 @@ class Builds:
         return self._builds[key, epoch]
 
     def require(self, replica: ReplicaId, key: PrefixKey, epoch: Epoch, token: FencingToken) -> Build:
-        """Return the member's build under way with this very token. Raises FencedToken."""
+        """Return the member's build in progress with exactly this token. Raises FencedToken."""
         build = self._builds.get((key, epoch))
         if build is None:
             raise FencedToken(f"token {token}: this build has ended; acquire it again")

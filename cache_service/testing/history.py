@@ -60,8 +60,8 @@ class _Grant:
 
 
 _Subject = tuple[PrefixKey, Epoch, ContextId | None]
-"""An entry that is built once at a time. Contexts of equal content may share a build, but the end of one context frees
-it for the other."""
+"""An entry that at most one member builds at a time. Contexts of equal content may share a build, but the end of one
+context frees it for the other."""
 
 
 def _subject(build: Build) -> _Subject:

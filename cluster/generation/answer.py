@@ -91,7 +91,7 @@ class InferenceService:
         self._timeout_s, self.background = timeout_s, background
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError if a background task has ended, NotReadyError if no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
         self.background.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")

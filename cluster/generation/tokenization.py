@@ -213,7 +213,7 @@ class Tokenizer:
 
         Of a long conversation, three are kept: the first, the last, and the one that
         `workers.bicache.cut.choose_cut` takes, found by bisection, since each costs a rendering. Lengths count
-        `num_more` tokens that stand before.
+        `num_more` tokens that come before.
         """
         token_ids = self._render(messages, add_generation_prompt=True)
 

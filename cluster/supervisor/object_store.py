@@ -55,7 +55,7 @@ def passes_copies(config: ClusterConfig, num_replicas: int) -> bool:
 
 
 def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory: Memory) -> StoreSize:
-    """Return the configured size; `auto` gives room for the copies of all replicas, as far as the machine has memory.
+    """Return the configured size; `auto` gives room for the copies of all replicas, within the machine's memory.
 
     Raises StartError for a size that this machine doesn't have.
     """

@@ -127,7 +127,7 @@ class PrefixEntry:
 class Changes:
     """Lists the changes to entries since the last call, for the cache service.
 
-    A key that is gone may be there again as another entry: `gone` and `abandoned` come before `live` and `pending`.
+    A removed key may return with a new entry, so process `gone` and `abandoned` before `live` and `pending`.
     """
 
     live: list[PrefixEntry] = field(default_factory=list)

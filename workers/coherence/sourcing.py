@@ -60,7 +60,7 @@ class Situation:
     holders: Collection[ReplicaId]
     """Other replicas that hold it, except those that failed to send it."""
     build: Build | None
-    """Another replica's build, under way."""
+    """Another replica's build in progress."""
     waited_s: float
     """Seconds since the entry was asked for."""
 

@@ -157,7 +157,7 @@ class Supplier:
         return self._costs.estimate(pending.token_layers, num_bytes)
 
     async def _claim(self, pending: PendingEntry) -> Build | None:
-        """Ask to be the only builder, and return the build under way: ours, or another replica's.
+        """Ask to be the only builder, and return the build in progress: ours, or another replica's.
 
         Returns None if the service grants none. The build of a stale entry isn't claimed: that entry won't be
         announced, so no other replica should wait for it.

@@ -39,7 +39,7 @@ def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bo
 def greedy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], asked: Sequence[Candidates], *, mask_token_id: int
 ) -> Iterator[Decision | WorkerError]:
-    """Yield a decision for each of `asked`, whose positions' hidden states stand in order in `hidden` [n, hidden].
+    """Yield a decision for each of `asked`, whose hidden states are in order in `hidden` [n, hidden].
 
     It takes one copy from the device. A request whose logits aren't finite gets an error instead.
     """

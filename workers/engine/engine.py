@@ -84,7 +84,7 @@ class Engine:
     def answer(self, question: Question, newest: Context | None) -> list[Outcome]:
         """Let the request that asked continue: with `newest` if its epoch is too old, else with its present content.
 
-        None says that nothing newer is known: the context is gone, or could not be asked for. An answer that no request
+        None says that nothing newer is known: the context is gone, or could not be read. An answer that no request
         still waits for changes nothing. Return the failure of a request that can't continue with `newest`.
         """
         sequence = self.scheduler.sequence_waiting_for(question)

@@ -21,7 +21,7 @@ from workers.models.dream import DREAM
 from workers.models.llada import LLADA
 
 ARCHITECTURES: tuple[Architecture, ...] = (LLADA, DREAM)
-"""All families of checkpoints that can be served. A new one is a file beside `llada.py` and an entry here."""
+"""All families of checkpoints that can be served. To add one, write a file like `llada.py` and an entry here."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -129,7 +129,7 @@ def opened(shard: Path) -> Iterator[Any]:
 def fill(
     model: nn.Module, shards: Sequence[Path], architecture: Architecture, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Move every tensor of the shards into `model`, which stands on the meta device."""
+    """Move every tensor of the shards into `model`, which is on the meta device."""
     wanted = {architecture.checkpoint_name(name): name for name, _ in model.named_parameters()}
     missing = set(wanted)
     for shard in shards:

@@ -22,7 +22,7 @@ class SharedFlight:
         await asyncio.shield(self._next)
 
     async def close(self) -> None:
-        """End the runs under way and cancel their callers."""
+        """End the current runs and cancel their callers."""
         runs = [run for run in (self._current, self._next) if run is not None]
         for run in runs:
             run.cancel()

@@ -40,8 +40,8 @@ MAX_RENEWALS = 32
 class RedisStore:
     """Serves any number of processes.
 
-    A decision is taken on the local copy and appended by compare-and-set, together with others where possible; where
-    another writer was faster, the copy catches up and the decision is taken again. A refusal is raised only from a
+    A decision is made on the local copy and appended by compare-and-set, together with others if possible. If another
+    writer was faster, the copy catches up and the decision is made again. A refusal is raised only from a
     copy that has caught up since the call began.
     """
 
@@ -160,7 +160,7 @@ class RedisStore:
         return True
 
     async def _reload(self) -> None:
-        """Load the whole state again; watchers that can't go on from it get a snapshot."""
+        """Load the whole state again; watchers that can't continue from it get a snapshot."""
         while True:
             keys = [self._keys.meta, *self._keys.tables]
             incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])

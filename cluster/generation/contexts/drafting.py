@@ -107,7 +107,7 @@ class ContextDrafter:
         self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def draft_whole(self, content: Content) -> Draft:
-        """Draft content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
+        """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
         match content:
             case TokenContent(parts):
                 return self._draft_tokens(parts)

@@ -1,4 +1,4 @@
-"""The gRPC API: decode, call the services, encode. Protobuf classes are used only here.
+"""Serve the gRPC API: decode, call the services, encode. Protobuf classes are used only here.
 
 Terms: docs/glossary.md.
 """

@@ -1,4 +1,4 @@
-"""The gRPC server: both services, health and reflection."""
+"""Run the gRPC server: both services, health and reflection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP API, as a FastAPI application."""
+"""Create the OpenAI-compatible HTTP API as a FastAPI application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bodies of `/v1/contexts`."""
+"""Define the request bodies of `/v1/contexts`."""
 
 from __future__ import annotations
 
