@@ -67,7 +67,7 @@ class StartError(ClusterError):
 
 
 class BackgroundTaskError(ClusterError):
-    """A task that should run as long as its process has ended."""
+    """A task has ended that should have run until the end of its process."""
 
 
 class ReplicaLostError(ClusterError):

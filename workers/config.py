@@ -56,7 +56,7 @@ class KVConfig:
     """Share of a GPU's free memory; the rest is for the rows that a step computes, and for other programs."""
     entry_bytes: int | None = None
     """Part of the pool that shared prefix entries may fill; None is half of it. A request whose entry has no room there
-    computes one of its own, beside it: 0 lets every request do so."""
+    computes a private entry outside this part: with 0 every request does so."""
     page_tokens: int = 16
     """Tokens whose K and V, of one layer, a page holds."""
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs from construction to `__del__`, which is how Serve starts and stops a replica."""
+    """Runs from `__init__` to `__del__`: Serve starts and stops a replica by these."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ pings back while no data flows, so they would take more than a minute to notice.
 
 
 class WatchStream:
-    """Reads one Watch call after the other, over all instances, as if they were one call."""
+    """Reads successive Watch calls, to any of the instances, as if they were one call."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -168,7 +168,7 @@ class HistoryChecker:
         self.give_up(build)
 
     def end_complete(self, build: Build) -> None:
-        """Require that no write is accepted under a token lower than one granted before it was first sent."""
+        """Require that an accepted write has no lower token than any that was granted before it was first sent."""
         newest = self._tokens[_subject(build)].before(self._completions[build.token])
         if build.token < newest:
             raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")

@@ -42,7 +42,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring rows that see the same run of one sequence's keys."""
+    """Is a run of adjacent rows that see the same run of one sequence's keys."""
 
     rows: slice
     reader: Reader

@@ -249,7 +249,7 @@ class PrefixCache:
         return PrefixHandle(entry, self._remove_reader)
 
     def _remove_reader(self, entry: PrefixEntry) -> None:
-        """Count one reader less. A pending or detached entry is removed with its last reader."""
+        """Decrement the number of readers. A pending or detached entry is removed with its last reader."""
         entry.num_readers -= 1
         if entry.num_readers:
             return

@@ -13,7 +13,7 @@ PROTECTED_SHARE = 0.8
 def eviction_order(by_last_use: Collection[PrefixEntry], budget_pages: int) -> list[PrefixEntry]:
     """Return the idle entries of `by_last_use` (least recently used first) in the order of their eviction.
 
-    The order is that of a segmented LRU (Karedla et al. 1994): entries that have served more than one request come last,
+    The order is that of a segmented LRU (Karedla et al. 1994). Entries that served more than one request come last,
     up to `PROTECTED_SHARE` of the budget, so that prefixes which are requested once don't displace those which are
     requested again.
     """

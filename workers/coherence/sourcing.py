@@ -7,8 +7,8 @@ of a request to this multiple of its own build time, so that the cluster builds 
     1. a fetch takes longer than a build        build alone, and ask no other replica
     2. another replica holds the entry          fetch it
     3. no other replica builds it               claim the build
-    4. another replica builds it                wait, where its rest and the fetch fit into the patience,
-                                                until that is used up; else build alone
+    4. another replica builds it                if the rest of its build and a fetch fit into the patience,
+                                                wait until that has passed; else build alone
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Focus:
 
     @property
     def anchors(self) -> tuple[int, ...] | None:
-        """Return the prefix rows that the next refresh recomputes, ascending; None stands for all of them."""
+        """Return the prefix rows that the next refresh recomputes, ascending; None means all of them."""
         return self._anchors
 
     def observe(self, attention: Attention, *, refreshed: bool) -> None:

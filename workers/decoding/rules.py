@@ -43,7 +43,7 @@ class Decoding:
     top_p: float = 1.0
     top_k: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logits)"""
+    """Pairs of a token id and the value that is added to its logits."""
     guidance: float = 0.0
     """w: the logits become u + (w + 1)(c - u), where u are the logits with the prompt masked."""
     threshold: float = 0.9

@@ -178,7 +178,7 @@ def timetable(
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
-    """Return the boundaries after which all rows remain whose logits the canvas needs."""
+    """Return the boundaries that come before all holes, and before all rows whose logits the canvas needs."""
     longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
     lengths = [candidate.num_tokens for candidate in request.prefixes]
     check(

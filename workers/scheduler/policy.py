@@ -76,7 +76,7 @@ class Moment:
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
     anchors: tuple[int, ...] | None = None
-    """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
+    """Prefix rows that a refresh recomputes in place of all; None before the first refresh, or without anchors."""
     drifted: bool = True
     """Whether attention to the prefix was seen to change since the last refresh, or was not watched."""
     is_cold: bool = False
