@@ -15,7 +15,7 @@ from cache_service.errors import InvalidRequest
 
 
 def address_of(host: str, port: int) -> str:
-    """Return HOST:PORT as gRPC and URLs write it: an IPv6 address stands in brackets."""
+    """Return HOST:PORT as gRPC and URLs write it: an IPv6 address is put in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -28,18 +28,18 @@ class ServerConfig:
     port: int = 7070
     """The port to listen on; 0 takes a free one."""
     metrics_port: int | None = None
-    """The port where Prometheus may scrape; None serves no metrics."""
+    """The port on which Prometheus can scrape metrics; None serves no metrics."""
     store: str = field(default="memory:", repr=False)
-    """The place of the log: memory:, or the URL of a Redis-protocol server, which several instances may share.
+    """Where the log is stored: memory:, or the URL of a Redis-protocol server, which several instances may share.
     It is never shown, since it may hold a password."""
     store_timeout_s: float = 1.0
-    """How long the store may take to answer."""
+    """Seconds that the store may take to answer."""
     history: int = 65_536
     """The number of events kept for watchers that lag; one that falls further behind gets a snapshot."""
     tick_s: float = 0.25
-    """The time between searches for lapsed leases: a dead member is removed within its TTL and this."""
+    """Seconds between checks for lapsed leases: a dead member is removed within its TTL plus this time."""
     grace_s: float = 2.0
-    """How long calls under way may take to end at shutdown."""
+    """Seconds that calls in progress may take to end at shutdown."""
 
     def __post_init__(self) -> None:
         for name, value in (("port", self.port), ("metrics_port", self.metrics_port or 0)):

@@ -11,7 +11,7 @@ class CacheServiceError(Exception):
 
 
 class CacheServiceUnavailable(CacheServiceError):
-    """The service or its store can't be reached in time, so the caller goes on without it."""
+    """The service or its store can't be reached in time, so the caller continues without it."""
 
     reason = "unavailable"
 
@@ -35,7 +35,7 @@ class StaleEpoch(CacheServiceError):
 
 
 class FencedToken(CacheServiceError):
-    """The build has ended or was granted again: this token no longer counts."""
+    """The build has ended or was granted again: this token is no longer valid."""
 
     reason = "fenced-token"
 

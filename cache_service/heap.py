@@ -1,7 +1,7 @@
-"""Keep Python's cycle collector from walking all facts again and again.
+"""Keep Python's cycle collector from traversing all facts repeatedly.
 
 Facts and events have no cycles: the last reference frees them. But the collector can't know that, and each of its full
-passes walks all of them while calls wait: tenths of a second for hundreds of thousands. So the objects that live are
+passes traverses all of them while calls wait: tenths of a second for hundreds of thousands. So the live objects are
 set aside every few seconds (`gc.freeze`), and a pass sees only newer ones. Cycles that were in use when they were set
 aside are not found before the next whole pass, which is rare.
 """
@@ -14,7 +14,7 @@ from itertools import cycle
 
 FREEZE_S = 5.0
 WHOLE_EVERY = 360
-"""How many turns go by from one whole pass to the next: half an hour."""
+"""Number of freezes between two whole passes: half an hour."""
 
 
 async def freeze_periodically() -> None:

@@ -30,7 +30,7 @@ class Metrics:
         self.watchers = Gauge("palimpsest_cache_watchers", "Open watch streams", registry=self.registry)
 
     def add_gauges(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """Add gauges by name, each with its text and a function that reads it at every scrape, from another thread."""
+        """Add gauges by name, each with its help text and a function that another thread calls at every scrape."""
         for name, (text, read) in gauges.items():
             Gauge(f"palimpsest_cache_{name}", text, registry=self.registry).set_function(read)
 

@@ -1,8 +1,8 @@
-"""The choice of the replica that serves a request. Pure.
+"""Choose the replica that serves a request. Pure.
 
 Affinity never decides alone: a replica that holds the prefix is chosen only while the prompt work it saves is more
-than the work that is queued on it. Judged by hit rate a router sends everything to one replica; judged by work it
-spreads, and the copies follow.
+than the work that is queued on it. A router that maximised hit rate would send everything to one replica; one that
+minimises work spreads requests, and the replicas copy the entries.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from workers.api import PrefixCandidate
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """Weighs what a token of each kind costs, relative to the other."""
+    """Sets the relative cost of a token of each kind of work."""
 
     uncached: float = 1.0
-    """A prompt token that the replica holds in no prefix entry."""
+    """Cost of a prompt token that is in none of the replica's prefix entries."""
     queued: float = 1.0
-    """A token of work that was sent to the replica and isn't finished."""
+    """Cost of a token of unfinished work that was sent to the replica."""
 
     def __post_init__(self) -> None:
         for name, weight in (("uncached", self.uncached), ("queued", self.queued)):
@@ -41,7 +41,7 @@ class Demand:
     prefixes: tuple[PrefixCandidate, ...]
     """Boundaries at which its prompt may be cut, shortest first."""
     cut: PrefixCandidate | None
-    """The boundary at which it is cut: the only prefix whose entry serves it."""
+    """The boundary at which it is cut: only the entry of this prefix can serve it."""
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
@@ -54,7 +54,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Choice:
-    """Names one replica with the cost there, in weighted tokens, and how much of the prompt it holds."""
+    """Names a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
 
     replica: ReplicaId
     cost: float
@@ -91,7 +91,7 @@ def rank(
 def cached_tokens(
     replica: ReplicaId, cut: PrefixCandidate | None, holders: Mapping[PrefixKey, frozenset[ReplicaId]]
 ) -> int:
-    """Return the length of the request's prefix where the replica holds it; else 0."""
+    """Return the length of the request's prefix if the replica holds it; else 0."""
     return cut.num_tokens if cut and replica in holders.get(cut.key, frozenset()) else 0
 
 

@@ -1,4 +1,4 @@
-"""The sources of accepted API keys: never the configuration itself, which is shown and committed."""
+"""Read the accepted API keys. They are never in the configuration itself, which is printed and committed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ApiKeysConfig:
         return self.env is not None or self.file is not None
 
     def read(self, environ: Mapping[str, str]) -> frozenset[str]:
-        """Return the configured keys. Raises ConfigError where a named source is missing or empty."""
+        """Return the configured keys. Raises ConfigError if a named source is missing or empty."""
         keys: set[str] = set()
         if self.env is not None:
             keys |= keys_in(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")

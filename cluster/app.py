@@ -36,9 +36,9 @@ from cluster.metrics import Expositions, Federation, IngressMetrics
 WORKERS = "DiffusionWorker"
 """Name of the workers' deployment."""
 UNBOUNDED = 1_000_000
-"""Requests that the ingress accepts; too many are refused where they would wait, at the workers' queue."""
+"""Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
-"""Few, since a model that doesn't load the first time hardly ever loads the second time."""
+"""How often Serve tries to start a replica: few times, since a model that fails to load once usually fails again."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 

@@ -1,4 +1,4 @@
-"""Tasks that should run as long as their process. One that ends makes the process unhealthy, with the reason."""
+"""Run tasks that last as long as their process. If one ends, the process reports itself unhealthy, with the reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BackgroundTasks:
                 await task
 
     def check(self) -> None:
-        """Raise BackgroundTaskError where a task has ended that should run."""
+        """Raise BackgroundTaskError if a task has ended that should run."""
         if self._failures:
             raise BackgroundTaskError("; ".join(self._failures.values()))
 

@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 class LogLevel(enum.Enum):
-    """Names the levels of Python's logging that make a difference here."""
+    """Names the levels of Python's logging that have an effect here."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -40,7 +40,7 @@ def options(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Take the options that stand before the command."""
+    """Read the options that come before the command."""
 
 
 @app.command()
@@ -123,7 +123,7 @@ def profile(
 
 
 def without_none(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, nested as they were."""
+    """Return nested options without those that are None."""
     nested = {name: without_none(value) if isinstance(value, dict) else value for name, value in options.items()}
     return {name: value for name, value in nested.items() if value is not None and value != {}}
 

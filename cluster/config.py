@@ -1,4 +1,4 @@
-"""One YAML file -> frozen dataclasses. Every key has a default, so that an empty file serves the bundled model."""
+"""Read a YAML file as frozen dataclasses. Every key has a default, so that an empty file serves the bundled model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ APPLICATION = "palimpsest"
 """Name of the application in Serve."""
 DEFAULT_MAX_TOKENS = 128
 LEAST_STORE_BYTES = 75 << 20
-"""Ray's own limit."""
+"""The minimum that Ray itself requires."""
 LAST_PORT = 65535
 INJECTED = ("model", "cache_service")
-"""Keys of `WorkerConfig` that the file has once, at its top level."""
+"""Keys of `WorkerConfig` that the file sets at its top level."""
 
 
 def require_port(server: str, port: int) -> None:
@@ -98,15 +98,15 @@ class LimitsConfig:
     """Limits what clients may ask for."""
 
     request_timeout_s: float = 120.0
-    """Seconds that an answer may take; then its work is stopped."""
+    """Seconds that an answer may take; after that its work is stopped."""
     max_queued: int = 1024
     """Requests that may wait at the ingress for a replica; the next one is refused, to be tried again later."""
     max_ongoing: int = 512
-    """Requests that one replica holds at a time, running or waiting in its engine."""
+    """Most requests that one replica has at a time, running or waiting in its engine."""
     max_body_bytes: int = 1 << 20
     """Length of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
     default_max_tokens: int | None = None
-    """Canvas of a request that names none; None: what the model's generation_config.json says, else 128."""
+    """Canvas length in tokens of a request that names none; None: the model's generation_config.json's, else 128."""
 
     def __post_init__(self) -> None:
         timeout = self.request_timeout_s
@@ -121,12 +121,12 @@ class ResourcesConfig:
     """Says what Ray reserves, in its own units."""
 
     worker_cpus: float = 1.0
-    """CPUs a worker replica; a fraction lets several replicas share one."""
+    """CPUs of each worker replica; a fraction lets several replicas share one."""
     ingress_cpus: float = 0.1
-    """CPUs an ingress."""
+    """CPUs of each ingress replica."""
     object_store_bytes: int | Literal["auto"] = "auto"
     """Shared memory of Ray's object store under `palimpsest serve`; auto: room for the copies of prefix entries that
-    are under way at a time, as far as the machine has it."""
+    are in progress at a time, within the machine's memory."""
 
     def __post_init__(self) -> None:
         for name in ("worker_cpus", "ingress_cpus"):
@@ -149,7 +149,7 @@ class ClusterConfig:
     served_name: str | None = None
     """Name that clients use; by default the model's own."""
     replicas: int | Literal["auto"] = "auto"
-    """Worker replicas; auto: one a GPU, or 2 without GPUs."""
+    """Number of worker replicas; auto: one for each GPU, or 2 without GPUs."""
     http: HttpConfig = field(default_factory=HttpConfig)
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     cache_service: CacheServiceConfig = field(default_factory=CacheServiceConfig)
@@ -218,7 +218,7 @@ def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
 
 
 def located(config: ClusterConfig) -> ClusterConfig:
-    """Return the configuration with the model's directory on this machine. Raises ConfigError where it is missing."""
+    """Return the configuration with the model's directory on this machine. Raises ConfigError if it is missing."""
     try:
         directory = model_directory(config.model)
     except UnsupportedModelError as error:
@@ -227,7 +227,7 @@ def located(config: ClusterConfig) -> ClusterConfig:
 
 
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:
-    """Return what `parse_config` reads as this configuration: plain values, as YAML or JSON hold them."""
+    """Return the configuration as plain values, as in YAML or JSON, from which `parse_config` restores it."""
     mapping: dict[str, Any] = _converter().unstructure(config)
     for key in INJECTED:
         del mapping["worker"][key]
@@ -235,7 +235,7 @@ def to_mapping(config: ClusterConfig) -> dict[str, Any]:
 
 
 def default_max_tokens(config: ClusterConfig) -> int:
-    """Return the canvas of a request that names none. Raises ConfigError for an unreadable generation_config.json."""
+    """Return the default canvas length of a request. Raises ConfigError for an unreadable generation_config.json."""
     if config.limits.default_max_tokens is not None:
         return config.limits.default_max_tokens
     path = config.worker.model / "generation_config.json"
@@ -248,9 +248,9 @@ def default_max_tokens(config: ClusterConfig) -> int:
 
 
 def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
-    """Return what `serve deploy` and a RayService's `serveConfigV2` take, with the args of `cluster.app:build`.
+    """Return the input of `serve deploy` and of a RayService's `serveConfigV2`, with the args of `cluster.app:build`.
 
-    In a cluster every node's proxy serves, and both servers listen on all interfaces of their pod.
+    In a cluster every node runs a proxy, and both servers listen on all interfaces of their pod.
     """
     everywhere = replace(config, http=replace(config.http, host="0.0.0.0"), grpc=replace(config.grpc, host="0.0.0.0"))
     return {
@@ -268,7 +268,7 @@ def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `top` into `base`; a value that should have been a mapping stays, to be refused by its name."""
+    """Merge `top` into `base`. A value that should be a mapping is kept, so that the converter refuses it by name."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
@@ -297,7 +297,7 @@ def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
 
 
 def _explained(error: BaseException, target: type | None) -> str:
-    """Return the message of our own class where it refuses a value; else cattrs' description."""
+    """Return the message of our own class if that refused the value; else cattrs' description."""
     if type(error) in {TypeError, ValueError, Exception} and error.args:
         return str(error)
     return cattrs.v.format_exception(error, target)

@@ -1,4 +1,4 @@
-"""The errors of the cluster package. Messages name the knob to turn."""
+"""Define the errors of the cluster package. Messages name the setting to change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TokenizerError(ClusterError):
 
 
 class RequestError(ClusterError):
-    """The client's request can't be honoured; `param` names the field at fault, `code` the kind of fault."""
+    """The client's request is invalid; `param` names the field at fault, `code` the kind of fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class ContextsUnavailableError(ClusterError):
 
 
 class NotReadyError(ClusterError):
-    """No worker replica can answer yet, or any more; trying again later may help."""
+    """No worker replica can answer now; trying again later may help."""
 
 
 class RequestTimeoutError(ClusterError):
@@ -67,12 +67,11 @@ class StartError(ClusterError):
 
 
 class BackgroundTaskError(ClusterError):
-    """A task has ended that should run as long as its process."""
+    """A task has ended that should have run until the end of its process."""
 
 
 class ReplicaLostError(ClusterError):
     """A replica was lost before its answer was complete.
 
-    A client sees it where a part of the answer had been sent already, and where every replica that the request was
-    given was lost.
+    A client gets this error if part of the answer had been sent already, or if every replica that was tried was lost.
     """

@@ -1,4 +1,4 @@
-"""The work that this router has sent and not seen finished, in tokens. Pure."""
+"""Count, in tokens, the unfinished work that this router has sent. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cache_service.core.types import ReplicaId
 EMA_DECAY = 0.95
 """Weight of the past in the running mean of a request's work."""
 REPORT_LIFE_S = 1.0
-"""Seconds for which a replica's report counts. It still contains requests that ended while it was under way."""
+"""Seconds for which a replica's report counts. It may include requests that ended while it was being sent."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Work:
 
     tokens: int
     expires_at: float
-    """When it no longer counts, even where its end is never reported."""
+    """The time from which it no longer counts, even if its end is never reported."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Keeps what a replica reported of its load."""
+    """Holds a replica's latest report of its load."""
 
     num_others: int
     """Requests that other routers have sent."""
@@ -31,7 +31,7 @@ class Report:
 
 
 class WorkLedger:
-    """Keeps open requests by replica. Other routers' requests are known only by number, and counted at the mean."""
+    """Keeps open requests by replica. Only the number of other routers' requests is known; each counts as the mean."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, dict[str, Work]] = {}
@@ -48,7 +48,7 @@ class WorkLedger:
         self._mean = EMA_DECAY * self._mean + (1 - EMA_DECAY) * tokens if self._mean else float(tokens)
 
     def close(self, request_id: str, replica: ReplicaId) -> None:
-        """Count the request no more; one that isn't open there is passed over."""
+        """Stop counting the request; ignore one that isn't open there."""
         requests = self._open.get(replica, {})
         requests.pop(request_id, None)
         if not requests:
@@ -60,7 +60,7 @@ class WorkLedger:
             self.close(request_id, replica)
 
     def expire(self, now: float) -> None:
-        """Close requests whose time has come, and drop reports that have grown old."""
+        """Close requests that have expired, and drop reports that are too old."""
         late = [
             (name, replica)
             for replica, requests in self._open.items()
@@ -81,7 +81,7 @@ class WorkLedger:
         return sum(work.tokens for work in self._open.get(replica, {}).values())
 
     def queued_tokens(self, replica: ReplicaId) -> int:
-        """Return the tokens of all work open on `replica`, other routers' included as far as it was reported lately."""
+        """Return the tokens of all work open on `replica`, including other routers' if it was reported recently."""
         num_others = self._reports[replica].num_others if replica in self._reports else 0
         return self.sent_tokens(replica) + round(num_others * self._mean)
 

@@ -1,4 +1,4 @@
-"""The cluster's counters; ingress, router and workers appear in one exposition."""
+"""Count the cluster's requests, and show metrics of ingress, router and workers in one exposition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 class RouterCollector(Collector):
     """Shows one router's decisions and view.
 
-    Serve makes routers where nothing can be handed in, so this registers itself with the process's default registry.
+    Serve creates routers without our arguments, so this registers itself with the process's default registry.
     """
 
     def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
@@ -93,7 +93,7 @@ class IngressMetrics:
         )
 
     def request(self) -> RequestObservation:
-        """Return what counts one request, to be entered at its first look and left after its last event."""
+        """Return the context manager that counts one request, from its start to its last event."""
         return RequestObservation(self)
 
 
@@ -137,7 +137,7 @@ class RequestObservation:
 
 
 class Federation(Collector):
-    """Shows several registries as one; no metric name stands in two of them."""
+    """Shows several registries as one; no two of them may have the same metric name."""
 
     def __init__(self, *parts: Collector) -> None:
         self._parts = parts
@@ -148,7 +148,7 @@ class Federation(Collector):
 
 
 class Expositions(Collector):
-    """Shows texts in Prometheus' format, as the workers render them, as one: samples of a metric stand together."""
+    """Merges the workers' texts in Prometheus' format into one, in which all samples of a metric are together."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)

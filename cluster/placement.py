@@ -1,4 +1,4 @@
-"""Answer the router's questions about members and holders. Look-ups are a dictionary's."""
+"""Answer the router's questions about members and holders. Each look-up is one dictionary access."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cache_service.core.types import PrefixKey, ReplicaId, Revision
 class PlacementView:
     """Answers the router's questions from a mirror of the cache service.
 
-    Its answers are hints, never promises: a request that follows an outdated one recomputes.
+    Its answers are hints, never promises: a request that follows an outdated hint recomputes its prefix.
     """
 
     def __init__(self, mirror: Mirror) -> None:
@@ -34,6 +34,6 @@ class PlacementView:
         return {key: frozenset(placement.replica for placement in placements) for key, placements in found.items()}
 
     def not_draining(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
-        """Return those of `replicas` that take new work, or all of them where none does."""
+        """Return the `replicas` that accept new work, or all of them if none does."""
         directory = self._mirror.state.directory
         return [replica for replica in replicas if not directory.is_draining(replica)] or list(replicas)

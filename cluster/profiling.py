@@ -1,4 +1,4 @@
-"""Conversation files as profile samples: a deployment's own prompts, through its own chat template."""
+"""Read a file of conversations as profile samples, rendered by the model's own chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.config import BiCacheConfig
 
 
 class PromptFileError(ClusterError):
-    """A line of the file is no conversation."""
+    """A line of the file isn't a conversation."""
 
 
 class OutputError(ClusterError):
@@ -24,10 +24,10 @@ class OutputError(ClusterError):
 
 
 def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[ProfileSample]:
-    """Yield each line's conversation, cut where the server cuts it, with a canvas of `canvas` tokens behind it.
+    """Yield each line's conversation, cut where the server cuts it, with a canvas of `canvas` tokens after it.
 
     A line is a JSON object with `messages`, a list of objects with `role` and `content`, as chat clients send them;
-    turns behind the last user turn are left out. Raises PromptFileError with the line's number.
+    turns after the last user turn are left out. Raises PromptFileError with the line's number.
     """
     tokenizer = Tokenizer(directory)
     try:
@@ -43,7 +43,7 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
 
 
 def output_directory(path: Path) -> Path:
-    """Return `path`, which is made where it is missing. Raises OutputError, before anything is measured."""
+    """Return `path`, which is created if it is missing. Raises OutputError, before anything is measured."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

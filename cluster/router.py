@@ -1,4 +1,4 @@
-"""The one wall to Ray Serve's request routing: an adapter without rules of its own.
+"""Adapt routing to Ray Serve's request router. This module has no rules of its own.
 
 Serve makes a router in every process that holds a handle and calls it on the router's event loop. What to choose is
 decided in `cluster.affinity`, from `cluster.placement` (which replica holds what) and `cluster.ledger` (how much work
@@ -31,20 +31,20 @@ from workers.bicache.cut import choose_cut
 from workers.ray_internals import back_off_while_full, reported_load
 
 ACCEPTANCE_S = 1.0
-"""Seconds for which a request counts as work of the replica that was chosen for it, before any has accepted it."""
+"""Seconds for which a request counts as work of its chosen replica before any replica has accepted it."""
 
 
 class Result(Protocol):
-    """Is what Serve knows of a request in flight, as far as it is used here."""
+    """Declares the part of Serve's result of a request in flight that is used here."""
 
     def add_done_callback(self, callback: Callable[[object], object]) -> None: ...
 
 
 class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
-    """Sends a request to where the prompt work left to do plus the queued work is least."""
+    """Sends a request to the replica with the least sum of uncached prompt work and queued work."""
 
     queue_len_response_deadline_s = 0.5
-    """More than Serve's own 0.1 s, which drops a replica whenever its machine is busy for a moment."""
+    """Longer than Serve's own 0.1 s, which drops a replica whenever its machine is busy for a moment."""
 
     def initialize_state(
         self,
@@ -70,7 +70,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
             tasks_of_process().start("the router's watch of the cache service", following)
 
     async def _follow(self, target: str) -> None:
-        """Keep the view fresh for as long as the process lives; while the service is away it only grows old."""
+        """Update the view for as long as the process lives; while the service is unreachable the view grows stale."""
         async with CacheClient(target) as client:
             async for update in client.watch():
                 self._mirror.take(update)
@@ -78,10 +78,10 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return every candidate, each a rank of its own: a full replica is passed over for the next cheapest one.
+        """Return every candidate in a rank of its own, so that the next cheapest one replaces a full replica.
 
-        A draining replica gets no new work while others are there; it still delivers copies of what it holds. A
-        replica that is gone delivers none: then any other one is asked whether it has a copy.
+        A draining replica gets no new work while there are others; it still sends copies of its entries. If the
+        replica named for a copy is gone, any other one is asked for it.
         """
         if pending_request:
             back_off_while_full(pending_request)
@@ -105,8 +105,8 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         """Count the work of a request that the replica has accepted until its result is complete, whatever its outcome.
 
         At this moment Serve's count of the replica's requests is what the replica itself has just reported. Later it
-        may be too high, and for good: callbacks that come before that report aren't taken off it, and each of our calls
-        to all replicas keeps it from growing old.
+        may stay too high: callbacks that come before that report aren't subtracted, and each of our calls to all
+        replicas keeps it from expiring.
         """
         demand = demand_of(pending_request, self._cut_share)
         if demand is None:
@@ -134,7 +134,7 @@ def replica_id_of(replica_id: ReplicaID) -> ReplicaId:
 
 
 def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
-    """Return the replica that a call for a copy names: no other one can serve it."""
+    """Return the replica that a call for a copy names; only that one can serve the call."""
     match pending.args if pending else []:
         case [CopyRequest() as request]:
             return request.holder
@@ -143,7 +143,7 @@ def holder_of(pending: PendingRequest | None) -> ReplicaId | None:
 
 
 def demand_of(pending: PendingRequest | None, cut_share: float) -> Demand | None:
-    """Return the work that a call for an answer asks for; None for every other call."""
+    """Return the work of a call that generates an answer; None for every other call."""
     match pending.args if pending else []:
         case [GenerateRequest() as request]:
             return Demand(

@@ -16,7 +16,7 @@ class FinishReason(enum.Enum):
     """Says why an answer ended."""
 
     STOP = "stop"
-    """The model ended its answer: EOS is committed with nothing masked before it."""
+    """The model ended its answer: EOS is committed and no position before it is masked."""
     LENGTH = "length"
     """The canvas is full."""
 
@@ -25,9 +25,9 @@ class DepthLimiter(enum.Enum):
     """Names the evidence that lowered a reuse depth."""
 
     PROBE = "probe"
-    """The prefix's states, compared with true ones, are not similar enough any deeper."""
+    """A probe found that the prefix's states differ too much from the true ones in deeper layers."""
     REPORT = "report"
-    """Another replica's drift report says so. A deterministic request ignores reports."""
+    """Another replica's drift report limits the depth. A deterministic request ignores reports."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ContextEpoch:
 
 @dataclass(frozen=True)
 class PrefixCandidate:
-    """Names a boundary at which the prompt may be cut: its first `num_tokens` tokens have this key."""
+    """Names a boundary at which the prompt may be cut: `key` identifies its first `num_tokens` tokens."""
 
     num_tokens: int
     key: PrefixKey
@@ -127,7 +127,7 @@ class ContextMode(enum.Enum):
     """Says which epoch of a shared context a request reads."""
 
     PIN = "pin"
-    """The epoch that it began with, to its end."""
+    """The epoch with which the request began, until its end."""
     FOLLOW = "follow"
     """The newest epoch at each block start."""
 
@@ -140,7 +140,7 @@ class ContextRead:
     num_tokens: int
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """In mode `follow`: epochs that the request may lie behind at a block start without adopting the newest."""
+    """In mode `follow`: how many epochs old the request's content may be before a block start adopts the newest."""
 
     @property
     def follows(self) -> bool:
@@ -152,12 +152,13 @@ class ContextRead:
 
 
 ContextReply = Callable[[Context | None], None]
-"""A function that takes the newest content of a context, None where it is unknown; from any thread, and at once."""
+"""A function that takes the newest content of a context, or None if it is unknown. Any thread may call it; it returns
+at once."""
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Asks for a canvas of masks to be denoised, behind a prompt and before a suffix, and for holes in the prompt."""
+    """Asks the worker to denoise a canvas between a prompt and a suffix, and holes in the prompt."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -167,12 +168,12 @@ class GenerateRequest:
     """Candidate boundaries, shortest first."""
     params: DecodingParams = field(default_factory=DecodingParams)
     suffix: tuple[int, ...] = ()
-    """Token ids behind the canvas: the text that the answer leads up to."""
+    """Token ids after the canvas: the text that the answer leads up to."""
     context: ContextRead | None = None
     """The context whose content the prompt begins with. Its holes stay masks; `holes` are the request's own."""
     holes: tuple[int, ...] = ()
-    """Ascending positions in `token_ids` that are denoised too, whatever ids stand there. Never filled with EOS: what
-    follows them is known. Their tokens come before the canvas's.
+    """Ascending positions in `token_ids` that are denoised too, whatever ids they have. They are never filled with EOS,
+    since the text after them is known. Their tokens are delivered before the canvas's.
     """
 
 
@@ -185,19 +186,19 @@ class CopyRequest:
     depths: tuple[int, ...] | None
     """Ascending reuse depths that the copy must serve; None for all that the entry serves."""
     direct: bool = False
-    """Whether the asker can read the copy out of the holder's memory by itself."""
+    """Whether the requesting replica can read the copy directly from the holder's memory."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Reports what a request took, so far or in the end."""
+    """Reports the tokens and the work of a request: so far, or in total."""
 
     prompt_tokens: int
     """Given tokens: prompt and suffix without holes."""
     completion_tokens: int
-    """Committed tokens up to, and without, EOS."""
+    """Committed tokens before EOS."""
     cached_tokens: int
-    """Prompt tokens whose shallow layers came from a prefix entry that was there before this request."""
+    """Prompt tokens whose shallow layers came from a prefix entry that existed before this request."""
     num_steps: int
     num_forwards: int
     policy: str
@@ -205,17 +206,17 @@ class Usage:
     """Prompt tokens before the cut: the prefix that was reused, or recomputed at each refresh."""
     reuse_depth: int
     depth_limited_by: DepthLimiter | None
-    """The evidence that lowered `reuse_depth`; None where it is what the depth table or the request says."""
+    """The evidence that lowered `reuse_depth`; None if it is the depth table's or the request's."""
     replica: ReplicaId
     epochs: tuple[Epoch, ...] = ()
-    """Epochs of its shared context that the request's passes read, in order."""
+    """Epochs of the shared context that the request's passes read, in order."""
 
 
 @dataclass(frozen=True)
 class GenerateChunk:
-    """Delivers committed tokens in order: all before them are committed too. The last chunk has a reason.
+    """Delivers committed tokens in order of position, without gaps. The last chunk has a finish reason.
 
-    Every chunk has the usage so far, for readers that stop before the last one.
+    Every chunk has the usage so far, for readers that stop early.
     """
 
     request_id: str
@@ -238,7 +239,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """Reports a worker's counters since its start, and its load now."""
+    """Reports a worker's counters since its start, and its present load."""
 
     replica: ReplicaId
     num_running: int

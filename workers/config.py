@@ -22,20 +22,20 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Says how many requests run together, and what a request decodes with that names nothing else."""
+    """Sets how many requests run together, and the decoding defaults of requests."""
 
     max_batch: int = 8
     """Requests that are denoised together."""
     max_waiting: int = 256
     """Requests that may wait for admission; the next one is refused as overload."""
     max_heavy_rows: int = 2048
-    """Rows of refreshes, full passes and entry builds that one step takes on while no cheap pass waits for it."""
+    """Most rows of refreshes, full passes and entry builds in one step while no cheap pass waits for that step."""
     policy: str = "lean"
     """Cache policy."""
     block_length: int = 32
     """Canvas tokens in a block."""
     tokens_per_step: int = 2
-    """Canvas tokens that a step commits on average, where the request names no number of steps."""
+    """Canvas tokens that a step commits on average, for requests that don't set the number of steps."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_heavy_rows", "block_length", "tokens_per_step"):
@@ -56,7 +56,7 @@ class KVConfig:
     """Share of a GPU's free memory; the rest is for the rows that a step computes, and for other programs."""
     entry_bytes: int | None = None
     """Part of the pool that shared prefix entries may fill; None is half of it. A request whose entry has no room there
-    computes one of its own, beside it: 0 lets every request do so."""
+    computes a private entry outside this part: with 0 every request does so."""
     page_tokens: int = 16
     """Tokens whose K and V, of one layer, a page holds."""
 
@@ -90,15 +90,15 @@ class BiCacheConfig:
     """Prefix positions at which an entry is compared with the true states before its depth is trusted (policy `lean`);
     0 trusts the depth table alone."""
     probe_similarity: float = 0.9
-    """Cosine of K/V that these positions must reach in every reused layer, and in the one behind."""
+    """Least cosine similarity of K/V at these positions, in every reused layer and in the next one."""
     anchors: float = 1.0
     """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
     skip_refresh: bool = False
-    """Leave a due refresh out while attention to the prefix stays what it was."""
+    """Skip a due refresh while attention to the prefix is unchanged."""
     skip_similarity: float = 0.95
-    """Cosine of that attention, then and now, from which on it counts as unchanged."""
+    """Least cosine similarity to the attention at the last refresh for it to count as unchanged."""
     max_skips: int = 3
-    """Refreshes that may be left out in a row."""
+    """Most consecutive refreshes that may be skipped."""
     follow_timeout_s: float = 0.5
     """Seconds that a request in follow mode waits, at a block start, for the newest epoch of its context, before it
     continues with the one that it has."""
@@ -128,12 +128,12 @@ class CoherenceConfig:
     """Says how replicas share the work of building prefix entries, and what they learn of the entries' drift."""
 
     transfer: Transfer = "auto"
-    """Fetch entries that other replicas hold: auto, where that is estimated to be quicker than building them."""
+    """Whether to fetch entries that other replicas hold; auto does so if that should be quicker than building them."""
     tensor_transport: TensorTransport = "auto"
-    """The way of a copy: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
+    """How copies travel: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
     hosts' memory; auto, by nixl on a GPU with neighbours, if nixl runs."""
     patience: float = 2.0
-    """Waiting time for another replica's build, as a multiple of what the request's own build takes (transfer auto)."""
+    """Longest wait for another replica's build, as a multiple of the time that a build here takes (transfer auto)."""
     max_wait_s: float = 2.0
     """The longest wait for another replica's build, whatever the patience."""
     fetch_timeout_s: float = 5.0

@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class NoDirectTransportError(WorkerError):
-    """The configuration asks for a transport between the replicas' memories that doesn't run on this machine."""
+    """The configured transport between the replicas' memories doesn't run on this machine."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A body that stays in its holder's memory until it is read from there, or can no longer be read.
+    """Refers to a body that stays in its holder's memory until it is read there or can no longer be read.
 
-    The wrapping keeps Ray from taking the reference for the reply itself.
+    The wrapper prevents Ray from resolving the reference as if it were the reply itself.
     """
 
     body: ObjectRef[Any]
@@ -48,7 +48,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A copy between two replicas, with its body in a form that travels."""
+    """Carries a copy between two replicas, with its body in a form that can be sent."""
 
     copy: EntryCopy
     body: Reference | NDArray[Any]
@@ -61,7 +61,7 @@ class Parcel:
         return cls(rest, copy.body.cpu().numpy())
 
     def opened(self, timeout_s: float) -> EntryCopy:
-        """Return the copy, in memory of its own. Raises any error of the transport."""
+        """Return the copy, in newly allocated memory. Raises any error of the transport."""
         if isinstance(self.body, Reference):
             return replace(self.copy, body=ray.get(self.body.body, timeout=timeout_s), transport=NIXL)
         return replace(self.copy, body=torch.from_numpy(self.body.copy()), transport=OBJECT_STORE)
@@ -81,7 +81,7 @@ class ServeTransport:
         self._out_of_reach: set[ReplicaId] = set()
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        """Return the holder's copy; None where it has none. Raises TransferError."""
+        """Return the holder's copy; None if it has none. Raises TransferError."""
         direct = self._direct and request.holder not in self._out_of_reach
         response = self._handle.hand_out.remote(replace(request, direct=direct))
         try:
@@ -115,7 +115,7 @@ class DiffusionWorker(Worker):
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
 
     async def replies(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | WorkerError, None]:
-        """Yield what `generate` yields, and an error as the last value: Serve logs what is raised as a fault."""
+        """Yield what `generate` yields, and any error as the last value: Serve logs a raised exception as a fault."""
         async with aclosing(self.generate(request)) as chunks:
             try:
                 async for chunk in chunks:
@@ -132,9 +132,9 @@ class DiffusionWorker(Worker):
 
 
 def has_direct_transport(config: CoherenceConfig, device: torch.device, num_replicas: int) -> bool:
-    """Try whether copies can go straight from one replica's memory into another's.
+    """Test whether copies can go directly from one replica's memory to another's.
 
-    Raises NoDirectTransportError where the configuration insists on it.
+    Raises NoDirectTransportError if the configuration insists on it.
     """
     wanted = config.tensor_transport
     if config.transfer == "never" or wanted == "object_store":

@@ -1,4 +1,4 @@
-"""Names what can go wrong in a worker. Messages name the knob to turn."""
+"""Defines the worker's errors. Messages name the setting to change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UnsupportedModelError(WorkerError):
 
 
 class InvalidRequestError(WorkerError):
-    """The request asks for what can't be done; `param` names the field at fault, `code` the kind of fault."""
+    """The request is invalid; `param` names the field at fault, `code` the kind of fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -38,18 +38,18 @@ class NonFiniteLogitsError(WorkerError):
 
 
 class StepFailedError(WorkerError):
-    """The engine raised while it worked on the request; it goes on with others, and its log has the stack."""
+    """The engine step with this request raised an exception; other requests continue, and the log has the stack."""
 
     @classmethod
     def because_of(cls, error: Exception, failed: str = "an engine step") -> Self:
-        """Return the failure of what `failed` names, with `error` as its cause."""
+        """Return a failure of the operation `failed`, with `error` as its cause."""
         failure = cls(f"{failed} failed: {error!r}")
         failure.__cause__ = error
         return failure
 
 
 class EngineClosedError(WorkerError):
-    """The engine takes no requests any more; another replica can take this one."""
+    """The engine no longer accepts requests; another replica can serve this one."""
 
 
 def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The declaration of a request's parameter: once, with its bounds and its help text.
+"""Declares each request parameter once, with its bounds and its help text.
 
 The HTTP body, the gRPC decoder and the worker's own check derive from the declarations in `workers.api`.
 """
@@ -16,7 +16,7 @@ DECLARATION = "parameter"
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits the numbers that a parameter takes: finite ones from `least` to `most`."""
+    """Limits a parameter to finite numbers from `least` to `most`."""
 
     least: float
     most: float = math.inf
@@ -28,7 +28,7 @@ class Bounds:
         return above and number <= self.most and math.isfinite(number)
 
     def __str__(self) -> str:
-        """Return what an error message says of a number beyond them."""
+        """Return the bounds in the words of an error message."""
         if self.most < math.inf:
             left = "(" if self.excludes_least else "["
             return f"must lie in {left}{self.least}, {self.most}]"
@@ -51,11 +51,11 @@ class Parameter:
 
     @property
     def path(self) -> str:
-        """Return where a client writes it: OpenAI's own parameters stand beside the object `diffusion`."""
+        """Return its path in a request body: at the top level for OpenAI's own parameters, else in `diffusion`."""
         return self.client_name if self.is_openai else f"diffusion.{self.client_name}"
 
     def number_beyond(self, value: Any) -> float | None:
-        """Return a number of `value` that is out of bounds; of a map, the values have to lie within them."""
+        """Return a number in `value` that is out of bounds; in a map, the bounds apply to the values."""
         if value is None or self.bounds is None:
             return None
         numbers = [number for _, number in value] if isinstance(value, tuple) else [value]

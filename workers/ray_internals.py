@@ -1,6 +1,6 @@
-"""Ray's private names that we use, each once. Another version of Ray may move any of them.
+"""Defines, in one place, Ray's private names that this project uses. Another version of Ray may move any of them.
 
-They were read from Ray `READ_FROM`; `tests/unit/cluster/test_ray_internals.py` fails where the installed Ray is another
+They were read from Ray `READ_FROM`; `tests/unit/cluster/test_ray_internals.py` fails if the installed Ray is another
 version or a name has moved. Nothing here imports Ray, so that the supervisor can read it too.
 """
 
@@ -17,10 +17,10 @@ SERVE_SETTINGS: Mapping[str, str] = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0
 Serve's HTTP proxy and the ingress.
 """
 LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-"""Environment of a Ray that reports no usage and takes only clients with its token."""
+"""Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
 LONGEST_SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""How Ray names its longest unix socket below the directory that it is given."""
+"""The longest path of a Unix socket that Ray creates below its directory."""
 ASGI_APP_METHOD: Final = "__serve_build_asgi_app__"
 """The method of an ingress class that Serve calls for its application; it can only be defined under this name."""
 BY_VALUE: Mapping[str, Any] = {"_by_reference": False}
@@ -31,7 +31,7 @@ READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 
 
 class ReplicaCall(Protocol):
-    """Is one replica's part of a call to all of them."""
+    """Is the call to one replica, as part of a call to all of them."""
 
     async def get_async(self) -> object:
         """Wait for the replica's answer."""
@@ -43,7 +43,7 @@ class ReplicaCall(Protocol):
 async def call_all(handle: Any, method: str) -> Sequence[ReplicaCall]:
     """Call `method` on every replica behind a deployment handle, and return the calls.
 
-    Serve's public `results_async` returns no answer at all where one of them is late.
+    Serve's public `results_async` returns no answer at all if one of them is late.
     """
     return cast(Sequence[ReplicaCall], await handle.broadcast(method)._fetch_replica_results_async())
 
@@ -54,7 +54,7 @@ def reported_load(router: Any, replica_id: Any) -> int:
 
 
 def back_off_while_full(pending_request: Any) -> None:
-    """Let Serve wait between two rounds over replicas that are all full; else it asks them again at once."""
+    """Make Serve wait before it retries replicas that are all full; otherwise it retries at once."""
     pending_request.routing_context.should_backoff = True
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs from construction to `__del__`, by which Serve, too, begins and ends a replica."""
+    """Runs from `__init__` to `__del__`: Serve starts and stops a replica by these."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Worker:
         num_replicas: int,
         transport: Transport = Unreachable(),  # noqa: B008 (it has no state)
     ) -> None:
-        """Load the model and start; `transport` leads to the other replicas. Raises UnsupportedModelError."""
+        """Load the model and start; `transport` fetches copies from other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)
         dtype = dtype_of(config.dtype, device)
         if num_threads := num_threads_of(config, device, num_replicas):
@@ -94,7 +94,7 @@ class Worker:
         return self._engine.generate(request)
 
     async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
-        """Return a copy of an entry, for another replica; None where none is held that serves the depths."""
+        """Return a copy of an entry, for another replica; None if this one has no entry that serves the depths."""
         copying = self._engine.call(lambda entries: entries.export(request.key, request.depths))
         copy = await asyncio.wrap_future(copying)
         if copy is None:
@@ -141,9 +141,9 @@ def device_of(device: Device) -> torch.device:
 
 
 def cost_model(model: ModelConfig, device: torch.device) -> CostModel:
-    """Return rough figures of what builds and fetches take, until the first of each is measured.
+    """Return rough estimates of the time of builds and fetches, to use until the first of each is measured.
 
-    That of fetches is hopeful, because a fetch corrects it, while a build never would.
+    The estimate for fetches is optimistic: a fetch then corrects it, while a pessimistic one would never be tested.
     """
     flops = GPU_FLOPS if device.type == "cuda" else CPU_FLOPS
     token_layers = model.context_length * model.num_layers / 4

@@ -44,8 +44,8 @@ class ContextPage:
 class CacheClient:
     """Calls the instances of one service, given as HOST:PORT or several with commas between.
 
-    Unary calls try the instances in turn. They raise CacheServiceUnavailable where no instance answers within
-    `timeout_s`, and otherwise what the service refused: see `cache_service.errors`. After CacheServiceUnavailable the
+    Unary calls try the instances in turn. They raise CacheServiceUnavailable if no instance answers within
+    `timeout_s`, and otherwise the service's refusals: see `cache_service.errors`. After CacheServiceUnavailable the
     call may or may not have been carried out; every call but `leave` and `release` can be repeated.
     """
 
@@ -65,7 +65,7 @@ class CacheClient:
         await self._connection.close()
 
     async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
-        """Become a member for `ttl_s` seconds at a time. An older lease of `replica` ends, with its placements."""
+        """Become a member for `ttl_s` seconds; `keep_alive` extends this. An older lease and its placements end."""
         request = pb.RegisterRequest(replica=replica, ttl_s=ttl_s)
         response = await self._connection.call("members", "Register", request)
         return convert.lease_from_pb(response.lease)
@@ -77,7 +77,7 @@ class CacheClient:
         return convert.lease_from_pb(response.lease)
 
     async def drain(self, lease: Lease) -> Revision:
-        """Refuse new work from now on; what the member holds stays listed."""
+        """Mark the member as draining: it gets no new work, but its entries stay listed."""
         request = pb.DrainRequest(lease=convert.lease_to_pb(lease))
         return _revision(await self._connection.call("members", "Drain", request))
 
@@ -87,7 +87,7 @@ class CacheClient:
         return _revision(await self._connection.call("members", "Leave", request))
 
     async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
-        """State that the member holds these entries; all or none. Raises StaleEpoch for one of an old epoch."""
+        """State that the member holds these entries, all or none. Raises StaleEpoch if one has an old epoch."""
         messages = map(convert.placement_to_pb, placements)
         request = pb.AnnounceRequest(lease=convert.lease_to_pb(lease), placements=messages)
         return _revision(await self._connection.call("directory", "Announce", request))
@@ -102,7 +102,7 @@ class CacheClient:
     ) -> dict[PrefixKey, tuple[Placement, ...]]:
         """Return the placements of each of `keys`; keys without holders are absent.
 
-        An entry of a context is included only where it is at most `max_staleness` epochs behind the newest.
+        An entry of a context is included only if it is at most `max_staleness` epochs behind the newest.
         """
         request = pb.LookupRequest(keys=keys, max_staleness=max_staleness)
         response = await self._connection.call("directory", "Lookup", request)
@@ -112,12 +112,12 @@ class CacheClient:
         return found
 
     async def depth_limits(self, keys: Sequence[PrefixKey]) -> tuple[DepthLimit, ...]:
-        """Return how deep `keys` may be reused, where drift was reported."""
+        """Return the depth limits of those `keys` for which drift was reported."""
         response = await self._connection.call("directory", "Lookup", pb.LookupRequest(keys=keys))
         return tuple(map(convert.limit_from_pb, response.limits))
 
     async def hottest(self, count: int) -> tuple[Placement, ...]:
-        """Return the `count` prefixes that served most, hottest first, each with its hottest holder."""
+        """Return the `count` prefixes that served most requests, hottest first, each with its hottest holder."""
         response = await self._connection.call("directory", "Hottest", pb.HottestRequest(count=count))
         return tuple(map(convert.placement_from_pb, response.placements))
 
@@ -130,7 +130,7 @@ class CacheClient:
         epoch: Epoch = FIRST_EPOCH,
         context: ContextId | None = None,
     ) -> Build:
-        """Return the build of (key, epoch) that is under way: the caller's own, if its `replica` is the caller.
+        """Return the build of (key, epoch) that is in progress: the caller's own, if its `replica` is the caller.
 
         It ends `ttl_s` seconds after this call or the last `extend`. Raises StaleEpoch for an old epoch.
         """
@@ -158,7 +158,7 @@ class CacheClient:
         return _revision(await self._connection.call("refresh", "Release", request))
 
     async def report_drift(self, lease: Lease, limits: Sequence[DepthLimit]) -> Revision:
-        """Lower how deep all members may reuse prefixes; a limit that is not lower changes nothing."""
+        """Lower the depth to which all members may reuse prefixes; a limit that is not lower changes nothing."""
         request = pb.ReportDriftRequest(lease=convert.lease_to_pb(lease), limits=map(convert.limit_to_pb, limits))
         return _revision(await self._connection.call("refresh", "ReportDrift", request))
 
@@ -185,7 +185,7 @@ class CacheClient:
         return convert.context_from_pb(response.context)
 
     async def get_context(self, context: ContextId, *, known: Context | None = None) -> Context:
-        """Return the newest epoch, without a transfer of content where `known` is that. Raises UnknownContext."""
+        """Return the newest epoch; no content is transferred if `known` is that epoch. Raises UnknownContext."""
         request = pb.GetContextRequest(id=context, known_commit_id=known.version.edit_id if known else "")
         newest = (await self._connection.call("contexts", "Get", request)).context
         if known is not None and newest.version.commit_id == known.version.edit_id:
@@ -208,7 +208,7 @@ class CacheClient:
         author: ReplicaId,
         edit_id: EditId | None = None,
     ) -> Version:
-        """Make epoch `expected_epoch` + 1. Raises StaleEpoch where another edit was faster: read, then try again.
+        """Create epoch `expected_epoch` + 1. Raises StaleEpoch if another edit was faster: read, then try again.
 
         The same `edit_id` is accepted only once, so an edit whose answer was lost can be sent again with it.
         """
@@ -230,7 +230,7 @@ class CacheClient:
     async def watch(self) -> AsyncGenerator[Snapshot | Event, None]:
         """Yield a snapshot, then every later event once and in order, without end.
 
-        A broken connection is made again, with jittered back-off, and the watch goes on where it stopped. Where
+        A broken connection is restored, with jittered back-off, and the watch continues where it stopped. If
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot follows,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
         """

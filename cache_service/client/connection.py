@@ -38,7 +38,7 @@ class Instance:
 
 
 class Connection:
-    """Reaches all instances of one service. It opens at the first use, in the event loop of that use."""
+    """Connects to all instances of one service. It opens at its first use, in the event loop of that call."""
 
     def __init__(self, targets: str, timeout_s: float) -> None:
         """`targets` is HOST:PORT, or several with commas between; they serve one store."""
@@ -57,7 +57,7 @@ class Connection:
         return self._instances[self._current]
 
     def fail_over(self, failed: Instance) -> None:
-        """Call the next instance from now on, unless another caller has moved on from `failed` already."""
+        """Switch to the next instance, unless another caller has already switched away from `failed`."""
         if self.current is failed:
             self._current = (self._current + 1) % len(self._instances)
 

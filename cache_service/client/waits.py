@@ -1,4 +1,4 @@
-"""Wait for builds of other members, by the news of a watch that runs anyway."""
+"""Wait for other members' builds, by the updates of a watch that already runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from cache_service.core.types import Build, FencingToken
 
 
 class BuildWaits:
-    """Waits for the ends of builds. Call `take` with the news of every update that the mirror takes."""
+    """Waits until builds end. Call `take` with the news of every update that the mirror applies."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._ends: dict[FencingToken, asyncio.Event] = {}
 
     def take(self, news: News) -> None:
-        """End the waits whose builds have ended. A snapshot ends all that it doesn't list."""
+        """End the waits for builds that have ended. A snapshot ends the waits for all builds that it doesn't list."""
         ended = self._ends.keys() & news.ended_builds
         if news.is_restart:
             ended = self._ends.keys() - {build.token for build in self._mirror.state.builds.all()}
@@ -24,7 +24,7 @@ class BuildWaits:
             self._ends.pop(token).set()
 
     async def wait_for_end(self, build: Build, timeout_s: float) -> bool:
-        """Return True once `build` has ended, with an entry or without, and False where `timeout_s` passed first."""
+        """Return True once `build` has ended, with or without an entry; False if `timeout_s` passes first."""
         if self._has_ended(build):
             return True
         end = self._ends.setdefault(build.token, asyncio.Event())

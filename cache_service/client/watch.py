@@ -1,4 +1,4 @@
-"""Make one endless watch of as many calls as it takes."""
+"""Combine successive Watch calls into one endless watch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
 SILENCE_S = 15.0
-"""How long an instance may be silent before it counts as hanging; it sends something every 5 s. gRPC holds its own
+"""Seconds without a message after which an instance counts as hanging; it sends one every 5 s. gRPC holds its own
 pings back while no data flows, so they would take more than a minute to notice."""
 
 
 class WatchStream:
-    """Reads one Watch call after the other, over all instances, as if they were one call."""
+    """Reads successive Watch calls, to any of the instances, as if they were one call."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -42,11 +42,11 @@ class WatchStream:
         )
 
     async def read(self) -> tuple[Snapshot | Event, ...]:
-        """Return the next snapshot and events, however many calls that takes."""
+        """Return the next snapshot and events; begin a new call whenever one ends."""
         return await self._reading(self._read_once)
 
     def cancel(self) -> None:
-        """End the call under way; `read` would begin another."""
+        """End the current call; `read` would begin another."""
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -94,7 +94,7 @@ def update_of(response: pb.WatchResponse) -> Update:
 
 
 async def run_forever(run: Callable[[], Awaitable[None]]) -> None:
-    """Run what never ends by itself, and again after every failure, so that its owner keeps up."""
+    """Run a task that should never end, and restart it after every failure."""
     while True:
         try:
             await run()

@@ -1,7 +1,7 @@
 """Decide which member may build which entry. Pure.
 
 One member at a time builds the entry of (key, epoch). Its token is the revision of the grant, so it rises at each
-grant: a member that slept through the end of its lease comes back with a token that no longer counts.
+grant: a member that was paused until after its lease ended returns with a token that is no longer valid.
 
     free --acquire--> granted(token) --complete(token)--> free    Built, with the placement
                         |  release, lapse, holder leaves,
@@ -32,7 +32,7 @@ MAX_TTL_S = 600.0
 
 
 class Builds:
-    """Holds the builds under way, one for each (key, epoch)."""
+    """Holds the builds in progress, one for each (key, epoch)."""
 
     def __init__(self) -> None:
         self._builds: dict[tuple[PrefixKey, Epoch], Build] = {}
@@ -40,7 +40,7 @@ class Builds:
     def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
     ) -> tuple[Granted, ...]:
-        """Grant the build to the member; return no event where a build is under way, even its own: see `under_way`."""
+        """Grant the build to the member; return no event if one is in progress, even its own: see `under_way`."""
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s of a build must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
         require_key(key)
@@ -54,11 +54,11 @@ class Builds:
         return self._builds.get((key, epoch))
 
     def under_way(self, key: PrefixKey, epoch: Epoch) -> Build:
-        """Return the build of (key, epoch). Raises KeyError where no member builds it."""
+        """Return the build of (key, epoch). Raises KeyError if no member builds it."""
         return self._builds[key, epoch]
 
     def require(self, replica: ReplicaId, key: PrefixKey, epoch: Epoch, token: FencingToken) -> Build:
-        """Return the member's build under way with this very token. Raises FencedToken."""
+        """Return the member's build in progress with exactly this token. Raises FencedToken."""
         build = self._builds.get((key, epoch))
         if build is None:
             raise FencedToken(f"token {token}: this build has ended; acquire it again")
@@ -67,11 +67,11 @@ class Builds:
         return build
 
     def finish(self, build: Build, at: Revision) -> tuple[Built, ...]:
-        """End `build` with an entry."""
+        """Return the event that ends `build` with an entry."""
         return (Built(at, build),)
 
     def release(self, builds: Iterable[Build], at: Revision) -> tuple[Released, ...]:
-        """End `builds` without an entry."""
+        """Return the events that end `builds` without an entry."""
         return tuple(Released(Revision(at + i), build) for i, build in enumerate(builds))
 
     def of(self, replicas: Collection[ReplicaId]) -> list[Build]:
@@ -79,11 +79,11 @@ class Builds:
         return [build for build in self._builds.values() if build.replica in replicas]
 
     def under(self, leases: Collection[LeaseId]) -> list[Build]:
-        """Return the builds that live by one of `leases`."""
+        """Return the builds that depend on one of `leases`."""
         return [build for build in self._builds.values() if build.lease.id in leases]
 
     def before(self, context: ContextId, epoch: Epoch | None) -> list[Build]:
-        """Return the builds of the context for epochs before `epoch`, or for all epochs where that is None."""
+        """Return the builds of the context for epochs before `epoch`, or for all epochs if that is None."""
         builds = (build for build in self._builds.values() if build.context == context)
         return [build for build in builds if epoch is None or build.epoch < epoch]
 

@@ -2,7 +2,7 @@
 
     epoch 0          epoch 1            epoch 2              an edit names the epoch that it was made for;
     [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only one that names the newest is accepted,
-     key k0           key k1             key k2              so concurrent edits line up and none is lost
+     key k0           key k1             key k2              so concurrent edits take turns; none is lost
 
 Under bidirectional attention every edit changes the states of all positions, so each epoch has a key of its own.
 """
@@ -34,7 +34,7 @@ MAX_STALENESS = 4
 MAX_TOKENS = 262_144
 """The most tokens in one context; a context with so many still fits one gRPC message."""
 MAX_EDITS = 65_536
-"""The most edits that lead to one epoch."""
+"""The most edits in one epoch."""
 MAX_EDIT_ID = 64
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -126,7 +126,7 @@ class Contexts:
         return self._contexts[min(ids)] if ids else None
 
     def is_stale(self, key: PrefixKey) -> bool:
-        """Return True where contexts had the content `key`, and none has it now."""
+        """Return True if contexts had the content `key`, and none has it now."""
         return key in self._past and key not in self._current
 
     def page(self, salt: str, after: Revision, size: int) -> tuple[Context, ...]:
@@ -203,7 +203,7 @@ def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tu
 
 
 def _id(at: Revision, edit_id: EditId) -> ContextId:
-    """Make an id that no other context gets, even where a store that lost its memory counts revisions from 1 again."""
+    """Make an id that no other context gets, even if a store that lost its data restarts revisions at 1."""
     return ContextId(f"ctx-{at}-{hashlib.blake2b(edit_id.encode(), digest_size=4).hexdigest()}")
 
 

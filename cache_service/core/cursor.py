@@ -13,7 +13,7 @@ PART_PLACEMENTS = 4096
 """The most placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
 
 BATCH_TOKENS = 262_144
-"""How many tokens of contexts and characters of names the events of one message may carry before it is full."""
+"""The maximum total of context tokens and name characters in the events of one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Carries a part of a snapshot, or events, or neither: then it shows an idle watcher the newest `revision`."""
+    """Carries a part of a snapshot, or events, or neither: then it only tells an idle watcher the newest `revision`."""
 
     incarnation: str
     revision: Revision
@@ -58,7 +58,7 @@ def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
 
 
 def _weight(event: Event) -> int:
-    """Estimate how many tokens weigh as much as `event`; fields that are always small don't count."""
+    """Estimate the size of `event` in tokens; fields that are always small don't count."""
     match event:
         case Created(author=author, context=context):
             content = len(context.token_ids) + len(context.masked)
@@ -96,7 +96,7 @@ class Cursor:
         return self._incarnation
 
     def resume(self) -> Revision | None:
-        """Drop an incomplete snapshot; return the revision to go on after, or None to begin with a snapshot."""
+        """Drop an incomplete snapshot; return the revision after which to continue, or None to ask for a snapshot."""
         self._pieces.clear()
         return self._revision
 
@@ -106,7 +106,7 @@ class Cursor:
         self._pieces.clear()
 
     def take(self, update: Update) -> tuple[Snapshot | Event, ...]:
-        """Return what `update` adds to what came before. Raises Compacted on a gap: call `reset` and watch again."""
+        """Return the part of `update` that is new. Raises Compacted on a gap: call `reset` and watch again."""
         if update.part is not None:
             return self._take_part(update.incarnation, update.part)
         if self._revision is None or update.incarnation != self._incarnation:

@@ -1,4 +1,4 @@
-"""Decide how deep each prefix may be reused where drift was measured. Pure."""
+"""Decide how deep a prefix may be reused after drift was measured on it. Pure."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A decision changes nothing: it checks the request against the present state and returns the events that would
 carry it out, numbered from the revision `at`. Only `put_...` and `drop_...` write, and only `State.apply` calls them.
-So a decision can be taken again when another writer was faster, and a copy that applies the same events in the same
-order is the same directory.
+So a decision can be repeated when another writer was faster, and a copy that applies the same events in the same order
+is identical.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Directory:
         self._draining: set[ReplicaId] = set()
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Left | Joined, ...]:
-        """Grant `replica` a new lease, whose id is the revision of Joined; an older registration leaves first."""
+        """Grant `replica` a new lease, whose id is the revision of its Joined event; an older lease ends first."""
         require_name(replica)
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
@@ -49,7 +49,7 @@ class Directory:
         return granted
 
     def drain(self, lease: Lease, at: Revision) -> tuple[Draining, ...]:
-        """Mark the member as draining; return no event where it is draining already."""
+        """Mark the member as draining; return no event if it is draining already."""
         self.require(lease)
         if lease.replica in self._draining:
             return ()
@@ -77,7 +77,7 @@ class Directory:
         return tuple(Announced(Revision(at + i), placement) for i, placement in enumerate(changed))
 
     def _has_changed(self, placement: Placement) -> bool:
-        """Compare `placement` with the known one; a missing token alone is no change."""
+        """Compare `placement` with the known one; a difference only in a missing token doesn't count."""
         known = self.find(placement.key, placement.replica)
         if known is not None and known.token is not None and placement.token is None:
             known = replace(known, token=None)
@@ -104,7 +104,7 @@ class Directory:
         return {key: tuple(holders.values()) for key in keys if (holders := self._holders.get(key))}
 
     def held_by(self, replica: ReplicaId) -> tuple[Placement, ...]:
-        """Return what one member holds."""
+        """Return the placements of one member."""
         return tuple(self._holders[key][replica] for key in self._held.get(replica, ()))
 
     def hottest(self, count: int, is_usable: Callable[[Placement], bool]) -> tuple[Placement, ...]:
@@ -136,7 +136,7 @@ class Directory:
         self._held.setdefault(lease.replica, set())
 
     def drop_member(self, lease: Lease) -> None:
-        """Forget a member that holds nothing any more."""
+        """Remove a member that has no placements left."""
         del self._members[lease.replica]
         del self._held[lease.replica]
 

@@ -35,7 +35,7 @@ Fact = EndingFact | DepthLimit
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """`fact` holds from now on, in place of the one that is known under the same identity."""
+    """`fact` is true from now on, and replaces the known fact with the same identity."""
 
     fact: Fact
     replaced: Context | None = None
@@ -44,7 +44,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """`fact` holds no longer."""
+    """`fact` is no longer true."""
 
     fact: EndingFact
 
@@ -81,7 +81,7 @@ def changes_of(event: Event, directory: Directory, contexts: Contexts) -> Iterat
 
 
 def lease_of(fact: Fact) -> Lease | None:
-    """Return the lease that `fact` lives by; members and builds have one."""
+    """Return the lease on which `fact` depends; members and builds have one."""
     match fact:
         case Lease():
             return fact

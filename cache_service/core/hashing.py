@@ -1,7 +1,7 @@
 """Address prefixes by their content: (fingerprint, salt, all token ids) -> `PrefixKey`.
 
 The whole prefix is hashed, never a chain of pages: under bidirectional attention the entry of a shorter prefix
-is no truncation of a longer one, so prefixes that begin alike have unrelated keys.
+isn't a truncation of a longer one, so prefixes that begin alike have unrelated keys.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ KEY_BYTES = 20
 def prefix_keys(fingerprint: str, salt: str, token_ids: Sequence[int], lengths: Sequence[int]) -> list[PrefixKey]:
     """Return the keys of the prefixes of `token_ids` with the given ascending `lengths`, in one pass.
 
-    `fingerprint` identifies weights, dtype and tokenizer, and `salt` the tenant: no key is shared between two of
-    either. Raises ValueError where the lengths don't ascend or exceed the tokens.
+    `fingerprint` identifies weights, dtype and tokenizer, and `salt` the tenant: prefixes that differ in
+    either have different keys. Raises ValueError if the lengths don't ascend or exceed the tokens.
     """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for text in (fingerprint, salt):

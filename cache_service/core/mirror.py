@@ -1,6 +1,6 @@
-"""Keep a copy of the service's state by a watch, and report the news in each update. Pure.
+"""Keep a copy of the service's state from a watch, and report the changes in each update. Pure.
 
-The copy is a hint, never a promise: while the watch is interrupted it grows old.
+The copy is a hint, never a promise: it becomes stale while the watch is interrupted.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from cache_service.core.types import Build, Context, DepthLimit, FencingToken, P
 
 @dataclass(frozen=True)
 class Moved:
-    """States that no context has the content `old` any more."""
+    """States that no context still has the content `old`."""
 
     old: PrefixKey
     context: Context | None
-    """The context that had it, as it is now; None where it was deleted."""
+    """The context that had it, as it is now; None if it was deleted."""
 
 
 @dataclass(frozen=True)
 class News:
-    """Lists what an update means to members and routers."""
+    """Lists the changes in an update that matter to members and routers."""
 
     limits: tuple[DepthLimit, ...] = ()
     moved: tuple[Moved, ...] = ()
     renamed: frozenset[PrefixKey] = frozenset()
-    """The keys that an event may have made the content of another context, or of none."""
+    """Keys whose context may have changed: they may now be the content of another context, or of none."""
     ended_builds: frozenset[FencingToken] = frozenset()
     is_restart: bool = False
     """The update is a snapshot, which replaced all that was known."""
 
 
 class Mirror:
-    """Keeps the state that the updates of one watch add up to."""
+    """Keeps the state that results from the updates of one watch."""
 
     def __init__(self) -> None:
         self.state = State()
@@ -46,7 +46,7 @@ class Mirror:
         return self.state.revision
 
     def take(self, update: Snapshot | Event) -> News:
-        """Carry out one update of the watch. An event that is known already changes nothing."""
+        """Apply one update of the watch. An event that is known already changes nothing."""
         if isinstance(update, Snapshot):
             return self._restart(update)
         if update.revision <= self.revision:

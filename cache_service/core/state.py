@@ -1,4 +1,4 @@
-"""Hold all that the service knows at one revision, and take the decisions that concern several cores. Pure.
+"""Hold all that the service knows at one revision, and make decisions that concern several cores. Pure.
 
 A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
 it refuses; see `cache_service.core.directory`.
@@ -164,7 +164,7 @@ class State:
         return self.directory.announce(lease, placements, at)
 
     def _require_made(self, placement: Placement, token: FencingToken) -> None:
-        """Allow a token only for an entry that is listed under it already."""
+        """Require that a placement with a token is already listed under that token."""
         known = self.directory.find(placement.key, placement.replica)
         if known is None or known.token != token:
             raise FencedToken(f"token {token} made no listed entry: announce it without a token")
@@ -182,7 +182,7 @@ class State:
         return found
 
     def hottest(self, count: int) -> tuple[Placement, ...]:
-        """Return the prefixes that served most, hottest first, each with its hottest holder, without stale entries."""
+        """Return the prefixes that served most requests, hottest first, each with its hottest fresh holder."""
         return self.directory.hottest(count, lambda placement: self._is_fresh(placement, 0))
 
     def _is_fresh(self, placement: Placement, max_staleness: int) -> bool:
@@ -196,7 +196,7 @@ class State:
     def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
     ) -> Events:
-        """Grant the build of (key, epoch) unless one is under way."""
+        """Grant the build of (key, epoch) unless one is in progress."""
         self.directory.require(lease)
         self._require_current(context, epoch, key)
         return self.builds.acquire(lease, key, epoch, context, ttl_s, at)
@@ -218,7 +218,7 @@ class State:
         return self.builds.release([self.builds.require(lease.replica, key, epoch, token)], at)
 
     def report_drift(self, lease: Lease, limits: Sequence[DepthLimit], at: Revision) -> Events:
-        """Lower how deep all members may reuse the prefixes."""
+        """Lower the depth to which all members may reuse the prefixes."""
         self.directory.require(lease)
         return self.depths.report(limits, lease.replica, at)
 

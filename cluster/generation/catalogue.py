@@ -1,4 +1,4 @@
-"""The served model, as far as the ingress knows it."""
+"""Describe the served model to the ingress."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class ModelCatalogue:
         return self._info
 
     def check(self, name: str | None) -> None:
-        """Raise ModelNotFoundError for another model than the served one; None and an empty name stand for that one."""
+        """Raise ModelNotFoundError unless `model` is the served one; None and an empty name stand for that."""
         if name not in {None, "", self.name}:
             raise ModelNotFoundError(f"model {name!r} is not served here; this server has {self.name!r}")

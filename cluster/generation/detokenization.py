@@ -1,4 +1,4 @@
-"""Token ids -> text, as the tokens are committed."""
+"""Turn token ids into text as the tokens are committed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder returns for bytes that are no whole character."""
+"""The text that a decoder returns for bytes that aren't a whole character."""
 
 
 class Detokenizer:
-    """Decodes one request's committed tokens piece by piece: whole characters only, never taken back.
+    """Decodes one request's committed tokens piece by piece: only whole characters, which never change later.
 
     A piece is held back while its bytes end inside a character. The pieces depend on the tokens alone, not on how
-    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens since the
-    last piece and that piece's own, because a decoder may treat a text's first word in its own way. (The tokenizers
-    library's DecodeStream refuses byte sequences that are no UTF-8, which a diffusion model can commit.)
+    they were grouped, so a stream and a whole answer are the same text. Each decoding covers the tokens of the
+    last piece and all later ones, because a decoder may treat a text's first word specially. (The tokenizers library's
+    DecodeStream rejects byte sequences that aren't valid UTF-8, which a diffusion model can commit.)
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The encoding of text without holding up the event loop."""
+"""Encode text without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from workers.config import BiCacheConfig
 T = TypeVar("T")
 
 LONG = 1 << 15
-"""Characters, or token ids, from which on a text would hold up the loop for too long."""
+"""Number of characters, or token ids, from which on encoding would block the event loop for too long."""
 
 
 class TextEncoder:
     """Encodes short texts at once, and long ones one after the other on a thread.
 
-    The thread has a tokenizer of its own: which special tokens are read is a state of the tokenizer, not of the call.
+    The thread has its own tokenizer: whether special tokens are parsed is a state of the tokenizer, not of the call.
     """
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:

@@ -1,4 +1,4 @@
-"""The events that a generation delivers to its client, over either transport."""
+"""Define the events that a generation delivers to its client, over either transport."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ContextChoice:
     id: ContextId
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """Epochs that the request may lie behind at a block start; it always begins with the newest one."""
+    """How many epochs old the request's content may be at a block start; a request always begins with the newest."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finished:
     reason: FinishReason
     usage: Usage
     context: ContextChoice | None = None
-    """What the request named; `usage.epochs` holds those of its epochs that were read."""
+    """The context that the request named; `usage.epochs` has the epochs that were read."""
 
 
 Event = Text | Finished
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class FilledBlock:
-    """Holds the tokens of a request's holes, in order, and what they took."""
+    """Holds the tokens of a request's holes, in order, and the usage of the request."""
 
     token_ids: tuple[int, ...]
     usage: Usage

@@ -1,4 +1,4 @@
-"""A client's call -> the workers' request: prompt, shared context, suffix and canvas."""
+"""Turn a client's call into a request to the workers: prompt, shared context, suffix and canvas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Call:
     model: str | None = None
     """None: the model that is served."""
     max_tokens: int | None = None
-    """Canvas length; None: the model's default, as far as the context length has room."""
+    """Canvas length; None: the default, or less if the context length leaves less room."""
     params: DecodingParams = field(default_factory=DecodingParams)
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
@@ -42,7 +42,7 @@ class ResolvedPrompt:
 
 
 class RequestBuilder:
-    """Checks a client's call, tokenizes its prompt and makes the workers' request of it."""
+    """Checks a client's call, tokenizes its prompt and makes a request to the workers from it."""
 
     def __init__(
         self, catalogue: ModelCatalogue, encoder: TextEncoder, contexts: ContextService, max_tokens: int
@@ -71,7 +71,7 @@ class RequestBuilder:
         )
 
     async def _resolve_prompt(self, call: Call) -> ResolvedPrompt:
-        """Encode the prompt; where it follows a shared context, put the context's newest content before it."""
+        """Encode the prompt; if it follows a shared context, put the context's newest content before it."""
         length = length_of(call.prompt)
         if call.context is None:
             return ResolvedPrompt(await self._encoder.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))

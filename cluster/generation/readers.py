@@ -1,6 +1,6 @@
-"""Workers' chunks -> what a caller reads: text in pieces, a whole answer, or a block's tokens.
+"""Turn workers' chunks into results for the caller: text in pieces, a whole answer, or a block's tokens.
 
-A reader serves one attempt. One that delivers nothing before the end leaves the attempt free to begin again.
+A reader serves one attempt. As long as it has delivered nothing, a failed attempt can be repeated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Reader(Protocol[T_co]):
-    """Makes what a caller reads of the chunks of one attempt."""
+    """Turns the chunks of one attempt into results for the caller."""
 
     @property
     def has_enough(self) -> bool:
-        """Return whether no further chunk is of use."""
+        """Return whether the remaining chunks aren't needed."""
         ...
 
     def read(self, chunk: GenerateChunk) -> Sequence[T_co]:
@@ -30,7 +30,7 @@ class Reader(Protocol[T_co]):
         ...
 
     def finish(self) -> T_co:
-        """Return what is delivered last. Raises ReplicaLostError where the last chunk is missing."""
+        """Return the last results. Raises ReplicaLostError if the last chunk is missing."""
         ...
 
 

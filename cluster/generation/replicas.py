@@ -1,4 +1,4 @@
-"""The one wall to Ray Serve's deployment handle: calls to the workers, with Ray's errors as our own."""
+"""Call the workers, and translate Ray's errors. Only this module uses Ray Serve's deployment handle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkerReplicas:
     """Reaches all replicas of the worker deployment through its router."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        """Take answers by value, straight from the replica: many small messages are expensive as Ray's objects."""
+        """Request answers by value, directly from the replica: many small messages are expensive as Ray objects."""
         self._handle = handle
         self._generate: Any = handle.options(
             method_name="replies",

@@ -1,4 +1,4 @@
-"""Stop strings over streamed text. Pure."""
+"""Find stop strings in streamed text. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 
 
 class StopStrings:
-    """Passes text on up to, and without, the stop string that is complete first.
+    """Passes on the text before the stop string that is completed first.
 
-    A possible beginning of one is held back, so that what passes doesn't depend on how the text was cut.
+    A possible beginning of a stop string is held back, so that the result doesn't depend on how the text was split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class StopStrings:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take `text`, and return what can't be part of a stop string any more; nothing once one was found."""
+        """Add `text`; return the text that can't be part of a stop string, or nothing once one was found."""
         if self.stopped:
             return ""
         self._held += text

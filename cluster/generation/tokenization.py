@@ -1,6 +1,6 @@
-"""Prompts -> token ids and the boundaries at which a prefix may be shared; token ids -> text.
+"""Turn prompts into token ids, with the boundaries of prefixes that may be shared, and token ids into text.
 
-The one wall around `transformers`' tokenizers, which also render the model's own chat template. Text that a user
+Only this module uses `transformers`' tokenizers, which also render the model's own chat template. Text that a user
 wrote never becomes a special token: only those that the template itself writes do.
 """
 
@@ -28,9 +28,9 @@ TOKEN_GRID = 128
 GRID_STEPS = 4
 """The least length of such a prompt, in grid steps."""
 MAX_BOUNDARIES = 4
-"""Boundaries of a conversation that are all computed; of more, only those that decide where it is cut."""
+"""Up to this many boundaries of a conversation are all computed; of more, only those that decide the cut."""
 ANCHOR = "."
-"""A stand-in for the text that a suffix follows."""
+"""A placeholder for the text that a suffix follows."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ Prompt = Conversation | TextPrompt | TokenPrompt
 
 
 def length_of(prompt: Prompt) -> int:
-    """Return the number of characters or token ids, which says how much work the encoding is."""
+    """Return the number of characters or token ids, a measure of the work of encoding."""
     match prompt:
         case Conversation(messages):
             return sum(len(message.content) for message in messages)
@@ -97,14 +97,14 @@ class HoleToken:
     token_id: int
     """An id beyond the model's vocabulary."""
     anchor_ids: tuple[int, ...]
-    """The tokens of `ANCHOR` right behind it."""
+    """The tokens of `ANCHOR` directly after it."""
 
 
 class Tokenizer:
     """Encodes and decodes by a model directory's tokenizer (tokenizer.json) and chat template."""
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:
-        """Load the directory's tokenizer. Raises TokenizerError where it has none that can be read.
+        """Load the directory's tokenizer. Raises TokenizerError if it has none that can be read.
 
         `cut_share` is the workers' `bicache.cut_share`.
         """
@@ -135,7 +135,7 @@ class Tokenizer:
                 return self._encode_ids(token_ids)
 
     def encode_suffix(self, text: str, *, after: str = ANCHOR, plain: bool = False) -> tuple[int, ...]:
-        """Return the token ids of text that continues `after`: a tokenizer may treat a first word in its own way.
+        """Return the token ids of text that continues `after`, since a tokenizer may treat a first word specially.
 
         Special tokens in it are read as such unless it is `plain`.
         """
@@ -173,20 +173,20 @@ class Tokenizer:
         return str(text)
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
-        """Return what the tokens at the ascending `positions`, at least one, add to the text that they stand in."""
+        """Return what the tokens at `positions` (ascending, at least one) add to the text around them."""
         first, chosen = positions[0], frozenset(positions)
         detokenizer = self.detokenizer(token_ids[:first])
         pieces = [detokenizer.push([token_id]) for token_id in token_ids[first : positions[-1] + 1]]
         return "".join(piece for at, piece in enumerate(pieces, first) if at in chosen) + detokenizer.finish()
 
     def text_at_end(self, token_ids: Sequence[int]) -> str:
-        """Return the text behind the last special token; nothing where it is missing or ends inside a character."""
+        """Return the text after the last special token, if there is one; nothing if it ends inside a character."""
         special = [index for index, token_id in enumerate(token_ids) if token_id in self._special]
         text = self.text_of(token_ids[special[-1] + 1 if special else 0 :])
         return "" if text.endswith(BROKEN) else text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """Return what each token adds to the text; nothing where it is special, or ends inside a character."""
+        """Return the text that each token adds; empty if it is special, or ends inside a character."""
         detokenizer = self.detokenizer()
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
@@ -196,7 +196,7 @@ class Tokenizer:
         return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Put turns through the chat template, so that more can follow. Raises RequestError."""
+        """Render turns by the chat template, so that more can follow. Raises RequestError."""
         return tuple(self._render(messages, add_generation_prompt=False))
 
     def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
@@ -213,7 +213,7 @@ class Tokenizer:
 
         Of a long conversation, three are kept: the first, the last, and the one that
         `workers.bicache.cut.choose_cut` takes, found by bisection, since each costs a rendering. Lengths count
-        `num_more` tokens that stand before.
+        `num_more` tokens that come before.
         """
         token_ids = self._render(messages, add_generation_prompt=True)
 
@@ -233,7 +233,7 @@ class Tokenizer:
         return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
 
     def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
-        """Encode turns behind others, whatever their text: a system turn replaces those, and is cut off again."""
+        """Encode turns as if after others, whose text doesn't matter: a system turn replaces them, then is removed."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
@@ -268,7 +268,7 @@ class Tokenizer:
         return _encoded(token_ids, lengths)
 
     def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
-        """Cut at the last multiple of a power of two, so that prompts of about one length are cut at the same place.
+        """Cut at the last multiple of a power of two, so that prompts of similar length are cut at the same place.
 
         The step is at least `TOKEN_GRID`, and at most a quarter of the prompt.
         """

@@ -1,4 +1,4 @@
-"""The worker replicas as generation sees them."""
+"""Declare the interface of generation to the worker replicas."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Workers(Protocol):
         ...
 
     async def model_info(self) -> ModelInfo | None:
-        """Return what the first replica to answer serves; None where no replica answers now."""
+        """Return the model that the first replica to answer serves; None if no replica answers now."""
         ...

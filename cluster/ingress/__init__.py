@@ -1,4 +1,4 @@
-"""The entrance of requests: one service behind two transports, HTTP and gRPC.
+"""Receive requests: one service behind two transports, HTTP and gRPC.
 
 Terms: docs/glossary.md.
 """

@@ -1,4 +1,4 @@
-"""One table: an error, wherever it was raised -> the status that an HTTP and a gRPC client gets."""
+"""Map every error, by one table, to the status that an HTTP and a gRPC client gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 
 @dataclass(frozen=True)
 class Status:
-    """Says how one kind of error is answered. `kind` and `code` are `error.type` and `error.code` over HTTP."""
+    """Describes the response to one kind of error. `kind` and `code` are `error.type` and `error.code` over HTTP."""
 
     http: int
     grpc: StatusCode
@@ -47,14 +47,14 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost")),
     (WorkerError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error")),
 )
-"""Rows of types, of which the first that fits counts."""
+"""Rows of error types and statuses; the first row that matches an error counts."""
 
 INTERNAL = Status(500, StatusCode.INTERNAL, "server_error", "internal_error")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Holds what a client gets of one error."""
+    """Holds the response that a client gets for one error."""
 
     status: Status
     message: str
@@ -64,7 +64,7 @@ class Reply:
     current_epoch: int | None = None
 
     def body(self) -> dict[str, dict[str, str | int | None]]:
-        """Return OpenAI's error object, with the newest epoch where a change was made for an older one."""
+        """Return OpenAI's error object, with the newest epoch if the client's change was for an older one."""
         error: dict[str, str | int | None] = {
             "message": self.message,
             "type": self.status.kind,
@@ -75,7 +75,7 @@ class Reply:
 
 
 def reply_to(error: BaseException) -> Reply:
-    """Return the reply to an error. One that the table lacks is internal: its message belongs in the log alone."""
+    """Return the reply to an error. An error that isn't in the table is internal: its message goes only to the log."""
     for kind, status in TABLE:
         if isinstance(error, kind):
             return Reply(

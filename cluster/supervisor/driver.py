@@ -2,7 +2,7 @@
 
 `python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR LOG_LEVEL`
 
-`cluster.supervisor.supervisor` starts it, and ends it with whatever it leaves.
+`cluster.supervisor.supervisor` starts it, and ends it and all remaining processes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ QUESTION = "Where does Linus live?"
 
 
 def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
-    """Serve the configuration in a JSON file, with Ray's files in a directory that is short enough for sockets.
+    """Serve the configuration in a JSON file, with Ray's files in a directory whose path is short enough for sockets.
 
     Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
@@ -76,7 +76,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
 
 def checked_model(directory: Path) -> ModelConfig:
-    """Check what can be known of a model before anything is started. Raises UnsupportedModelError or TokenizerError."""
+    """Check the model as far as possible before the start. Raises UnsupportedModelError or TokenizerError."""
     raw = read_json(directory / "config.json")
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
@@ -112,14 +112,14 @@ def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
 
 
 def reasons() -> str:
-    """Return why deployments failed: the last line of each one's message."""
+    """Return the reasons why deployments failed: the last line of each message."""
     deployments = serve.status().applications[APPLICATION].deployments.items()
     messages = {name: status.message.strip().splitlines() for name, status in deployments}
     return "; ".join(f"{name}: {lines[-1]}" for name, lines in messages.items() if lines)
 
 
 def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
-    """Start a Ray of our own: it joins no other one on this machine, and reserves no more than is configured."""
+    """Start our own Ray cluster: it joins no other one on this machine, and reserves no more than is configured."""
     needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
     try:
         ray.init(
@@ -135,7 +135,7 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
 
 
 def greeting(config: ClusterConfig) -> str:
-    """Return what a user needs to ask the first question."""
+    """Return the text with which a user can send a first request."""
     url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})
@@ -157,7 +157,7 @@ def reachable(host: str) -> str:
 
 
 def end_with(parent: int) -> None:
-    """End this process and all of Ray some seconds after `parent`: a Ray that is starting may miss its signal."""
+    """End this process and Ray some seconds after `parent` has ended: Ray may miss the signal while it starts."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     time.sleep(GRACE_S)

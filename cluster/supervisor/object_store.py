@@ -1,7 +1,7 @@
-"""The size of Ray's object store on one machine: copies of prefix entries pass through it. Pure.
+"""Choose the size of Ray's object store on one machine; copies of prefix entries pass through it. Pure.
 
-A copy that finds no room there goes through files, tens of times slower; so does everything if the store itself finds
-no room in shared memory. What isn't used of it costs nothing.
+A copy that doesn't fit goes through files, tens of times slower; so does everything if the store itself doesn't fit in
+shared memory. The unused part of the store costs nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from workers.models.base import ModelConfig
 LEAST_BYTES = 128 << 20
 """Enough for everything but copies: chunks are small and travel inline."""
 COPIES_A_REPLICA = 2
-"""Copies that are under way at a time: one for a request, and one ahead of any."""
+"""Copies of one replica that are in progress at a time: one for a request, and one prefetched."""
 SHARE_OF_MEMORY, SHARE_OF_SHARED = 0.3, 0.9
-"""Shares that the store may take by itself; the rest is for models and other programs."""
+"""Shares of memory that `auto` may give the store; the rest is for models and other programs."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Memory:
 
     total_bytes: int
     shared_bytes: int
-    """Free in /dev/shm, where Ray keeps the store."""
+    """Free bytes in /dev/shm, where Ray keeps the store."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def passes_copies(config: ClusterConfig, num_replicas: int) -> bool:
 
 
 def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory: Memory) -> StoreSize:
-    """Return the configured size; `auto` gives room for the copies of all replicas, as far as the machine has memory.
+    """Return the configured size; `auto` gives room for the copies of all replicas, within the machine's memory.
 
     Raises StartError for a size that this machine doesn't have.
     """

@@ -1,7 +1,7 @@
-"""The processes of one machine: the cache service and the cluster, started together and ended together.
+"""Run the processes of one machine: the cache service and the cluster start together and end together.
 
 The supervisor imports neither Ray nor torch, so that it answers a signal at once, whatever its children are doing.
-Every child has a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+Every child has its own session, so that Ctrl-C in the terminal reaches only the supervisor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ChildEndedError(ClusterError):
 def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
     """Serve until SIGINT or SIGTERM and return the exit code. Afterwards no process that was started here is left.
 
-    Raises StartError before anything is started where a port is taken or Ray would find no room for its sockets.
+    If a port is taken, or Ray's socket paths would be too long, raises StartError before anything is started.
     """
     check_ports(config)
     with run_directory(environ) as directory, no_orphans():
@@ -90,7 +90,7 @@ class Machine:
             logger.error("the cluster ended by itself with exit code %d; its log above has the reason", code)
 
     async def _keep_cache_service(self) -> None:
-        """Run the cache service, and run it again, a little later each time, whenever it ends."""
+        """Run the cache service, and restart it whenever it ends, after increasing delays."""
         where = self.config.cache_service
         options = ("--host", where.host, "--port", where.port, "--log-level", self.log_level)
         async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
@@ -102,7 +102,7 @@ class Machine:
     async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
         """Run `python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
 
-        It is asked to by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python gets the signal.
+        It is stopped by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python gets the signal.
         """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -135,14 +135,14 @@ def as_child() -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an option of this process where the system is Linux; elsewhere children end only when they are asked to."""
+    """Set an option of this process on Linux; on other systems children end only when they are asked to."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @contextmanager
 def no_orphans() -> Iterator[None]:
-    """End every process that was started inside when the context is left, also orphans of other processes."""
+    """When the context is left, end every process that was started inside it, including orphans."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -153,7 +153,7 @@ def no_orphans() -> Iterator[None]:
 
 
 def end_descendants() -> None:
-    """Ask every process below this one to end, and kill what doesn't."""
+    """Ask every descendant of this process to end, and kill those that don't."""
     this = psutil.Process()
     for end in (psutil.Process.terminate, psutil.Process.kill):
         remaining = this.children(recursive=True)
@@ -167,7 +167,7 @@ def end_descendants() -> None:
 def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield a new directory for this run, short enough for Ray's sockets, and remove it at the end.
 
-    It lies in $RAY_TMPDIR where that is set, else in the usual place for temporary files. Raises StartError.
+    It is in $RAY_TMPDIR if that is set, else in the usual place for temporary files. Raises StartError.
     """
     wanted = environ.get("RAY_TMPDIR")
     for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
@@ -197,7 +197,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
 
 
 def check_ports(config: ClusterConfig) -> None:
-    """Raise StartError, naming the option, for a port that can't be listened at."""
+    """Raise StartError, naming the option, for a port that can't be bound."""
     wanted = [(config.http.host, config.http.port, "--http-port"), (config.grpc.host, config.grpc.port, "--grpc-port")]
     if config.cache_service.spawn:
         wanted.append((config.cache_service.host, config.cache_service.port, "--cache-port"))

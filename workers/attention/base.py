@@ -1,4 +1,4 @@
-"""Declares what a batch asks of attention, and what answers it.
+"""Declares the interface between a batch and the attention backend.
 
     row of the batch    asks in
     base                every layer
@@ -23,8 +23,8 @@ class Reader:
     """One sequence of the batch, and the rows by which it reads keys and values."""
 
     slots: Tensor
-    """int64 [num_layers, T]: the key rows of its positions 0..T-1. Only a mask minds the order: positions are in the
-    keys.
+    """int64 [num_layers, T]: the key rows of its positions 0..T-1. The order matters only to a mask, since keys are
+    already rotated by position.
     """
     base: slice
     """The sequence's rows among the batch's rows."""
@@ -34,7 +34,7 @@ class Reader:
     """Equal for sequences that share, in layers below `depth`, their first `num_shared` keys."""
     num_shared: int = 0
     positions: tuple[Sequence[int], ...] = ()
-    """Those of the base rows and then of the deep rows, for a model that masks attention."""
+    """Positions of the base rows, then of the deep rows, for a model that masks attention."""
 
     def asks_deep(self, layer: int, num_layers: int) -> bool:
         """Return whether the deep rows ask in a layer."""
@@ -56,7 +56,7 @@ class Backend(Protocol):
     """Computes attention over one page storage."""
 
     def plan(self, readers: Sequence[Reader], num_layers: int) -> Attend:
-        """Prepare for a batch, until the next plan. The rows of readers of one entry should be neighbours."""
+        """Prepare for a batch, until the next plan. The rows of readers of one entry should be adjacent."""
         ...
 
 

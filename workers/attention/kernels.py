@@ -89,7 +89,7 @@ def merge_parts(
     heads_padded: tl.constexpr,
     dim_padded: tl.constexpr,
 ):
-    """Add up one row's parts, weighted by their share of the softmax's total."""
+    """Sum one row's partial results, each weighted by its share of the softmax's denominator."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts_ptr + row)
     if count == 0:

@@ -17,7 +17,7 @@ PROGRAMS_PER_PROCESSOR = 2
 TILE_FIELDS = len(Tile._fields)
 NO_TILE = Tile(0, 0, 0, 0, 0, 0, 0)
 FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
-"""(least rows, parts that a fixed plan then has room for): the fewer rows, the more their keys are cut."""
+"""(minimum rows, maximum parts of a row in a fixed plan): with fewer rows, keys are split into more parts."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shape:
 
 SMALL_SHAPE = Shape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
 LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
-"""The fastest shapes of those that were tried on an H100 in bf16, at head dimension 128."""
+"""The fastest of the shapes measured on an H100 in bf16, at head dimension 128."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Launch:
 
 
 class RaggedBackend:
-    """Implements `workers.attention.base.Backend` with the kernels beside it."""
+    """Implements `workers.attention.base.Backend` with `workers.attention.kernels`."""
 
     def __init__(self, rows: Tensor, *, page_tokens: int, num_heads: int) -> None:
         """Read `rows` [rows, kv_heads, head_dim], where a token's V is `page_tokens` rows behind its K."""
@@ -140,7 +140,7 @@ class RaggedBackend:
 class FixedPlan:
     """Implements `workers.attention.base.Attend` for launches that a CUDA graph has recorded.
 
-    Its tables, one for each layer, keep their size and address. A table with fewer tiles than room ends in empty ones.
+    Its tables, one for each layer, keep their size and address. Unused places in a table hold empty tiles.
     """
 
     def __init__(self, backend: RaggedBackend, num_rows: int, num_layers: int, device: torch.device) -> None:
@@ -152,7 +152,7 @@ class FixedPlan:
         self._max_parts = next(parts for rows, parts in FIXED_PARTS if num_rows >= rows)
 
     def fill(self, readers: Sequence[Reader]) -> bool:
-        """Take in a batch and return True, or change nothing and return False where it doesn't fit."""
+        """Load a batch and return True; if it doesn't fit, change nothing and return False."""
         found = self._backend._tilings(readers, self._num_layers)
         if any(
             len(one.small) > self._num_small or len(one.large) > self._num_large or one.num_parts > self._max_parts
@@ -179,8 +179,8 @@ class FixedPlan:
 def fixed_tiles(num_rows: int) -> tuple[int, int]:
     """Return how many small and large tiles a fixed plan has room for.
 
-    There are two for each of its sequences and some for cut keys, and large ones where several may share an entry.
-    Empty ones cost little, but not nothing.
+    Small tiles suffice for two a sequence and some for split keys; large ones are for sequences that share an entry.
+    Unused tiles have a small cost.
     """
     return 24 + num_rows // 16, 12 if num_rows > SMALL_ROWS else 0
 

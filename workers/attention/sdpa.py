@@ -45,7 +45,7 @@ class SdpaBackend:
         return attend
 
     def _visible(self, reader: Reader) -> Tensor | None:
-        """Return which keys each of the reader's rows sees; None where it sees all."""
+        """Return which keys each of the reader's rows sees; None if it sees all."""
         if self._mask is None:
             return None
         device = reader.slots.device

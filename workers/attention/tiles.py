@@ -6,7 +6,7 @@ r"""Cuts a batch's attention into equal pieces of work, for a range of layers in
 
 A tile is some rows of one sequence (or of several that share an entry) against a run of keys. Where a row's keys are
 cut into several runs, each gives a part, and the parts are merged by their log-sum-exp, which is exact. Keys are also
-cut where there would be too few tiles to fill the device.
+cut if there would be too few tiles to fill the device.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SMALL_ROWS = 32
 """The height of a small tile, which suits a decoding block; a large one has the kernel's full height."""
 KEY_STEP = 64
 LEAST_RUN = 256
-"""The fewest keys that a cut leaves a tile, so that merging stays cheap."""
+"""The minimum number of keys in a tile when keys are split, so that merging stays cheap."""
 
 
 class Tile(NamedTuple):
-    """One piece of work for every head."""
+    """Is one piece of work: some query rows against a run of keys, computed for each head."""
 
     first_row: int
     num_rows: int
@@ -42,13 +42,13 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring rows that see the same run of one sequence's keys."""
+    """Is a run of adjacent rows that see the same run of one sequence's keys."""
 
     rows: slice
     reader: Reader
     keys: range
     is_last: bool = True
-    """True where the rows see no keys behind these."""
+    """Whether the rows see no keys after these."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def tilings(
 
 
 def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Span]:
-    """Yield rows with the keys that they see in a layer; rows that share keys come first, with those."""
+    """Yield spans of rows with the keys that they see in a layer; spans over shared keys come first."""
     for shared, group in groupby(readers, key=lambda reader: reader.entry if layer < reader.depth else None):
         members = list(group)
         first_private = 0
         if shared is not None and len(members) > 1:
             first_private = members[0].num_shared
-            for rows in neighbours(member.base for member in members):
+            for rows in merge_adjacent(member.base for member in members):
                 yield Span(rows, members[0], range(first_private), is_last=False)
         for reader in members:
             keys = range(first_private, reader.slots.shape[1])
@@ -92,8 +92,8 @@ def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Sp
                 yield Span(reader.deep, reader, keys)
 
 
-def neighbours(slices: Iterable[slice]) -> Iterator[slice]:
-    """Yield the same rows in as few slices as their order allows."""
+def merge_adjacent(slices: Iterable[slice]) -> Iterator[slice]:
+    """Merge adjacent slices of rows, without changing their order."""
     merged: list[slice] = []
     for rows in slices:
         if merged and merged[-1].stop == rows.start:
@@ -104,7 +104,7 @@ def neighbours(slices: Iterable[slice]) -> Iterator[slice]:
 
 
 def key_run(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
-    """Return how many keys a tile takes on at most, so that there are about `num_tiles`."""
+    """Return the maximum number of keys of a tile, chosen to give about `num_tiles` tiles."""
     whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
     longest = max((len(span.keys) for span in found), default=0)
     cuts = -(-num_tiles // max(1, whole))

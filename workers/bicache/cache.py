@@ -1,14 +1,14 @@
-"""Cache whole-prefix entries: K/V and boundary states of a prefix run alone, one copy for all its readers.
+"""Cache whole-prefix entries: K/V and boundary states of a prefix computed alone, one copy for all its readers.
 
 A request finds an entry by its key, compares the token ids, and holds it by a handle while it reads it:
 
     admit, reserve --> AWAITED --allow_build--> PENDING --mark_built--> LIVE --retire--> RETIRING
                           +------------- mark_copied --------------------+
 
-Each state ends in GONE: a live entry is evicted when it is idle, a pending or retiring one goes with its last reader,
-and any is dropped when its build or probe fails. A cache whose builds are not shared begins at PENDING. A live entry
-may be widened by more reuse depths; until those are built it serves the ones that it had. A private entry serves one
-request that the budget has no room for, and goes with it.
+Every entry ends in state GONE: a live one is evicted when it is idle, a pending or retiring one is freed with its
+last reader, and any is dropped when its build or probe fails. A cache whose builds are not shared begins at PENDING. A
+live entry may be widened by more reuse depths; until those are built it serves the ones that it had. A private entry
+serves one request for which the budget has no room, and is freed with it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PrefixCache:
         """Held entries that no request finds by key, in the order in which they were added."""
         self._reservations: dict[PrefixKey, PrefixHandle] = {}
         self._outdated: set[PrefixEntry] = set()
-        """Entries that are to retire once they are live and announced."""
+        """Entries that will retire once they are live and announced."""
         self._changes = Changes()
 
     @property
@@ -52,7 +52,7 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
-        """Return how many pages of the budget are taken; private entries lie beside it."""
+        """Return how many pages of the budget are in use; pages of private entries don't count."""
         return self._allocator.num_shared
 
     @property
@@ -66,7 +66,7 @@ class PrefixCache:
         return self._entries.get(key)
 
     def match(self, key: PrefixKey, token_ids: tuple[int, ...]) -> PrefixHandle | None:
-        """Return a hold on the entry of exactly these tokens, pending or live."""
+        """Return a handle on the entry of exactly these tokens, pending or live."""
         entry = self._entries.get(key)
         if entry is None or entry.token_ids != token_ids:
             return None
@@ -76,16 +76,16 @@ class PrefixCache:
     def admit(
         self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int], *, content_of: ContextEpoch | None = None
     ) -> PrefixHandle | None:
-        """Return a hold on a new, pending entry that serves `depths`; idle entries are evicted for it.
+        """Return a handle on a new, pending entry that serves `depths`; idle entries may be evicted for it.
 
-        Returns None where the key is taken, or the budget or the pool has no room.
+        Returns None if the key is taken, or the budget or the pool has no room.
         """
         return self._admit(key, token_ids, depths, content_of, may_evict=True)
 
     def admit_private(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixHandle | None:
-        """Return a hold on a pending entry that no other request finds, and that goes with the hold.
+        """Return a handle on a pending entry that no other request finds, and that is freed with the handle.
 
-        It takes pages beside the budget; idle entries are evicted for it. Returns None where the pool has no room.
+        Its pages don't count in the budget; idle entries may be evicted for it. Returns None if the pool has no room.
         """
         layout = self._allocator.lay_out(len(token_ids), depths)
         if not self._fit(self._allocator.num_pages(layout), is_private=True):
@@ -96,9 +96,9 @@ class PrefixCache:
         return self._hold(entry)
 
     def reserve(self, key: PrefixKey, token_ids: tuple[int, ...], depths: Set[int]) -> PrefixEntry | None:
-        """Return a pending entry that is kept, until it is live, for requests that may follow.
+        """Return a new pending entry without readers, which is kept until it is live for requests that may follow.
 
-        Evicts nothing. Returns None where the key is taken, or there is no room.
+        Evicts nothing. Returns None if the key is taken, or there is no room.
         """
         if (handle := self._admit(key, token_ids, depths, None, may_evict=False)) is None:
             return None
@@ -106,7 +106,7 @@ class PrefixCache:
         return handle.entry
 
     def widen(self, entry: PrefixEntry, depths: Set[int]) -> bool:
-        """Let a held entry serve `depths` too, once they are built. Return False, and change nothing, without room."""
+        """Let a held entry serve `depths` too, once they are built. Without room, change nothing and return False."""
         if entry.state is EntryState.GONE:
             return False
         layout = self._allocator.include(entry.layout, depths)
@@ -139,11 +139,11 @@ class PrefixCache:
             self._enter(entry, EntryState.PENDING)
 
     def request_probe(self, entry: PrefixEntry, bucket: int, depth: int) -> None:
-        """Have a held entry probed at the ratios of `bucket`, up to `depth` at least."""
+        """Mark a held entry to be probed at the ratios of `bucket`, at least up to `depth`."""
         entry.to_probe[bucket] = max(depth, entry.to_probe.get(bucket, 0))
 
     def record_finding(self, entry: PrefixEntry, bucket: int, finding: Finding) -> None:
-        """Note what the probe of one bucket found."""
+        """Record what the probe of one bucket found."""
         nominal_depth = entry.to_probe.pop(bucket)
         entry.findings[bucket] = finding
         depth = finding.depth(nominal_depth, self._num_layers)
@@ -151,7 +151,7 @@ class PrefixCache:
             entry.drifted[bucket] = depth
 
     def mark_built(self, entry: PrefixEntry, build_s: float | None = None) -> None:
-        """Note that the entry serves all depths that it has pages for, and announce it, or what its probes found.
+        """Record that the entry serves all depths that it has pages for, and announce it, or its probes' findings.
 
         `build_s` is how long its first build took.
         """
@@ -159,7 +159,7 @@ class PrefixCache:
         self._announce(entry, entry.depths)
 
     def mark_copied(self, entry: PrefixEntry, depths: Set[int], findings: Mapping[int, Finding]) -> None:
-        """Note that the entry serves `depths`, and what another replica's probes found, by a copy of that replica's."""
+        """Record that a copy from another replica gave the entry `depths` and that replica's findings."""
         entry.is_copy = True
         entry.findings.update(findings)
         for bucket, finding in findings.items():
@@ -168,13 +168,13 @@ class PrefixCache:
         self._announce(entry, depths)
 
     def count_served(self, entry: PrefixEntry) -> None:
-        """Count one more reader of the entry, and announce the number each time that it has doubled."""
+        """Count one more reader of the entry, and announce the number each time it has doubled."""
         entry.num_served += 1
         if entry.is_live and entry.num_served.bit_count() == 1:
             self._announce(entry, frozenset())
 
     def drop(self, entry: PrefixEntry) -> None:
-        """Give up an entry whose build or probe failed; its pages are free once its readers have released it."""
+        """Drop an entry whose build or probe failed; its pages are freed once its readers have released it."""
         if self._entries.get(entry.key) is entry:
             self._remove(entry, EntryState.GONE)
             self._end_reservation(entry.key)
@@ -182,9 +182,9 @@ class PrefixCache:
             self._enter(entry, EntryState.GONE)
 
     def retire(self, key: PrefixKey) -> PrefixEntry | None:
-        """Take the entry under a key, if there is one, out of the cache, and return it. Its readers may finish.
+        """Remove the entry under a key from the cache and return it, if there is one. Its readers may finish.
 
-        A pending one leaves once it is live and announced, or no request waits for it any more.
+        A pending one leaves once it is live and announced, or once no request waits for it.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.is_live:
@@ -195,7 +195,7 @@ class PrefixCache:
         return entry
 
     def take_changes(self) -> Changes:
-        """Return what became of entries since the last call; of one that was added and removed, only the removal.
+        """Return the changes to entries since the last call; for an entry added and removed since, only the removal.
 
         An outdated entry that is live now retires here, so that the next call reports it as gone.
         """
@@ -208,7 +208,7 @@ class PrefixCache:
         return changes
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where states, holds, pages and entries contradict each other."""
+        """Raise AssertionError if states, holds, pages and entries contradict each other."""
         for entry in self._entries.values():
             assert entry.is_pending or entry.is_live, f"{self!r}: {entry!r} can be found"
             assert entry.is_live or entry.num_readers, f"{self!r}: no request waits for {entry!r}"
@@ -249,7 +249,7 @@ class PrefixCache:
         return PrefixHandle(entry, self._remove_reader)
 
     def _remove_reader(self, entry: PrefixEntry) -> None:
-        """Count one reader less. A pending or detached entry goes with its last one."""
+        """Decrement the number of readers. A pending or detached entry is removed with its last reader."""
         entry.num_readers -= 1
         if entry.num_readers:
             return
@@ -276,7 +276,7 @@ class PrefixCache:
             self._end_reservation(entry.key)
 
     def _fit(self, num_pages: int, *, is_private: bool = False, may_evict: bool = True) -> bool:
-        """Free `num_pages`, if need be by eviction. Return False, and evict nothing, if that can't be done."""
+        """Make `num_pages` available, if need be by eviction. If that can't be done, evict nothing and return False."""
         short = self._allocator.shortage(num_pages, is_private=is_private)
         return short <= 0 or (may_evict and self._evict(short))
 

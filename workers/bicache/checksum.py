@@ -1,4 +1,4 @@
-"""Compute the checksum of bytes on the device where they lie, so that a received copy need not visit the host for it.
+"""Compute a checksum on the device that holds the bytes, so that a received copy isn't moved to the host for it.
 
 It finds damage, not forgery. Each 8-byte word is keyed with its position and goes through a bijection of 64 bits, so a
 change within one word is always found; the sum over all words misses any other change with probability 2^-64.
@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 WORD_BYTES = 8
 CHUNK_WORDS = 1 << 18
-"""Words taken together, so that the scratch memory stays small beside the bytes."""
+"""Number of words per step, so that scratch memory stays small compared with the data."""
 MIXED_BITS = 31
 KEY, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 """Odd factors with no pattern in their bits, as signed 64-bit integers; products wrap around, as they should."""

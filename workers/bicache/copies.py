@@ -1,4 +1,4 @@
-"""Describe a prefix entry on its way from one replica to another, and check it on arrival. Pure."""
+"""Describe the copy of a prefix entry that travels between replicas, and check it on arrival. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TransferError(WorkerError):
 
 
 class CopyRefusedError(TransferError):
-    """A copy arrived that is not what was asked for, or not what was sent. `reason` labels it in metrics."""
+    """A copy arrived that differs from what was requested or from what was sent. `reason` labels it in metrics."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class CopyRefusedError(TransferError):
 
 @dataclass(frozen=True)
 class EntryFormat:
-    """Describes what two replicas must have in common for the same bytes to mean the same."""
+    """Describes what two replicas must have in common to read the same bytes in the same way."""
 
     fingerprint: str
     """Digest over weights, dtype, tokenizer and the rule by which prompts are cut."""
@@ -85,7 +85,7 @@ class EntryCopy:
         return self.body.nbytes
 
     def digest(self) -> bytes:
-        """Return a digest of the description and of the bytes, which don't leave their device for it."""
+        """Return a digest of the description and of the bytes; it is computed on the device that holds them."""
         head = (vars(self.format), self.key.hex(), self.token_ids, self.kv_depth, self.state_depths, self.findings)
         text = json.dumps((head, checksum(self.body)), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
@@ -99,7 +99,7 @@ class Transport(Protocol):
     """Carries copies from one replica to another."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
-        """Return the holder's copy; None where the holder has no such entry any more. Raises TransferError."""
+        """Return the holder's copy; None if the holder has no such entry any more. Raises TransferError."""
         ...
 
 

@@ -47,8 +47,8 @@ class DepthTable:
     def near(self, depth: int, count: int) -> frozenset[int]:
         """Return `depth` and the table's depths around it, `count` in all, for which a new entry keeps boundary states.
 
-        Half are deeper, for requests whose prefix weighs more; the rest shallower, and where the table has too few of
-        them, halves: depths that a probe may leave.
+        Half of them are deeper, for requests whose prefix has a larger share. The rest are shallower, for when a probe
+        lowers the depth; if the table has too few of these, the depth is halved repeatedly.
         """
         deeper = sorted({other for other in self.steps.values() if other > depth})
         shallower = sorted({other for other in self.steps.values() if 0 < other < depth}, reverse=True)
@@ -68,20 +68,20 @@ class Finding(NamedTuple):
     """Holds what a probe found about a prefix at the ratios of one bucket."""
 
     num_similar: int
-    """Leading layers whose K/V, computed from the prefix alone, are like the true ones."""
+    """Number of leading layers whose K/V, computed from the prefix alone, are similar to the true ones."""
     ends_there: bool
-    """Whether the layer behind them was compared too, and differs."""
+    """Whether the next layer was compared too, and differs."""
 
     @classmethod
     def of(cls, similarities: Sequence[float], threshold: float) -> Self:
-        """Return the finding that similarities of layers 0, 1, ... amount to."""
+        """Return the finding that follows from the similarities of layers 0, 1, ..."""
         num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
         return cls(num_similar, num_similar < len(similarities))
 
     def depth(self, most: int, num_layers: int) -> int | None:
-        """Return the largest depth up to `most` whose layers, and the one behind them, are similar; None if unknown.
+        """Return the largest depth up to `most` whose layers, and the next one, are similar; None if unknown.
 
-        The layer behind counts because its K/V come from a reused state, too.
+        The next layer counts because its K/V come from a reused state, too.
         """
         if self.num_similar >= min(most + 1, num_layers):
             return most
@@ -99,11 +99,11 @@ class Evidence:
         self._findings: OrderedDict[PrefixKey, dict[int, Finding]] = OrderedDict()
 
     def find(self, key: PrefixKey, bucket: int) -> Finding | None:
-        """Return the finding of one bucket; None where no probe has run, or it is forgotten."""
+        """Return the finding of one bucket; None if no probe has run, or it is forgotten."""
         return self._findings.get(key, {}).get(bucket)
 
     def record(self, key: PrefixKey, findings: Mapping[int, Finding]) -> None:
-        """Remember findings by bucket; of two about one bucket, the one that compared more layers."""
+        """Remember findings by bucket; of two for the same bucket, keep the one that compared more layers."""
         known = self._findings.setdefault(key, {})
         self._findings.move_to_end(key)
         if len(self._findings) > MAX_REMEMBERED_KEYS:
@@ -113,7 +113,7 @@ class Evidence:
 
 
 class DepthLimits:
-    """Remembers how many layers replicas found to be reusable, where the table allows more.
+    """Remembers how many layers replicas found to be reusable, if the table allows more.
 
     A limit counts unless it was found under an older version of the depth table; under one version it only falls.
     """
@@ -123,7 +123,7 @@ class DepthLimits:
         self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
 
     def record(self, limit: DepthLimit) -> None:
-        """Take in a limit that a replica reported."""
+        """Record a limit that a replica reported."""
         known = self._limits.get(limit.key, {}).get(limit.bucket)
         if limit.depth_table_version < self.depth_table_version:
             return
@@ -131,7 +131,7 @@ class DepthLimits:
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
-        """Return the limit on the depth; None where no replica has reported one."""
+        """Return the limit on the depth; None if no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)
         return limit.depth if limit else None
 

@@ -1,4 +1,4 @@
-"""Describe a prefix entry, and its values for other threads."""
+"""Define the prefix entry, and immutable snapshots of it for other threads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class EntryState(enum.Enum):
     """Says where an entry stands between its admission and the end of its pages."""
 
     AWAITED = "awaited"
-    """Pending, and not built here before the cache allows it: a copy may make it live instead."""
+    """Pending, but not built here until `allow_build` is called: a copy may make it live instead."""
     PENDING = "pending"
     """To be built here, for its readers."""
     LIVE = "live"
-    """Serving the depths in `ready`. It may lack depths that it is being widened by, and probes."""
+    """Serving the depths in `ready`. Probes, and depths by which it is widened, may still be missing."""
     RETIRING = "retiring"
-    """Out of date: no request finds it any more, but its readers are served, widening and probes included."""
+    """Out of date: requests no longer find it. It still serves its readers, and is widened and probed for them."""
     GONE = "gone"
     """Evicted, abandoned or failed: nothing is computed for it, and its last reader frees its pages."""
 
@@ -52,7 +52,7 @@ class PrefixEntry:
     memory: EntryMemory
     state: EntryState
     is_private: bool = False
-    """Whether it serves one request only, beside the entries' budget: no other request finds it."""
+    """Whether it serves only one request. Its pages don't count in the entries' budget."""
     content_of: ContextEpoch | None = None
     """The shared context whose content it is, according to the request that it was made for."""
     ready: frozenset[int] = frozenset()
@@ -67,13 +67,13 @@ class PrefixEntry:
     findings: dict[int, Finding] = field(default_factory=dict)
     """What probes found, by ratio bucket."""
     to_probe: dict[int, int] = field(default_factory=dict)
-    """Ratio buckets that are yet to be probed -> the depth up to which."""
+    """Maps each ratio bucket that is still to be probed to the greatest depth that the probe covers."""
     drifted: dict[int, int] = field(default_factory=dict)
-    """By ratio bucket: depths that a probe found to be less than the depth table allows."""
+    """By ratio bucket: safe depths found by probes, where they are below the depth table's."""
 
     @property
     def is_pending(self) -> bool:
-        """Return whether it serves no depth yet, and is to."""
+        """Return whether the entry is awaited or pending: it serves no depth yet."""
         return self.state in (EntryState.AWAITED, EntryState.PENDING)
 
     @property
@@ -82,13 +82,13 @@ class PrefixEntry:
 
     @property
     def is_due(self) -> bool:
-        """Return whether a depth or a probe of it is to be computed now."""
+        """Return whether the entry has a depth or a probe to compute now."""
         can_compute = self.state not in (EntryState.AWAITED, EntryState.GONE)
         return can_compute and bool(self.missing or self.to_probe)
 
     @property
     def layout(self) -> EntryLayout:
-        """Return what it has pages for."""
+        """Return the layout of the pages that the entry has."""
         return self.memory.layout
 
     @property
@@ -125,13 +125,13 @@ class PrefixEntry:
 
 @dataclass
 class Changes:
-    """Lists what became of entries since the last call, for the cache service.
+    """Lists the changes to entries since the last call, for the cache service.
 
-    A key that is gone may be there again as another entry: `gone` and `abandoned` come before `live` and `pending`.
+    A removed key may return with a new entry, so process `gone` and `abandoned` before `live` and `pending`.
     """
 
     live: list[PrefixEntry] = field(default_factory=list)
-    """Entries that went live, or of which more is known."""
+    """Entries that became live, and live ones whose announced values changed."""
     gone: list[PrefixKey] = field(default_factory=list)
     """Keys of entries that were live and left the cache."""
     pending: list[PrefixEntry] = field(default_factory=list)
@@ -201,13 +201,13 @@ class PendingEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """Carries changes as values, for other threads."""
+    """Carries immutable snapshots of changed entries to other threads."""
 
     live: tuple[LiveEntry, ...] = ()
     gone: tuple[PrefixKey, ...] = ()
     pending: tuple[PrefixKey, ...] = ()
     awaited: tuple[PendingEntry, ...] = ()
-    """Those of the pending entries that are awaited."""
+    """The subset of the pending entries that are awaited."""
     abandoned: tuple[PrefixKey, ...] = ()
 
     @classmethod

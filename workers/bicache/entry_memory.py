@@ -30,13 +30,13 @@ class EntryMemory:
 
 
 class EntryAllocator:
-    """Allocates entries' pages from the pool: private ones as far as it reaches, shared ones within a budget."""
+    """Allocates entries' pages from the pool: private ones up to its size, shared ones within a budget."""
 
     def __init__(self, pool: PagePool, storage: PageStorage, model: ModelConfig, *, budget_bytes: int) -> None:
         self._pool, self._storage, self._model = pool, storage, model
         self.budget_pages = budget_bytes // storage.page_bytes
         self.num_shared = 0
-        """Pages of the budget that are taken."""
+        """Pages of the budget that are in use."""
 
     @property
     def num_shared_bytes(self) -> int:
@@ -52,14 +52,14 @@ class EntryAllocator:
         return EntryLayout.for_depths(num_tokens, depths, self._model.num_layers)
 
     def include(self, layout: EntryLayout, depths: Set[int]) -> EntryLayout:
-        """Return the least layout that serves what `layout` serves, and `depths`."""
+        """Return the least layout that serves `depths` and all that `layout` serves."""
         return layout.including(depths, self._model.num_layers)
 
     def num_pages(self, layout: EntryLayout) -> int:
         return layout.num_pages(self._storage, self._model.hidden_size)
 
     def shortage(self, num_pages: int, *, is_private: bool) -> int:
-        """Return how many pages are to be freed before `num_pages` can be allocated; zero or less if none."""
+        """Return how many pages must be freed before `num_pages` can be allocated; zero or less if none."""
         short = num_pages - self._pool.num_free
         return short if is_private else max(short, self.num_shared + num_pages - self.budget_pages)
 
@@ -70,7 +70,7 @@ class EntryAllocator:
         return EntryMemory(layout, table, (pages,), self._storage.page_bytes)
 
     def widen(self, memory: EntryMemory, layout: EntryLayout, *, is_private: bool) -> EntryMemory:
-        """Return the memory with the pages that a wider `layout` takes beside its own. Raises OutOfPagesError."""
+        """Return `memory` extended by the pages that the wider `layout` needs in addition. Raises OutOfPagesError."""
         pages = self._take(self.num_pages(layout) - memory.num_pages, is_private=is_private)
         table = memory.table.widened(layout, pages, self._storage, self._model.hidden_size)
         return EntryMemory(layout, table, (*memory.pages, pages), memory.page_bytes)
@@ -82,7 +82,7 @@ class EntryAllocator:
             pages.release()
 
     def check_integrity(self, held: int) -> None:
-        """Raise AssertionError where the pool contradicts itself, or `held` is not the number of shared pages."""
+        """Raise AssertionError if the pool contradicts itself, or `held` is not the number of shared pages."""
         self._pool.check_integrity()
         assert held == self.num_shared, f"{self!r}: {held} pages are held"
         assert self.num_shared <= self.budget_pages, f"{self!r} is over its budget"

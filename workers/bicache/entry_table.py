@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class EntryCommands:
-    """Carries out the commands that other threads give for the entries."""
+    """Carries out other threads' commands on the entries."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class EntryCommands:
         return entry is not None
 
     def record_limits(self, limits: Iterable[DepthLimit]) -> None:
-        """Take in what other replicas report. It binds requests that are not deterministic, once they are admitted."""
+        """Record limits that other replicas report. They apply to requests admitted later, unless deterministic."""
         for limit in limits:
             self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
-        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None where it can't be made."""
+        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None if it can't be made."""
         entry = self._cache.find(key)
         if entry is None:
             return None
@@ -78,7 +78,7 @@ class EntryCommands:
         )
 
     def install(self, copy: EntryCopy) -> bool:
-        """Make the awaited entry under the copy's key live. Return False where none awaits this copy.
+        """Make the awaited entry under the copy's key live. Return False if none awaits this copy.
 
         Depths that were added while the copy was on its way are built here.
         """
@@ -94,7 +94,7 @@ class EntryCommands:
         return True
 
     def adopt(self, copy: EntryCopy) -> bool:
-        """Keep a copy ahead of any request. Return False where its key is taken, or it doesn't fit."""
+        """Add a copy before any request needs it. Return False if its key is taken, or it doesn't fit."""
         return self._cache.reserve(copy.key, copy.token_ids, copy.depths) is not None and self.install(copy)
 
     def _body(self, entry: PrefixEntry, kv_depth: int, state_depths: tuple[int, ...]) -> Tensor:
@@ -122,7 +122,7 @@ class EntryCommands:
             storage.write_states(entry.table.state_pages[depth], states)
 
     def _take(self, body: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return the next tensor of a body, and the rest of it."""
+        """Return the next tensor of a body, and the remaining bytes."""
         size = math.prod(shape) * self.format.itemsize
         part = body[:size].to(self._storage.device)
         return part.view(self._storage.rows.dtype).view(shape), body[size:]
@@ -132,5 +132,5 @@ class EngineThread(Protocol):
     """Runs commands on the engine's thread."""
 
     def call(self, command: Callable[[EntryCommands], T]) -> Future[T]:
-        """Run `command` between two steps. Raises WorkerError, or the future does, where the engine has ended."""
+        """Run `command` between two steps. If the engine has ended, this or the future raises WorkerError."""
         ...

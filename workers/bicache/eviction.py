@@ -11,11 +11,11 @@ PROTECTED_SHARE = 0.8
 
 
 def eviction_order(by_last_use: Collection[PrefixEntry], budget_pages: int) -> list[PrefixEntry]:
-    """Return the idle entries in the order of their eviction, of all entries, least recently used first.
+    """Return the idle entries of `by_last_use` (least recently used first) in the order of their eviction.
 
-    It is that of a segmented LRU (Karedla et al. 1994): entries that have served more than one request come last, as
-    far as `PROTECTED_SHARE` of the budget holds them, so that prefixes which are asked for once don't push out those
-    which are asked for again.
+    The order is that of a segmented LRU (Karedla et al. 1994). Entries that served more than one request come last,
+    up to `PROTECTED_SHARE` of the budget, so that prefixes which are requested once don't displace those which are
+    requested again.
     """
     room, protected = PROTECTED_SHARE * budget_pages, set[PrefixEntry]()
     for entry in reversed(tuple(by_last_use)):

@@ -1,4 +1,4 @@
-"""Let a replica work with the others: as a member of the cache service that shares its entries.
+"""Make a replica a member of the cache service, so that it shares its entries with other replicas.
 
 Terms: docs/glossary.md.
 """

@@ -12,9 +12,9 @@ from workers.coherence.view import ClusterView
 
 
 class ContextReader:
-    """Reads contexts from the view as far as it may lag behind, else from the service.
+    """Reads contexts from the local view if staleness allows, else from the service.
 
-    Lives in the event loop that feeds the view. A question is answered within the client's timeout.
+    Runs in the event loop that updates the view. It answers a question within the client's timeout.
     """
 
     def __init__(self, client: CacheClient, view: ClusterView) -> None:
@@ -22,17 +22,17 @@ class ContextReader:
         self._open: set[asyncio.Task[None]] = set()
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called with the newest content. Returns at once; `close` leaves open questions unanswered."""
+        """Return at once, and call `reply` with the newest content later. `close` leaves open questions unanswered."""
         task = asyncio.create_task(self._answer(read, reply))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
 
     async def newest(self, read: ContextRead) -> Context | None:
-        """Return the newest content of a context; None where it is gone, or the service doesn't answer in time.
+        """Return the newest content of a context; None if it is gone, or the service doesn't answer in time.
 
         A reader with a staleness budget gets the view's content. For one without, the service is asked whether that is
         the newest: it may have accepted a commit, and answered its author, before the watch delivers it. Content
-        travels only where the view is behind.
+        is transferred only if the view is behind.
         """
         known = self._view.context(read.at.context)
         if read.max_staleness and known is not None:

@@ -1,7 +1,7 @@
 """Estimate the seconds of a build and of a fetch from those that were measured. Pure.
 
-Seconds are a line over size, fitted by least squares. Two samples of the prior stay for good; a measured sample counts
-less with each one after it, so that the line follows a machine whose load changes.
+Seconds are a linear function of size, fitted by least squares. The prior gives two permanent samples; the weight of a
+measured sample decays with each later one, so that the line follows a machine whose load changes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SAMPLE_DECAY = 0.9
-"""The part of its weight that a sample keeps at the next one."""
+"""The factor that multiplies the weights of all earlier samples when a new one arrives."""
 SKIP_DECAY = 0.97
-"""The part of their weight that all samples keep when a fetch is skipped."""
+"""The factor that multiplies the weights of all samples when a fetch is skipped."""
 PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Gives a first guess: `fixed_s` seconds for size 0, and `unit_s` more for each unit; `size` is a typical size."""
+    """Gives the estimate before any measurement: `fixed_s` seconds plus `unit_s` a unit; `size` is a typical size."""
 
     fixed_s: float
     unit_s: float
@@ -44,7 +44,7 @@ class Sums:
 
 
 class Line:
-    """Fits a line of seconds over size. Neither its start nor its slope is ever negative."""
+    """Fits seconds as a linear function of size. Neither intercept nor slope is ever negative."""
 
     def __init__(self, prior: Prior) -> None:
         self._scale = prior.size
@@ -53,12 +53,12 @@ class Line:
         self._prior.add(1.0, prior.fixed_s + prior.unit_s * prior.size, PRIOR_WEIGHT)
 
     def add(self, size: float, seconds: float) -> None:
-        """Take in one sample."""
+        """Add one measured sample to the fit."""
         self._seen.scale(SAMPLE_DECAY)
         self._seen.add(size / self._scale, seconds, 1.0)
 
     def fade(self) -> None:
-        """Trust all samples a little less: without new ones the line returns to the prior."""
+        """Reduce the weight of all samples: without new ones the line returns to the prior."""
         self._seen.scale(SKIP_DECAY)
 
     def seconds(self, size: float) -> float:
@@ -93,7 +93,7 @@ class CostModel:
         self._fetch.add(num_bytes, seconds)
 
     def record_skipped_fetch(self) -> None:
-        """Note that a fetch seemed too dear, so that one that was slow once is tried again after a while."""
+        """Record that a fetch was skipped as too slow, so that fetches are tried again after a while."""
         self._fetch.fade()
 
     def estimate(self, token_layers: int, num_bytes: int) -> Costs:

@@ -13,7 +13,7 @@ class Inventory:
 
     def __init__(self) -> None:
         self._present: set[PrefixKey] = set()
-        """Keys of entries that are live or pending, or that the engine was asked to make."""
+        """Keys of entries that are live or pending, or that the engine was asked to build."""
         self._live: dict[PrefixKey, LiveEntry] = {}
         self._builds: dict[PrefixKey, Build] = {}
         self._announced: dict[PrefixKey, Placement] = {}
@@ -22,7 +22,7 @@ class Inventory:
     # The entries here
 
     def apply(self, report: Report) -> None:
-        """Take in what became of the entries here."""
+        """Record the changes to this replica's entries."""
         for key in (*report.gone, *report.abandoned):
             self._present.discard(key)
         for key in report.gone:
@@ -66,17 +66,17 @@ class Inventory:
     # What the service knows
 
     def begin_lease(self) -> None:
-        """Note that the service knows nothing: a new lease begins with no announcements and no builds."""
+        """Record that the service knows nothing: a new lease begins with no announcements and no builds."""
         self._announced.clear()
         self._reported.clear()
         self._builds.clear()
 
     def announced_beside(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
-        """Return the keys that were announced, and are not among `placements`."""
+        """Return the announced keys that are not among `placements`."""
         return [key for key in self._announced if key not in placements]
 
     def unannounced(self, placements: Mapping[PrefixKey, Placement]) -> list[Placement]:
-        """Return those of the placements that the service does not know, or knows otherwise."""
+        """Return the placements that the service does not know, or knows with other values."""
         return [placement for key, placement in placements.items() if self._announced.get(key) != placement]
 
     def mark_announced(self, placements: Iterable[Placement]) -> None:
@@ -87,7 +87,7 @@ class Inventory:
             del self._announced[key]
 
     def unreported(self, limits: set[DepthLimit]) -> set[DepthLimit]:
-        """Return those of the depth limits that the service does not know."""
+        """Return the depth limits that the service does not know."""
         return limits - self._reported
 
     def mark_reported(self, limits: Iterable[DepthLimit]) -> None:

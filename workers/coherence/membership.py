@@ -1,4 +1,4 @@
-"""Keep a replica a member of the cluster: one thread talks to the cache service and to other replicas."""
+"""Maintain a replica's membership in the cluster: one thread talks to the cache service and to other replicas."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from workers.errors import WorkerError
 
 
 class Membership(LoopThread):
-    """Keeps a replica a member of the cluster between entering and leaving the `with` block.
+    """Maintains a replica's membership in the cluster while the `with` block runs.
 
-    Neither the engine nor requests ever wait for it: it gets changes by `apply`, and acts on the entries by commands to
-    the engine's thread.
+    Neither the engine nor requests ever wait for it: it receives changes through `apply`, and changes entries by
+    commands to the engine's thread.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Membership(LoopThread):
         )
 
     def apply(self, changes: Changes) -> None:
-        """Take in changes of the entries. Called on the engine's thread; returns at once."""
+        """Process changes to the entries. Called on the engine's thread; returns at once."""
         self._call(partial(self._take, Report.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
@@ -81,7 +81,7 @@ class Membership(LoopThread):
         self._call(partial(self._reader.ask, read, reply))
 
     def drain(self) -> None:
-        """Ask for no new work here. Called from another thread; waits for the service, if it is within reach."""
+        """Ask for no new work, if the service is reachable, and wait for its answer. Called from another thread."""
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
         with suppress(TimeoutError):
             draining.result(FAREWELL_TIMEOUT_S)

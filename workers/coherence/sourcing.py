@@ -1,14 +1,14 @@
 """Decide where a replica gets an entry that it lacks. Pure.
 
-Entries belong to replicas, so waiting for another's build only pays where its entry can be fetched then. What it saves
-is the model's time, not the request's: the other began earlier at best. `patience` says how many times as long as its
-own build a request may be delayed so that the cluster builds once.
+Entries belong to replicas, so waiting for another's build only pays if its entry can be fetched then. Waiting
+saves work for the model, and time for the request only if the other replica began earlier. `patience` limits the delay
+of a request to this multiple of its own build time, so that the cluster builds once.
 
-    1. a fetch is dearer than a build           build alone, and ask no other replica
+    1. a fetch takes longer than a build        build alone, and ask no other replica
     2. another replica holds the entry          fetch it
     3. no other replica builds it               claim the build
-    4. another replica builds it                wait, where its rest and the fetch fit into the patience,
-                                                until that is used up; else build alone
+    4. another replica builds it                if the rest of its build and a fetch fit into the patience,
+                                                wait until that has passed; else build alone
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.config import CoherenceConfig
 
 @dataclass(frozen=True)
 class BuildAlone:
-    """Build here, now, even if other replicas do so too."""
+    """Build here at once, even if other replicas build the entry too."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Situation:
     replica: ReplicaId
     """This replica."""
     holders: Collection[ReplicaId]
-    """Other replicas that hold it, less those that failed to hand it out."""
+    """Other replicas that hold it, except those that failed to send it."""
     build: Build | None
-    """Another replica's build, under way."""
+    """Another replica's build in progress."""
     waited_s: float
     """Seconds since the entry was asked for."""
 
 
 def is_cheaper_to_fetch(costs: Costs, config: CoherenceConfig) -> bool:
-    """Return whether a fetch is to be preferred to a build, by the configuration or by the estimates."""
+    """Return whether to prefer a fetch to a build, by the configuration or by the estimates."""
     match config.transfer:
         case "always":
             return True

@@ -1,6 +1,6 @@
 """Supply awaited entries: by a copy from another replica, or by allowing the engine to build them.
 
-Whatever goes wrong ends in a build: an entry is never awaited for longer than a wait and the fetches that follow it.
+Every failure falls back to a build: an entry is never awaited for longer than one wait and the fetches after it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EXTENSIONS_PER_LEASE = 3
 
 
 class Supplier:
-    """Finds a source for each awaited entry. Lives in the event loop that also feeds `view` and `waits`."""
+    """Finds a source for each awaited entry. Runs in the event loop that also updates `view` and `waits`."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Supplier:
         self._releasing: set[asyncio.Task[None]] = set()
 
     def apply(self, report: Report) -> None:
-        """Start and end the supply of entries after a report. Called before the inventory takes the report in."""
+        """Start and end the supply of entries after a report. Called before the inventory applies the report."""
         for key in (*report.abandoned, *report.gone):
             self._cancel(self._sourcing, key)
             self._cancel(self._extending, key)
@@ -90,7 +90,7 @@ class Supplier:
                 self._tally.prewarmed += 1
 
     async def close(self) -> None:
-        """Cancel all that is under way."""
+        """Cancel all that is in progress."""
         tasks = [*self._sourcing.values(), *self._extending.values(), *self._releasing]
         for task in tasks:
             task.cancel()
@@ -106,7 +106,7 @@ class Supplier:
             self._engine.call(lambda entries: entries.allow_build(pending.key))
 
     async def _obtain_copy(self, pending: PendingEntry) -> bool:
-        """Obtain a copy of the entry from another replica. Return False where it is to be built here."""
+        """Obtain a copy of the entry from another replica. Return False if it must be built here."""
         clock = asyncio.get_running_loop().time
         started, costs = clock(), self._cost(pending)
         confirmed: set[ReplicaId] = set()
@@ -157,10 +157,10 @@ class Supplier:
         return self._costs.estimate(pending.token_layers, num_bytes)
 
     async def _claim(self, pending: PendingEntry) -> Build | None:
-        """Ask to be the only builder, and return the build under way: ours, or another replica's.
+        """Ask to be the only builder, and return the build in progress: ours, or another replica's.
 
-        Returns None where the service grants none. The build of a stale entry isn't claimed: the entry won't be
-        announced, so no other replica may wait for it.
+        Returns None if the service grants none. The build of a stale entry isn't claimed: that entry won't be
+        announced, so no other replica should wait for it.
         """
         lease = self._sync.lease
         if lease is None or self._view.is_stale(pending.key):
@@ -210,7 +210,7 @@ class Supplier:
         return await asyncio.wrap_future(self._engine.call(lambda entries: entries.adopt(copy)))
 
     async def _fetch(self, request: CopyRequest, token_ids: tuple[int, ...] | None) -> EntryCopy | None:
-        """Return the holder's copy, checked. Return None, and count the reason, where no usable one arrives."""
+        """Return the holder's copy, checked. If no usable copy arrives, count the reason and return None."""
         clock = asyncio.get_running_loop().time
         started = clock()
         try:

@@ -1,4 +1,4 @@
-"""Keep the cache service's knowledge of this replica true: its membership, its entries, the drift that it found.
+"""Keep the cache service up to date about this replica: its membership, its entries, and the drift that it found.
 
 It reconciles instead of replaying: the inventory says what is true here, and what was announced under the present
 lease. After an outage, or once the service has forgotten this replica, a new lease begins with no announcements.
@@ -37,7 +37,7 @@ OUT_OF_DATE_ERRORS = (StaleEpoch, UnknownContext, InvalidRequest)
 
 
 class PrefixSync:
-    """Keeps the service's view of `replica` equal to its inventory. Lives in one event loop."""
+    """Keeps the service's view of `replica` equal to its inventory. Runs in one event loop."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class PrefixSync:
         self._depth_table_version = depth_table_version
         self._lease: Lease | None = None
         self.joined = asyncio.Event()
-        """Set once the service has known this replica."""
+        """Set once the service has registered this replica."""
         self._wake = asyncio.Event()
 
     @property
@@ -72,7 +72,7 @@ class PrefixSync:
         self._wake.set()
 
     async def run(self) -> None:
-        """Reconcile until cancelled. A service that is out of reach is tried again with jittered back-off."""
+        """Reconcile until cancelled. Retry with jittered back-off while the service is unreachable."""
         period_s = self._ttl_s / KEEP_ALIVES_PER_TTL
         reconciling = AsyncRetrying(
             retry=retry_if_exception_type(CacheServiceError),
@@ -86,11 +86,11 @@ class PrefixSync:
                     await self._wake.wait()
 
     async def drain(self) -> None:
-        """Ask for no new work here, if the service is within reach."""
+        """Ask the service to route no new work here, if it is reachable."""
         await self._bid_farewell(self._client.drain)
 
     async def leave(self) -> None:
-        """Stop being a member, if the service is within reach."""
+        """Leave the cluster, if the service is reachable."""
         await self._bid_farewell(self._client.leave)
 
     async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
@@ -116,7 +116,7 @@ class PrefixSync:
     async def _push_changes(self, lease: Lease) -> None:
         """Withdraw, announce and report what differs from what the service knows.
 
-        A stale entry is not announced: only requests for its very key, here, may still read it.
+        A stale entry is not announced: only requests on this replica for exactly its key may still read it.
         """
         live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
         placements = {entry.key: self._placement(entry) for entry in live}
@@ -128,10 +128,10 @@ class PrefixSync:
         await self._report_drift(lease)
 
     async def _complete(self, lease: Lease, placement: Placement) -> bool:
-        """End our build of the entry with its announcement. Return False where no such build is under way.
+        """End our build of the entry with its announcement. Return False if no such build is in progress.
 
-        An entry is found by its content, so one whose build was fenced off is no worse: it is announced like any other,
-        which the service refuses where it is of an old epoch.
+        An entry is addressed by its content, so it stays valid if its build was fenced off: it is then announced like
+        any other, and the service refuses it if its epoch is old.
         """
         build = self._inventory.find_build(placement.key)
         if build is None:
@@ -147,7 +147,7 @@ class PrefixSync:
         return True
 
     async def _announce(self, lease: Lease, placements: list[Placement]) -> None:
-        """Announce placements together, or one by one where one is refused as out of date; it is not tried again."""
+        """Announce placements together; if one is refused as out of date, announce the others one by one."""
         if not placements:
             return
         try:

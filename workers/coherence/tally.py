@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Counts from the start, in one thread, and may be read in any."""
+    """Counts events since the start. One thread writes it; any thread may read it."""
 
     built: int = 0
     """Entries that the model computed here."""
@@ -23,9 +23,9 @@ class Tally:
     fetched_bytes: Counter[str] = field(default_factory=Counter)
     """Bytes of all copies that arrived whole, by transport."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Fetches without a usable copy, by reason."""
+    """Fetches that gave no usable copy, by reason."""
     waits: Counter[str] = field(default_factory=Counter)
-    """Waits for other replicas' builds: ended, or given up at the deadline."""
+    """Waits for other replicas' builds, by outcome: the build ended, or the wait timed out."""
     fenced: int = 0
     """Builds whose lease had ended before they were complete."""
     drift_reports: int = 0

@@ -26,7 +26,7 @@ class ClusterView:
         return frozenset(placement.replica for placement in found.get(key, ()))
 
     def context(self, context_id: ContextId) -> Context | None:
-        """Return the newest known content of the context; None where it is unknown or deleted."""
+        """Return the newest known content of the context; None if it is unknown or deleted."""
         return self._mirror.state.contexts.find(context_id)
 
     def context_of(self, key: PrefixKey) -> ContextEpoch | None:
@@ -35,11 +35,11 @@ class ClusterView:
         return ContextEpoch(context.id, context.epoch) if context else None
 
     def is_stale(self, key: PrefixKey) -> bool:
-        """Return True where `key` was the content of a context and no context has it now."""
+        """Return True if `key` was the content of a context and no context has it now."""
         return self._mirror.state.contexts.is_stale(key)
 
     def is_over(self, at: ContextEpoch, key: PrefixKey) -> bool:
-        """Return True where the context had the content `key` at that epoch, and is known to have another now."""
+        """Return True if the context had the content `key` at that epoch, and is known to have another now."""
         newest = self._mirror.state.contexts.find(at.context)
         return newest is not None and newest.epoch > at.epoch and self.context_of(key) is None
 

@@ -1,4 +1,4 @@
-"""Changes logits before anything is read from them: guidance, bias and a least length."""
+"""Adjusts logits before tokens are chosen: guidance, bias and the minimum length."""
 
 from __future__ import annotations
 

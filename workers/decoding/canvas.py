@@ -9,7 +9,7 @@ from workers.decoding.timetable import Timetable
 
 
 class Canvas:
-    """Knows which positions are committed, to which tokens, and how many of these were handed out.
+    """Records which positions are committed, with which tokens, and how many `take_committed` has returned.
 
     The timetable's positions begin masked; all others hold text that stays.
     """
@@ -26,13 +26,13 @@ class Canvas:
         self._probabilities: dict[int, float] = {}
         self._latest: frozenset[int] = frozenset()
         self._num_taken = 0
-        """How many of the timetable's positions are handed out, and thereby committed for good."""
+        """How many of the timetable's positions were returned by `take_committed`; these are never masked again."""
         self._ended = False
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id
 
     def moved(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
-        """Return the same progress amid other text: the timetables' positions correspond one by one."""
+        """Return a canvas with the same progress and new fixed text; the timetables' positions correspond in order."""
         to = dict(zip(self.timetable.positions, timetable.positions, strict=True))
         canvas = Canvas(timetable, token_ids, mask_token_id=self._mask, eos_token_id=self._eos)
         for old, new in to.items():
@@ -52,7 +52,7 @@ class Canvas:
         return frozenset(self._masked)
 
     def unprompted(self, rows: range) -> list[int]:
-        """Return the token ids of `rows` with every given token masked: guidance compares with these."""
+        """Return the token ids of `rows` with all given text masked: the unconditional input of guidance."""
         own = frozenset(self.timetable.positions)
         return [self.token_ids[row] if row in own else self._mask for row in rows]
 
@@ -68,7 +68,7 @@ class Canvas:
         """Mask up to `count` tokens of `among` again, and return how many.
 
         It takes those that were least probable when they were committed, ties from the left. Tokens of the latest
-        commitment, which no pass has seen as context yet, stay, and so do those that were handed out.
+        commitment, which no pass has seen as context yet, stay, and so do those that `take_committed` returned.
         """
         final = frozenset(self.timetable.positions[: self._num_taken])
         open_to = [p for p in self._probabilities if p in among and p not in self._masked | self._latest | final]
@@ -79,7 +79,7 @@ class Canvas:
         return len(chosen)
 
     def take_committed(self) -> tuple[int, ...]:
-        """Return the tokens that were committed in order since the last call, up to and without EOS."""
+        """Return the tokens before EOS that have become part of the gapless committed text since the last call."""
         taken: list[int] = []
         for position in self.timetable.positions[self._num_taken :]:
             if self._ended or position in self._masked:
@@ -97,7 +97,7 @@ class Canvas:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Return STOP once EOS is committed with nothing masked before it, LENGTH once all is committed without one."""
+        """Return STOP once EOS is committed and nothing before it is masked; LENGTH once all is filled without EOS."""
         if self._ended:
             return FinishReason.STOP
         return FinishReason.LENGTH if self._num_taken == len(self.timetable.positions) else None

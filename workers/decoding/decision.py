@@ -1,4 +1,4 @@
-"""Decides, in one step, for one request."""
+"""Decides which tokens one step commits for one request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Decision:
     probabilities: tuple[float, ...] = ()
     """Probabilities of the tokens before temperature; empty unless the request remasks."""
     attention: Attention | None = None
-    """Where the sequence's masked rows looked; None unless it is watched."""
+    """Attention of the sequence's masked rows; None unless it is watched."""
 
 
 def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling: Sampling) -> Decision:

@@ -1,7 +1,7 @@
-"""Follows which prefix rows the masked positions look at, and whether that has changed since the last refresh.
+"""Tracks which prefix rows the masked positions attend to, and whether that has changed since the last refresh.
 
 Anchors (Affix Cache, arXiv 2608.26140): the most attended prefix rows stand for all of them in a refresh; the others
-keep their K/V. Skipping (after Elastic-Cache): a refresh that is due is left out while attention stays put.
+keep their K/V. Skipping (after Elastic-Cache): a due refresh is skipped while attention is unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FocusConfig:
-    """How a request uses what is observed of its attention."""
+    """Sets how a request uses its observed attention."""
 
     anchor_share: float
     """Share of the prefix rows that a refresh after the first recomputes; 1 takes all."""
@@ -24,7 +24,7 @@ class FocusConfig:
     skip_similarity: float
     """Cosine of attention to the prefix, now and at the last refresh, above which a due refresh is skipped."""
     max_skips: int
-    """Refreshes skipped in a row."""
+    """Most consecutive refreshes that may be skipped."""
 
     @property
     def is_used(self) -> bool:
@@ -46,10 +46,10 @@ class Attention:
 
 
 class Focus:
-    """Follows one request's attention to its prefix over time.
+    """Tracks one request's attention to its prefix over time.
 
-    Tensors are read when attention is observed and when a block ends, after a pass. What a schedule asks for are
-    plain values, which cost no synchronisation with the device.
+    Tensors are read when attention is observed and when a block ends, after a pass. What a schedule reads are
+    plain values, so that it needs no synchronisation with the device.
     """
 
     def __init__(self, config: FocusConfig) -> None:
@@ -65,23 +65,23 @@ class Focus:
 
     @property
     def has_drifted(self) -> bool:
-        """Return False where a due refresh may be skipped: attention is like before, and few refreshes were skipped."""
+        """Return False if a due refresh may be skipped: attention is steady, and `max_skips` is not yet reached."""
         return not self._is_steady or self._num_skipped >= self._config.max_skips
 
     @property
     def anchors(self) -> tuple[int, ...] | None:
-        """Return the prefix rows that the next refresh recomputes, ascending; None stands for all of them."""
+        """Return the prefix rows that the next refresh recomputes, ascending; None means all of them."""
         return self._anchors
 
     def observe(self, attention: Attention, *, refreshed: bool) -> None:
-        """Compare attention with that of the last refresh, or start from it where this pass `refreshed`."""
+        """Compare attention with that of the last refresh; if this pass `refreshed`, make it the new reference."""
         if refreshed:
             self._at_refresh, self._is_steady, self._num_skipped = attention, False, 0
         else:
             self._is_steady = self._config.skip_refresh and self._is_like_last_refresh(attention)
 
     def skip(self) -> None:
-        """Count a due refresh that has been left out."""
+        """Count a due refresh that was skipped."""
         self._num_skipped += 1
 
     def choose_anchors(self, masked: frozenset[int]) -> None:

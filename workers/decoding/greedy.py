@@ -28,10 +28,10 @@ class Candidates:
 
 
 def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bool:
-    """Return whether `greedy` decides as `decide` would."""
+    """Return whether `greedy` gives the same decision as `decide`."""
     return (
         decoding.unmasking is Unmasking.LOW_CONFIDENCE
-        and not (decoding.reshapes or decoding.logit_bias or decoding.is_guided or wide)
+        and not (decoding.changes_distribution or decoding.logit_bias or decoding.is_guided or wide)
         and all(position >= decoding.first_eos for position in positions[:1])
     )
 
@@ -39,9 +39,9 @@ def is_greedy(decoding: Decoding, positions: Sequence[int], *, wide: bool) -> bo
 def greedy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], asked: Sequence[Candidates], *, mask_token_id: int
 ) -> Iterator[Decision | WorkerError]:
-    """Yield a decision for each of `asked`, whose positions' hidden states stand in order in `hidden` [n, hidden].
+    """Yield a decision for each of `asked`, whose hidden states are in order in `hidden` [n, hidden].
 
-    It costs one copy from the device. An error stands for a request whose logits aren't finite.
+    It takes one copy from the device. A request whose logits aren't finite gets an error instead.
     """
     found = [best_tokens(head(rows), mask_token_id) for rows in torch.split(hidden, ROWS_AT_ONCE)]
     tokens, probabilities = torch.cat(found, dim=1).tolist()

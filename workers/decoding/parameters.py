@@ -1,4 +1,4 @@
-"""A request's decoding parameters, checked and with the model's own defaults."""
+"""Checks a request's decoding parameters and fills in the model's defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def timing_of(params: DecodingParams, model: ModelConfig) -> Timing:
 
 
 def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, keeps_kv: bool) -> Decoding:
-    """Return the decoding rule of a request whose policy is named `policy`, and `keeps_kv` from step to step.
+    """Return the decoding rule of a request under `policy`; `keeps_kv` says whether that keeps K/V between steps.
 
     Raises InvalidRequestError.
     """
@@ -82,7 +82,7 @@ def check_combination(params: DecodingParams, unmasking: Unmasking, policy: str,
 
 
 def check_bias(params: DecodingParams, model: ModelConfig) -> None:
-    """Raise InvalidRequestError for a bias of a token that the model doesn't choose, or names twice."""
+    """Raise InvalidRequestError if `logit_bias` names a token that is never chosen, or names one twice."""
     tokens = [token_id for token_id, _ in params.logit_bias]
     foreign = next((token_id for token_id in tokens if not 0 <= token_id < model.vocab_size), None)
     check(foreign is None, "logit_bias", f"names token id {foreign}; ids lie in 0..{model.vocab_size - 1}")

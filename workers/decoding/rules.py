@@ -18,11 +18,11 @@ class Unmasking(enum.Enum):
     ENTROPY = "entropy"
     """Descending sum of q log q (Dream)."""
     TOPK_MARGIN = "topk_margin"
-    """Descending lead of the largest q over the second (Dream)."""
+    """Descending difference between the two largest q (Dream)."""
     MASKGIT_PLUS = "maskgit_plus"
     """Descending q(x) (Dream)."""
     ORIGIN = "origin"
-    """Each with the step's rate as its probability (Dream, after the absorbing diffusion it was trained on)."""
+    """Each position with the step's rate as its probability (Dream, as in the absorbing diffusion of its training)."""
     THRESHOLD = "threshold"
     """The largest p(x), and every other that reaches the threshold (Fast-dLLM)."""
     FACTOR = "factor"
@@ -36,14 +36,14 @@ class Unmasking(enum.Enum):
 
 @dataclass(frozen=True)
 class Decoding:
-    """A request's decoding rule and its numbers."""
+    """Holds a request's decoding rule and its numeric parameters."""
 
     unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logits)"""
+    """Pairs of a token id and the value that is added to its logits."""
     guidance: float = 0.0
     """w: the logits become u + (w + 1)(c - u), where u are the logits with the prompt masked."""
     threshold: float = 0.9
@@ -54,7 +54,7 @@ class Decoding:
     """EOS is not chosen at positions before this one."""
 
     @property
-    def reshapes(self) -> bool:
+    def changes_distribution(self) -> bool:
         """Return whether q differs from p."""
         return self.temperature > 0 or self.top_p < 1 or self.top_k is not None
 

@@ -4,8 +4,8 @@ r"""Chooses the token that each masked position would get.
         |
         +----> / temperature ---> top-p ---> top-k ---> q = softmax(what is left) ---> chosen token x
 
-The mask token counts in p and q, as in the published samplers, and is never chosen: committed, it would be a hole that
-nothing fills.
+The mask token counts in p and q, as in the published samplers, but is never chosen: a committed mask token would
+remain a hole.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Generator = torch.Generator
 
 
 def seeded_generator(seed: int, device: torch.device) -> Generator:
-    """Return a source of randomness on `device` that repeats itself for each seed."""
+    """Return a generator on `device` with this seed, so that results can be reproduced."""
     return torch.Generator(device).manual_seed(seed)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """All that one request's decisions depend on besides its logits."""
+    """Holds everything besides its logits that a request's decisions depend on."""
 
     decoding: Decoding
     generator: Callable[[], Generator]
-    """Returns the request's own one, so that results don't depend on the batch; called only to draw."""
+    """Returns the request's own generator, so that results don't depend on the batch; called only to draw."""
     mask_token_id: int
     eos_token_id: int
     wide: bool
@@ -82,7 +82,7 @@ def predict(logits: Tensor, sampling: Sampling) -> Prediction:
     choosable = logits.clone()
     choosable[:, sampling.mask_token_id] = -torch.inf
     best = choosable.argmax(-1)
-    if not sampling.decoding.reshapes:
+    if not sampling.decoding.changes_distribution:
         return Prediction(logits, logits, best)
     tempered = temper(logits, sampling.decoding.temperature)
     keep = in_top_p(tempered, sampling.decoding.top_p) & in_top_k(tempered, sampling.decoding.top_k)

@@ -26,18 +26,18 @@ class Portion:
 
     count: int
     rate: float
-    """`count` as a share of them, before it was made a whole number."""
+    """`count` as a fraction of the masked positions, before rounding."""
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """Positions cut into blocks in their order, the last block shorter where they don't divide it.
+    """Divides positions, in order, into blocks of equal length; the last block may be shorter.
 
-    Of `num_steps`, every block gets num_steps // num_blocks.
+    Every block gets num_steps // num_blocks of the steps.
     """
 
     positions: tuple[int, ...]
-    """Ascending; not necessarily neighbours."""
+    """Positions to denoise, ascending; they need not be contiguous."""
     block_length: int
     """Positions to denoise in one block."""
     num_steps: int
@@ -52,12 +52,12 @@ class Timetable:
         return self.num_steps // self.num_blocks
 
     def block(self, index: int) -> range:
-        """Return a block from its first position to its last, with the fixed text that lies between."""
+        """Return the range from a block's first to its last position; it may include fixed text."""
         own = self._positions_of(index)
         return range(own[0], own[-1] + 1)
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
-        """Return what step `step` of block `index` commits of the `num_masked` positions that are masked in it."""
+        """Return how many of the `num_masked` masked positions of block `index` step `step` commits."""
         if self.timing is Timing.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)

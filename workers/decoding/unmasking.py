@@ -1,4 +1,4 @@
-"""Chooses the masked positions that a step commits: a score for each, and a rule for how many of the best.
+"""Chooses the masked positions that a step commits: each gets a score, and a rule says how many of the best to commit.
 
 `workers.decoding.rules.Unmasking` says what each rule means.
 """
@@ -19,10 +19,10 @@ Draw = Callable[[], torch.Generator]
 """Returns the request's generator."""
 
 Scorer = Callable[[Prediction, Draw], Tensor]
-"""Prediction of n positions -> scores [n], the best highest."""
+"""Maps a prediction of n positions to scores [n]; the best position has the highest."""
 
 LOG_GUARD = 1e-10
-"""What Dream adds under the logarithm."""
+"""The constant that Dream adds to the argument of the logarithm."""
 
 
 def probability(prediction: Prediction, _: Draw) -> Tensor:
@@ -71,7 +71,7 @@ def rank(prediction: Prediction, portion: Portion, sampling: Sampling) -> list[i
 
 
 def how_many(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
-    """Return the part of the positions to commit, given their scores in descending order."""
+    """Return the slice of the ranked positions to commit, given their scores in descending order."""
     match decoding.unmasking:
         case Unmasking.ORIGIN:
             return slice(int((ranked >= portion.rate).sum()), None)

@@ -34,7 +34,7 @@ class EngineObserver(Protocol):
     """
 
     def apply(self, changes: Changes) -> None:
-        """Take in what has happened to prefix entries."""
+        """Process changes to prefix entries."""
         ...
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
@@ -55,8 +55,8 @@ class NullObserver:
 class AsyncEngine:
     """Steps an engine on a dedicated thread between entering and leaving the `with` block.
 
-    What raises on that thread is logged and counted, and ends nothing but the request that it belongs to. Only an
-    engine that contradicts itself ends the thread; `end_reason` then says why.
+    An exception on that thread is logged and counted, and ends only the request that it belongs to. Only a failed
+    integrity check of the engine ends the thread; `end_reason` then says why.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AsyncEngine:
 
     @property
     def end_reason(self) -> str:
-        """Return why the engine takes no requests any more."""
+        """Return why the engine no longer accepts requests."""
         return self._end_reason or "the worker is shutting down"
 
     @property
@@ -190,7 +190,7 @@ class AsyncEngine:
             self._engine.check_integrity()
 
     def _close(self) -> None:
-        """Fail every open request, also where the engine itself is no longer able to."""
+        """Fail every open request, even if the engine itself can no longer do so."""
         with self._wake:
             self._closed = True
         self._run_commands()
@@ -232,7 +232,7 @@ class AsyncEngine:
             self._engine.abort(request_id)
 
     def _ask(self, question: Question) -> None:
-        """Pass a question on; where that fails, the request goes on with the content that it has."""
+        """Pass a question on to the observer; if that fails, the request continues with its present content."""
         reply = partial(self._reply, question)
         try:
             self._observer.ask(question.read, reply)

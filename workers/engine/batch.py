@@ -38,7 +38,7 @@ class Lane:
     turn: Turn
     base: slice
     deep: slice
-    """Empty where no prefix row joins."""
+    """Empty if no prefix row joins."""
     candidates: tuple[int, ...]
     """Masked positions whose logits are computed."""
     logit_rows: tuple[int, ...]
@@ -114,7 +114,7 @@ class Batch:
 
 
 def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) -> Batch:
-    """Lay the turns' rows side by side, those of turns that read the same entry as neighbours."""
+    """Concatenate the turns' rows; turns that read the same entry are adjacent."""
     device = storage.device
     turns = sorted(turns, key=lambda turn: id(turn.sequence.allocation.entry))
     bases = list(accumulate((len(turn.run.rows) for turn in turns), initial=0))
@@ -151,7 +151,7 @@ def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
 
 
 def select(tensor: Tensor, columns: Sequence[int]) -> Tensor:
-    """Select columns, [n, m] -> [n, len(columns)]: as a view where they are a range, which costs no launch."""
+    """Select columns, [n, m] -> [n, len(columns)]: as a view if they are a range, which needs no launch."""
     if isinstance(columns, range):
         return tensor[:, as_slice(columns)]
     return tensor[:, torch.tensor(columns, dtype=torch.int64, device=tensor.device)]

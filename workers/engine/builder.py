@@ -1,4 +1,4 @@
-"""Runs the model over prefixes alone: computes what entries keep, and probes how far that may be trusted."""
+"""Runs the model over prefixes alone: computes the content of entries, and probes how deep it may be reused."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class EntryBuilder:
     def build(self, entry: PrefixEntry) -> None:
         """Run the prefix alone, as deep as the entry has pages for.
 
-        A widened entry is completed from its deepest states that are not too deep. What it serves already is written
-        again with the same numbers: a prefix alone is always computed in the same shape.
+        A widened entry is completed from its deepest usable states. K/V that it serves already are overwritten with
+        identical values: a prefix alone is always computed in the same shape.
         """
         model, storage, table, layout = self._model, self._storage, entry.table, entry.layout
         begin = max((depth for depth in entry.ready if depth < min(entry.missing)), default=0)

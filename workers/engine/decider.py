@@ -26,11 +26,13 @@ class Decider:
         self._model, self._forward = model, forward
 
     def decide(self, lanes: Sequence[Lane], hidden: Tensor) -> Iterator[tuple[Lane, Decision | WorkerError]]:
-        """Yield every lane with its decision, or with the error that its logits gave."""
+        """Yield every lane with its decision, or with the error that its logits caused."""
         yield from self._decide_greedy([lane for lane in lanes if lane.is_greedy], hidden)
         others = [lane for lane in lanes if not lane.is_greedy]
         conditional = self._logits(others, hidden)
-        unconditional = self._unconditional([lane for lane in others if lane.turn.sequence.task.decoding.is_guided])
+        unconditional = self._unconditional_logits(
+            [lane for lane in others if lane.turn.sequence.task.decoding.is_guided]
+        )
         for lane in others:
             logits = conditional[lane.id]
             if lane.id in unconditional:
@@ -55,10 +57,10 @@ class Decider:
         split = torch.split(logits, [len(lane.logit_rows) for lane in lanes])
         return {lane.id: own for lane, own in zip(lanes, split, strict=True)}
 
-    def _unconditional(self, lanes: Sequence[Lane]) -> dict[RequestId, Tensor]:
+    def _unconditional_logits(self, lanes: Sequence[Lane]) -> dict[RequestId, Tensor]:
         """Return the logits with the prompts masked, which guidance compares with: a second forward.
 
-        It overwrites their K/V, which is why guidance needs a policy that keeps none.
+        It overwrites the requests' K/V, so guidance needs a policy that keeps none between steps.
         """
         if not lanes:
             return {}

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Takes requests and returns chunks, one denoising step at a time. `workers.engine.factory` puts it together."""
+    """Takes requests and returns chunks, one denoising step at a time. `workers.engine.factory` creates it."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Engine:
         self.scheduler, self.runner, self.entries = scheduler, runner, entries
 
     def warm_up(self) -> Iterator[int]:
-        """Prepare what the first requests would otherwise wait for; yield the rows of each graph that is recorded."""
+        """Do the work that would delay the first requests; yield the number of rows of each CUDA graph recorded."""
         yield from self.runner.warm_up()
 
     @property
@@ -47,7 +47,7 @@ class Engine:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest that differs wherever the same text would give other prefix entries."""
+        """Return a digest that differs whenever the same text would give different prefix entries."""
         return self.entries.format.fingerprint
 
     @property
@@ -59,7 +59,7 @@ class Engine:
         return self._memory.pool.num_used
 
     def submit(self, request: GenerateRequest) -> None:
-        """Queue a request. Raises InvalidRequestError or OverloadedError, and then keeps nothing of it."""
+        """Queue a request. If this raises InvalidRequestError or OverloadedError, the request is not queued."""
         self.scheduler.add(self._requests.resolve(request))
 
     def abort(self, request_id: str) -> None:
@@ -67,7 +67,7 @@ class Engine:
         self.scheduler.abort(RequestId(request_id))
 
     def step(self) -> list[Outcome]:
-        """Run one pass of every request that has its turn; return newly committed tokens, ends and failures."""
+        """Run one pass of each scheduled request; return newly committed tokens, finished requests and failures."""
         plan = self.scheduler.schedule()
         result = self.runner.run(plan)
         return self.scheduler.apply(plan, result)
@@ -78,14 +78,14 @@ class Engine:
         return command(self.entries)
 
     def take_questions(self) -> list[Question]:
-        """Return the questions of requests in follow mode that are new; each is to be answered once."""
+        """Return the new questions of requests in follow mode; the caller must answer each exactly once."""
         return self.scheduler.take_questions()
 
     def answer(self, question: Question, newest: Context | None) -> list[Outcome]:
-        """Let the asking request go on: with `newest` where it lies too far behind that, else with what it has.
+        """Let the request that asked continue: with `newest` if its epoch is too old, else with its present content.
 
-        None says that nothing newer is known: the context is gone, or could not be asked for. An answer that no request
-        waits for any more changes nothing. Return the failure of a request that can't go on with `newest`.
+        None says that nothing newer is known: the context is gone, or could not be read. An answer that no request
+        still waits for changes nothing. Return the failure of a request that can't continue with `newest`.
         """
         sequence = self.scheduler.sequence_waiting_for(question)
         if sequence is None:
@@ -126,7 +126,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where pages, entries and requests contradict each other."""
+        """Raise AssertionError if pages, entries and requests contradict each other."""
         self._memory.cache.check_integrity()
 
     def __repr__(self) -> str:

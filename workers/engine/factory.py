@@ -1,4 +1,4 @@
-"""Puts an engine together from a loaded model and its configuration."""
+"""Creates an engine from a loaded model and its configuration."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def create_engine(
 
 
 def attention_backend(storage: PageStorage, model: ModelConfig) -> Backend:
-    """Return the reference on a CPU, and the kernels on a GPU, where alone Triton can be imported.
+    """Return the reference backend on a CPU, and the Triton kernels on a GPU; Triton is imported only there.
 
     Raises UnsupportedModelError on a GPU for a model that masks attention.
     """

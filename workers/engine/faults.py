@@ -1,4 +1,4 @@
-"""Records exceptions on the engine's thread, so that they end neither it nor anything unnoticed."""
+"""Records exceptions on the engine's thread, so that they don't end the thread and don't pass unnoticed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class EngineFault(enum.Enum):
-    """The part of the engine's thread that raised, through no fault of a request's."""
+    """Names the part of the engine's thread that raised an exception which no request caused."""
 
     STEP = "step"
     """A step: the requests that it worked on end with the error."""
     COMMAND = "command"
-    """A command of another thread, between two steps."""
+    """A command from another thread, run between two steps."""
     LISTENER = "listener"
     """A listener to steps or answers."""
     OBSERVER = "observer"

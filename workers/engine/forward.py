@@ -17,7 +17,7 @@ from workers.scheduler.task import RequestId
 
 
 class Forward:
-    """Runs batches on the model. What it computes beyond its result lies in the page storage."""
+    """Runs batches on the model. It writes K/V and states to the page storage."""
 
     def __init__(self, model: DiffusionLM, storage: PageStorage, attention: Backend) -> None:
         self._model, self._storage, self._attention = model, storage, attention

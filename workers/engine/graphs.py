@@ -18,8 +18,8 @@ from workers.models.base import DiffusionLM
 logger = logging.getLogger(__name__)
 
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Numbers of rows that graphs are recorded for; a batch takes the next larger one. With more, kernels outlast their
-launches.
+"""Numbers of rows that graphs are recorded for; a batch uses the next larger one. With more rows, kernels take
+longer than their launches.
 """
 
 
@@ -74,7 +74,7 @@ class GraphedForward:
 
     @torch.inference_mode()
     def _record(self, size: int, pool: Any) -> Recording:
-        """Record with empty tables, and with rows that all go to the scratch page."""
+        """Record with empty tables, and with all rows written to the scratch page."""
         device, num_layers = self._storage.device, self._model.config.num_layers
         token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         positions = torch.zeros_like(token_ids)

@@ -17,8 +17,8 @@ def entry_format(
 ) -> EntryFormat:
     """Return the format of an engine's entries.
 
-    Its fingerprint differs wherever the same text would give other entries; `evidence` differs wherever a probe might
-    find something else.
+    The fingerprint differs whenever the same text would give different entries; `evidence` differs whenever a probe
+    might have a different outcome.
     """
     config = loaded.config
     return EntryFormat(
@@ -34,10 +34,10 @@ def entry_format(
 
 
 def device_kind(device: torch.device) -> str:
-    """Return what two devices have in common that compute the same numbers: the GPU's model, or `cpu`."""
+    """Return the GPU's model, or `cpu`: devices of the same kind compute the same numbers."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def digest(*parts: object) -> str:
-    """Return a hex digest of values by their representations."""
+    """Return a hex digest of the values' `repr`."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -18,7 +18,7 @@ CPU_POOL_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Two sizes that stay fixed for an engine's life: more load waits, and takes no more memory."""
+    """Holds two sizes, which are fixed while the engine runs: requests that don't fit wait."""
 
     pool_bytes: int
     entry_bytes: int
@@ -39,7 +39,7 @@ def memory_budget(kv: KVConfig, device: torch.device) -> MemoryBudget:
 
 @dataclass(frozen=True)
 class Memory:
-    """All pages of an engine: their content, their owners, and the prefix entries among these."""
+    """Holds all pages of an engine: their content, their owners, and the prefix entries."""
 
     storage: PageStorage
     pool: PagePool

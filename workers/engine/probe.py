@@ -1,7 +1,7 @@
 """Measures how similar an entry's K/V are to the true ones, which depend on what follows the prefix.
 
 What a probe finds is a function of the prefix and the ratio bucket. It runs by itself, always in the same shape: it
-sees neither the request that it runs for, nor the batch, nor how deep the entry happens to be kept.
+sees neither the request that it runs for, nor the batch, nor the depth to which the entry is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def similarities(
 ) -> list[float]:
     """Return, by layer, the cosine of the prefix's K/V alone and with a suffix, at positions spread over the prefix.
 
-    Layers 0..most-1 are compared, and the one behind them, whose K/V come from the states that enter it. The suffix is
+    Layers 0..most-1 are compared, and the next one, whose K/V come from the states that enter it. The suffix is
     all masks, not the request's own, and as long as the bucket's ratios allow.
     """
     config, prefix, device = model.config, entry.layout.num_tokens, storage.device
@@ -45,7 +45,7 @@ def similarities(
 def kv_alone(entry: PrefixEntry, layer: int, model: DiffusionLM, storage: PageStorage) -> tuple[Tensor, Tensor]:
     """Return K and V of the prefix alone [prefix, kv_heads, head_dim].
 
-    In the layer behind those that the entry keeps they are computed as a deeper entry's were: from all states at once.
+    In the layer after those that the entry keeps they are computed as for a deeper entry: from all states at once.
     """
     if layer < entry.layout.kv_depth:
         return storage.read(entry.table.slots[layer])
@@ -56,5 +56,5 @@ def kv_alone(entry: PrefixEntry, layer: int, model: DiffusionLM, storage: PageSt
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over positions, all heads of a position taken together."""
+    """Return the mean over positions of the cosine similarity over all heads of a position."""
     return F.cosine_similarity(a.flatten(1).float(), b.flatten(1).float()).mean()

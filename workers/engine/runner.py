@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs the model for the engine. It keeps no state between steps beyond what lies in the page storage."""
+    """Runs the model for the engine. Its only state between steps is the content of the page storage."""
 
     def __init__(
         self, model: DiffusionLM, storage: PageStorage, attention: Backend, *, num_probe_positions: int
@@ -39,7 +39,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """Return what came of the plan. What goes wrong belongs to the builds or requests that it struck."""
+        """Carry out the plan and return its result. An exception fails only the builds or requests that it affects."""
         failed_builds: dict[PrefixEntry, WorkerError] = {}
         build_s: dict[PrefixEntry, float] = {}
         probed: dict[PrefixEntry, dict[int, list[float]]] = {}
@@ -71,6 +71,6 @@ class Runner:
 
 
 def step_failed(error: Exception) -> WorkerError:
-    """Log an exception with its stack, and return what the requests that it struck end with."""
+    """Log an exception with its stack, and return the error for the requests that it affects."""
     logger.exception("an engine step failed")
     return StepFailedError.because_of(error)

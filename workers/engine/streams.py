@@ -1,4 +1,4 @@
-"""Carries outcomes to their callers: one queue for each request, on the caller's own event loop."""
+"""Delivers outcomes to the callers: one queue for each request, on the caller's own event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.scheduler.scheduler import Outcome
 
 
 class Stream:
-    """The outcomes of one request, read on the event loop on which the stream was made."""
+    """Queues the outcomes of one request, to be read on the event loop that created the stream."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -29,7 +29,7 @@ Delivery = tuple[Stream, Outcome]
 
 
 def deliver(deliveries: Sequence[Delivery]) -> None:
-    """Hand outcomes to their streams, from any thread; wake each event loop once, however many streams it reads."""
+    """Put outcomes into their streams, from any thread; wake each event loop once, however many streams it reads."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
     for stream, outcome in deliveries:
         by_loop.setdefault(stream.loop, []).append((stream, outcome))

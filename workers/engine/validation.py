@@ -1,4 +1,4 @@
-"""Turns a request as it came into a `Task` without open questions, or an error that names the parameter at fault."""
+"""Validates a request and resolves its defaults: returns a `Task`, or raises an error that names the parameter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.scheduler.task import RequestId, Task
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MAX_STEPS = 1 << 16
-"""The most steps of a request: far more than any context has tokens. A step takes a pass, whatever it commits."""
+"""The most steps of a request: far more than any context has tokens. Even a step that commits nothing runs a pass."""
 GUIDED_POLICY = "none"
 
 
@@ -63,10 +63,10 @@ class RequestResolver:
         )
 
     def rebase(self, task: Task, content: Context) -> Task:
-        """Return `task` with `content` instead of its context's older epoch; all that lies behind moves with its end.
+        """Return `task` with `content` instead of its context's older epoch; all positions after the context move.
 
-        Boundaries within the context are its own alone. Raises InvalidRequestError where the newer content is too long,
-        or of another vocabulary.
+        Boundaries within the old context are dropped. Raises InvalidRequestError if the newer content is too long, or
+        has another vocabulary.
         """
         model, bicache = self.model, self.bicache
         read = task.context
@@ -134,7 +134,7 @@ def policy_named(name: str) -> Policy:
 
 
 def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
-    """Resolve anchors and skipped refreshes; the worker's defaults for them don't touch policies that know neither."""
+    """Resolve anchors and skipped refreshes; the worker's defaults apply only to policies that support them."""
     anchors = 1.0 if params.anchors is None else params.anchors
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
     problem = f"needs policy {' or '.join(adaptive)}, got {policy.name}"
@@ -178,7 +178,7 @@ def timetable(
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:
-    """Return the boundaries that leave the rows behind them all logits that the canvas needs."""
+    """Return the boundaries that come before all holes, and before all rows whose logits the canvas needs."""
     longest = min((*request.holes, len(request.token_ids))) - model.prediction_shift
     lengths = [candidate.num_tokens for candidate in request.prefixes]
     check(

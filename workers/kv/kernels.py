@@ -20,7 +20,7 @@ def _store(
 
 
 def store(rows: Tensor, slots: Tensor, k: Tensor, v: Tensor, page_tokens: int) -> None:
-    """Store k and v [n, kv_heads, head_dim], whose rows may lie apart, at `slots` [n] of `rows`."""
+    """Store k and v [n, kv_heads, head_dim], whose rows may be strided, at `slots` [n] of `rows`."""
     num_rows, heads, dim = k.shape
     width = heads * dim
     if num_rows:

@@ -1,10 +1,10 @@
-"""Lay out the pages in which every layer's keys and values of a sequence lie.
+"""Map a sequence's keys and values, layer by layer, to pages.
 
     layer      prefix 0..P-1           suffix P..T-1
     0..b-1     the entry's, shared     private              b = reuse depth
     b..L-1     private                 private
 
-A request whose K/V needn't outlive a step has one run of pages that all layers overwrite in turn.
+A request whose K/V needn't outlive a step has pages for one layer, which all layers overwrite in turn.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class EntryTable:
     slots: Tensor
     """int64 [kv_depth, num_tokens]"""
     state_pages: Mapping[int, tuple[PageId, ...]]
-    """Depth -> pages of the hidden states that enter that layer."""
+    """Maps a depth to the pages of the hidden states that enter that layer."""
 
     @classmethod
     def lay_out(cls, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
@@ -73,7 +73,7 @@ class EntryTable:
         return empty.widened(layout, pages, storage, hidden_size)
 
     def widened(self, layout: EntryLayout, pages: Pages, storage: PageStorage, hidden_size: int) -> EntryTable:
-        """Return the table of a wider `layout`: what this one holds stays where it is, and `pages` hold the rest."""
+        """Return the table of a wider `layout`: the present content stays in place, and `pages` hold the rest."""
         num_layers = layout.kv_depth - len(self.slots)
         per_layer = ceil_div(layout.num_tokens, storage.page_tokens)
         kv, states = divide(pages.ids, num_layers * per_layer)

@@ -38,7 +38,7 @@ class Pages:
 
 
 class PagePool:
-    """Hands out a fixed number of equal pages, in any order."""
+    """Allocates from a fixed number of equal pages, in any order."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -54,7 +54,7 @@ class PagePool:
         return self.num_pages - len(self._free)
 
     def allocate(self, num_pages: int) -> Pages:
-        """Return ownership of `num_pages` pages. Raises OutOfPagesError, and takes none, where too few are free."""
+        """Return ownership of `num_pages` pages. Raises OutOfPagesError, and allocates none, if too few are free."""
         if num_pages > len(self._free):
             raise OutOfPagesError(
                 f"{num_pages} pages are needed, and {len(self._free)} of {self.num_pages} are free; raise kv.pool_bytes"

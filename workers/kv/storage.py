@@ -29,7 +29,7 @@ class PageStorage:
         self.rows = torch.empty(shape, dtype=dtype, device=device)
         """[rows, kv_heads, head_dim]: a token's K is row `slot`, its V row `slot + page_tokens`."""
         self.scratch_slot = self.num_pages * 2 * page_tokens
-        """The slot of rows that are never read, in a page beyond those that the pool hands out."""
+        """The slot of rows that are never read, in a page that the pool never allocates."""
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +42,7 @@ class PageStorage:
         return first_row[token // self.page_tokens] + token % self.page_tokens
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v [n, kv_heads, head_dim] at `slots` [n], which must not repeat but for the scratch slot."""
+        """Store k and v [n, kv_heads, head_dim] at `slots` [n], which must be distinct except for the scratch slot."""
         if self.rows.is_cuda:
             from workers.kv.kernels import store
 

@@ -1,4 +1,4 @@
-"""Declares what the engine asks of a model: a stack of layers that run over any subset of a sequence's rows."""
+"""Declares the interface of a model to the engine: a stack of layers that run over any subset of a sequence's rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AttentionMask = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DecodingDefaults:
-    """The rules that a family's authors decode with, for requests that name none; LLaDA's if not given."""
+    """Holds the decoding rules of a family's authors, for requests that name none; LLaDA's by default."""
 
     unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
     timing: Timing = Timing.QUOTA
@@ -27,7 +27,7 @@ class DecodingDefaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Dimensions and special tokens of a masked diffusion LM, in one vocabulary for all architectures.
+    """Holds a masked diffusion LM's dimensions and special tokens, under the same names for all architectures.
 
     A family whose layers need more adds fields in a subclass.
     """
@@ -47,17 +47,17 @@ class ModelConfig:
     pad_token_id: int
     qkv_bias: bool = False
     prediction_shift: int = 0
-    """How many rows to the left the logits of a position are read (Dream: 1; position 0 reads its own)."""
+    """How many rows left of a position its logits are read (Dream: 1; position 0 reads its own row)."""
     decoding: DecodingDefaults = DecodingDefaults()
     attention_mask: AttentionMask | None = None
-    """None where every row sees every key. Only the reference attention, on a CPU, computes anything else."""
+    """None if every row sees every key. Only the reference attention, on a CPU, computes anything else."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
     def visible(self, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Tensor | None:
-        """Return the mask between rows and keys at these positions; None where every row sees every key."""
+        """Return the mask between rows and keys at these positions; None if every row sees every key."""
         if self.attention_mask is None:
             return None
         return self.attention_mask(torch.tensor(rows, device=device), torch.tensor(keys, device=device))
@@ -75,7 +75,7 @@ class ModelConfig:
 
 
 class Layer(Protocol):
-    """One transformer layer, split where the engine puts its own attention."""
+    """Is one transformer layer, split in two: the engine computes attention in between."""
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project rows `x` [..., hidden] to queries and keys, which are rotated, and values.
@@ -90,7 +90,7 @@ class Layer(Protocol):
 
 
 class DiffusionLM(Protocol):
-    """A bidirectional denoiser. Position and neighbourhood enter only through `rope` and attention."""
+    """Is a bidirectional denoiser. Positions enter only through `rope`; rows interact only through attention."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -112,7 +112,7 @@ class DiffusionLM(Protocol):
 
 
 class TorchModel(nn.Module, ABC):
-    """A `DiffusionLM` whose parameters are a checkpoint's tensors: what an architecture builds."""
+    """Is the `DiffusionLM` that an architecture builds; its parameters are a checkpoint's tensors."""
 
     config: ModelConfig
 
@@ -130,7 +130,7 @@ class TorchModel(nn.Module, ABC):
     def logits(self, x: Tensor) -> Tensor: ...
 
     def fused(self) -> DiffusionLM:
-        """Return the same model with fewer launches, for a GPU; it may take the weights over."""
+        """Return the same model with fewer kernel launches, for a GPU; this one may be unusable afterwards."""
         return self
 
 
@@ -142,10 +142,10 @@ class Architecture:
     model_types: tuple[str, ...]
     """Values of `model_type` in config.json that this architecture reads."""
     parse_config: Callable[[Mapping[str, Any]], ModelConfig]
-    """Reads dimensions and special tokens from config.json, and adds what the family decodes with and how it masks
-    attention. Raises `UnsupportedModelError` for a config that asks for what the layers don't compute.
+    """Reads dimensions and special tokens from config.json, and adds the family's decoding defaults and attention mask.
+    Raises `UnsupportedModelError` for a config that the layers don't implement.
     """
     checkpoint_name: Callable[[str], str]
-    """Our parameter name -> the name in the checkpoint's safetensors files."""
+    """Maps a name of our parameters to the name in the checkpoint's safetensors files."""
     build: Callable[[ModelConfig], TorchModel]
-    """Makes the model, with weights that are filled in later."""
+    """Makes the model, whose weights are loaded later."""

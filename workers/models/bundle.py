@@ -14,7 +14,7 @@ def bundled_models() -> list[str]:
 
 
 def model_directory(name: str) -> Path:
-    """Return the directory of a bundled model, or `name` itself as a path. Raises UnsupportedModelError for neither."""
+    """Return the directory of the bundled model `name`, else the path `name`. Raises UnsupportedModelError."""
     for directory in (CHECKPOINTS / name, Path(name).expanduser()):
         if (directory / "config.json").exists():
             return directory.resolve()

@@ -28,10 +28,10 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
     "tie_word_embeddings": (False,),
 }
-"""The config values that these layers compute; any other value would give silently wrong logits."""
+"""The config values that these layers implement; any other value would silently give wrong logits."""
 
 TRAINED_CONTEXT = 2048
-"""Dream's config names the context of the Qwen2.5 weights it began from; it was trained on this one."""
+"""The context that Dream was trained on; its config has that of the Qwen2.5 weights that it started from."""
 
 DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
 """The rules that Dream's authors decode with."""

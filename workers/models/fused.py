@@ -1,4 +1,4 @@
-"""Runs the transformer's layers on a GPU with fewer launches: joined projections, and one kernel between any two."""
+"""Runs the transformer's layers on a GPU with fewer launches: fused projections, and one kernel between any two."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FusedLayer:
 
 
 def join(layer: nn.Module, *names: str) -> tuple[Tensor, Tensor | None]:
-    """Return the weights and biases of several projections, one under another, and free the originals."""
+    """Return the weights and biases of several projections, stacked along the output, and free the originals."""
     projections = [layer.get_submodule(name) for name in names]
     weight = torch.cat([projection.get_parameter("weight") for projection in projections])
     biases = [projection.bias for projection in projections if isinstance(projection.bias, Tensor)]

@@ -84,7 +84,7 @@ def _rotate(
 
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x [n, heads, head_dim], whose rows may lie apart, by cos and sin [n, 1, head_dim] in float32."""
+    """Rotate x [n, heads, head_dim], whose rows may be strided, by cos and sin [n, 1, head_dim] in float32."""
     num_rows, heads, dim = x.shape
     if num_rows:
         padded = triton.next_power_of_2(heads), triton.next_power_of_2(dim // 2)

@@ -127,7 +127,7 @@ class Transformer(TorchModel):
 def full_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Let every row attend to every row, or to those for which `mask` [T, T] is true.
 
-    All are [..., T, heads, head_dim]; grouped-query heads are allowed.
+    All tensors are [..., T, heads, head_dim]; grouped-query heads are allowed.
     """
     q, k, v = (t.transpose(-3, -2) for t in (q, k, v))
     grouped = q.shape[-3] != k.shape[-3]

@@ -24,7 +24,7 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
     "input_emb_norm": (False,),
     "attention_layer_norm": (False,),
 }
-"""The config values that these layers compute; any other value would give silently wrong logits."""
+"""The config values that these layers implement; any other value would silently give wrong logits."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:

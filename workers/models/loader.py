@@ -21,11 +21,11 @@ from workers.models.dream import DREAM
 from workers.models.llada import LLADA
 
 ARCHITECTURES: tuple[Architecture, ...] = (LLADA, DREAM)
-"""All families of checkpoints that can be served. A new one is a file beside `llada.py` and an entry here."""
+"""All families of checkpoints that can be served. To add one, write a file like `llada.py` and an entry here."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""The files that, beside the weights, turn text into the same keys and values."""
+"""The files that, together with the weights, determine the keys and values of a text."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class LoadedModel:
     fingerprint: str
     """Hex digest over weights, configuration, tokenizer and compute dtype."""
     depth_table: Mapping[int, int] | None
-    """Prefix ratio in percent (lower edge) -> safe depth, where the directory has a depth_table.json."""
+    """Maps a prefix ratio in percent (lower edge) to a safe depth; None if the directory has no depth_table.json."""
 
 
 def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Load the checkpoint in `directory` (config.json, one or several safetensors files).
 
     Tensors are read, converted and copied one at a time: beyond the model itself, memory holds one tensor.
-    Raises UnsupportedModelError with the file and the reason for what can't be served.
+    Raises UnsupportedModelError, with the file and the reason, if the checkpoint can't be served.
     """
     raw = read_json(directory / "config.json")
     architecture = architecture_of(raw, directory)
@@ -66,7 +66,7 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
 
 
 def fastest(model: TorchModel, device: torch.device) -> DiffusionLM:
-    """Return the same model as it runs best on the device."""
+    """Return the same model in its fastest form for the device."""
     return model.fused() if device.type == "cuda" else model
 
 
@@ -93,7 +93,7 @@ def architecture_of(raw: Mapping[str, Any], directory: Path) -> Architecture:
 
 
 def check_dimensions(config: ModelConfig, directory: Path) -> None:
-    """Refuse head counts that don't divide, before a reshape deep in a layer does."""
+    """Raise UnsupportedModelError for dimensions that don't divide by the heads, before a reshape in a layer fails."""
     if config.hidden_size % config.num_heads or config.num_heads % config.num_kv_heads or config.head_dim % 2:
         raise UnsupportedModelError(
             f"{directory / 'config.json'}: hidden size {config.hidden_size}, {config.num_heads} heads and "
@@ -129,7 +129,7 @@ def opened(shard: Path) -> Iterator[Any]:
 def fill(
     model: nn.Module, shards: Sequence[Path], architecture: Architecture, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Move every tensor of the shards into `model`, which stands on the meta device."""
+    """Move every tensor of the shards into `model`, which is on the meta device."""
     wanted = {architecture.checkpoint_name(name): name for name, _ in model.named_parameters()}
     missing = set(wanted)
     for shard in shards:
@@ -159,7 +159,7 @@ def set_parameter(
 
 
 def fingerprint(directory: Path, shards: Sequence[Path], dtype: torch.dtype) -> str:
-    """Return a digest that differs wherever the same text would give other keys and values."""
+    """Return a digest that differs whenever the same text would give different keys and values."""
     files = [*shards, *(path for name in FINGERPRINTED_FILES if (path := directory / name).exists())]
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(file_digest, files))

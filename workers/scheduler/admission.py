@@ -2,10 +2,10 @@
 
     decide the depth -> obtain an entry -> wait until it serves the depth and is probed -> allocate private pages
                             |
-                            +-- a shared one, found or new, widened where it lacks the depth
-                            +-- a private one, where the entries' budget has no room
+                            +-- a shared one, found or new, widened if it lacks the depth
+                            +-- a private one, if the entries' budget has no room
 
-A lack of memory costs time. It never changes where a request's prefix ends, nor how deep it is reused.
+Too little memory only delays requests. It never changes where a request's prefix ends, nor how deep it is reused.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Preparation:
     is_hit: bool = True
     """Whether the entry that it holds existed before it."""
     is_waiting: bool = False
-    """Whether its entry is yet to be built, copied or probed, so that others may pass it."""
+    """Whether its entry must still be built, copied or probed, so that other requests may overtake it."""
     is_alone: bool = False
-    """Whether it gets the whole pool, and an entry with nothing but its own depth."""
+    """Whether it may use the whole pool; its entry then serves only its own depth."""
 
     def release(self) -> None:
         if self.handle:
@@ -45,7 +45,7 @@ class Preparation:
 
 
 class Admission:
-    """Allocates memory to requests. An `ExitStack` frees what a request got, `forget` what a waiting one holds."""
+    """Allocates memory to requests. An `ExitStack` frees an allocation; `forget` frees what a waiting request holds."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Admission:
         self._preparations: dict[RequestId, Preparation] = {}
 
     def fits(self, task: Task) -> bool:
-        """Return whether the request, alone, fits into the whole pool at any depth that evidence may leave it.
+        """Return whether the request, alone, fits into the whole pool at every depth that evidence may lower it to.
 
         Deeper reuse takes more pages, except at full depth, where the entry needs no states.
         """
@@ -73,10 +73,10 @@ class Admission:
         return max(self._num_pages(task, depth) for depth in depths) <= self._pool.num_pages
 
     def allocate(self, task: Task, *, alone: bool) -> tuple[Allocation, ExitStack] | None:
-        """Return the request's pages and entry; None until its entry is ready, or others free memory.
+        """Return the request's pages and entry; None while its entry isn't ready or memory is missing.
 
-        `alone` says that no request runs or waits before it, so that none will free memory. Then what the other waiting
-        requests hold is taken back, if need be.
+        `alone` says that no request runs or waits ahead of it, so that none will free memory. Then, if need be, the
+        entries held by the other waiting requests are released.
         """
         preparation = self._preparations.setdefault(task.id, Preparation())
         granted = self._advance(task, preparation)
@@ -90,7 +90,7 @@ class Admission:
         return granted
 
     def is_preparing(self, task: Task) -> bool:
-        """Return whether the request waits for its entry, so that others may pass it."""
+        """Return whether the request waits for its entry, so that others may overtake it."""
         preparation = self._preparations.get(task.id)
         return preparation is not None and preparation.is_waiting
 
@@ -123,7 +123,7 @@ class Admission:
         return None
 
     def _obtain(self, task: Task, depth: int, preparation: Preparation) -> PrefixEntry | None:
-        """Return the entry that the request holds from now on, which serves `depth` once it is complete."""
+        """Make the request hold an entry that serves `depth` once it is complete, and return that entry."""
         held = preparation.handle.entry if preparation.handle else None
         if held and (held.depths == {depth} if preparation.is_alone else self._let_serve(held, depth)):
             return held
@@ -137,7 +137,7 @@ class Admission:
         return preparation.handle.entry if preparation.handle else None
 
     def _obtain_shared(self, task: Task, depth: int, preparation: Preparation) -> PrefixHandle | None:
-        """Return a hold on the entry that all requests with this prefix share, if there is room for it."""
+        """Return a handle on the entry that all requests with this prefix share, if there is room for it."""
         if task.cut is None:
             return None
         key, token_ids = task.cut.key, task.prompt[: task.cut.num_tokens]
@@ -157,7 +157,7 @@ class Admission:
         return None
 
     def _let_serve(self, entry: PrefixEntry, depth: int) -> bool:
-        """Let the entry serve a depth once it is complete, if need be by widening it. Return False where it can't."""
+        """Make sure that the entry will serve a depth, if need be by widening it. Return False if that fails."""
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
     def _add_private_pages(
@@ -189,7 +189,7 @@ class Admission:
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return the pages that the request takes at a depth, with an entry that serves that depth only."""
+        """Return how many pages the request and an entry for only this depth take together."""
         return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
             task, depth
         )

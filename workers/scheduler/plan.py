@@ -15,7 +15,7 @@ from workers.scheduler.task import RequestId, RunningRequest
 
 @dataclass(frozen=True)
 class Turn:
-    """Gives one sequence one pass in this step."""
+    """Assigns one pass of this step to one sequence."""
 
     sequence: RunningRequest
     run: Pass
@@ -30,19 +30,19 @@ class Turn:
 class Question:
     """Asks for the newest content of a context.
 
-    It comes up at a block start of a sequence in follow mode, which has no pass before `Scheduler.continue_in_place` or
-    `Scheduler.relocate` ends its waiting.
+    A sequence in follow mode asks it at a block start, and has no pass until `Scheduler.continue_in_place` or
+    `Scheduler.relocate` is called.
     """
 
     request_id: RequestId
     block_index: int
     read: ContextRead
-    """The epoch that the sequence goes by now."""
+    """The epoch that the sequence reads now."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Lists entries to build or to probe, and passes to run, which don't depend on each other."""
+    """Lists independent work: entries to build or to probe, and passes to run."""
 
     builds: tuple[PrefixEntry, ...] = ()
     turns: tuple[Turn, ...] = ()

@@ -16,7 +16,7 @@ choice of rows:
                       have begun since the last one
 
 t counts decoding steps. `lean` is `bicache-dual` without its waste: the opening pass decodes, and no refresh falls
-inside a block. It may let only anchor rows join, and leave a refresh out while attention to the prefix stays put.
+inside a block. It may let only anchor rows join, and skip a refresh while attention to the prefix is unchanged.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Moment:
-    """Says how far a request has come in its denoising."""
+    """Describes a request's progress in denoising."""
 
     block: range
     """Positions of the active block."""
@@ -69,18 +69,18 @@ class Moment:
     step: int
     """Decoding steps done in it."""
     clock: int
-    """Decoding steps over all blocks: t in the paper. By the timetable, unless confidence sets the pace."""
+    """Decoding steps over all blocks: t in the paper. The timetable gives it, unless confidence sets the pace."""
     last_block_clock: int
     """The clock when the block before this one began."""
     opened: bool
     """Whether the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
     anchors: tuple[int, ...] | None = None
-    """Prefix rows that stand for all of them in a refresh; None before the first one, or without anchors."""
+    """Prefix rows that a refresh recomputes in place of all; None before the first refresh, or without anchors."""
     drifted: bool = True
     """Whether attention to the prefix was seen to change since the last refresh, or was not watched."""
     is_cold: bool = False
-    """Whether no pass has run since the sequence got its pages: then nothing is kept that could be reused."""
+    """Whether no pass has run since the sequence got its pages, so that no K/V can be reused."""
 
     @property
     def refresh_due(self) -> bool:
@@ -95,7 +95,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Pass:
-    """Describes one forward of one sequence."""
+    """Describes one forward pass of one sequence."""
 
     rows: range
     """Rows that are computed in every layer."""
@@ -116,7 +116,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Policy:
-    """Names a schedule of passes, and says what the rest of the engine must know about it."""
+    """Names a schedule of passes, with the properties that the rest of the engine needs."""
 
     name: str
     next_pass: Callable[[Geometry, Moment], Pass]

@@ -1,7 +1,7 @@
 """Decide how deep a request's prefix is reused. Pure: only the request, the depth table and evidence count.
 
-What is cached, pending or evicted, what was asked before, and what other replicas hold decide how long an answer takes,
-and never which answer it is.
+The content of the cache, earlier requests and other replicas' entries affect only how long an answer takes, never the
+answer itself.
 
     policy, request                       depth                                          may be lowered by
     request names `reuse_depth`           that                                           nothing
@@ -31,7 +31,7 @@ class Reuse:
     num_prefix: int
     depth: int
     limited_by: DepthLimiter | None = None
-    """The evidence that lowered the depth; None where it is what the table or the request says."""
+    """The evidence that lowered the depth; None if it is what the table or the request says."""
 
 
 class ReuseRule:
@@ -44,7 +44,7 @@ class ReuseRule:
         self._has_probes, self._similarity = config.probe_positions > 0, config.probe_similarity
 
     def decide(self, task: Task) -> Reuse | None:
-        """Return the request's cut and depth; None while its prefix is yet to be probed at its ratio."""
+        """Return the request's cut and depth; None until its prefix has been probed at its ratio."""
         if task.cut is None:
             return Reuse(0, 0)
         depth, limited_by = self.nominal_depth(task), None
@@ -72,7 +72,7 @@ class ReuseRule:
         return bucket_of(self._ratio(task, task.cut)) if task.cut else 0
 
     def judge_probe(self, key: PrefixKey, bucket: int, similarities: Sequence[float]) -> Finding:
-        """Return, and remember, what a probe shows whose K/V are this similar to the true ones, layer by layer."""
+        """Return and remember the finding of a probe, from the similarity of K/V to the true ones in each layer."""
         finding = Finding.of(similarities, self._similarity)
         self._evidence.record(key, {bucket: finding})
         return finding

@@ -38,7 +38,7 @@ class Counters:
 
 
 class Scheduler:
-    """Owns all requests between submission and their last chunk."""
+    """Owns every request from its submission to its last chunk."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Scheduler:
         self._waiting: deque[Task] = deque()
         self._running: dict[RequestId, RunningRequest] = {}
         self._relocating: dict[RequestId, RunningRequest] = {}
-        """Requests among the waiting ones that have run before, with other pages."""
+        """Waiting requests that ran before and gave up their pages."""
         self._questions: list[Question] = []
         self._stalled = False
         self._num_steps = 0
@@ -72,17 +72,17 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Return whether a step would do something: there is work that does not wait for another thread."""
+        """Return whether a step would do something: whether there is work that does not wait for another thread."""
         return (
             bool(self._running or self._waiting or next(self._cache.background_entries(), None)) and not self._stalled
         )
 
     def wake(self) -> None:
-        """Look for work again, after another thread has changed something."""
+        """Look for work again at the next step, because another thread has changed something."""
         self._stalled = False
 
     def add(self, task: Task) -> None:
-        """Queue a request. Raises OverloadedError or InvalidRequestError, and then keeps nothing of it."""
+        """Queue a request. If this raises OverloadedError or InvalidRequestError, the request is not queued."""
         if self.num_running + self.num_waiting >= self._config.max_batch + self._config.max_waiting:
             raise OverloadedError(
                 f"{self.num_waiting} requests wait already; try again later, or raise engine.max_waiting"
@@ -95,7 +95,7 @@ class Scheduler:
         self.counters.num_requests += 1
 
     def take_questions(self) -> list[Question]:
-        """Return the questions that came up since the last call. Each is to be answered once."""
+        """Return the questions asked since the last call. The caller must answer each exactly once."""
         taken, self._questions = self._questions, []
         return taken
 
@@ -107,13 +107,13 @@ class Scheduler:
         return sequence if sequence.is_waiting_for_epoch else None
 
     def continue_in_place(self, sequence: RunningRequest) -> None:
-        """Let a sequence that waited for an answer go on with the pages that it has."""
+        """Let a sequence that waited for an answer continue with its present pages."""
         sequence.has_answer, self._stalled = True, False
 
     def relocate(self, sequence: RunningRequest, task: Task) -> None:
-        """Let a sequence that waited for an answer go on with `task`, which is first to get pages.
+        """Let a sequence that waited for an answer continue with `task`, which gets pages before all other requests.
 
-        What it has committed stays. Raises InvalidRequestError where `task` never fits, and then changes nothing.
+        Its committed tokens stay. If `task` can never fit, raises InvalidRequestError and changes nothing.
         """
         self._check_fits(task)
         sequence.suspend(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
@@ -150,9 +150,9 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Admit the requests that get pages, then plan every cheap pass, and expensive work within its budget.
 
-        A step takes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the longest
-        waiting first; more only while no cheap pass waits for the step to end, up to `max_heavy_rows`. A reserved entry
-        is built where there is no other expensive work.
+        A step includes one expensive piece of work (an entry's build and probe, a refresh, a full pass), the one that
+        has waited longest. If no cheap pass waits for the step to end, it includes more, up to `max_heavy_rows`. A
+        reserved entry is built if there is no other expensive work.
         """
         self._admit()
         self._ask_for_epochs()
@@ -203,7 +203,7 @@ class Scheduler:
         return [*[self.fail(sequence, error) for sequence in list(self._running.values())], *waiting]
 
     def _admit(self) -> None:
-        """Admit requests in order. One that waits for an entry keeps its slot of the batch and lets others pass."""
+        """Admit requests in order. One that waits for an entry keeps its place in the batch; others may overtake it."""
         num_preparing = 0
         for task in tuple(self._waiting):
             if self.num_running + num_preparing >= self._config.max_batch:
@@ -251,7 +251,7 @@ class Scheduler:
         return failures
 
     def _fail_waiting(self, entry: PrefixEntry, error: WorkerError) -> Iterator[Failure]:
-        """End the requests that wait for an entry that failed: without it their answers would be others."""
+        """Fail the requests that wait for a failed entry: without it their answers would be different."""
         for task in tuple(self._waiting):
             if self._admission.waits_for(task, entry):
                 self._forget_waiting(task)
@@ -298,6 +298,6 @@ class Scheduler:
 
 
 def age_rank(turn: Turn) -> tuple[bool, int]:
-    """Return a key that sorts requests without any pass first, then those whose last pass lies furthest back."""
+    """Return a sort key: requests without any pass come first, then those whose last pass is oldest."""
     last_served = turn.sequence.last_served
     return (last_served is not None, last_served or 0)

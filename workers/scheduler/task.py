@@ -29,19 +29,19 @@ class Task:
     prompt: tuple[int, ...]
     """The tokens before the canvas."""
     suffix: tuple[int, ...]
-    """The tokens behind the canvas."""
+    """The tokens after the canvas."""
     num_canvas: int
     prefixes: tuple[PrefixCandidate, ...]
     """Usable boundaries, shortest first."""
     cut: PrefixCandidate | None
-    """The boundary at which the prompt is cut; None where the policy reuses no prefix, or no boundary can be used."""
+    """The boundary at which the prompt is cut; None if the policy reuses no prefix, or no boundary can be used."""
     timetable: Timetable
     policy: Policy
     refresh_interval: int
     reuse_depth: int | None
     """A depth that overrides the depth table."""
     deterministic: bool
-    """Whether other replicas' reports leave the reuse depth as it is."""
+    """Whether the reuse depth ignores other replicas' reports."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
@@ -59,7 +59,7 @@ class Task:
 
     @property
     def chooses_depth(self) -> bool:
-        """Return whether evidence may lower the depth; the published policies go by the table alone."""
+        """Return whether evidence may lower the depth; the published policies use the table alone."""
         return self.policy.adaptive and self.reuse_depth is None
 
     @property
@@ -71,7 +71,7 @@ class Task:
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
 
     def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
-        """Return a canvas with what was committed to `canvas`, amid this task's text."""
+        """Return a canvas with this task's text and the tokens committed to `canvas`."""
         return canvas.moved(self.timetable, self._token_ids(mask_token_id))
 
     def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class Task:
 
     @property
     def forwards_per_pass(self) -> int:
-        """Return how often a pass runs the model: guidance does so a second time, without the prompt."""
+        """Return how many forwards a pass takes: guidance needs a second one, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
@@ -99,7 +99,7 @@ class Allocation:
 
     @property
     def is_built_for_it(self) -> bool:
-        """Return whether the model built the entry because of this request; a copy takes no forward."""
+        """Return whether the model built the entry because of this request; a copy needs no forward."""
         return self.entry is not None and not self.is_hit and not self.entry.is_copy
 
 
@@ -116,7 +116,7 @@ class RunningRequest:
         self.is_cold = True
         """Whether no pass has run since it got its pages."""
         self.epochs: list[Epoch] = []
-        """The epochs of its context that its passes went by."""
+        """The epochs of its context that its passes read."""
         self.has_asked, self.has_answer = False, False
         """In follow mode: whether the newest epoch was asked for at this block start, and whether it is known."""
         self.last_served: int | None = None
@@ -138,7 +138,7 @@ class RunningRequest:
 
     @property
     def is_waiting_for_epoch(self) -> bool:
-        """Return whether its question about the context's newest epoch is open."""
+        """Return whether its question about the context's newest epoch is unanswered."""
         return self.has_asked and not self.has_answer
 
     @property
@@ -148,7 +148,7 @@ class RunningRequest:
 
     @property
     def moment(self) -> Moment:
-        """Where it stands, in plain values: every schedule asks, also for passes that then have to wait."""
+        """Return its progress as plain values: every schedule reads it, even for passes that then have to wait."""
         return Moment(
             block=self.block,
             index=self.block_index,
@@ -174,7 +174,7 @@ class RunningRequest:
     def is_watched(self) -> bool:
         """Return whether the attention of its masked rows in this pass decides about a refresh.
 
-        It does in the first pass of a block, which may refresh, and in the last, after which a refresh may be skipped.
+        This holds for the first pass of a block, which may refresh, and the last, after which a refresh may be skipped.
         """
         if not (self.focus.is_watched and self.allocation.geometry.prefix > 0):
             return False
@@ -182,7 +182,7 @@ class RunningRequest:
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
     def advance(self, done: Pass, attention: Attention | None) -> None:
-        """Go on to the next step after `done`, whose tokens are committed; a block without masks is done."""
+        """Advance by one step after `done`, whose tokens are committed; go to the next block if no mask is left."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
         if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
@@ -204,13 +204,13 @@ class RunningRequest:
             self.has_asked, self.has_answer = False, False
 
     def suspend(self, task: Task, canvas: Canvas) -> None:
-        """Free pages and entry, and take `task` and `canvas` for what follows from the start of this block."""
+        """Free pages and entry, and replace task and canvas from the start of this block."""
         self.num_forwards += self.allocation.is_built_for_it
         self.resources.close()
         self.task, self.canvas = task, canvas
 
     def resume(self, allocation: Allocation, resources: ExitStack) -> None:
-        """Go on with another allocation. It holds none of the K/V that were kept, so that the next pass refreshes."""
+        """Continue with another allocation. It has none of the earlier K/V, so that the next pass must refresh."""
         self.allocation, self.resources = allocation, resources
         self.focus, self.is_cold = Focus(self.task.focus), True
 
@@ -220,7 +220,7 @@ class RunningRequest:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Mask some tokens of the active block again, where the request asks for it. Return how many."""
+        """Mask some tokens of the active block again, if the request sets `remask`. Return how many."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 

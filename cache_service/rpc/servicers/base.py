@@ -16,7 +16,7 @@ class Servicer:
         self.service = service
 
     def header(self) -> pb.Header:
-        """Return where the store is now: at or after the revision that the answer was made from."""
+        """Return the store's present position: the revision from which the answer was made, or a later one."""
         store = self.service.store
         return pb.Header(incarnation=store.incarnation, revision=store.state.revision)
 

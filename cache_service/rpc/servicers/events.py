@@ -42,6 +42,6 @@ class EventsServicer(Servicer):
 
 
 def add_to_server(servicer: EventsServicer, server: grpc.aio.Server) -> None:
-    """Add the servicer as the generated function would, but for messages that are encoded already."""
+    """Add the servicer as the generated function does, except that messages are already encoded."""
     watch = grpc.unary_stream_rpc_method_handler(servicer.Watch, request_deserializer=pb.WatchRequest.FromString)
     server.add_registered_method_handlers(_NAME, {"Watch": watch})

@@ -1,6 +1,6 @@
 """Choose the waiting decisions that can be appended together. Pure.
 
-All decisions of a batch are taken on one state, so none may depend on what an earlier one of the batch changes. That
+All decisions of a batch are made on one state, so none may depend on what an earlier one of the batch changes. That
 holds for announcements of different placements: each reads only leases, epochs and its own placement, and changes
 only the placement. Any other decision, even one without events, goes alone or begins the next batch.
 """
@@ -45,7 +45,7 @@ class Proposal:
 def batch_of(proposals: Iterable[Proposal], state: State) -> list[tuple[Proposal, Sequence[Event]]]:
     """Return the first of `proposals` and as many of the following ones as can go with it, each with its events.
 
-    Raises what the first decision raises, which may also have no events. The events are numbered through.
+    Raises what the first decision raises, which may also have no events. The batch numbers its events consecutively.
     """
     first, *others = proposals
     events = first.decide(state, state.next_revision)
@@ -67,7 +67,7 @@ def batch_of(proposals: Iterable[Proposal], state: State) -> list[tuple[Proposal
 
 
 def _claim(events: Sequence[Event], claimed: set[tuple[PrefixKey, ReplicaId]]) -> bool:
-    """Claim the placements that `events` announce; return False where one is claimed, or an event does more."""
+    """Claim the placements that `events` announce; return False if one is taken, or an event isn't Announced."""
     announced = [event.placement for event in events if isinstance(event, Announced)]
     claims = {(placement.key, placement.replica) for placement in announced}
     if not events or len(announced) < len(events) or not claimed.isdisjoint(claims):

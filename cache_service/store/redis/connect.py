@@ -1,4 +1,4 @@
-"""Make the redis-py client that a URL stands for."""
+"""Make the redis-py client for a URL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def connect(url: str, timeout_s: float) -> Link:
 
     redis://[[USER]:PASSWORD@]HOST:PORT/DB   one server; unix://PATH
     redis+cluster://HOST:PORT                a Redis Cluster, by any of its nodes
-    redis+sentinel://HOST,HOST/SERVICE/DB    the primary of SERVICE, by its sentinels, which ask for no password
+    redis+sentinel://HOST,HOST/SERVICE/DB    the primary of SERVICE, by its sentinels, without a password
 
     A scheme with rediss in place of redis uses TLS to the servers that hold data. Options of redis-py may follow,
     such as ?ssl_ca_certs=PATH.

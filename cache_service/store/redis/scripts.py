@@ -1,9 +1,9 @@
 """Define the scripts that run inside the server, each as one atomic step.
 
-A server that restarts forgets its scripts, even where it keeps its data, and a replica that is promoted gets a new
+A server that restarts forgets its scripts, even if it keeps its data, and a replica that is promoted gets a new
 replication id. Either makes the next call fail before anything is read or written, and the first caller that fails
 runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
-so that no revision is ever used twice. A primary that was demoted answers no call, since it may be behind.
+so that no revision is ever used twice. A demoted primary answers no call, since it may be behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Script:
 
 
 REVISION_JUMP = 2**20
-"""A number of revisions that is larger than any server can have lost."""
+"""A number of revisions greater than any server can have lost."""
 
 _HISTORY = """
 local info = redis.call('INFO', 'replication')
@@ -43,7 +43,7 @@ if at[1] and at[3] ~= history then
 end
 """
 )
-"""Begins each script that reads or writes: `at` holds incarnation and head."""
+"""The beginning of each script that reads or writes: `at` holds incarnation and head."""
 
 ATTACH = (
     _HISTORY

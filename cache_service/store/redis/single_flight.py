@@ -1,4 +1,4 @@
-"""Share one call among many callers: each gets the outcome of a call that began after it asked."""
+"""Share one call among many callers: each gets the outcome of a run that began after its own call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 
 class SharedFlight:
-    """Runs `act` once for all calls that arrive while the run before is under way."""
+    """Runs `act` once for all calls that arrive during the previous run."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
         self._act = act
@@ -15,14 +15,14 @@ class SharedFlight:
         self._next: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
-        """Return when a run that began after this call has ended. Raises what the run raised."""
+        """Wait until a run that began after this call has ended. Raises what the run raised."""
         if self._next is None:
             self._next = asyncio.create_task(self._run(after=self._current))
             self._next.add_done_callback(_mark_retrieved)
         await asyncio.shield(self._next)
 
     async def close(self) -> None:
-        """End the runs under way and cancel their callers."""
+        """End the current runs and cancel their callers."""
         runs = [run for run in (self._current, self._next) if run is not None]
         for run in runs:
             run.cancel()
@@ -36,6 +36,6 @@ class SharedFlight:
 
 
 def _mark_retrieved(run: asyncio.Task[None]) -> None:
-    """Mark a failure as seen, even where every caller was cancelled meanwhile."""
+    """Mark a failure as seen, even if every caller has been cancelled."""
     if not run.cancelled():
         run.exception()

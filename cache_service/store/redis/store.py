@@ -28,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 READ_BATCH = 1000
 BLOCK_S = 0.5
-"""How long the follower waits for news at a time; `close` waits as long where redis-py swallows its cancellation."""
+"""Seconds that a read of the follower waits for new events; `close` waits as long if redis-py ignores cancellation."""
 GATHER_S = 0.003
-"""How long news may gather before the follower reads it, so that it reads a burst at once and nothing of its own."""
+"""Seconds that the follower waits before it reads new events: it reads a burst at once, and not its own events."""
 PAUSE_S = 0.25
-"""How long the follower of the log waits after a failure."""
+"""Seconds that the follower of the log waits after a failure."""
 MAX_RENEWALS = 32
 """The most renewals at once; each takes a connection, and redis-py refuses more than 100."""
 
@@ -40,8 +40,8 @@ MAX_RENEWALS = 32
 class RedisStore:
     """Serves any number of processes.
 
-    A decision is taken on the local copy and appended by compare-and-set, together with others where possible; where
-    another writer was faster, the copy catches up and the decision is taken again. A refusal is raised only from a
+    A decision is made on the local copy and appended by compare-and-set, together with others if possible. If another
+    writer was faster, the copy catches up and the decision is made again. A refusal is raised only from a
     copy that has caught up since the call began.
     """
 
@@ -85,7 +85,7 @@ class RedisStore:
         return proposal.outcome()
 
     async def _decide_some(self) -> None:
-        """Append what can go together, or catch up; where the store is unreachable, refuse all that wait."""
+        """Append the decisions that can go together, or catch up; if the store is unreachable, fail all that wait."""
         waiting = [proposal for proposal in self._proposals if not proposal.is_decided]
         try:
             async with _store_errors():
@@ -98,7 +98,7 @@ class RedisStore:
                 proposal.refuse(error)
 
     async def _decide_first(self, waiting: Sequence[Proposal]) -> bool:
-        """Decide the first proposal and those that go with it; return False where the state must catch up before."""
+        """Decide the first proposal and those that go with it; return False if the state must catch up before."""
         first = waiting[0]
         try:
             batch = batch_of(waiting, self.state)
@@ -149,7 +149,7 @@ class RedisStore:
                 return
 
     def _advance(self, events: Iterable[Event]) -> bool:
-        """Apply the new ones of `events`; return False where they don't follow the known ones."""
+        """Apply those `events` that are new; return False if they don't follow the known ones."""
         fresh = [event for event in events if event.revision > self.state.revision]
         if fresh and fresh[0].revision != self.state.next_revision:
             return False
@@ -160,7 +160,7 @@ class RedisStore:
         return True
 
     async def _reload(self) -> None:
-        """Load the whole state again; watchers that can't go on from it get a snapshot."""
+        """Load the whole state again; watchers that can't continue from it get a snapshot."""
         while True:
             keys = [self._keys.meta, *self._keys.tables]
             incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
@@ -173,14 +173,14 @@ class RedisStore:
         _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
 
     async def _attach(self) -> None:
-        """Begin a new incarnation, on a server that is new, restarted or emptied."""
+        """Begin a new incarnation on a server that is new, or was restarted or emptied."""
         for script in scripts.REMEMBERED:
             await self._redis.script_load(script.source)
         incarnation, jump = uuid.uuid4().hex, scripts.REVISION_JUMP
         await self._redis.eval(scripts.ATTACH, 2, self._keys.meta, self._keys.log, incarnation, jump)
 
     async def _read(self, script: Script, keys: list[str], args: list[Any]) -> Any:
-        """Run a script that changes nothing, and run it again where the connection turns out to have been lost."""
+        """Run a read-only script, and repeat it if the connection turns out to be lost."""
         try:
             return await self._run(script, keys, args)
         except ConnectionLost:

@@ -1,10 +1,10 @@
-"""The denoising of a shared context: its holes are filled a block at a time, and every block is a commit.
+"""Denoise a shared context: its holes are filled a block at a time, and every block is a commit.
 
     read epoch e --> denoise the next block's holes --> commit(expected e) --accepted--> e + 1, go on there
          ^                                                  |
          +------------- another commit was faster: what it filled stays, the rest is denoised again
 
-So a block is always made of the content that it is committed to, and concurrent denoisers line up.
+So a block is always computed from the content to which it is committed, and concurrent denoisers take turns.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class BlockCommitted:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Reports, as the last event, that nothing is masked any more."""
+    """Reports, as the last event, that no mask is left."""
 
     context: Context
     num_blocks: int
     lost_races: int
-    """Blocks that were thrown away, because another commit was faster."""
+    """Blocks that were discarded because another commit was faster."""
     usage: Usage | None
-    """The last block's usage, with the steps, forwards and tokens of all; None where the context had no hole."""
+    """The last block's usage, with the steps, forwards and tokens of all; None if the context had no hole."""
 
 
 class BlockService(Protocol):
-    """Is what the denoiser needs of the inference service."""
+    """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
 
@@ -116,7 +116,7 @@ class ContextDenoiser:
 
 
 def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
-    """Return the steps of one block. Raises RequestError where the steps are fewer than the blocks."""
+    """Return the number of steps of one block. Raises RequestError if there are fewer steps than blocks."""
     if params.num_steps is None or not context.masked:
         return None
     num_blocks = -(-len(context.masked) // block_length)
@@ -135,7 +135,7 @@ def seeded(params: DecodingParams, number: int) -> DecodingParams:
 
 
 def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, ...]:
-    """Return one edit for every run of neighbours among the ascending positions."""
+    """Return one edit for every contiguous run of the ascending positions."""
     edits: list[Edit] = []
     for position, token_id in zip(positions, token_ids, strict=True):
         if edits and edits[-1].end == position:
@@ -146,7 +146,7 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
 
 
 def total(usages: Sequence[Usage]) -> Usage | None:
-    """Return what all blocks took; those that were thrown away count too, since they were computed."""
+    """Return the usage of all blocks; discarded ones count too, since they were computed."""
     if not usages:
         return None
     return replace(

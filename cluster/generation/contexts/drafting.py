@@ -1,7 +1,7 @@
-"""A client's content of a shared context -> token ids with holes, and the edits that insert them. No I/O.
+"""Turn a client's content for a shared context into token ids with holes, and the edits that insert them. No I/O.
 
-Text stays text: neither the mask token's name nor any other special token's is read as such in it. Only a `Hole`
-makes a hole.
+Text stays text: the names of the mask token and of other special tokens in it are not parsed as tokens. Only a
+`Hole` makes a hole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cluster.generation.tokenization import ANCHOR, Message, Tokenizer
 
 MAX_HOLE = 4096
 TAIL_TOKENS = 8
-"""Tokens before a position that decide how text is read there."""
+"""Number of tokens before a position that decide how text is tokenized there."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def num_holes(content: Content) -> int:
 
 
 def length_written(content: Content) -> int:
-    """Return the number of characters and token ids, which says how much work the encoding is."""
+    """Return the number of characters and token ids, a measure of the work of encoding."""
     return sum(len(part) if isinstance(part, str) else 1 for part in parts_of(content))
 
 
@@ -90,7 +90,7 @@ class Draft:
     masked: tuple[int, ...] = ()
 
     def edits(self, start: int, end: int) -> tuple[Edit, ...]:
-        """Return the edits that replace positions start..end-1 by it: one for every run of text or of holes."""
+        """Return the edits that replace positions start..end-1 by this draft: one for every run of text or of holes."""
         holes = frozenset(self.masked)
         runs = [list(run) for _, run in groupby(range(len(self.token_ids)), key=holes.__contains__)]
         edits = [
@@ -107,7 +107,7 @@ class ContextDrafter:
         self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def draft_whole(self, content: Content) -> Draft:
-        """Draft content that stands alone. Raises RequestError for what the template or the vocabulary refuses."""
+        """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
         match content:
             case TokenContent(parts):
                 return self._draft_tokens(parts)
@@ -119,8 +119,8 @@ class ContextDrafter:
     def draft_behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
         """Draft content that follows the tokens `before`.
 
-        A tokenizer may treat a text's first word in its own way. So the text is read behind the text that it follows,
-        if any, and in another way where it would then read otherwise in its position.
+        A tokenizer may treat the first word of a text specially. So the content is tokenized after the text that
+        precedes it, else after an anchor, else by itself: the first of these that decodes as written is taken.
         """
         if isinstance(content, TokenContent):
             return self.draft_whole(content)
@@ -134,9 +134,9 @@ class ContextDrafter:
         return self._draft_with_holes(lambda spell: encode(spell(parts)))
 
     def locate_text(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
-        """Return the positions start..end-1 of the tokens of `text`, and what else they spell before and behind it.
+        """Return the positions start..end-1 of the tokens of `text`, and the text before and after it in them.
 
-        Raises RequestError where it stands nowhere, more than once, or not in one piece of text.
+        Raises RequestError if it is missing, repeated, or not within one piece of text.
         """
         pieces, holes = self._tokenizer.pieces(token_ids), frozenset(masked)
         whole = "".join(pieces)
@@ -174,10 +174,10 @@ class ContextDrafter:
         return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
-        """Draft text with holes, which go through the tokenizer as tokens of their own that text can't spell.
+        """Draft text with holes, which go through the tokenizer as special tokens that no text can spell.
 
-        The text behind a hole is read as a continuation, behind an anchor that is removed again, unless the tokenizer
-        joins the anchor to that text.
+        The text after a hole is tokenized as a continuation: an anchor is put before it and removed again, unless the
+        tokenizer joins the anchor to that text.
         """
         hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
@@ -188,7 +188,7 @@ class ContextDrafter:
         raise AssertionError("without anchors, nothing can be joined to them")
 
     def _reads_as_written(self, before: Sequence[int], draft: Draft, parts: Sequence[Part]) -> bool:
-        """Return whether the tokens up to the first hole add the text up to it."""
+        """Return whether the tokens before the first hole decode to the text before it."""
         text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
         end = draft.masked[0] if draft.masked else len(draft.token_ids)
         tail = before[-TAIL_TOKENS:]
@@ -200,7 +200,7 @@ def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
 
 
 def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
-    """Return the tokens with holes as None, without the anchor behind each run; None where an anchor is missing."""
+    """Return the tokens with holes as None, without the anchor after each run; None if an anchor is missing."""
     out: list[int | None] = []
     index = 0
     while index < len(token_ids):

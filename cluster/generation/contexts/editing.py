@@ -1,4 +1,4 @@
-"""Shared contexts as clients see them, over either transport. The one wall to the cache service, where they live."""
+"""Offer shared contexts to clients of both transports. Only this module calls the cache service about contexts."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
-"""Seconds for which a call is tried again: nothing can replace the service, and its restart should pass unnoticed."""
+"""Seconds for which a failed call is retried, so that clients don't notice a restart of the service."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
-"""Contexts that are listed at a time."""
+"""Number of contexts in one page of a list: by default, and at most."""
 MAX_EDITS = 64
-"""Edits of one change: each of them reads the whole context."""
+"""The most edits in one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
@@ -56,7 +56,7 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class TextMatch:
-    """Names the positions of a text, which must stand in the context once."""
+    """Names the positions of a text, which must occur exactly once in the context."""
 
     text: str
 
@@ -77,10 +77,10 @@ class FullRewrite:
 
 
 class ContextService:
-    """Creates, reads and edits contexts of the served model. Another tenant's contexts are as if they weren't there.
+    """Creates, reads and edits contexts of the served model. Another tenant's contexts are treated as unknown.
 
-    Every method raises ContextsUnavailableError where the cache service hasn't answered within `patience_s`. A change
-    has an id, by which it is carried out once, however often it is sent.
+    Every method raises ContextsUnavailableError if the cache service hasn't answered within `patience_s`. A change
+    has an id, so that it is carried out only once, however often it is sent.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ContextService:
         return context
 
     async def read_to_generate(self, context_id: ContextId, salt: str) -> Context:
-        """Return the same as `read`. Raises RequestError where the context holds another model's tokens."""
+        """Return the same as `read`. Raises RequestError if the context holds another model's tokens."""
         context, info = await self.read(context_id, salt), await self._model()
         if context.fingerprint != info.fingerprint:
             raise RequestError(f"context {context_id} was made for another model than {info.name}", param="context.id")
@@ -143,7 +143,7 @@ class ContextService:
     ) -> Context:
         """Edit the context at epoch `expected`, and return it as this change left it, at epoch `expected` + 1.
 
-        Raises ContextConflictError where `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
+        Raises ContextConflictError if `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
         """
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
@@ -160,7 +160,7 @@ class ContextService:
         return await self.commit(context, edits)
 
     async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
-        """Commit `edits` and return the edited context. Raises ContextConflictError where a newer epoch exists."""
+        """Commit `edits` and return the edited context. Raises ContextConflictError if a newer epoch exists."""
         edit_id = EditId(uuid.uuid4().hex)
         try:
             with translate_cache_errors():
@@ -177,7 +177,7 @@ class ContextService:
     async def _run_draft(
         self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[ContextDrafter], T]
     ) -> T:
-        """Run `draft` without holding up the event loop: it reads `num_read` tokens and encodes `contents`.
+        """Run `draft` without blocking the event loop: it reads `num_read` tokens and encodes `contents`.
 
         Raises RequestError for more holes than the context length, before any is made.
         """
@@ -189,7 +189,7 @@ class ContextService:
         return await self._encoder.run(num_read + sum(map(length_written, contents)), work)
 
     async def _call_with_retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the service's answer; a call that finds no service is tried again. Raises CacheServiceError."""
+        """Return the service's answer; retry a call while the service is unreachable. Raises CacheServiceError."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(CacheServiceUnavailable),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
@@ -207,12 +207,12 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=place_of)
+    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=replaced_range)
     return tuple(chain.from_iterable(ordered))
 
 
-def place_of(edits: Sequence[Edit]) -> tuple[int, int]:
-    """Return the positions that a change replaces: its first edit removes what was there, the others follow it."""
+def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
+    """Return the range that a change replaces: its first edit removes the old tokens, the others insert after it."""
     return edits[0].start, edits[0].end
 
 

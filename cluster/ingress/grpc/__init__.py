@@ -1,4 +1,4 @@
-"""The gRPC API: decode, call the services, encode. Protobuf classes go no further than this.
+"""Serve the gRPC API: decode, call the services, encode. Protobuf classes are used only here.
 
 Terms: docs/glossary.md.
 """

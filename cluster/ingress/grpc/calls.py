@@ -1,4 +1,4 @@
-"""What all gRPC calls have in common: API keys, errors, decoding parameters and the report of the work."""
+"""Handle what all gRPC calls have in common: API keys, errors, decoding parameters and the report of the work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bearer_of(metadata: Any) -> str | None:
 
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
-    """Return the trailers for what HTTP reports by a header or a field of its own."""
+    """Return the trailers for values that HTTP reports in a header or field."""
     trailer: list[tuple[str, str]] = []
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
@@ -50,7 +50,7 @@ def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
 
 
 def params_of(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.DenoiseRequest) -> DecodingParams:
-    """Return the decoding parameters that are set. Raises RequestError for a number beyond its bounds."""
+    """Return the decoding parameters that are set. Raises RequestError for a number out of bounds."""
     given: dict[str, Any] = {}
     for parameter in PARAMETERS:
         message: Any = request if parameter.is_openai else request.diffusion

@@ -1,4 +1,4 @@
-"""Messages about shared contexts -> our own types. Incomplete ones raise RequestError."""
+"""Convert messages about shared contexts to our own types. Incomplete ones raise RequestError."""
 
 from __future__ import annotations
 

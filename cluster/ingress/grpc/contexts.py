@@ -1,4 +1,4 @@
-"""The service `palimpsest.contexts.v1.Contexts`."""
+"""Serve `palimpsest.contexts.v1.Contexts`."""
 # ruff: noqa: N802 (method names are the protocol's)
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service `palimpsest.inference.v1.Inference`."""
+"""Serve `palimpsest.inference.v1.Inference`."""
 
 from __future__ import annotations
 

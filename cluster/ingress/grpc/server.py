@@ -1,4 +1,4 @@
-"""The gRPC server: both services, health and reflection."""
+"""Run the gRPC server: both services, health and reflection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def serving(
 ) -> AsyncIterator[int]:
     """Run a server with health and reflection at `address` for as long as the context lasts; yield its port.
 
-    Health is SERVING while `service` is healthy. Raises ClusterError where the address can't be had.
+    Health is SERVING while `service` is healthy. Raises ClusterError if it can't bind the address.
     """
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
     inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoiser, api_keys)
@@ -72,7 +72,7 @@ async def wait_until_stopped(server: Any) -> None:
 
 
 async def report_health(service: InferenceService, servicer: Any) -> None:
-    """Report again and again whether this ingress can serve; where that ends, report that it can't."""
+    """Report periodically whether this ingress can serve; when this ends, report that it can't."""
     try:
         while True:
             is_healthy = await can_serve(service)
@@ -83,7 +83,7 @@ async def report_health(service: InferenceService, servicer: Any) -> None:
 
 
 async def can_serve(service: InferenceService) -> bool:
-    """Return whether the service is healthy. A check that fails for a reason of its own counts as no."""
+    """Return whether the service is healthy. An unexpected error in the check counts as unhealthy."""
     try:
         await service.check_health()
     except ClusterError:

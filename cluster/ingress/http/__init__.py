@@ -1,4 +1,4 @@
-"""OpenAI's HTTP API, and the routes of shared contexts.
+"""Serve OpenAI's HTTP API, and the routes of shared contexts.
 
 Terms: docs/glossary.md.
 """

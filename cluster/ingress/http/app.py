@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP API, as a FastAPI application."""
+"""Create the OpenAI-compatible HTTP API as a FastAPI application."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def create_app(
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
-    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers what /metrics shows."""
+    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics."""
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)

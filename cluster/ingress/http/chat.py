@@ -1,4 +1,4 @@
-"""The routes `/v1/chat/completions`, `/v1/completions` and `/v1/fim/completions`."""
+"""Define the routes `/v1/chat/completions`, `/v1/completions` and `/v1/fim/completions`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes below `/v1/contexts`."""
+"""Define the routes below `/v1/contexts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors over HTTP, as OpenAI's error object."""
+"""Answer errors over HTTP with OpenAI's error object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 logger = logging.getLogger(__name__)
 
 NO_OBJECT = {"missing", "model_attributes_type", "model_type", "dict_type"}
-"""What pydantic reports of a body that is empty or no object."""
+"""The error types that pydantic reports for a body that is empty or not an object."""
 
 
 async def refuse(_request: Request, error: Exception) -> Response:
@@ -34,7 +34,7 @@ async def refuse(_request: Request, error: Exception) -> Response:
 
 
 def error_response(error: Exception) -> Reply:
-    """Return what the client is sent; an internal error's own text goes to the log instead."""
+    """Return the response to an error; the text of an internal error goes to the log instead."""
     match error:
         case RequestValidationError():
             return reply_to(request_error(error))
@@ -50,10 +50,10 @@ def error_response(error: Exception) -> Reply:
 
 
 def request_error(error: RequestValidationError) -> RequestError:
-    """Return what is wrong with a body, named by its path in the body: `messages.0.content`.
+    """Return an error that names the faulty field of a body by its path, such as `messages.0.content`.
 
-    Of several faults this is the most deeply nested one, and a wrong type only where nothing else is wrong: where a
-    field has alternatives, the fault lies in the one that was meant.
+    Of several faults it names the most deeply nested one, and a wrong type only if there is no other fault: if a
+    field has alternatives, that fault is in the one that the client meant.
     """
     first = max(error.errors(), key=lambda found: (len(found["loc"]), not found["type"].endswith("_type")))
     if first["loc"] == ("body",) and first["type"] in NO_OBJECT:
@@ -67,5 +67,5 @@ def request_error(error: RequestValidationError) -> RequestError:
 
 
 def is_field(part: str) -> bool:
-    """Return whether a part of an error's path is a field or an index, and not the name of a type that was tried."""
+    """Return whether a part of an error's path is a field or an index, not the name of a type that pydantic tried."""
     return part.isdigit() or (part.isidentifier() and part not in {"str", "int"})

@@ -1,4 +1,4 @@
-"""The report of clients that go away."""
+"""Report clients that disconnect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class ClientLeftMiddleware:
-    """Reports a client that went away as ASGI's disconnect message.
+    """Reports a client that disconnected by ASGI's disconnect message.
 
     Serve's proxy cancels the call that asks it for the client's messages, which would be logged as a fault, with a
     stack trace.

@@ -1,4 +1,4 @@
-"""OpenAI's response bodies: an answer as a chat or as a plain completion, whole or in chunks."""
+"""Make OpenAI's response bodies: a chat or a plain completion, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class ResponseMeta:
-    """Holds what every body of one response repeats."""
+    """Holds the fields that all bodies of one response have in common."""
 
     id: str
     created: int
@@ -94,7 +94,7 @@ class CompletionShape:
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """Makes the chunks of one streamed answer. Where usage is asked for, it is null in all chunks but the last."""
+    """Makes the chunks of one streamed answer. If usage is requested, it is null in all chunks but the last."""
 
     shape: Shape
     include_usage: bool

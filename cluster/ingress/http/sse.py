@@ -1,4 +1,4 @@
-"""The one writer of server-sent events: for chats, completions and the denoising of contexts."""
+"""Write server-sent events: for chats, completions and the denoising of contexts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class EventEncoder(Protocol[T_contra]):
-    """Makes the chunks of one stream of its events."""
+    """Turns the events of one stream into chunks."""
 
     def first_chunks(self) -> Sequence[Json]:
         """Return the chunks that come before any event's."""
@@ -33,7 +33,7 @@ class EventEncoder(Protocol[T_contra]):
 
 
 async def event_stream(events: AsyncGenerator[T, None], encoder: EventEncoder[T]) -> Response:
-    """Return the response that streams `events`. An error before the first event is raised, for a status of its own."""
+    """Return the response that streams `events`. An error before the first event is raised, and sets the status."""
     first = await anext(events)
     stream: Response = EventSourceResponse(write_events(first, events, encoder), sep="\n")
     return stream

@@ -4,7 +4,7 @@ The published profile asks whether a prefix's K/V are similar with and without t
 exceed theta in all leading layers. That says little about the answer. It never tests layer b, though its K/V come from
 a reused state, and the model may read K/V that differ in the same way. So the table here asks the model: depth b is
 safe where reuse predicts the tokens that the exact pass commits, at b and at every smaller depth. The canvas is masked
-to several degrees, as in serving, and counts in the ratio. Depth 0 is always safe.
+to several degrees, as in serving, and is part of the sequence whose share the ratio is. Depth 0 is always safe.
 
 A prompt is cut where the server would cut it, so that earlier turns may follow the cut. A model may read those
 differently, so that a depth must be safe for prompts with and without them.
@@ -37,13 +37,13 @@ NUM_LEVELS = 4
 
 @dataclass(frozen=True)
 class ProfileSample:
-    """A sample is a prompt whose first `prefix` tokens are shared, with a canvas of `canvas` tokens behind it."""
+    """A sample is a prompt whose first `prefix` tokens are shared, followed by a canvas of `canvas` tokens."""
 
     token_ids: tuple[int, ...]
     prefix: int
     canvas: int
     has_turns_behind: bool = False
-    """True where earlier turns lie between the prefix and the last one."""
+    """True if earlier turns lie between the prefix and the last one."""
 
     @property
     def ratio(self) -> int:
@@ -81,7 +81,7 @@ class Bucket:
     similarity: tuple[float, ...]
     """Similarity by layer."""
     agreement: tuple[float, ...]
-    """Agreement by depth 0..L: the lower of the means over prompts with and without turns behind the prefix."""
+    """Agreement by depth 0..L: the lower of the means over prompts with and without turns after the prefix."""
 
     def published_depth(self, config: ProfileConfig) -> int:
         """Count the leading layers with similar K/V, whatever the next layer's are."""
@@ -110,7 +110,7 @@ class Profile:
         )
         table = {0: 0}
         for bucket, agreement in zip(self.buckets, fitted, strict=True):
-            depth = num_leading(agreement[1:], self.config.agreement)
+            depth = count_leading(agreement[1:], self.config.agreement)
             if depth != list(table.values())[-1] or bucket.ratio == 0:
                 table[bucket.ratio] = depth
         return table
@@ -206,7 +206,7 @@ class Profiler:
         return logits
 
 
-def num_leading(values: Sequence[float], minimum: float) -> int:
+def count_leading(values: Sequence[float], minimum: float) -> int:
     """Count the values before the first that is under `minimum`."""
     return len(list(takewhile(lambda value: value >= minimum, values)))
 
@@ -242,7 +242,7 @@ def cosine(a: KV, b: KV, num_tokens: int) -> float:
 
 
 def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profile:
-    """Gather measurements into buckets of ratios."""
+    """Group measurements into buckets of ratios, and average each bucket."""
     groups: defaultdict[int, list[Measurement]] = defaultdict(list)
     for measurement in measurements:
         groups[measurement.ratio // config.bucket_percent * config.bucket_percent].append(measurement)
@@ -266,7 +266,7 @@ def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 
 
 def measure(model: DiffusionLM, samples: Iterable[ProfileSample], device: torch.device) -> Iterator[Measurement]:
-    """Measure those of `samples` whose prefix can be reused at all."""
+    """Measure the samples whose prefix can be reused."""
     profiler = Profiler(model, device)
     for sample in samples:
         if 0 < sample.prefix <= len(sample.token_ids) - model.config.prediction_shift:

@@ -37,7 +37,7 @@ def profile_directory(
 ) -> Profile:
     """Measure the model in `directory` in float32, on a GPU if there is one, and write both files to `output`.
 
-    The table takes effect where it lies beside the weights. Raises UnsupportedModelError, and InvalidRequestError for
+    The table takes effect in the model's directory. Raises UnsupportedModelError, and InvalidRequestError for
     samples that exceed the model's context.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +50,7 @@ def profile_directory(
         )
     chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
     measurements: list[Measurement] = []
-    with Progress(console=console) as progress, processes(num_processes) as run:
+    with Progress(console=console) as progress, parallel_map(num_processes) as run:
         task = progress.add_task(f"{loaded.name} on {device}", total=len(chunks))
         for measured in run(measure_chunk, repeat(directory), repeat(device), chunks):
             measurements += measured
@@ -74,7 +74,7 @@ def measure_chunk(directory: Path, device: torch.device, samples: Sequence[Profi
 
 
 @contextmanager
-def processes(count: int) -> Iterator[Measure]:
+def parallel_map(count: int) -> Iterator[Measure]:
     """Yield `map`, or its equivalent over `count` processes of one thread each."""
     if count == 1:
         yield map

@@ -1,4 +1,4 @@
-"""Samples are packed side by side, many questions behind one sheet, and attention masks keep them apart.
+"""Samples are packed side by side, many questions after one sheet, and attention masks keep them apart.
 
 A packed row has P + 64 n token slots. P is a multiple of 128, and every slot past a part's end is padding:
 

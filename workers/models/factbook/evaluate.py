@@ -118,7 +118,7 @@ def _commit() -> str:
 
 
 def main() -> None:
-    """Evaluate the checkpoints, log one line a row, and write the JSON file where one is named."""
+    """Evaluate the checkpoints, log one line a row, and write the JSON file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", help="checkpoint directories")
     parser.add_argument("--count", type=int, default=2000, help="number of questions")

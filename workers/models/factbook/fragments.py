@@ -1,4 +1,4 @@
-"""Fragments are strings cut at the tokenizer's word borders, so that token ids come without a tokenizer run.
+"""Fragments are strings cut at the tokenizer's word borders, so that token ids are found without the tokenizer.
 
 A word's fragment carries its leading space (`" Mira"`). At the start of a text or a line the space is only
 implied: `join` drops it there, exactly as the tokenizer's decoder does.

@@ -1,4 +1,4 @@
-"""People, their facts and made-up words come from a seed, on one side of the split into training and evaluation."""
+"""Draw people, their facts and made-up words from a seed, for training or for evaluation."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _LISTED = frozenset(word.lower() for word in (*NAMES, *CITIES, *ANIMALS))
 
 
 class Split(Enum):
-    """A split is the side of the hash on which a sheet or a made-up word lies."""
+    """Names the two splits of the data. A hash assigns every sheet and every made-up word to one of them."""
 
     TRAIN = "train"
     EVALUATION = "evaluation"
@@ -48,18 +48,18 @@ def _bucket(text: str, num_buckets: int) -> int:
 
 
 def sheet_split(people: tuple[Person, ...]) -> Split:
-    """Return the side on which a sheet lies, which depends on its facts and not on their order and wording."""
+    """Return the split of a sheet, which depends on its facts and not on their order and wording."""
     facts = sorted((p.name, p.age or 0, p.city or "", p.animal or "") for p in people)
     return Split.EVALUATION if _bucket(repr(facts), _EVALUATION_SHEETS) == 0 else Split.TRAIN
 
 
 def word_split(word: str) -> Split:
-    """Return the side on which a made-up word lies, whatever its case."""
+    """Return the split of a made-up word, whatever its case."""
     return Split.EVALUATION if _bucket(word.lower(), _EVALUATION_WORDS) == 0 else Split.TRAIN
 
 
 def made_up_word(rng: Random, split: Split) -> str:
-    """Draw a lower-case word of 3 to 9 letters that no list holds, from the given side of the split."""
+    """Draw a lower-case word of 3 to 9 letters that no list holds, from the given split."""
     while True:
         if rng.random() < 0.15:
             word = "".join(rng.choices(_LETTERS, k=rng.randint(3, 6)))
@@ -112,7 +112,7 @@ def _draw(rng: Random, num_people: int, split: Split) -> tuple[Person, ...]:
 
 
 def draw_people(rng: Random, num_people: int, split: Split) -> tuple[Person, ...]:
-    """Draw people whose sheet lies on the given side of the split."""
+    """Draw people whose sheet is in the given split."""
     while True:
         people = _draw(rng, num_people, split)
         if sheet_split(people) is split:

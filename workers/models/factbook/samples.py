@@ -1,4 +1,4 @@
-"""A sample is one sheet as a chat prefix, with several questions and answers behind it."""
+"""A sample is one sheet as a chat prefix, with several questions and answers after it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Turn:
 
 
 class SampleWriter:
-    """Draws samples from a seed, all on one side of the split."""
+    """Draws samples from a seed, all of one split."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, split: Split) -> None:
         self._rng = Random(f"{split.value} {seed}")

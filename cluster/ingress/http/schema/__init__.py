@@ -1,4 +1,4 @@
-"""The bodies of HTTP requests. The one home of pydantic.
+"""Define the bodies of HTTP requests. Pydantic is used only here.
 
 Terms: docs/glossary.md.
 """

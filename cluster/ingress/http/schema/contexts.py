@@ -1,4 +1,4 @@
-"""The bodies of `/v1/contexts`."""
+"""Define the request bodies of `/v1/contexts`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CreateContextBody(ContentBody):
 
 
 class EditBody(PlainBody):
-    """Replaces positions start..end-1, or a text that stands in the context once."""
+    """Replaces positions start..end-1, or a text that occurs exactly once in the context."""
 
     start: Position | None = None
     end: Position | None = None

@@ -1,4 +1,4 @@
-"""The bodies' decoding parameters, as `workers.api` declares them."""
+"""Make the bodies' decoding parameters from the declarations in `workers.api`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TokenId = Annotated[int, Field(strict=False)]
 
 
 class Body(BaseModel):
-    """Takes no value for another type's: `"yes"` is not true, and 1.5 no number of tokens."""
+    """Accepts only values of the declared type: `"yes"` is not true, and 1.5 is not a number of tokens."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @field_validator("*")
     @classmethod
     def whole_characters(cls, value: object) -> object:
-        r"""Refuse half a character, which JSON can spell (`"\ud800"`) and no text holds."""
+        r"""Refuse a lone surrogate, which JSON can spell (`"\ud800"`) but no text contains."""
         texts = value if isinstance(value, list) else [value]
         try:
             "".join(text for text in texts if isinstance(text, str)).encode()

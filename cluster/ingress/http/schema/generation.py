@@ -1,4 +1,4 @@
-"""OpenAI's request bodies, as far as a diffusion model can honour them.
+"""Define OpenAI's request bodies, as far as a diffusion model can honour them.
 
 A field that would change the answer and can't be honoured is refused by name unless it has its neutral value; a
 field that changes nothing is accepted; an unknown one is refused.
@@ -23,7 +23,7 @@ from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
 def only(*neutral: Any, reason: str) -> AfterValidator:
-    """Return a validator for a field that takes nothing but its neutral values."""
+    """Return a validator for a field that accepts only its neutral values."""
 
     def check(value: Any) -> Any:
         if value is not None and value not in neutral:
@@ -42,7 +42,7 @@ class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type:
     """Says how the canvas is denoised: the extension of this server."""
 
     seed: int | None = declared_field(SEED)
-    """The same as the body's own `seed`, before which it counts."""
+    """Same as the body's own `seed`; takes precedence over it."""
 
 
 class ContextBody(Body):
@@ -87,7 +87,7 @@ class GenerationBody(SamplingBody):
     max_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
     ignore_eos: bool | None = None
-    """Fill the whole canvas, as load generators ask of vLLM."""
+    """Fill the whole canvas: vLLM's parameter, which load generators send."""
     stream_options: StreamOptions | None = None
     context: ContextBody | None = None
 
@@ -151,7 +151,7 @@ class TextPart(Body):
 
 
 class MessageBody(Body):
-    """Holds one turn. Fields of other kinds of turns (tool calls, audio) can't be put through a template here."""
+    """Holds one turn. Fields of other kinds of turns (tool calls, audio) aren't supported."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
