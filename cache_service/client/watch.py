@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -91,13 +90,3 @@ def update_of(response: pb.WatchResponse) -> Update:
         return convert.update_from_pb(response)
     except ValueError as error:
         raise Compacted(str(error)) from error
-
-
-async def run_forever(run: Callable[[], Awaitable[None]]) -> None:
-    """Run what never ends by itself, and again after every failure, so that its owner keeps up."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            _log.exception("a task that follows the cache service failed and starts again")
-            await asyncio.sleep(MAX_BACKOFF_S)

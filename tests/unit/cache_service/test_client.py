@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import run_forever
 from cache_service.config import ServerConfig
 from cache_service.core.events import Announced, Built, Edited, Event
 from cache_service.core.hashing import prefix_keys
@@ -235,21 +234,6 @@ async def test_a_watcher_takes_a_snapshot_in_place_of_an_event_that_it_does_not_
         asyncio.timeout(10),
     ):
         assert [(await anext(watch)).revision for _ in range(3)] == [1, 3, 5]
-
-
-async def test_run_forever_runs_again_after_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_service.client.watch.MAX_BACKOFF_S", 0.0)
-    failures = [LookupError(), ValueError()]
-
-    async def run() -> None:
-        if failures:
-            raise failures.pop()
-        await asyncio.Event().wait()
-
-    running = asyncio.create_task(run_forever(run))
-    done, _ = await asyncio.wait([running], timeout=0.1)
-    assert (done, failures) == (set(), [])
-    running.cancel()
 
 
 @asynccontextmanager
