@@ -167,3 +167,36 @@ def test_a_revision_is_exact_in_the_scripts_however_large(start: Callable[..., R
             return store.state.revision
 
     assert asyncio.run(commit_far_out()) == 2**50 + 1
+
+
+async def test_an_instance_follows_the_log_again_after_an_unexpected_failure(
+    start: Callable[..., RedisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_service.background.RESTART_S", 0.01)
+    failures: list[Exception] = [LookupError()]
+    whole = RedisStore._follow
+
+    async def follow(store: RedisStore) -> None:
+        if failures:
+            raise failures.pop()
+        await whole(store)
+
+    monkeypatch.setattr(RedisStore, "_follow", follow)
+    server = start()
+    async with opened(server.url) as store, opened(server.url) as other:
+        await joined(other, ANNA)
+        await eventually(lambda: store.state.revision == other.state.revision)
+        assert not failures
+
+
+async def test_an_instance_that_has_ceased_to_follow_the_log_fails_its_ticks(
+    start: Callable[..., RedisProcess],
+) -> None:
+    server = start()
+    async with opened(server.url) as store:
+        assert await store.lapsed() == frozenset()
+        following, store._following = store._following, asyncio.create_task(asyncio.sleep(0))
+        await store._following
+        with pytest.raises(CacheServiceUnavailable, match="follows the log"):
+            await store.lapsed()
+        store._following = following
