@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from cache_service.core.types import Revision
+from cache_service.core.types import DepthLimit, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
+from cache_service.store.redis.codec import encode
 from cache_service.store.redis.scripts import APPEND, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
@@ -200,3 +201,24 @@ async def test_an_instance_that_has_ceased_to_follow_the_log_fails_its_ticks(
         with pytest.raises(CacheServiceUnavailable, match="follows the log"):
             await store.lapsed()
         store._following = following
+
+
+async def test_limits_without_a_placement_that_an_older_version_kept_are_removed(
+    start: Callable[..., RedisProcess],
+) -> None:
+    server = start()
+    kept, orphan = DepthLimit(key("a"), 60, 2, 1), DepthLimit(key("b"), 60, 2, 1)
+    async with opened(server.url) as store:
+        lease = await joined(store, ANNA)
+        await announce(store, lease, placed("a", ANNA))
+        await store.append(lambda state, at: state.report_drift(lease, [kept], at))
+        _, field, value = encode(orphan)
+        with redis.Redis.from_url(server.url) as client:
+            client.hset("{palimpsest}:limits", field, value)  # type: ignore[arg-type]
+        async with opened(server.url) as second:
+            assert second.state.depths.all() == (kept,)
+            await announce(store, lease, placed("b", ANNA))
+            await second.sync()
+            async with opened(server.url) as third:
+                assert facts(third.state) == facts(second.state) == facts(store.state)
+                assert third.state.depths.all() == (kept,)

@@ -52,6 +52,12 @@ class EntryCommands:
             self._cache.reserve(successor.key, successor.token_ids, entry.depths)
         return entry is not None
 
+    def update_limits(self, lifted: Iterable[PrefixKey], limits: Iterable[DepthLimit]) -> None:
+        """Forget the limits of the keys `lifted`, then take in `limits`."""
+        for key in lifted:
+            self._limits.lift(key)
+        self.record_limits(limits)
+
     def record_limits(self, limits: Iterable[DepthLimit]) -> None:
         """Take in what other replicas report. It binds requests that are not deterministic, once they are admitted."""
         for limit in limits:

@@ -131,8 +131,8 @@ class Membership(LoopThread):
         With `eager` refreshes, the entry of the new epoch is built at once.
         """
         with suppress(WorkerError):  # the engine has ended
-            if news.limits:
-                self._engine.call(lambda entries: entries.record_limits(news.limits))
+            if news.lifted or news.limits:
+                self._engine.call(lambda entries: entries.update_limits(news.lifted, news.limits))
             for moved in news.moved:
                 if self._inventory.has(moved.old):
                     self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)

@@ -165,13 +165,25 @@ class RedisStore:
         while True:
             keys = [self._keys.meta, *self._keys.tables]
             incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
-            if incarnation is not None:
+            if incarnation is None:
+                await self._attach()
+                continue
+            state = codec.state_of(Revision(int(head)), tables)
+            changes = codec.prune_changes(tables[codec.TABLES.index(codec.Table.LIMITS)], state)
+            if not changes or await self._prune(incarnation, head, changes):
                 break
-            await self._attach()
-        self.state = codec.state_of(Revision(int(head)), tables)
+        self.state = state
         self.incarnation = incarnation.decode()
         self.feed.restart(self.state.revision)
         _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
+
+    async def _prune(self, incarnation: bytes, head: bytes, changes: list[Any]) -> bool:
+        """Remove facts that an older version left behind; return False where another writer was faster.
+
+        If they stayed, an instance that loads the state later could count them again.
+        """
+        keys = [self._keys.meta, self._keys.log, *self._keys.tables]
+        return bool(await self._run(scripts.APPEND, keys, [incarnation, head, self._history, 0, *changes]))
 
     async def _attach(self) -> None:
         """Begin a new incarnation, on a server that is new, restarted or emptied."""

@@ -178,10 +178,13 @@ async def test_acquiring_ones_own_build_again_renews_its_lease(
 
 async def test_reported_drift_lowers_depths_for_all_members(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA)])
     limit = DepthLimit(key("a"), bucket=60, depth=3, depth_table_version=1)
     revision = await client.report_drift(lease, [limit])
     assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
     assert await client.depth_limits([key("a"), key("b"), key("a")]) == (limit,)
+    await client.withdraw(lease, [key("a")])
+    assert await client.depth_limits([key("a")]) == ()
 
 
 async def test_a_draining_member_stays_listed_and_is_marked_as_draining(client: CacheClient) -> None:
