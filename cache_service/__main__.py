@@ -32,9 +32,8 @@ async def _serve(config: ServerConfig) -> None:
     )
     async with CacheServer(config, store) as server:
         _log.info("serving on %s from %r", configs.address_of(config.host, server.port), store)
-        freezing = loop.create_task(freeze_periodically())
+        server.tasks.start("the freezing of the heap", freeze_periodically)
         await stop.wait()
-        freezing.cancel()
         _log.info("stopping")
     _log.info("stopped")
 

@@ -27,6 +27,7 @@ class Metrics:
         self.events = self._counter("events", "Committed events by kind", "kind")
         self.lapses = self._counter("lapses", "Members and builds that ended because their lease lapsed", "what")
         self.resyncs = self._counter("resyncs", "Watchers sent back for a snapshot")
+        self.task_failures = self._counter("task_failures", "Failures of background tasks; the log has each", "task")
         self.watchers = Gauge("palimpsest_cache_watchers", "Open watch streams", registry=self.registry)
 
     def add_gauges(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:

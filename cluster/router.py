@@ -17,8 +17,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from cache_service.background import run_forever
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import run_forever
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank

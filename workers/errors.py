@@ -52,6 +52,10 @@ class EngineClosedError(WorkerError):
     """The engine no longer accepts requests; another replica can serve this one."""
 
 
+class MembershipEndedError(WorkerError):
+    """The thread that keeps the replica a member of the cluster has ended; another replica must take its place."""
+
+
 def check(condition: bool, param: str, problem: str, *, code: str | None = None) -> None:
     """Raise InvalidRequestError for `param` unless `condition` holds; its message begins with the name."""
     if not condition:

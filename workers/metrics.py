@@ -85,6 +85,12 @@ COUNTED = (
     Counted("fenced", "palimpsest_worker_builds_fenced", "Builds whose lease had ended before they were complete"),
     Counted("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and reported to all"),
     Counted("retired", "palimpsest_worker_entries_retired", "Entries dropped because their context moved on"),
+    Counted(
+        "task_errors",
+        "palimpsest_worker_task_errors",
+        "Exceptions in tasks beside the engine; the worker's log has their stacks",
+        "task",
+    ),
 )
 
 

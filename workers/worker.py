@@ -68,11 +68,12 @@ class Worker:
             on_answer=[self._metrics.observe_request],
             on_fault=[self._metrics.count_engine_error],
         )
+        self._membership: Membership | None = None
         with ExitStack() as resources:
             if config.cache_service is None:
                 resources.enter_context(self._engine)
             else:
-                membership = Membership(
+                self._membership = membership = Membership(
                     config.cache_service,
                     replica,
                     config.lease_ttl_s,
@@ -121,12 +122,14 @@ class Worker:
         )
 
     def check_health(self) -> None:
-        """Raise EngineClosedError with the reason once the engine's thread has ended.
+        """Raise EngineClosedError or MembershipEndedError with the reason once the thread of either has ended.
 
         Serve calls this periodically, and then starts a new replica.
         """
         if not self._engine.is_alive:
             raise EngineClosedError(self._engine.end_reason)
+        if self._membership is not None:
+            self._membership.check()
 
     def __del__(self) -> None:
         """Drain, fail open requests, and leave the cache service; Serve calls this at shutdown."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -91,13 +90,3 @@ def update_of(response: pb.WatchResponse) -> Update:
         return convert.update_from_pb(response)
     except ValueError as error:
         raise Compacted(str(error)) from error
-
-
-async def run_forever(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a task that should never end, and restart it after every failure."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            _log.exception("a task that follows the cache service failed and starts again")
-            await asyncio.sleep(MAX_BACKOFF_S)

@@ -1,8 +1,11 @@
-"""Decide how deep a prefix may be reused after drift was measured on it. Pure."""
+"""Decide how deep a prefix may be reused after drift was measured on it. Pure.
+
+A limit ends with the last placement of its key, so the limits are no more than the placements allow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from cache_service.core.bounds import require_key
 from cache_service.core.events import Limited
@@ -16,13 +19,17 @@ class Depths:
     def __init__(self) -> None:
         self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
 
-    def report(self, limits: Iterable[DepthLimit], replica: ReplicaId, at: Revision) -> tuple[Limited, ...]:
-        """Limit each prefix whose limit is lower than the known one, or was judged by a newer depth table."""
+    def report(
+        self, limits: Iterable[DepthLimit], replica: ReplicaId, at: Revision, has_holder: Callable[[PrefixKey], bool]
+    ) -> tuple[Limited, ...]:
+        """Limit each held prefix whose limit is lower than the known one, or was judged by a newer depth table."""
         lowered: dict[tuple[PrefixKey, int], DepthLimit] = {}
         for limit in limits:
             require_key(limit.key)
             if limit.depth < 0 or not 0 <= limit.bucket <= 100:
                 raise InvalidRequest(f"a depth must not be negative and a bucket within 0 and 100, got {limit}")
+            if not has_holder(limit.key):
+                continue
             identity = (limit.key, limit.bucket)
             known = lowered.get(identity) or self._limits.get(limit.key, {}).get(limit.bucket)
             if known is None or _rank(limit) > _rank(known):
@@ -37,6 +44,12 @@ class Depths:
 
     def put(self, limit: DepthLimit) -> None:
         self._limits.setdefault(limit.key, {})[limit.bucket] = limit
+
+    def drop(self, limit: DepthLimit) -> None:
+        by_bucket = self._limits[limit.key]
+        del by_bucket[limit.bucket]
+        if not by_bucket:
+            del self._limits[limit.key]
 
 
 def _rank(limit: DepthLimit) -> tuple[int, int]:

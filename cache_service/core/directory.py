@@ -103,6 +103,9 @@ class Directory:
         """Return the placements of `keys`; a key without holders is absent."""
         return {key: tuple(holders.values()) for key in keys if (holders := self._holders.get(key))}
 
+    def has_holder(self, key: PrefixKey) -> bool:
+        return key in self._holders
+
     def held_by(self, replica: ReplicaId) -> tuple[Placement, ...]:
         """Return the placements of one member."""
         return tuple(self._holders[key][replica] for key in self._held.get(replica, ()))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from cache_service.core.contexts import Contexts, apply_edits
+from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
 from cache_service.core.events import (
     Announced,
@@ -26,11 +27,10 @@ from cache_service.core.events import (
     Released,
     Withdrawn,
 )
-from cache_service.core.types import Build, Context, DepthLimit, Lease, Placement, ReplicaId
+from cache_service.core.types import Build, Context, DepthLimit, Lease, Placement, PrefixKey, ReplicaId
 
-EndingFact = Lease | ReplicaId | Placement | Context | Build
-"""A fact that an event may end: a member, a draining member, an entry, a context or a build."""
-Fact = EndingFact | DepthLimit
+Fact = Lease | ReplicaId | Placement | Context | Build | DepthLimit
+"""A member, a draining member, an entry, a context, a build, or a limit on the depth of an entry's reuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +46,62 @@ class Put:
 class Drop:
     """`fact` is no longer true."""
 
-    fact: EndingFact
+    fact: Fact
 
 
 Change = Put | Drop
 
 
-def changes_of(event: Event, directory: Directory, contexts: Contexts) -> Iterator[Change]:
-    """Yield what `event` changes, given the members, entries and contexts before the decision that it is part of."""
-    match event:
-        case (
-            Joined(lease=fact)
-            | Draining(replica=fact)
-            | Announced(placement=fact)
-            | Created(context=fact)
-            | Granted(build=fact)
-            | Limited(limit=fact)
-        ):
-            yield Put(fact)
-        case Withdrawn(placement=fact) | Built(build=fact) | Released(build=fact):
-            yield Drop(fact)
-        case Edited(context_id=context_id, version=version, edits=edits):
-            before = contexts.get(context_id)
-            yield Put(apply_edits(before, version, edits), before)
-        case Deleted(context_id=context_id):
-            yield Drop(contexts.get(context_id))
-        case Left(replica=replica):
-            for placement in directory.held_by(replica):
-                yield Drop(placement)
-            yield Drop(replica)
-            yield Drop(directory.lease_of(replica))
-        case _:
-            assert_never(event)
+class ChangeReader:
+    """Reads the changes of successive events of one decision, given the facts before it.
+
+    A decision that withdraws an entry announces none of the same key.
+    """
+
+    def __init__(self, directory: Directory, contexts: Contexts, depths: Depths) -> None:
+        self._directory, self._contexts, self._depths = directory, contexts, depths
+        self._withdrawn: set[tuple[PrefixKey, ReplicaId]] = set()
+
+    def changes_of(self, event: Event) -> Iterator[Change]:
+        """Yield what the next event changes."""
+        match event:
+            case (
+                Joined(lease=fact)
+                | Draining(replica=fact)
+                | Announced(placement=fact)
+                | Created(context=fact)
+                | Granted(build=fact)
+            ):
+                yield Put(fact)
+            case Limited(limit=limit):
+                if self._directory.has_holder(limit.key):  # a log of an older version limits other keys, too
+                    yield Put(limit)
+            case Withdrawn(placement=placement):
+                yield from self._withdraw(placement)
+            case Built(build=fact) | Released(build=fact):
+                yield Drop(fact)
+            case Edited(context_id=context_id, version=version, edits=edits):
+                before = self._contexts.get(context_id)
+                yield Put(apply_edits(before, version, edits), before)
+            case Deleted(context_id=context_id):
+                yield Drop(self._contexts.get(context_id))
+            case Left(replica=replica):
+                for placement in self._directory.held_by(replica):
+                    yield from self._withdraw(placement)
+                yield Drop(replica)
+                yield Drop(self._directory.lease_of(replica))
+            case _:
+                assert_never(event)
+
+    def _withdraw(self, placement: Placement) -> Iterator[Change]:
+        """Drop the placement, and with the last one of its key the key's depth limits."""
+        yield Drop(placement)
+        key = placement.key
+        self._withdrawn.add((key, placement.replica))
+        holders = self._directory.lookup([key]).get(key, ())
+        if all((key, holder.replica) in self._withdrawn for holder in holders):
+            for limit in self._depths.lookup([key]):
+                yield Drop(limit)
 
 
 def lease_of(fact: Fact) -> Lease | None:

@@ -26,7 +26,10 @@ class Moved:
 class News:
     """Lists the changes in an update that matter to members and routers."""
 
+    lifted: frozenset[PrefixKey] = frozenset()
+    """The keys whose earlier depth limits have ended. A snapshot names all keys that were limited before it."""
     limits: tuple[DepthLimit, ...] = ()
+    """The depth limits that hold from now on."""
     moved: tuple[Moved, ...] = ()
     renamed: frozenset[PrefixKey] = frozenset()
     """Keys whose context may have changed: they may now be the content of another context, or of none."""
@@ -66,9 +69,12 @@ class Mirror:
         moved += [Moved(context.key, None) for context in deleted if contexts.with_content(context.key) is None]
         under_way = {build.token for build in snapshot.builds}
         ended = frozenset(build.token for build in before.builds.all() if build.token not in under_way)
-        return News(snapshot.limits, tuple(moved), ended_builds=ended, is_restart=True)
+        lifted = frozenset(limit.key for limit in before.depths.all())
+        limits = self.state.depths.all()
+        return News(lifted, limits, tuple(moved), ended_builds=ended, is_restart=True)
 
     def _news_of(self, changes: tuple[Change, ...]) -> News:
+        lifted: set[PrefixKey] = set()
         limits: list[DepthLimit] = []
         moved: list[Moved] = []
         renamed: set[PrefixKey] = set()
@@ -77,6 +83,8 @@ class Mirror:
             match change:
                 case Put(DepthLimit() as limit):
                     limits.append(limit)
+                case Drop(DepthLimit(key=key)):
+                    lifted.add(key)
                 case Put(Context() as context, replaced):
                     renamed.update(context.keys, replaced.keys if replaced else ())
                     moved += self._moved(replaced, context)
@@ -87,7 +95,7 @@ class Mirror:
                     ended.add(build.token)
                 case _:
                     pass
-        return News(tuple(limits), tuple(moved), frozenset(renamed), frozenset(ended))
+        return News(frozenset(lifted), tuple(limits), tuple(moved), frozenset(renamed), frozenset(ended))
 
     def _moved(self, before: Context | None, after: Context | None) -> list[Moved]:
         """Report the old content of a context unless a context has it still; an edit may change nothing."""

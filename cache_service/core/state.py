@@ -16,7 +16,7 @@ from cache_service.core.contexts import MAX_STALENESS, Contexts
 from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
 from cache_service.core.events import Event
-from cache_service.core.facts import Change, Drop, EndingFact, Fact, Put, changes_of
+from cache_service.core.facts import Change, ChangeReader, Drop, Fact, Put
 from cache_service.core.types import (
     Build,
     Context,
@@ -53,11 +53,17 @@ class State:
 
     @classmethod
     def restore(cls, revision: Revision, facts: Iterable[Fact]) -> Self:
-        """Return the state of these facts; contexts must come in the order of their creation."""
+        """Return the state of these facts; contexts must come in the order of their creation.
+
+        A depth limit without a placement, as an older version kept it, is left out.
+        """
         state = cls()
         state.revision = revision
         for fact in facts:
             state._put(fact)
+        for limit in state.depths.all():
+            if not state.directory.has_holder(limit.key):
+                state.depths.drop(limit)
         return state
 
     @classmethod
@@ -76,7 +82,7 @@ class State:
         """Carry out the next event and return what it changed. Raises ValueError on a gap."""
         if event.revision != self.next_revision:
             raise ValueError(f"event {event.revision} can't follow revision {self.revision}")
-        changes = tuple(changes_of(event, self.directory, self.contexts))
+        changes = tuple(self.change_reader().changes_of(event))
         for change in changes:
             match change:
                 case Put(fact=fact):
@@ -87,6 +93,17 @@ class State:
                     assert_never(change)
         self.revision = event.revision
         return changes
+
+    def change_reader(self) -> ChangeReader:
+        """Return a reader of the events of one decision on this state."""
+        return ChangeReader(self.directory, self.contexts, self.depths)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where facts contradict each other."""
+        self.directory.check_integrity()
+        for limit in self.depths.all():
+            if not self.directory.has_holder(limit.key):
+                raise AssertionError(f"{limit} has outlived the last placement of its key")
 
     def _put(self, fact: Fact) -> None:
         match fact:
@@ -105,7 +122,7 @@ class State:
             case _:
                 assert_never(fact)
 
-    def _drop(self, fact: EndingFact) -> None:
+    def _drop(self, fact: Fact) -> None:
         match fact:
             case Lease():
                 self.directory.drop_member(fact)
@@ -117,6 +134,8 @@ class State:
                 self.contexts.drop(fact)
             case Build():
                 self.builds.drop(fact)
+            case DepthLimit():
+                self.depths.drop(fact)
             case _:
                 assert_never(fact)
 
@@ -218,9 +237,9 @@ class State:
         return self.builds.release([self.builds.require(lease.replica, key, epoch, token)], at)
 
     def report_drift(self, lease: Lease, limits: Sequence[DepthLimit], at: Revision) -> Events:
-        """Lower the depth to which all members may reuse the prefixes."""
+        """Lower the depth to which all members may reuse the prefixes; one that no member holds is left out."""
         self.directory.require(lease)
-        return self.depths.report(limits, lease.replica, at)
+        return self.depths.report(limits, lease.replica, at, self.directory.has_holder)
 
     def _require_current(self, context_id: ContextId | None, epoch: Epoch, key: PrefixKey) -> None:
         if context_id is None:

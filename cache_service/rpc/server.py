@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,8 +15,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from cache_service.background import BackgroundTasks
 from cache_service.config import ServerConfig, address_of
-from cache_service.errors import CacheServiceError, InvalidRequest
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest
 from cache_service.rpc.interceptor import CallInterceptor
 from cache_service.rpc.service import CacheService
 from cache_service.rpc.servicers import events
@@ -47,25 +49,32 @@ _SERVICERS: tuple[tuple[Callable[[Any, grpc.aio.Server], None], type[Servicer]],
 
 
 class CacheServer:
-    """Serves `store` while its context is open, then closes it."""
+    """Serves `store` while its context is open, then closes it.
+
+    Its background tasks begin again after every failure. Where one has ended for good, or the thread that serves
+    metrics has, the instance reports NOT_SERVING until it is restarted, and logs the reason.
+    """
 
     def __init__(self, config: ServerConfig, store: Store) -> None:
         self._config = config
         self.service = CacheService(store)
         self._health = health.aio.HealthServicer()
         self._status = health_pb2.HealthCheckResponse.UNKNOWN
+        self._metrics_thread: threading.Thread | None = None
+        self.tasks = BackgroundTasks(self._count_failure, self._on_task_end)
         self._stack = AsyncExitStack()
         self.port = config.port
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.service.store.close)
+            self._record_loop_errors(stack)
             server = self._build()
             await server.start()
             stack.push_async_callback(self._stop, server)
             await self._tick()
-            ticker = asyncio.create_task(self._tick_forever())
-            stack.callback(ticker.cancel)
+            stack.push_async_callback(self.tasks.close)
+            self.tasks.start("the search for lapsed leases", self._tick_forever)
             if self._config.metrics_port is not None:
                 self._serve_metrics(stack, self._config.metrics_port)
             self._stack = stack.pop_all()
@@ -93,6 +102,7 @@ class CacheServer:
         """Serve metrics until `stack` closes."""
         try:
             metrics, thread = start_http_server(port, self._config.host, self.service.metrics.registry)
+            self._metrics_thread = thread
         except OSError as error:
             raise InvalidRequest(f"can't serve metrics: choose another --host or --metrics-port: {error}") from error
         stack.callback(thread.join)
@@ -105,23 +115,51 @@ class CacheServer:
         self.service.store.feed.close()
         await server.stop(self._config.grace_s)
 
+    def _record_loop_errors(self, stack: AsyncExitStack) -> None:
+        """Count, until `stack` closes, the exceptions of tasks that nothing waits for, as redis-py begins some."""
+        loop = asyncio.get_running_loop()
+        before = loop.get_exception_handler()
+
+        def record(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if "exception" in context:
+                self._count_failure("another task of the event loop")
+            loop.default_exception_handler(context)
+
+        loop.set_exception_handler(record)
+        stack.callback(loop.set_exception_handler, before)
+
+    def _count_failure(self, task: str) -> None:
+        self.service.metrics.task_failures.labels(task).inc()
+
+    def _on_task_end(self) -> None:
+        """Let the health follow at once: the tick itself may be what has ended."""
+        self._last_tick = asyncio.get_running_loop().create_task(self._tick())
+
     async def _tick_forever(self) -> None:
-        with suppress(asyncio.CancelledError):
-            while True:
-                await asyncio.sleep(self._config.tick_s)
-                await self._tick()
+        while True:
+            await asyncio.sleep(self._config.tick_s)
+            await self._tick()
 
     async def _tick(self) -> None:
-        """End lapsed leases periodically; the instance is healthy while the store answers."""
+        """End lapsed leases; the instance is healthy while the store answers and all its tasks run."""
         try:
             await self.service.tick()
+            self._require_tasks()
             status = health_pb2.HealthCheckResponse.SERVING
         except Exception as error:  # the next tick may succeed, whatever failed
             status = health_pb2.HealthCheckResponse.NOT_SERVING
+            is_unexpected = not isinstance(error, CacheServiceError)
+            if is_unexpected:
+                self._count_failure("the search for lapsed leases")
             if self._status != status:
-                is_unexpected = not isinstance(error, CacheServiceError)
-                _log.warning("not serving until the store answers: %s", error, exc_info=is_unexpected)
+                _log.warning("not serving: %s", error, exc_info=is_unexpected)
         if self._status != status:
-            self._status = status
             for name in ("", *SERVICES):
                 await self._health.set(name, status)
+            self._status = status
+
+    def _require_tasks(self) -> None:
+        """Raise CacheServiceUnavailable where something has ended that should run."""
+        self.tasks.check()
+        if self._metrics_thread is not None and not self._metrics_thread.is_alive():
+            raise CacheServiceUnavailable("the thread that serves metrics has ended: restart this instance")

@@ -4,7 +4,13 @@ Terms: docs/glossary.md.
 """
 
 from cache_service.testing.clock import FakeClock, free_port
-from cache_service.testing.history import HistoryChecker, Violation, WatchChecker, require_same_view
+from cache_service.testing.history import (
+    HistoryChecker,
+    Violation,
+    WatchChecker,
+    require_falling_limit,
+    require_same_view,
+)
 from cache_service.testing.network import Faults, Network
 
 __all__ = [
@@ -15,5 +21,6 @@ __all__ = [
     "Violation",
     "WatchChecker",
     "free_port",
+    "require_falling_limit",
     "require_same_view",
 ]

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cache_service.core.events import Created, Edited, Event
+from cache_service.core.events import Created, Edited, Event, Limited
+from cache_service.core.state import State
 from cache_service.core.types import (
     Build,
     Context,
@@ -218,6 +219,16 @@ class WatchChecker:
                 self._epochs[context_id] = version.epoch
             case _:
                 pass
+
+
+def require_falling_limit(event: Event, before: State) -> None:
+    """Raise Violation where `event` raises a depth limit that lives, under the same version of the depth table."""
+    if not isinstance(event, Limited):
+        return
+    for known in before.depths.lookup([event.limit.key]):
+        is_same = (known.bucket, known.depth_table_version) == (event.limit.bucket, event.limit.depth_table_version)
+        if is_same and event.limit.depth >= known.depth:
+            raise Violation(f"{event} does not lower {known}")
 
 
 def require_same_view(view: Snapshot, store: Snapshot) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from cache_service.core.types import Revision
+from cache_service.core.types import DepthLimit, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, LeaseRefused
+from cache_service.store.redis.codec import encode
 from cache_service.store.redis.scripts import APPEND, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
@@ -167,3 +168,57 @@ def test_a_revision_is_exact_in_the_scripts_however_large(start: Callable[..., R
             return store.state.revision
 
     assert asyncio.run(commit_far_out()) == 2**50 + 1
+
+
+async def test_an_instance_follows_the_log_again_after_an_unexpected_failure(
+    start: Callable[..., RedisProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_service.background.RESTART_S", 0.01)
+    failures: list[Exception] = [LookupError()]
+    whole = RedisStore._follow
+
+    async def follow(store: RedisStore) -> None:
+        if failures:
+            raise failures.pop()
+        await whole(store)
+
+    monkeypatch.setattr(RedisStore, "_follow", follow)
+    server = start()
+    async with opened(server.url) as store, opened(server.url) as other:
+        await joined(other, ANNA)
+        await eventually(lambda: store.state.revision == other.state.revision)
+        assert not failures
+
+
+async def test_an_instance_that_has_ceased_to_follow_the_log_fails_its_ticks(
+    start: Callable[..., RedisProcess],
+) -> None:
+    server = start()
+    async with opened(server.url) as store:
+        assert await store.lapsed() == frozenset()
+        following, store._following = store._following, asyncio.create_task(asyncio.sleep(0))
+        await store._following
+        with pytest.raises(CacheServiceUnavailable, match="follows the log"):
+            await store.lapsed()
+        store._following = following
+
+
+async def test_limits_without_a_placement_that_an_older_version_kept_are_removed(
+    start: Callable[..., RedisProcess],
+) -> None:
+    server = start()
+    kept, orphan = DepthLimit(key("a"), 60, 2, 1), DepthLimit(key("b"), 60, 2, 1)
+    async with opened(server.url) as store:
+        lease = await joined(store, ANNA)
+        await announce(store, lease, placed("a", ANNA))
+        await store.append(lambda state, at: state.report_drift(lease, [kept], at))
+        _, field, value = encode(orphan)
+        with redis.Redis.from_url(server.url) as client:
+            client.hset("{palimpsest}:limits", field, value)  # type: ignore[arg-type]
+        async with opened(server.url) as second:
+            assert second.state.depths.all() == (kept,)
+            await announce(store, lease, placed("b", ANNA))
+            await second.sync()
+            async with opened(server.url) as third:
+                assert facts(third.state) == facts(second.state) == facts(store.state)
+                assert third.state.depths.all() == (kept,)

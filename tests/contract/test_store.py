@@ -207,7 +207,7 @@ async def test_a_late_instance_knows_what_the_others_know(backend: Backend) -> N
     assert kinds == set(get_args(Event)), "the random actions must reach every kind"
     late = await backend.open()
     assert facts(late.state) == facts(store.state)
-    late.state.directory.check_integrity()
+    late.state.check_integrity()
 
 
 async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
@@ -246,6 +246,20 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
     with suppress(CacheServiceError):
         return await store.append(decisions[rng.randrange(len(decisions))])
     return ()
+
+
+async def test_a_late_instance_knows_no_limit_whose_last_placements_ended_in_one_decision(backend: Backend) -> None:
+    store = await backend.open()
+    leases = [await joined(store, ANNA), await joined(store, BORIS)]
+    for lease in leases:
+        await announce(store, lease, placed("a", lease.replica))
+    limit = DepthLimit(key("a"), 60, 2, 1)
+    await store.append(lambda state, at: state.report_drift(leases[0], [limit], at))
+    assert (await backend.open()).state.depths.all() == (limit,)
+    await store.append(lambda state, at: state.expire({lease.id for lease in leases}, at))
+    again = await joined(store, ANNA)
+    await announce(store, again, placed("a", ANNA))
+    assert [instance.state.depths.all() for instance in (store, await backend.open())] == [(), ()]
 
 
 async def test_history_is_bounded(backend: Backend) -> None:

@@ -89,8 +89,9 @@ class Simulation:
         self._quiet = True
         healed = self.network.now + 10.0
         self.network.run(until=lambda: self.network.now > healed)
-        self.store.state.directory.check_integrity()
+        self.store.state.check_integrity()
         for watcher in self.watchers:
+            watcher.mirror.state.check_integrity()
             require_same_view(watcher.mirror.state.snapshot(), self.store.state.snapshot())
 
     @property
@@ -102,6 +103,7 @@ class Simulation:
         if self._quiet:
             return
         run(self.service.tick())
+        self.store.state.check_integrity()
         self.network.after(TICK_S, self._tick)
 
     def _jump(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cache_service.core.builds import Builds
 from cache_service.core.contexts import Contexts
 from cache_service.core.cursor import Cursor, Update
+from cache_service.core.depths import Depths
 from cache_service.core.events import Event
 from cache_service.core.facts import Change
 from cache_service.core.hashing import prefix_keys
@@ -146,6 +147,14 @@ def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "apply", apply)
 
 
+def limits_that_never_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Depths, "drop", lambda self, limit: None)
+
+
+def limits_that_rise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("cache_service.core.depths._rank", lambda limit: (limit.depth_table_version, limit.depth))
+
+
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
@@ -158,6 +167,8 @@ def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
         (watchers_that_skip_gaps, "came after revision"),
         (a_log_that_forgets_in_silence, "came after revision"),
         (keys_without_salt, "share"),
+        (limits_that_never_end, "has outlived the last placement"),
+        (limits_that_rise, "does not lower"),
         (withdrawals_that_watchers_miss, "differ|no members|indexes"),
     ],
 )

@@ -115,7 +115,8 @@ class Evidence:
 class DepthLimits:
     """Remembers how many layers replicas found to be reusable, if the table allows more.
 
-    A limit counts unless it was found under an older version of the depth table; under one version it only falls.
+    A limit counts unless it was found under an older version of the depth table; under one version it only falls. It
+    ends once no replica holds its prefix any more.
     """
 
     def __init__(self, depth_table_version: int) -> None:
@@ -129,6 +130,10 @@ class DepthLimits:
             return
         if known is None or (limit.depth_table_version, -limit.depth) > (known.depth_table_version, -known.depth):
             self._limits.setdefault(limit.key, {})[limit.bucket] = limit
+
+    def lift(self, key: PrefixKey) -> None:
+        """Forget the limits of a prefix."""
+        self._limits.pop(key, None)
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
         """Return the limit on the depth; None if no replica has reported one."""

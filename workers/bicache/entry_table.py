@@ -52,6 +52,12 @@ class EntryCommands:
             self._cache.reserve(successor.key, successor.token_ids, entry.depths)
         return entry is not None
 
+    def update_limits(self, lifted: Iterable[PrefixKey], limits: Iterable[DepthLimit]) -> None:
+        """Forget the limits of the keys `lifted`, then take in `limits`."""
+        for key in lifted:
+            self._limits.lift(key)
+        self.record_limits(limits)
+
     def record_limits(self, limits: Iterable[DepthLimit]) -> None:
         """Record limits that other replicas report. They apply to requests admitted later, unless deterministic."""
         for limit in limits:

@@ -8,6 +8,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.types import Context
 from cache_service.errors import CacheServiceError
 from workers.api import ContextRead, ContextReply
+from workers.coherence.faults import TaskFaults
 from workers.coherence.view import ClusterView
 
 
@@ -17,8 +18,8 @@ class ContextReader:
     Runs in the event loop that updates the view. It answers a question within the client's timeout.
     """
 
-    def __init__(self, client: CacheClient, view: ClusterView) -> None:
-        self._client, self._view = client, view
+    def __init__(self, client: CacheClient, view: ClusterView, faults: TaskFaults) -> None:
+        self._client, self._view, self._faults = client, view, faults
         self._open: set[asyncio.Task[None]] = set()
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
@@ -49,4 +50,9 @@ class ContextReader:
         await asyncio.gather(*self._open, return_exceptions=True)
 
     async def _answer(self, read: ContextRead, reply: ContextReply) -> None:
-        reply(await self.newest(read))
+        try:
+            newest = await self.newest(read)
+        except Exception as error:
+            self._faults.record("context", error)
+            newest = None
+        reply(newest)

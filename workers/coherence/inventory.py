@@ -82,9 +82,15 @@ class Inventory:
     def mark_announced(self, placements: Iterable[Placement]) -> None:
         self._announced.update((placement.key, placement) for placement in placements)
 
-    def mark_withdrawn(self, keys: Iterable[PrefixKey]) -> None:
+    def mark_withdrawn(self, keys: Collection[PrefixKey]) -> None:
+        """Note that the service no longer lists these entries; their depth limits may have ended with them."""
         for key in keys:
             del self._announced[key]
+        gone = frozenset(keys)
+        self._reported = {limit for limit in self._reported if limit.key not in gone}
+
+    def is_announced(self, key: PrefixKey) -> bool:
+        return key in self._announced
 
     def unreported(self, limits: set[DepthLimit]) -> set[DepthLimit]:
         """Return the depth limits that the service does not know."""

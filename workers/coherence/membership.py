@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from cache_service.background import run_forever
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.client.watch import run_forever
 from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.types import Context, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
@@ -18,6 +17,7 @@ from workers.bicache.entry import Changes, Report
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel
+from workers.coherence.faults import TaskFaults
 from workers.coherence.inventory import Inventory
 from workers.coherence.loop_thread import LoopThread
 from workers.coherence.supplier import Supplier
@@ -25,7 +25,7 @@ from workers.coherence.sync import FAREWELL_TIMEOUT_S, PrefixSync
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 from workers.config import CoherenceConfig
-from workers.errors import WorkerError
+from workers.errors import MembershipEndedError, WorkerError
 
 
 class Membership(LoopThread):
@@ -33,6 +33,11 @@ class Membership(LoopThread):
 
     Neither the engine nor requests ever wait for it: it receives changes through `apply`, and changes entries by
     commands to the engine's thread.
+
+    The watch and the synchronization start again after a failure, with a pause. One entry's supply, one question about
+    a context, one report and the pre-warming fail alone: the entry is built here, the request continues with the
+    content that it has. All failures are logged and counted. Once the thread itself has ended, the replica is no
+    member any more and can't become one again, so `check` raises.
     """
 
     def __init__(
@@ -50,13 +55,14 @@ class Membership(LoopThread):
         tally: Tally,
     ) -> None:
         """Prepare the membership. A question about a context is answered with None after `follow_timeout_s`."""
-        super().__init__("membership")
+        self._faults = TaskFaults(tally)
+        super().__init__("membership", self._faults)
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
         self._config, self._engine, self._tally = config, engine, tally
         self._mirror, self._inventory = Mirror(), Inventory()
         self._view, self._waits = ClusterView(self._mirror), BuildWaits(self._mirror)
         self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, config.profile, tally)
-        self._reader = ContextReader(self._follow_client, self._view)
+        self._reader = ContextReader(self._follow_client, self._view, self._faults)
         self._supplier = Supplier(
             replica,
             config,
@@ -70,30 +76,43 @@ class Membership(LoopThread):
             entry_format=entry_format,
             costs=costs,
             tally=tally,
+            faults=self._faults,
         )
+
+    def check(self) -> None:
+        """Raise MembershipEndedError with the reason once this object's thread has ended, unless it was asked to."""
+        if self.end_reason is not None:
+            raise MembershipEndedError(self.end_reason)
 
     def apply(self, changes: Changes) -> None:
         """Process changes to the entries. Called on the engine's thread; returns at once."""
         self._call(partial(self._take, Report.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called on this object's thread with the newest content. Called on the engine's thread."""
-        self._call(partial(self._reader.ask, read, reply))
+        """Have `reply` called on this object's thread with the newest content. Called on the engine's thread.
+
+        Where that thread has ended, `reply` is called with None at once.
+        """
+        if not self._call(partial(self._reader.ask, read, reply)):
+            reply(None)
 
     def drain(self) -> None:
         """Ask for no new work, if the service is reachable, and wait for its answer. Called from another thread."""
+        if not self.is_alive:
+            return
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
         with suppress(TimeoutError):
             draining.result(FAREWELL_TIMEOUT_S)
 
-    def _call(self, function: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the replica is leaving
-            self._loop.call_soon_threadsafe(function)
-
     # Below: this object's thread only.
 
     def _take(self, report: Report) -> None:
-        self._supplier.apply(report)
+        """Pass a report on. Where no supply could begin, the awaited entries are built here."""
+        try:
+            self._supplier.apply(report)
+        except Exception as error:
+            self._faults.record("supply", error)
+            self._supplier.allow_builds(report.awaited)
         self._sync.apply(report)
         over = [live.key for live in report.live if live.content_of and self._view.is_over(live.content_of, live.key)]
         self._act(News(moved=tuple(Moved(key, None) for key in over)))
@@ -112,8 +131,8 @@ class Membership(LoopThread):
         With `eager` refreshes, the entry of the new epoch is built at once.
         """
         with suppress(WorkerError):  # the engine has ended
-            if news.limits:
-                self._engine.call(lambda entries: entries.record_limits(news.limits))
+            if news.lifted or news.limits:
+                self._engine.call(lambda entries: entries.update_limits(news.lifted, news.limits))
             for moved in news.moved:
                 if self._inventory.has(moved.old):
                     self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)
@@ -128,12 +147,20 @@ class Membership(LoopThread):
     async def _prewarm(self) -> None:
         await self._sync.joined.wait()
         if self._config.prewarm and self._config.transfer != "never":
-            with suppress(WorkerError):
+            try:
                 await self._supplier.prewarm()
+            except WorkerError:
+                pass  # the engine has ended
+            except Exception as error:
+                self._faults.record("prewarm", error)
 
     async def _main(self) -> None:
         async with self._client, self._follow_client:
-            lasting = (run_forever(self._watch), run_forever(self._sync.run), self._prewarm())
+            lasting = (
+                run_forever(self._watch, partial(self._faults.count, "watch")),
+                run_forever(self._sync.run, partial(self._faults.count, "sync")),
+                self._prewarm(),
+            )
             tasks = [asyncio.create_task(task) for task in lasting]
             await self._stop.wait()
             for task in tasks:

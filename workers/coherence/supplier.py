@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from cache_service.client.client import CacheClient
@@ -18,8 +19,9 @@ from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
 from workers.bicache.entry import PendingEntry, Report
-from workers.bicache.entry_table import EngineThread
+from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Costs
+from workers.coherence.faults import TaskFaults
 from workers.coherence.inventory import Inventory
 from workers.coherence.sourcing import BuildAlone, Claim, Fetch, Situation, Source, Wait, choose, is_cheaper_to_fetch
 from workers.coherence.sync import PrefixSync
@@ -51,12 +53,13 @@ class Supplier:
         entry_format: EntryFormat,
         costs: CostModel,
         tally: Tally,
+        faults: TaskFaults,
     ) -> None:
         self._replica, self._config = replica, config
         self._client, self._sync, self._view, self._waits = client, sync, view, waits
         self._inventory = inventory
         self._engine, self._transport, self._format = engine, transport, entry_format
-        self._costs, self._tally = costs, tally
+        self._costs, self._tally, self._faults = costs, tally, faults
         self._sourcing: dict[PrefixKey, asyncio.Task[None]] = {}
         self._extending: dict[PrefixKey, asyncio.Task[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
@@ -75,6 +78,13 @@ class Supplier:
             if live.build_s is not None and self._inventory.find_live(live.key) is None:
                 self._tally.built += 1
                 self._costs.record_build(live.token_layers, live.build_s)
+
+    def allow_builds(self, awaited: Iterable[PendingEntry]) -> None:
+        """Let the engine build these entries."""
+        keys = [pending.key for pending in awaited]
+        with suppress(WorkerError):  # the engine has ended
+            for key in keys:
+                self._engine.call(partial(EntryCommands.allow_build, key=key))
 
     async def prewarm(self) -> None:
         """Copy the cluster's hottest prefixes, hottest first; one that doesn't arrive is skipped."""
@@ -100,10 +110,9 @@ class Supplier:
         try:
             if await self._obtain_copy(pending):
                 return
-        except Exception:
-            logger.exception("no source was found for an entry; it is built here")
-        with suppress(WorkerError):
-            self._engine.call(lambda entries: entries.allow_build(pending.key))
+        except Exception as error:
+            self._faults.record("supply", error)
+        self.allow_builds([pending])
 
     async def _obtain_copy(self, pending: PendingEntry) -> bool:
         """Obtain a copy of the entry from another replica. Return False if it must be built here."""

@@ -161,9 +161,11 @@ class PrefixSync:
         self._inventory.mark_announced(placements)
 
     async def _report_drift(self, lease: Lease) -> None:
+        """Report the drift of announced entries; the service keeps limits only of those."""
         found = {
             DepthLimit(live.key, bucket, depth, self._depth_table_version)
             for live in self._inventory.live_entries()
+            if self._inventory.is_announced(live.key)
             for bucket, depth in live.drifted
         }
         if new := self._inventory.unreported(found):

@@ -32,3 +32,5 @@ class Tally:
     """Depth limits found and reported here."""
     retired: int = 0
     """Entries dropped because their context has a new epoch."""
+    task_errors: Counter[str] = field(default_factory=Counter)
+    """Exceptions in tasks beside the engine, by task."""

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, assert_never
 
 from cache_service.core.events import Event
-from cache_service.core.facts import Fact, Put, changes_of, lease_of
+from cache_service.core.facts import Fact, Put, lease_of
 from cache_service.core.state import State
 from cache_service.core.types import Build, Context, DepthLimit, Lease, LeaseId, Placement, ReplicaId, Revision
 from cache_service.rpc import convert
@@ -47,9 +47,10 @@ def append_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[lis
     names = [keys.meta, keys.log, *keys.tables]
     payloads: list[Any] = []
     changes: list[Any] = []
+    reader = before.change_reader()
     for event in events:
         payloads.append(convert.event_to_pb(event).SerializeToString())
-        for change in changes_of(event, before.directory, before.contexts):
+        for change in reader.changes_of(event):
             table, field, value = encode(change.fact)
             position = 3 + TABLES.index(table)
             changes += ["put", position, field, value] if isinstance(change, Put) else ["drop", position, field]
@@ -58,6 +59,14 @@ def append_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[lis
                 began = isinstance(change, Put)
                 changes += ["begin", len(names), round(lease.ttl_s * 1000)] if began else ["end", len(names)]
     return names, payloads, changes
+
+
+def prune_changes(limits: Iterable[bytes], state: State) -> list[Any]:
+    """Return the changes that remove the depth limits, given as values of their table, which `state` left out."""
+    kept = set(state.depths.all())
+    read = map(_DECODERS[Table.LIMITS], limits)
+    position = 3 + TABLES.index(Table.LIMITS)
+    return [part for limit in read if limit not in kept for part in ("drop", position, encode(limit)[1])]
 
 
 def encode(fact: Fact) -> tuple[Table, bytes, bytes]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
+from cache_service.background import run_forever
 from cache_service.core.events import Event
 from cache_service.core.state import State
 from cache_service.core.types import Lease, LeaseId, Revision
@@ -70,7 +71,7 @@ class RedisStore:
         except BaseException:
             await store.close()
             raise
-        store._following = asyncio.create_task(store._follow())
+        store._following = asyncio.create_task(run_forever(store._follow))
         return store
 
     async def append(self, decide: Decision) -> Sequence[Event]:
@@ -164,13 +165,25 @@ class RedisStore:
         while True:
             keys = [self._keys.meta, *self._keys.tables]
             incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
-            if incarnation is not None:
+            if incarnation is None:
+                await self._attach()
+                continue
+            state = codec.state_of(Revision(int(head)), tables)
+            changes = codec.prune_changes(tables[codec.TABLES.index(codec.Table.LIMITS)], state)
+            if not changes or await self._prune(incarnation, head, changes):
                 break
-            await self._attach()
-        self.state = codec.state_of(Revision(int(head)), tables)
+        self.state = state
         self.incarnation = incarnation.decode()
         self.feed.restart(self.state.revision)
         _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
+
+    async def _prune(self, incarnation: bytes, head: bytes, changes: list[Any]) -> bool:
+        """Remove facts that an older version left behind; return False where another writer was faster.
+
+        If they stayed, an instance that loads the state later could count them again.
+        """
+        keys = [self._keys.meta, self._keys.log, *self._keys.tables]
+        return bool(await self._run(scripts.APPEND, keys, [incarnation, head, self._history, 0, *changes]))
 
     async def _attach(self) -> None:
         """Begin a new incarnation on a server that is new, or was restarted or emptied."""
@@ -198,6 +211,7 @@ class RedisStore:
             return bool(await self._redis.pexpire(self._keys.lease(lease.id), round(lease.ttl_s * 1000)))
 
     async def lapsed(self) -> frozenset[LeaseId]:
+        self._require_follower()
         async with _store_errors():
             await self._catching_up()
             ids = [lease.id for lease in self.state.directory.members()]
@@ -205,8 +219,16 @@ class RedisStore:
             positions = await self._read(scripts.LAPSED, [self._keys.lease(lease) for lease in ids], [])
             return frozenset(ids[position - 1] for position in positions)
 
+    def _require_follower(self) -> None:
+        """Raise CacheServiceUnavailable where the follower has ended: watchers here would learn of nothing in time."""
+        if self._following is not None and self._following.done():
+            raise CacheServiceUnavailable("the task that follows the log of the store has ended: restart this instance")
+
     async def _follow(self) -> None:
-        """Catch up as others append. What XREAD returns may be of another incarnation, so it is only a sign."""
+        """Catch up as others append. What XREAD returns may be of another incarnation, so it is only a sign.
+
+        Any failure but the store's begins the task again, with its stack in the log.
+        """
         while not self._closed:
             try:
                 reply = await self._follower.xread(
@@ -217,7 +239,8 @@ class RedisStore:
                 # This instance knows what it appended itself by then: an entry's id is its revision.
                 if any(_revision(entry_id) > self.state.revision for entry_id in entry_ids):
                     await self._catching_up()
-            except Exception as error:  # calls and the tick meet it too, and report it
+            except (RedisError, RedisClusterException, OSError, CacheServiceError) as error:
+                # Calls and the tick meet it too, and report it.
                 _log.debug("can't follow the log of the store, trying again: %s", error)
                 await asyncio.sleep(PAUSE_S)
 

@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.client.watch import run_forever
 from cache_service.config import ServerConfig
 from cache_service.core.events import Announced, Built, Edited, Event
 from cache_service.core.hashing import prefix_keys
@@ -179,10 +178,13 @@ async def test_acquiring_ones_own_build_again_renews_its_lease(
 
 async def test_reported_drift_lowers_depths_for_all_members(client: CacheClient) -> None:
     lease = await client.register(ANNA, ttl_s=5.0)
+    await client.announce(lease, [placed("a", ANNA)])
     limit = DepthLimit(key("a"), bucket=60, depth=3, depth_table_version=1)
     revision = await client.report_drift(lease, [limit])
     assert await client.report_drift(lease, [DepthLimit(key("a"), 60, 7, 1)]) == revision
     assert await client.depth_limits([key("a"), key("b"), key("a")]) == (limit,)
+    await client.withdraw(lease, [key("a")])
+    assert await client.depth_limits([key("a")]) == ()
 
 
 async def test_a_draining_member_stays_listed_and_is_marked_as_draining(client: CacheClient) -> None:
@@ -235,21 +237,6 @@ async def test_a_watcher_takes_a_snapshot_in_place_of_an_event_that_it_does_not_
         asyncio.timeout(10),
     ):
         assert [(await anext(watch)).revision for _ in range(3)] == [1, 3, 5]
-
-
-async def test_run_forever_runs_again_after_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache_service.client.watch.MAX_BACKOFF_S", 0.0)
-    failures = [LookupError(), ValueError()]
-
-    async def run() -> None:
-        if failures:
-            raise failures.pop()
-        await asyncio.Event().wait()
-
-    running = asyncio.create_task(run_forever(run))
-    done, _ = await asyncio.wait([running], timeout=0.1)
-    assert (done, failures) == (set(), [])
-    running.cancel()
 
 
 @asynccontextmanager

@@ -199,7 +199,7 @@ class ServiceMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_whole(self) -> None:
-        self.store.state.directory.check_integrity()
+        self.store.state.check_integrity()
 
 
 def entry_of(replica: ReplicaId, context: Context | None) -> Placement:

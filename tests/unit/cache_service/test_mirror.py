@@ -72,11 +72,17 @@ def test_an_edit_moves_content_and_renames_every_key_of_the_context() -> None:
     assert news == News(moved=(Moved(before.key, after),), renamed=frozenset({before.key, after.key}))
 
 
-def test_a_limit_is_news() -> None:
+def test_a_limit_is_news_and_so_is_its_end() -> None:
     service = Service()
+    service.append(service.state.announce(service.lease, [placed("a", ANNA)], service.state.next_revision))
     limit = DepthLimit(key("a"), 60, 3, 1)
     [news] = service.append(service.state.report_drift(service.lease, [limit], service.state.next_revision))
     assert news == News(limits=(limit,))
+    restart = service.mirror.take(service.state.snapshot())
+    assert restart == News(lifted=frozenset({limit.key}), limits=(limit,), is_restart=True)
+    [news] = service.append(service.state.directory.withdraw(service.lease, [limit.key], service.state.next_revision))
+    assert news == News(lifted=frozenset({limit.key}))
+    assert service.mirror.state.depths.all() == ()
 
 
 def test_an_event_that_is_known_already_is_no_news() -> None:

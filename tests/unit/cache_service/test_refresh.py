@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cache_service.core.events import Announced, Built, Edited, Event, Left, Released
+from cache_service.core.events import Announced, Built, Edited, Event, Left, Limited, Released
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
@@ -188,9 +188,48 @@ def test_replicas_that_are_no_members_may_neither_build_nor_report(state: State)
 def report(state: State, *reports: tuple[int, int]) -> dict[int, int]:
     """Report (depth table version, depth) pairs for one prefix and bucket; return the resulting depth by bucket."""
     lease = joined(state, ANNA)
+    hold(state, "a")
     limits = [DepthLimit(key("a"), 60, depth, version) for version, depth in reports]
     carry_out(state, state.report_drift(lease, limits, state.next_revision))
     return {limit.bucket: limit.depth for limit in state.depths.lookup([key("a")])}
+
+
+def hold(state: State, *names: str) -> Lease:
+    """Have Boris hold prefixes, which he never gives up, and return his lease."""
+    lease = state.directory._members.get(BORIS) or joined(state, BORIS)
+    carry_out(state, state.announce(lease, [placed(name, BORIS) for name in names], state.next_revision))
+    return lease
+
+
+def test_a_limit_ends_with_the_last_placement_of_its_key(state: State) -> None:
+    anna = joined(state, ANNA)
+    carry_out(state, state.announce(anna, [placed("a", ANNA), placed("b", ANNA)], state.next_revision))
+    boris = hold(state, "a")
+    limits = [DepthLimit(key(name), bucket, 2, 1) for name in "ab" for bucket in (50, 60)]
+    carry_out(state, state.report_drift(anna, limits, state.next_revision))
+    assert set(state.depths.all()) == set(limits)
+    carry_out(state, state.leave(anna, state.next_revision))
+    assert set(state.depths.all()) == set(limits[:2])
+    carry_out(state, state.directory.withdraw(boris, [key("a")], state.next_revision))
+    assert state.depths.all() == ()
+    hold(state, "a")
+    assert state.depths.all() == ()
+    state.check_integrity()
+
+
+def test_a_report_about_a_prefix_that_no_member_holds_changes_nothing(state: State) -> None:
+    anna = joined(state, ANNA)
+    assert state.report_drift(anna, [DepthLimit(key("a"), 60, 2, 1)], state.next_revision) == ()
+
+
+def test_a_limit_that_an_older_version_kept_without_a_placement_is_left_out(state: State) -> None:
+    hold(state, "a")
+    kept, orphan = DepthLimit(key("a"), 60, 2, 1), DepthLimit(key("b"), 60, 2, 1)
+    snapshot = replace(state.snapshot(), limits=(kept, orphan))
+    assert State.of(snapshot).depths.all() == (kept,)
+    event = Limited(state.next_revision, BORIS, orphan)
+    state.apply(event)
+    assert state.depths.all() == ()
 
 
 def test_under_one_depth_table_a_limit_only_falls(state: State) -> None:

@@ -23,7 +23,7 @@ from cache_service.errors import CacheServiceUnavailable, InvalidRequest, LeaseR
 from cache_service.rpc.server import CacheServer
 from cache_service.store.base import Decision
 from cache_service.store.memory import MemoryStore
-from cache_service.testing import FakeClock
+from cache_service.testing import FakeClock, free_port
 from protos import cache_v1_pb2 as pb
 from protos import cache_v1_pb2_grpc as pb_grpc
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -233,6 +233,73 @@ async def test_ticks_go_on_after_one_that_fails_unexpectedly(clock: FakeClock) -
         store.lapsed = lapsed  # type: ignore[method-assign]
         async with asyncio.timeout(10):
             assert (await statuses.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_task_that_has_ended_for_good_ends_the_health_with_a_reason(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServerConfig(port=0, grace_s=0.0, tick_s=3600.0)
+    async with (
+        CacheServer(config, MemoryStore(clock=clock)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        asyncio.timeout(10),
+    ):
+        statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await statuses.read()).status == health_pb2.HealthCheckResponse.SERVING
+        server.tasks.start("the rehearsal", asyncio.Event().wait).cancel()  # type: ignore[arg-type]
+        assert (await statuses.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await server._tick()
+        assert server._status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert "not serving: the rehearsal has ended (it was cancelled)" in caplog.text
+
+
+async def test_a_task_that_fails_begins_again_and_is_counted(
+    server: CacheServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_service.background.RESTART_S", 0.0)
+    is_running, failures = asyncio.Event(), [LookupError()]
+
+    async def run() -> None:
+        if failures:
+            raise failures.pop()
+        is_running.set()
+        await asyncio.Event().wait()
+
+    server.tasks.start("the rehearsal", run)
+    async with asyncio.timeout(10):
+        await is_running.wait()
+    await server._tick()
+    assert server._status == health_pb2.HealthCheckResponse.SERVING
+    read = server.service.metrics.registry.get_sample_value
+    assert read("palimpsest_cache_task_failures_total", {"task": "the rehearsal"}) == 1
+
+
+async def test_the_failure_of_a_task_that_nothing_waits_for_is_counted(server: CacheServer) -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    task: asyncio.Task[None] | None = asyncio.create_task(fail())
+    await asyncio.sleep(0.01)
+    assert task is not None
+    assert task.done()
+    task = None
+    read = server.service.metrics.registry.get_sample_value
+    assert read("palimpsest_cache_task_failures_total", {"task": "another task of the event loop"}) == 1
+
+
+async def test_an_instance_whose_metrics_are_no_longer_served_is_not_healthy(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ServerConfig(port=0, metrics_port=free_port(), grace_s=0.0, tick_s=3600.0)
+    async with CacheServer(config, MemoryStore(clock=clock)) as server:
+        await server._tick()
+        assert server._status == health_pb2.HealthCheckResponse.SERVING
+        thread = server._metrics_thread
+        assert thread is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(thread, "is_alive", lambda: False)
+            await server._tick()
+        assert server._status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_a_watch_ends_when_the_service_loses_its_store(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -18,6 +19,8 @@ from cache_service.testing import FakeClock
 from tests.support.waiting import until
 from workers.api import ContextEpoch, ContextMode, ContextRead
 from workers.coherence.context_reader import ContextReader
+from workers.coherence.faults import TaskFaults
+from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 
 ME = ReplicaId("me")
@@ -52,7 +55,7 @@ async def test_without_a_budget_every_commit_is_seen_at_once_though_the_view_lag
     mirror = Mirror()
     view = ClusterView(mirror)
     mirror.take(await anext(client.watch()))
-    reader = ContextReader(client, view)
+    reader = ContextReader(client, view, TaskFaults(Tally()))
     assert await reader.newest(reader_of(context)) == context
     for number in range(40):
         await client.edit_context(context.id, context.epoch, [Edit(0, 1, (number,))], author=ME)
@@ -65,13 +68,18 @@ async def test_content_that_the_view_has_is_not_asked_for_again(client: CacheCli
     mirror = Mirror()
     view = ClusterView(mirror)
     mirror.take(await anext(client.watch()))
-    assert await ContextReader(client, view).newest(reader_of(context)) is view.context(context.id)
+    assert await ContextReader(client, view, TaskFaults(Tally())).newest(reader_of(context)) is view.context(context.id)
 
 
 async def test_content_that_the_view_lacks_is_asked_for(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     for max_staleness in (0, 1):
-        assert await ContextReader(client, ClusterView(Mirror())).newest(reader_of(context, max_staleness)) == context
+        assert (
+            await ContextReader(client, ClusterView(Mirror()), TaskFaults(Tally())).newest(
+                reader_of(context, max_staleness)
+            )
+            == context
+        )
 
 
 async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_is_away() -> None:
@@ -81,7 +89,7 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
             context = await client.create_context("f", "", [1, 2, 3], author=ME)
             mirror = Mirror()
             view = ClusterView(mirror)
-            reader = ContextReader(its_own, view)
+            reader = ContextReader(its_own, view, TaskFaults(Tally()))
             watching = asyncio.create_task(following(its_own, mirror))
             assert await reader.newest(reader_of(context, 1)) == context
             await client.edit_context(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
@@ -108,7 +116,7 @@ async def test_a_deleted_context_has_no_newest_content(client: CacheClient) -> N
     view = ClusterView(mirror)
     mirror.take(await anext(client.watch()))
     await client.delete_context(context.id, author=ME)
-    assert await ContextReader(client, view).newest(reader_of(context)) is None
+    assert await ContextReader(client, view, TaskFaults(Tally())).newest(reader_of(context)) is None
 
 
 async def test_every_question_gets_a_reply_as_long_as_it_is_open() -> None:
@@ -117,7 +125,7 @@ async def test_every_question_gets_a_reply_as_long_as_it_is_open() -> None:
         server = await up.enter_async_context(server_on())
         async with client_of(server) as client:
             context = await client.create_context("f", "", [1, 2, 3], author=ME)
-            reader = ContextReader(client, ClusterView(Mirror()))
+            reader = ContextReader(client, ClusterView(Mirror()), TaskFaults(Tally()))
             for _ in range(3):
                 reader.ask(reader_of(context), replies.put_nowait)
             assert [await replies.get() for _ in range(3)] == [context] * 3
@@ -127,3 +135,17 @@ async def test_every_question_gets_a_reply_as_long_as_it_is_open() -> None:
             reader.ask(reader_of(context), replies.put_nowait)
             await reader.close()
             assert replies.empty()
+
+
+async def test_a_question_that_fails_unexpectedly_is_answered_and_counted(client: CacheClient) -> None:
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    tally, replies = Tally(), asyncio.Queue[Context | None]()
+    reader = ContextReader(client, ClusterView(Mirror()), TaskFaults(tally))
+    whole, client.get_context = client.get_context, AsyncMock(side_effect=LookupError)  # type: ignore[method-assign]
+    reader.ask(reader_of(context), replies.put_nowait)
+    async with asyncio.timeout(10):
+        assert await replies.get() is None
+    client.get_context = whole  # type: ignore[method-assign]
+    reader.ask(reader_of(context), replies.put_nowait)
+    assert await replies.get() == context
+    assert tally.task_errors == {"context": 1}

@@ -71,3 +71,12 @@ def test_a_new_lease_begins_with_no_announcements_reports_or_builds() -> None:
     assert (inventory.find_build(A), inventory.unreported({limit})) == (None, {limit})
     assert inventory.unannounced({A: placement(A)}) == [placement(A)]
     assert inventory.find_live(A) == live(A)
+
+
+def test_drift_is_reported_again_once_the_entry_is_announced_again() -> None:
+    inventory, limit, other = Inventory(), DepthLimit(A, 60, 1, 0), DepthLimit(B, 60, 1, 0)
+    inventory.mark_announced([placement(A), placement(B)])
+    inventory.mark_reported([limit, other])
+    inventory.mark_withdrawn([A])
+    assert [inventory.is_announced(key) for key in (A, B)] == [False, True]
+    assert inventory.unreported({limit, other}) == {limit}

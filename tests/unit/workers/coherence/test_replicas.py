@@ -11,7 +11,7 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.core.events import Draining, Event, Left
-from cache_service.core.types import PrefixKey, ReplicaId, Snapshot
+from cache_service.core.types import DepthLimit, Placement, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import (
     ALWAYS,
@@ -209,6 +209,25 @@ async def test_drift_that_one_worker_finds_binds_requests_to_others_unless_they_
 
 async def limited(worker: Worker) -> bool:
     return (await answer(worker, ask(9, deterministic=False)))[1].reuse_depth == 0
+
+
+async def test_a_reported_limit_ends_in_every_worker_with_the_last_placement(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    worker, key = await start(cluster, client, "a19"), key_of(ask(1900))
+
+    def known_limit() -> int | None:
+        return worker._engine.call(lambda entries: entries._limits.depth(key, 60)).result(LONG_S)
+
+    async def knows(depth: int | None) -> bool:
+        return await asyncio.to_thread(known_limit) == depth
+
+    lease = await client.register(ReplicaId("b19"), LONG_S)
+    await client.announce(lease, [Placement(key, lease.replica, PREFIX, 2, 100)])
+    await client.report_drift(lease, [DepthLimit(key, 60, 1, 0)])
+    await until(lambda: knows(1))
+    await client.leave(lease)
+    await until(lambda: knows(None))
 
 
 async def test_a_new_replica_begins_with_the_hottest_prefixes(cluster: Cluster, client: CacheClient) -> None:

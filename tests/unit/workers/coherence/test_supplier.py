@@ -21,6 +21,7 @@ from workers.bicache.copies import EntryFormat, Unreachable
 from workers.bicache.entry import Changes, PendingEntry, Report
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
+from workers.coherence.faults import TaskFaults
 from workers.coherence.inventory import Inventory
 from workers.coherence.supplier import Supplier
 from workers.coherence.sync import PrefixSync
@@ -78,6 +79,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
                 entry_format=engine.entries.format,
                 costs=cost_model(load_model(tmp_path, device=CPU, dtype=torch.float32).config, CPU),
                 tally=tally,
+                faults=TaskFaults(tally),
             )
 
             class Observer(NullObserver):
@@ -145,6 +147,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
         ),
         costs=CostModel(Prior(0.0, 1e-6, 100.0), Prior(0.0, 1e-9, 1e6)),
         tally=tally,
+        faults=TaskFaults(tally),
     )
     return supplier, inventory, commands
 

@@ -160,12 +160,19 @@ async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, cl
         assert placement.token == build.token
 
 
-async def test_drift_is_reported_once(port: int, client: CacheClient) -> None:
+async def test_drift_is_reported_once_for_each_announcement(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
         sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
         await until(held(client), [5, 9])
-        assert await client.depth_limits(KEYS) == (DepthLimit(first.key, 60, 1, 0),)
+        limit = DepthLimit(first.key, 60, 1, 0)
+        assert await client.depth_limits(KEYS) == (limit,)
+        sync.apply(Report(gone=(first.key,)))
+        await until(held(client), [9])
+        assert await client.depth_limits(KEYS) == ()
+        sync.apply(Report(live=(replace(first, drifted=((60, 1),)),)))
+        await until(held(client), [5, 9])
+        await until(lambda: client.depth_limits(KEYS), (limit,))
 
 
 async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_no_other(
