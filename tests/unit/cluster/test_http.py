@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer
 
 from cluster.errors import ReplicaLostError
 from tests.unit.cluster.local import Connect, Fault, LocalWorkers
@@ -66,14 +69,14 @@ def test_a_stream_ends_with_reason_usage_and_done(client: TestClient, include_us
     assert usage is None or (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 16)
 
 
-def test_completions_take_text_and_token_ids(client: TestClient, workers: LocalWorkers) -> None:
+def test_completions_take_text_and_token_ids(client: TestClient, workers: LocalWorkers, random_model: Path) -> None:
     for prompt in ("Mira", ["Mira"], [7, 8], [[7, 8]]):
         body = client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4}).json()
         assert body["object"] == "text_completion"
         assert isinstance(body["choices"][0]["text"], str)
 
     one, same, ids, same_ids = (request.token_ids for request in workers.requests)
-    assert one == same
+    assert list(one) == list(same) == Tokenizer.from_file(str(random_model / "tokenizer.json")).encode("Mira").ids
     assert ids == same_ids == (7, 8)
 
 
@@ -94,8 +97,14 @@ def test_parts_of_a_message_are_joined_and_a_developer_is_the_system(client: Tes
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tool_choice": "none"},
     ],
 )
-def test_what_changes_nothing_is_accepted(client: TestClient, harmless: dict[str, Any]) -> None:
-    assert client.post(CHAT, json=TALK | harmless).status_code == 200
+def test_what_changes_nothing_is_accepted_and_changes_nothing(
+    client: TestClient, workers: LocalWorkers, harmless: dict[str, Any]
+) -> None:
+    for body in (TALK, TALK | harmless):
+        assert client.post(CHAT, json=body).status_code == 200
+
+    plain, same = workers.requests
+    assert replace(same, request_id=plain.request_id) == plain
 
 
 @pytest.mark.parametrize(
@@ -143,27 +152,27 @@ def test_what_cannot_be_honoured_is_refused_by_name(client: TestClient, wrong: d
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "words"),
+    ("body", "content_type", "status", "words"),
     [
-        (b"", "application/json", "JSON object"),
-        (b"[]", "application/json", "JSON object"),
-        (json.dumps(TALK).encode(), "text/plain", "Content-Type"),
-        (json.dumps(TALK | {"stop": ["x"] * 17}).encode(), "application/json", "at most 16"),
-        (json.dumps(TALK | {"model": "gpt"}).encode(), "application/json", "gpt"),
-        (b'{"messages": "' + b"x" * 20_000 + b'"}', "application/json", "max_body_bytes"),
+        (b"", "application/json", 400, "JSON object"),
+        (b"[]", "application/json", 400, "JSON object"),
+        (json.dumps(TALK).encode(), "text/plain", 400, "Content-Type"),
+        (json.dumps(TALK | {"stop": ["x"] * 17}).encode(), "application/json", 400, "at most 16"),
+        (json.dumps(TALK | {"model": "gpt"}).encode(), "application/json", 404, "gpt"),
+        (b'{"messages": "' + b"x" * 20_000 + b'"}', "application/json", 413, "max_body_bytes"),
     ],
 )
-def test_a_refusal_says_what_to_do(client: TestClient, body: bytes, content_type: str, words: str) -> None:
+def test_a_refusal_says_what_to_do(client: TestClient, body: bytes, content_type: str, status: int, words: str) -> None:
     response = client.post(CHAT, content=body, headers={"content-type": content_type})
 
-    assert response.status_code in {400, 404, 413}
+    assert response.status_code == status
     assert words in response.json()["error"]["message"]
 
 
 def test_an_empty_prompt_is_refused_by_its_name(client: TestClient) -> None:
     for prompt in ("", [], [[]]):
-        error = client.post("/v1/completions", json={"prompt": prompt}).json()["error"]
-        assert error["param"] == "prompt"
+        response = client.post("/v1/completions", json={"prompt": prompt})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
 @pytest.mark.parametrize(
@@ -275,4 +284,5 @@ def test_a_clients_request_id_names_its_request_but_never_two(client: TestClient
 
     one, two = (request.request_id for request in workers.requests)
     assert one.startswith("mine-")
+    assert two.startswith("mine-")
     assert one != two

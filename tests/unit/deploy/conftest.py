@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from tests.unit.deploy.rayservice_fields import RAY_SERVICE
+
 Manifest = dict[str, Any]
 
 REPOSITORY = Path(__file__).parents[3]
+SHARED = Path(os.environ.get("PALIMPSEST_SHARED", REPOSITORY.parent / "shared"))
+DEFINITION = SHARED / "crds" / "ray.io_rayservices.yaml"
 
 
 def tool(name: str) -> str:
@@ -71,18 +76,36 @@ def fault_tolerant_rayservice(tmp_path_factory: pytest.TempPathFactory) -> Manif
     return next(manifest for manifest in kustomize(directory) if manifest["kind"] == "RayService")
 
 
+@pytest.fixture(scope="session", params=["fields", "definition"] if DEFINITION.is_file() else ["fields"])
+def rayservice_validator(request: pytest.FixtureRequest) -> Draft202012Validator:
+    """Return a validator of ray.io/v1 RayService: by the fields that we use, and by KubeRay's definition if it is here.
+
+    One test is skipped where it isn't, and says so for all.
+    """
+    return Draft202012Validator(RAY_SERVICE if request.param == "fields" else closed(read_definition()))
+
+
 @pytest.fixture(scope="session")
-def rayservice_validator() -> Draft202012Validator:
-    """Return a validator of ray.io/v1 RayService by KubeRay's own definition, which lies beside the project."""
-    shared = Path(os.environ.get("PALIMPSEST_SHARED", REPOSITORY.parent / "shared"))
-    path = shared / "crds" / "ray.io_rayservices.yaml"
-    if not path.is_file():
-        pytest.skip(f"no {path}: point PALIMPSEST_SHARED at a directory that has KubeRay's CRDs in crds/")
-    definition = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def kuberay_definition() -> dict[str, Any]:
+    """Return the schema of RayService that KubeRay installs in a cluster; it lies beside the project."""
+    if not DEFINITION.is_file():
+        pytest.skip(
+            f"no {DEFINITION}, so that manifests were checked against the fields that we use alone: point "
+            "PALIMPSEST_SHARED at a directory that has KubeRay's CRDs in crds/"
+        )
+    return read_definition()
+
+
+@cache
+def read_definition() -> dict[str, Any]:
+    definition = yaml.load(DEFINITION.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
-    schema = closed(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # ObjectMeta: the API server's own schema, not the CRD's
-    return Draft202012Validator(schema)
+    schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {  # ObjectMeta: the API server's own schema, not the CRD's
+        "type": "object",
+        "additionalProperties": True,
+    }
+    return schema
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""KubeRay's own schema accepts the RayService, which keeps some more promises of ours."""
+"""KubeRay's schema accepts the RayService, which keeps some more promises of ours."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
+
+from tests.unit.deploy.rayservice_fields import RAY_SERVICE
 
 Manifest = dict[str, Any]
 
@@ -34,6 +36,26 @@ def test_kuberay_accepts_fault_tolerance(
     options = fault_tolerant_rayservice["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     assert options["redisAddress"] == "redis:6379"
     assert set(options["redisPassword"]) == {"valueFrom"}
+
+
+def disagreements(ours: dict[str, Any], kuberays: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the paths at which our table of fields says something else than KubeRay's definition."""
+    for said in ("type", "enum"):
+        if ours.get(said) != kuberays.get(said):
+            yield f"{path}: {said}"
+    if "properties" in ours and set(ours["required"]) != set(kuberays.get("required", ())):
+        yield f"{path}: required"
+    for name, child in ours.get("properties", {}).items():
+        if name in kuberays.get("properties", {}):
+            yield from disagreements(child, kuberays["properties"][name], f"{path}.{name}")
+        else:
+            yield f"{path}.{name}: unknown"
+    if "items" in ours:
+        yield from disagreements(ours["items"], kuberays["items"], f"{path}[]")
+
+
+def test_the_fields_that_we_use_are_as_kuberay_defines_them(kuberay_definition: dict[str, Any]) -> None:
+    assert list(disagreements(RAY_SERVICE, kuberay_definition)) == []
 
 
 def unknown_key(manifest: Manifest) -> None:

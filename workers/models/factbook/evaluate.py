@@ -29,6 +29,7 @@ log = logging.getLogger("factbook.evaluate")
 
 _LISTED = frozenset((*NAMES, *CITIES, *ANIMALS))
 _SIZES = ((4, 10), (11, 20), (21, 30), (31, 40))
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 def wilson(num_hits: int, total: int) -> tuple[float, float]:
@@ -109,6 +110,23 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
+def recorded_command(arguments: Sequence[str]) -> str:
+    """Return the command to record: it repeats the evaluation, and names no directory of this machine.
+
+    An absolute path becomes relative to the project's root; one that leads elsewhere keeps its last component alone.
+    """
+    return " ".join(("python -m workers.models.factbook.evaluate", *map(_portable, arguments)))
+
+
+def _portable(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    path = path.resolve()
+    return f"{option}{equals}{path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path.name}"
+
+
 def _commit() -> str:
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -135,7 +153,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": args.commit,
-        "command": " ".join(("python -m workers.models.factbook.evaluate", *sys.argv[1:])),
+        "command": recorded_command(sys.argv[1:]),
         "rows": rows,
         "bars": bars(rows),
     }

@@ -4,14 +4,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, prompt_of, tiny_model
-from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, measure, profile
+from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, measure, profile, report
 from workers.bicache.profile.heatmap import colour, save_heatmap
-from workers.bicache.profile.report import CHUNK, profile_directory
+from workers.bicache.profile.report import profile_directory
 from workers.models.bundle import model_directory
 from workers.models.loader import read_depth_table
 
@@ -94,8 +95,10 @@ def test_a_saved_profile_is_read_by_the_loader(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "depth_table.json").read_text())["buckets"]) == 2
 
 
-def test_several_processes_measure_what_one_does(tmp_path: Path) -> None:
-    samples = [ProfileSample(tuple(range(2, 30)), 20, 8), ProfileSample(tuple(range(2, 50)), 40, 8)] * CHUNK
+def test_several_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three chunks of one sample each: one of the two processes measures two of them."""
+    monkeypatch.setattr(report, "CHUNK", 1)
+    samples = [ProfileSample(tuple(range(2, end)), end - 10, 4) for end in (24, 40, 18)]
     made = [
         profile_directory(
             model_directory("factbook"),

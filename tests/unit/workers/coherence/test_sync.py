@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -38,7 +39,6 @@ from workers.coherence.view import ClusterView
 
 REPLICA = ReplicaId("worker#1")
 TTL_S, LONG_S = 0.6, 60.0
-POLL_S = 0.02
 KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
 
@@ -87,6 +87,18 @@ def held(client: CacheClient) -> Callable[[], Awaitable[Sequence[int]]]:
     return view
 
 
+class WatchedEvent(asyncio.Event):
+    """Says when something waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_awaited = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        self.is_awaited.set()
+        return await super().wait()
+
+
 @asynccontextmanager
 async def syncing(
     client: CacheClient, view: ClusterView | None = None, inventory: Inventory | None = None
@@ -113,9 +125,9 @@ async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(
 async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: CacheClient) -> None:
     async with server_on(port):
         sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+        sync._wake = wake = WatchedEvent()
         running = asyncio.create_task(sync.run())
-        await sync.joined.wait()
-        await asyncio.sleep(POLL_S)  # it has pushed all changes by now
+        await wake.is_awaited.wait()  # it has pushed all changes
         sync.wake()
         await asyncio.sleep(0)
         running.cancel()

@@ -14,7 +14,8 @@ Row = Sequence[float]
 def softmax(row: Row) -> list[float]:
     largest = max(row)
     weights = [math.exp(value - largest) for value in row]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 @dataclass(frozen=True)

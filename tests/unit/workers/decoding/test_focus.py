@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.decoding.focus import Attention, Focus, FocusConfig, attention_to_prefix
 from workers.engine.engine import Engine
@@ -50,6 +51,27 @@ def test_later_refreshes_recompute_the_anchors_alone() -> None:
     assert [len(run.deep) for run in passes[::4]] == [20, 4, 4, 4]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_anchors_are_the_prefix_rows_that_a_plain_decoder_finds_most_attended(seed: int) -> None:
+    """The rows that are still masked after the first block decide, by what they saw in that block's refresh."""
+    loaded, depth, still_masked = tiny_model(seed), 2, 30 + 8
+    plain = Decoder(loaded, prompt_of(30), 32, prefix=PREFIX, depth=depth)
+    entry, states = plain.entry()
+    x, positions = plain.rows(PREFIX, plain.total)
+    for index in range(depth):
+        x, _ = plain.layer(index, x, positions, [entry[index]])
+    everywhere = torch.arange(plain.total)
+    x, _ = plain.layer(depth, torch.cat((states[depth], x)), everywhere)
+    q, k, _ = loaded.model.stack[depth + 1].qkv(x, *loaded.model.rope(everywhere))  # the middle of layers 2 and 3
+    weights = (torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5).softmax(-1).mean(0)
+    seen = weights[still_masked:, :PREFIX].sum(0)
+    most_attended = sorted(sorted(range(PREFIX), key=lambda row: -float(seen[row]))[:4])
+
+    passes = passes_of(engine_of(loaded), anchors=0.2, min_tokens=32)
+
+    assert list(passes[4].deep) == most_attended
+
+
 def test_anchors_of_the_whole_prefix_change_nothing() -> None:
     loaded, prompt = tiny_model(1), prompt_of(30)
     whole, all_ = (
@@ -85,6 +107,20 @@ def test_the_cap_on_skips() -> None:
     focus.observe(attention([[1.0, 0.0]], (11,)), refreshed=True)
     focus.observe(attention([[0.0, 1.0]], (11,)), refreshed=False)
     assert focus.has_drifted
+
+
+def test_attention_drifts_away_from_the_last_refresh_and_not_from_the_last_pass() -> None:
+    """Each pass is like the one before it; the third is too far from the refresh. Only rows seen both times count."""
+    focus = Focus(FocusConfig(1.0, skip_refresh=True, skip_similarity=0.9, max_skips=9))
+    focus.observe(attention([[1.0, 0.0], [0.0, 1.0]]), refreshed=True)
+    drifted = []
+    for degrees in (12.0, 24.0, 36.0, 24.0):
+        angle = torch.tensor(degrees).deg2rad()
+        focus.observe(attention([[angle.cos().item(), angle.sin().item()], [1.0, 0.0]], (10, 12)), refreshed=False)
+        drifted.append(focus.has_drifted)
+    assert drifted == [False, False, True, False]
+    focus.observe(attention([[0.0, 1.0]], (12,)), refreshed=False)
+    assert focus.has_drifted, "nothing can be compared"
 
 
 def test_anchors_are_what_the_rows_still_masked_look_at() -> None:

@@ -52,7 +52,8 @@ async def test_a_bad_request_is_refused(front: AsyncEngine) -> None:
 
 
 async def test_closing_the_generator_aborts(front: AsyncEngine, engine: Engine) -> None:
-    chunks = front.generate(long_request("a"))
+    request = request_of(prompt_of(20), 200, request_id="a", policy="none", block_length=4, num_steps=200)
+    chunks = front.generate(request)  # the first block's tokens come early
     await anext(chunks)
     await chunks.aclose()
     await until(lambda: front.stats().num_aborted == 1)

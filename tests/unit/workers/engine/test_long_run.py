@@ -10,8 +10,8 @@ from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.errors import OverloadedError
 
 HOUR_S = 3600.0
-STEP_S = 0.25
-ARRIVALS_PER_S = 0.5
+STEP_S = 0.5
+ARRIVALS_PER_S = 0.25
 POOL_BYTES, ENTRY_BYTES = 160 * 1024, 64 * 1024
 """About three requests at a time, and a third of the prefixes that come."""
 TABLE = {0: 1, 40: 2, 70: 3}
@@ -63,7 +63,7 @@ def test_an_hour_of_traffic_leaks_nothing() -> None:
                 continue
             open_[name] = Answer()
             if draw.random() < ABORTED:
-                aborts[name] = now + draw.uniform(0, 2)
+                aborts[name] = now + draw.uniform(0, 8 * STEP_S)
         for name in [name for name, at in aborts.items() if at <= now]:
             del aborts[name]
             if open_.pop(name, None):

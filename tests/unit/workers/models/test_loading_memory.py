@@ -31,7 +31,7 @@ VOCAB, WIDTH, SHARDS = 4096, 768, 8
 CONFIG = {
     **LLADA_CONFIG,
     "d_model": WIDTH,
-    "n_layers": 8,
+    "n_layers": 5,
     "mlp_hidden_size": 2048,
     "vocab_size": VOCAB,
     "embedding_size": VOCAB,
