@@ -11,12 +11,9 @@ from __future__ import annotations
 import json as jsonlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice, repeat
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
@@ -32,6 +29,7 @@ from cache_service.core.hashing import prefix_keys
 from workers.api import DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.cut import choose_cut
 from workers.bicache.depth import DepthTable, ratio_percent
+from workers.bicache.profile.report import parallel_map
 from workers.config import BiCacheConfig
 from workers.models.bundle import model_directory
 from workers.models.factbook.evaluate import wilson
@@ -286,16 +284,6 @@ def conversation_bars(row: Row) -> Iterator[Bar]:
         yield Bar(f"{what}: points against none", row["points"], ">=", -ALLOWED_LOSS_POINTS)
 
 
-@contextmanager
-def pool(jobs: int) -> Iterator[Callable[..., Groups]]:
-    """Yield `map`, or its equal over `jobs` processes."""
-    if jobs == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
-        yield processes.map
-
-
 def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure few questions and settings, under 45 s on 2 cores.")
@@ -327,7 +315,7 @@ def main(
     rows: list[Row] = []
     num_drawn = max(num_questions, QUICK_DRAWN) if quick else num_questions
     num_conversations = (QUICK_CONVERSATIONS if quick else 650) if conversations is None else conversations
-    with Progress(transient=True) as progress, pool(jobs) as run:
+    with Progress(transient=True) as progress, parallel_map(jobs) as run:
         for name in model:
             bench = Bench(
                 name,

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,7 +24,7 @@ TABLE_FILE, PICTURE_FILE = "depth_table.json", "depth_table.svg"
 CHUNK = 4
 """Samples that a process measures before it reports."""
 
-Measure = Callable[..., Iterator[list[Measurement]]]
+Map = Callable[..., Iterator[Any]]
 
 
 def profile_directory(
@@ -74,7 +75,7 @@ def measure_chunk(directory: Path, device: torch.device, samples: Sequence[Profi
 
 
 @contextmanager
-def parallel_map(count: int) -> Iterator[Measure]:
+def parallel_map(count: int) -> Iterator[Map]:
     """Yield `map`, or its equivalent over `count` processes of one thread each."""
     if count == 1:
         yield map
