@@ -33,7 +33,7 @@ from workers.bicache.profile.report import parallel_map
 from workers.config import BiCacheConfig
 from workers.models.bundle import model_directory
 from workers.models.factbook.evaluate import wilson
-from workers.models.factbook.samples import CANVAS, Turn, evaluation_conversations, evaluation_samples
+from workers.models.factbook.samples import CANVAS, ConversationSample, evaluation_conversations, evaluation_samples
 from workers.models.loader import LoadedModel
 
 NUM_STEPS = 16
@@ -83,7 +83,7 @@ class Setting:
         """Return the load and the blocks by which to find the setting of policy `none` to compare with."""
         return self.load, self.blocks
 
-    def make_request(self, turn: Turn, request_id: str, fingerprint: str) -> GenerateRequest:
+    def make_request(self, turn: ConversationSample, request_id: str, fingerprint: str) -> GenerateRequest:
         """Make the request that asks the question of one turn."""
         keys = prefix_keys(fingerprint, "", turn.token_ids, turn.boundaries)
         prefixes = tuple(map(PrefixCandidate, turn.boundaries, keys))
@@ -185,9 +185,9 @@ class Bench:
         tokenizer = Tokenizer.from_file(str(model_directory(name) / "tokenizer.json"))
         drawn = sorted(evaluation_samples(tokenizer, num_drawn), key=lambda sample: len(sample.prefix))
         chats = evaluation_conversations(tokenizer, num_conversations, NUM_TURNS)
-        self.turns: Mapping[Load, list[Turn]] = {
+        self.turns: Mapping[Load, list[ConversationSample]] = {
             "questions": [
-                Turn([*one.prefix, *one.suffixes[0]], [len(one.prefix)], one.answers[0])
+                ConversationSample([*one.prefix, *one.suffixes[0]], [len(one.prefix)], one.answers[0])
                 for one in drawn[:num_questions]
             ],
             "conversations": [turn for chat in chats for turn in chat],

@@ -32,7 +32,7 @@ from workers.config import BiCacheConfig, KVConfig
 from workers.engine.engine import Engine
 from workers.models.base import DiffusionLM, Layer, ModelConfig
 from workers.models.loader import LoadedModel
-from workers.scheduler.plan import StepPlan, Turn
+from workers.scheduler.plan import ScheduledPass, StepPlan
 
 WHOLE = "whole step"
 INSIDE, OPENING = "inside blocks", "block start"
@@ -80,18 +80,18 @@ class MarkedModel:
 
 
 @dataclass(frozen=True)
-class Passes:
+class StepKind:
     """Holds the passes of one kind of step, which are repeated."""
 
     step: str
-    turns: tuple[Turn, ...]
+    passes: tuple[ScheduledPass, ...]
 
     @property
     def num_rows(self) -> int:
-        return sum(turn.num_rows for turn in self.turns)
+        return sum(scheduled.num_rows for scheduled in self.passes)
 
     def columns(self) -> Row:
-        return {"step": self.step, "requests": len(self.turns), "rows": self.num_rows}
+        return {"step": self.step, "requests": len(self.passes), "rows": self.num_rows}
 
 
 class Bench:
@@ -108,28 +108,28 @@ class Bench:
         self._load = ConstantLoad(self._engine, loaded.config.vocab_size, workload, POLICIES["lean"])
 
     def rows(self, repeats: int, progress: Progress) -> Iterator[Row]:
-        for passes in progress.track(self._passes(), total=2):
-            yield from self._rows(passes, repeats)
+        for kind in progress.track(self._kinds(), total=2):
+            yield from self._rows(kind, repeats)
 
-    def _passes(self) -> Iterator[Passes]:
+    def _kinds(self) -> Iterator[StepKind]:
         """Yield the passes inside blocks once every request has begun, and the first block start after that."""
         for _ in range(self._workload.batch + 2):
             self._load.step()
         missing = {INSIDE, OPENING}
         while missing:
             self._load.fill()
-            turns = self._engine.scheduler.schedule().turns
-            opening = [turn for turn in turns if turn.sequence.step == 0][:1]
-            inside = [turn for turn in turns if turn.sequence.step > 0]
+            passes = self._engine.scheduler.schedule().passes
+            opening = [scheduled for scheduled in passes if scheduled.sequence.step == 0][:1]
+            inside = [scheduled for scheduled in passes if scheduled.sequence.step > 0]
             for step, found in ((INSIDE, inside), (OPENING, opening)):
                 if found and step in missing:
                     missing.remove(step)
-                    yield Passes(step, tuple(found))
+                    yield StepKind(step, tuple(found))
             self._load.step()
 
-    def _rows(self, passes: Passes, repeats: int) -> Iterator[Row]:
+    def _rows(self, kind: StepKind, repeats: int) -> Iterator[Row]:
         on_device = self._platform.device.type == "cuda"
-        plan = StepPlan(turns=passes.turns)
+        plan = StepPlan(passes=kind.passes)
 
         def run() -> None:
             self._engine.runner.run(plan)
@@ -140,10 +140,10 @@ class Bench:
         found = split(profile_steps(run, repeats, on_device=on_device), on_device=on_device)
         # A profiler slows launches down, not kernels; on a CPU it slows both.
         wall_ms = plain_ms if on_device else found.wall_ms
-        yield {**passes.columns(), "part": WHOLE, "ms": wall_ms, "share": 1.0, "without_profiler_ms": plain_ms}
+        yield {**kind.columns(), "part": WHOLE, "ms": wall_ms, "share": 1.0, "without_profiler_ms": plain_ms}
         for part, ms in {**found.ms, GAPS: wall_ms - found.busy_ms}.items():
             launches = found.launches.get(part, 0.0)
-            yield {**passes.columns(), "part": part, "ms": ms, "share": ms / wall_ms, "launches": launches}
+            yield {**kind.columns(), "part": part, "ms": ms, "share": ms / wall_ms, "launches": launches}
 
 
 def timed(run: Callable[[], object]) -> float:

@@ -53,7 +53,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RankedReplica:
     """Names a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
 
     replica: ReplicaId
@@ -67,7 +67,7 @@ def rank(
     holders: Mapping[PrefixKey, frozenset[ReplicaId]],
     queued_tokens: Mapping[ReplicaId, int],
     weights: RouterWeights,
-) -> list[Choice]:
+) -> list[RankedReplica]:
     """Return all `replicas`, cheapest first: cost = uncached prompt tokens + tokens of queued work, weighted.
 
     Equal costs are ordered by rendezvous hashing (Thaler & Ravishankar 1998) of the shortest prefix, so that the
@@ -76,16 +76,16 @@ def rank(
     """
     anchor = demand.prefixes[0].key if demand.prefixes else demand.request_id.encode()
 
-    def order(choice: Choice) -> tuple[float, bytes]:
-        return choice.cost, rendezvous(anchor, choice.replica)
+    def order(candidate: RankedReplica) -> tuple[float, bytes]:
+        return candidate.cost, rendezvous(anchor, candidate.replica)
 
-    choices = []
+    ranked = []
     for replica in replicas:
         cached = cached_tokens(replica, demand.cut, holders)
         uncached = demand.prompt_tokens - cached
         cost = weights.uncached * uncached + weights.queued * queued_tokens.get(replica, 0)
-        choices.append(Choice(replica, cost, cached))
-    return sorted(choices, key=order)
+        ranked.append(RankedReplica(replica, cost, cached))
+    return sorted(ranked, key=order)
 
 
 def cached_tokens(

@@ -96,10 +96,10 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._ledger.expire(now)
         self._ledger.forget(demand.request_id)  # from an earlier try
         queued = {name: self._ledger.queued_tokens(name) for name in by_id}
-        choices = rank(demand, tuple(by_id), self._view.holders(demand.keys), queued, self._weights)
-        first = choices[0]
+        ranked = rank(demand, tuple(by_id), self._view.holders(demand.keys), queued, self._weights)
+        first = ranked[0]
         self._ledger.open(demand.request_id, first.replica, demand.work(first.cached_tokens), now + ACCEPTANCE_S)
-        return [[by_id[choice.replica]] for choice in choices]
+        return [[by_id[candidate.replica]] for candidate in ranked]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Result) -> None:
         """Count the work of a request that the replica has accepted until its result is complete, whatever its outcome.

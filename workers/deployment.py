@@ -47,20 +47,20 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PackedCopy:
     """Carries a copy between two replicas, with its body in a form that can be sent."""
 
     copy: EntryCopy
     body: Reference | NDArray[Any]
 
     @classmethod
-    def of(cls, copy: EntryCopy, *, direct: bool) -> Parcel:
+    def pack(cls, copy: EntryCopy, *, direct: bool) -> PackedCopy:
         rest = replace(copy, body=NOTHING)
         if direct:
             return cls(rest, Reference(ray.put(copy.body, **READ_IN_PLACE)))
         return cls(rest, copy.body.cpu().numpy())
 
-    def opened(self, timeout_s: float) -> EntryCopy:
+    def unpack(self, timeout_s: float) -> EntryCopy:
         """Return the copy, in newly allocated memory. Raises any error of the transport."""
         if isinstance(self.body, Reference):
             return replace(self.copy, body=ray.get(self.body.body, timeout=timeout_s), transport=NIXL)
@@ -85,16 +85,16 @@ class ServeTransport:
         direct = self._direct and request.holder not in self._out_of_reach
         response = self._handle.hand_out.remote(replace(request, direct=direct))
         try:
-            parcel: Parcel | None = await response
+            packed: PackedCopy | None = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except (RayError, RayServeException) as error:
             raise TransferError(f"replica {request.holder} didn't answer: {error}") from error
-        if parcel is None:
+        if packed is None:
             return None
         try:
-            return await asyncio.to_thread(parcel.opened, self._timeout_s)
+            return await asyncio.to_thread(packed.unpack, self._timeout_s)
         except Exception as error:  # the direct transport's own errors have no common class
             self._out_of_reach.add(request.holder)
             raise TransferError(f"{request.holder}'s memory couldn't be read: {error}") from error
@@ -123,12 +123,12 @@ class DiffusionWorker(Worker):
             except WorkerError as error:
                 yield error
 
-    async def hand_out(self, request: CopyRequest) -> Parcel | None:
+    async def hand_out(self, request: CopyRequest) -> PackedCopy | None:
         """Return what `send_copy` returns, for replicas in other processes."""
         copy = await self.send_copy(request)
         if copy is None:
             return None
-        return await asyncio.to_thread(Parcel.of, copy, direct=request.direct and self._direct)
+        return await asyncio.to_thread(PackedCopy.pack, copy, direct=request.direct and self._direct)
 
 
 def has_direct_transport(config: CoherenceConfig, device: torch.device, num_replicas: int) -> bool:

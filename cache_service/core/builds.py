@@ -74,15 +74,15 @@ class Builds:
         """Return the events that end `builds` without an entry."""
         return tuple(Released(Revision(at + i), build) for i, build in enumerate(builds))
 
-    def of(self, replicas: Collection[ReplicaId]) -> list[Build]:
+    def of_replicas(self, replicas: Collection[ReplicaId]) -> list[Build]:
         """Return the builds of the members `replicas`."""
         return [build for build in self._builds.values() if build.replica in replicas]
 
-    def under(self, leases: Collection[LeaseId]) -> list[Build]:
+    def under_leases(self, leases: Collection[LeaseId]) -> list[Build]:
         """Return the builds that depend on one of `leases`."""
         return [build for build in self._builds.values() if build.lease.id in leases]
 
-    def before(self, context: ContextId, epoch: Epoch | None) -> list[Build]:
+    def before_epoch(self, context: ContextId, epoch: Epoch | None) -> list[Build]:
         """Return the builds of the context for epochs before `epoch`, or for all epochs if that is None."""
         builds = (build for build in self._builds.values() if build.context == context)
         return [build for build in builds if epoch is None or build.epoch < epoch]

@@ -155,7 +155,7 @@ class State:
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> Events:
         """Grant `replica` a new lease; placements and builds of an older registration end."""
-        ended = self.builds.release(self.builds.of({replica}), at)
+        ended = self.builds.release(self.builds.of_replicas({replica}), at)
         return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended)))
 
     def leave(self, lease: Lease, at: Revision) -> Events:
@@ -165,10 +165,10 @@ class State:
 
     def expire(self, lapsed: Collection[LeaseId], at: Revision) -> Events:
         """End the members and builds whose lease is among `lapsed`; leases that have ended already change nothing."""
-        return self._remove(self.directory.under(lapsed), self.builds.under(lapsed), at)
+        return self._remove(self.directory.under_leases(lapsed), self.builds.under_leases(lapsed), at)
 
     def _remove(self, replicas: list[ReplicaId], builds: list[Build], at: Revision) -> Events:
-        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.of(replicas))), at)
+        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.of_replicas(replicas))), at)
         return (*ended, *self.directory.remove(replicas, _after(at, ended)))
 
     # Entries
@@ -272,12 +272,12 @@ class State:
         """Delete the context with its builds and entries."""
         context = self.contexts.get(context_id)
         deleted = self.contexts.delete(context_id, author, at)
-        ended = self.builds.release(self.builds.before(context_id, None), _after(at, deleted))
+        ended = self.builds.release(self.builds.before_epoch(context_id, None), _after(at, deleted))
         gone = self.directory.withdraw_stale(context_id, context.keys, context.epoch, _after(at, (*deleted, *ended)))
         return (*deleted, *ended, *gone)
 
     def _end_stale(self, context: Context, newest: Epoch, at: Revision) -> Events:
-        ended = self.builds.release(self.builds.before(context.id, newest), at)
+        ended = self.builds.release(self.builds.before_epoch(context.id, newest), at)
         oldest_kept = newest - MAX_STALENESS
         gone = self.directory.withdraw_stale(context.id, context.keys, Epoch(oldest_kept - 1), _after(at, ended))
         return (*ended, *gone)

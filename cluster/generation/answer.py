@@ -20,7 +20,7 @@ from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
 from cluster.generation.events import Answer, Event, FilledBlock
-from cluster.generation.prompts import Call, RequestBuilder
+from cluster.generation.prompts import GenerationCall, RequestBuilder
 from cluster.generation.readers import AnswerReader, BlockReader, Reader, TextReader
 from cluster.generation.tokenization import Conversation
 from cluster.generation.workers import Workers
@@ -104,7 +104,7 @@ class InferenceService:
         """Return what the tokens at `positions` (ascending, at least one) add to the text around them."""
         return self._tokenizer.text_within(token_ids, positions)
 
-    def generate(self, call: Call, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
+    def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Yield texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
         A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
@@ -113,7 +113,7 @@ class InferenceService:
         reader = partial(self._text_reader, call)
         return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
 
-    async def answer(self, call: Call, *, timeout_s: float | None = None) -> Answer:
+    async def answer(self, call: GenerationCall, *, timeout_s: float | None = None) -> Answer:
         """Return everything that `generate` yields as one value; raises what it raises.
 
         Since nothing is delivered before the end, the request of a lost replica always restarts on another one.
@@ -189,7 +189,7 @@ class InferenceService:
                 "the deadline has passed: ask for fewer tokens or steps, or raise limits.request_timeout_s"
             ) from error
 
-    def _text_reader(self, call: Call, request: GenerateRequest) -> TextReader:
+    def _text_reader(self, call: GenerationCall, request: GenerateRequest) -> TextReader:
         before = () if isinstance(call.prompt, Conversation) else request.token_ids
         return TextReader(self._tokenizer.detokenizer(before), call.stop, call.context)
 

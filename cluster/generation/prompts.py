@@ -14,7 +14,7 @@ from workers.api import ContextEpoch, ContextRead, DecodingParams, GenerateReque
 
 
 @dataclass(frozen=True)
-class Call:
+class GenerationCall:
     """Says what a client asks for."""
 
     request_id: str
@@ -51,7 +51,7 @@ class RequestBuilder:
         self._catalogue, self._encoder, self._contexts = catalogue, encoder, contexts
         self._max_tokens = max_tokens
 
-    async def build(self, call: Call) -> GenerateRequest:
+    async def build(self, call: GenerationCall) -> GenerateRequest:
         """Return the request for `call`. Raises ModelNotFoundError, NotReadyError and RequestError."""
         info = await self._catalogue.model()
         self._catalogue.check(call.model)
@@ -70,7 +70,7 @@ class RequestBuilder:
             context=prompt.context,
         )
 
-    async def _resolve_prompt(self, call: Call) -> ResolvedPrompt:
+    async def _resolve_prompt(self, call: GenerationCall) -> ResolvedPrompt:
         """Encode the prompt; if it follows a shared context, put the context's newest content before it."""
         length = length_of(call.prompt)
         if call.context is None:

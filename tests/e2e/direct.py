@@ -12,7 +12,7 @@ import torch
 from cache_service.core.types import PrefixKey
 from workers.bicache.copies import EntryCopy, EntryFormat
 from workers.config import CoherenceConfig
-from workers.deployment import NoDirectTransportError, Parcel, has_direct_transport
+from workers.deployment import NoDirectTransportError, PackedCopy, has_direct_transport
 
 FORMAT = EntryFormat(
     "model", "evidence", "torch.float32", num_layers=2, num_kv_heads=2, head_dim=4, hidden_size=8, itemsize=4
@@ -27,16 +27,16 @@ def a_copy(device: str) -> EntryCopy:
 class Holder:
     """An actor that hands out a copy."""
 
-    def hand_out(self, device: str) -> Parcel:
-        return Parcel.of(a_copy(device), direct=True)
+    def hand_out(self, device: str) -> PackedCopy:
+        return PackedCopy.pack(a_copy(device), direct=True)
 
 
 class Reader:
     """An actor that reads the copy."""
 
-    def read(self, parcel: Parcel, timeout_s: float) -> tuple[str, str, bytes]:
+    def read(self, packed: PackedCopy, timeout_s: float) -> tuple[str, str, bytes]:
         """Return the transport that brought the copy, the device that it is on, and its digest."""
-        copy = parcel.opened(timeout_s)
+        copy = packed.unpack(timeout_s)
         return copy.transport, copy.body.device.type, copy.digest()
 
     def has_transport(self, config: CoherenceConfig) -> bool:

@@ -1,6 +1,6 @@
 """Lays one step's passes out as one ragged batch of rows.
 
-rows    [ base rows of turn 1 | of turn 2 | ... | joining prefix rows, by reuse depth ]
+rows    [ base rows of pass 1 | of pass 2 | ... | joining prefix rows, by reuse depth ]
           every layer                             from their depth on, to the last layer's K/V
 """
 
@@ -18,7 +18,7 @@ from workers.decoding.greedy import is_greedy
 from workers.decoding.timetable import Portion
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
-from workers.scheduler.plan import Turn
+from workers.scheduler.plan import ScheduledPass
 from workers.scheduler.task import RequestId
 
 
@@ -33,9 +33,9 @@ class Join:
 
 @dataclass(frozen=True)
 class Lane:
-    """The part of the batch that belongs to one turn."""
+    """The part of the batch that belongs to one pass."""
 
-    turn: Turn
+    scheduled: ScheduledPass
     base: slice
     deep: slice
     """Empty if no prefix row joins."""
@@ -48,48 +48,48 @@ class Lane:
 
     @property
     def id(self) -> RequestId:
-        return self.turn.sequence.id
+        return self.scheduled.sequence.id
 
     @property
     def portion(self) -> Portion:
-        return self.turn.sequence.portion()
+        return self.scheduled.sequence.portion()
 
     @property
     def keeps_probabilities(self) -> bool:
-        return self.turn.sequence.task.decoding.remask > 0
+        return self.scheduled.sequence.task.decoding.remask > 0
 
     @property
     def is_wide(self) -> bool:
         """Return whether its probabilities are taken in float64."""
-        task = self.turn.sequence.task
+        task = self.scheduled.sequence.task
         return task.policy.wide_confidence or task.decoding.unmasking.is_adaptive
 
     @property
     def is_greedy(self) -> bool:
-        return is_greedy(self.turn.sequence.task.decoding, self.candidates, wide=self.is_wide)
+        return is_greedy(self.scheduled.sequence.task.decoding, self.candidates, wide=self.is_wide)
 
     @property
     def watched_layer(self) -> int:
         """Return the middle one of the layers that a refresh recomputes."""
-        geometry = self.turn.sequence.allocation.geometry
+        geometry = self.scheduled.sequence.allocation.geometry
         return min((geometry.depth + geometry.num_layers) // 2, geometry.num_layers - 1)
 
     @property
     def watched_rows(self) -> list[int]:
         """Return the base rows of the watched positions."""
-        first = self.base.start - self.turn.run.rows.start
+        first = self.base.start - self.scheduled.run.rows.start
         return [first + position for position in self.watched]
 
     @property
     def reader(self) -> Reader:
-        allocation = self.turn.sequence.allocation
+        allocation = self.scheduled.sequence.allocation
         geometry = allocation.geometry
         return Reader(
             slots=allocation.slots,
             base=self.base,
             deep=self.deep,
             depth=geometry.depth,
-            positions=(self.turn.run.rows, self.turn.run.deep),
+            positions=(self.scheduled.run.rows, self.scheduled.run.deep),
             entry=allocation.entry,
             num_shared=geometry.prefix,
         )
@@ -97,7 +97,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of all turns: N base rows, and M rows once all prefix rows have joined."""
+    """The rows of all passes: N base rows, and M rows once all prefix rows have joined."""
 
     token_ids: Tensor
     """int64 [N]"""
@@ -113,37 +113,44 @@ class Batch:
         return len(self.token_ids)
 
 
-def assemble(turns: Sequence[Turn], model: DiffusionLM, storage: PageStorage) -> Batch:
-    """Concatenate the turns' rows; turns that read the same entry are adjacent."""
+def assemble(passes: Sequence[ScheduledPass], model: DiffusionLM, storage: PageStorage) -> Batch:
+    """Concatenate the passes' rows; passes that read the same entry are adjacent."""
     device = storage.device
-    turns = sorted(turns, key=lambda turn: id(turn.sequence.allocation.entry))
-    bases = list(accumulate((len(turn.run.rows) for turn in turns), initial=0))
+    passes = sorted(passes, key=lambda scheduled: id(scheduled.sequence.allocation.entry))
+    bases = list(accumulate((len(scheduled.run.rows) for scheduled in passes), initial=0))
     by_depth = sorted(
-        (turn for turn in turns if turn.run.deep), key=lambda turn: turn.sequence.allocation.geometry.depth
+        (scheduled for scheduled in passes if scheduled.run.deep),
+        key=lambda scheduled: scheduled.sequence.allocation.geometry.depth,
     )
-    deeps = list(accumulate((len(turn.run.deep) for turn in by_depth), initial=bases[-1]))
-    deep_start = {turn.sequence.id: start for turn, start in zip(by_depth, deeps, strict=False)}
-    spans = [*((turn, turn.run.rows) for turn in turns), *((turn, turn.run.deep) for turn in by_depth)]
-    token_ids = [token for turn in turns for token in turn.sequence.canvas.token_ids[as_slice(turn.run.rows)]]
+    deeps = list(accumulate((len(scheduled.run.deep) for scheduled in by_depth), initial=bases[-1]))
+    deep_start = {scheduled.sequence.id: start for scheduled, start in zip(by_depth, deeps, strict=False)}
+    spans = [
+        *((scheduled, scheduled.run.rows) for scheduled in passes),
+        *((scheduled, scheduled.run.deep) for scheduled in by_depth),
+    ]
+    token_ids = [
+        token for scheduled in passes for token in scheduled.sequence.canvas.token_ids[as_slice(scheduled.run.rows)]
+    ]
     positions = [position for _, rows in spans for position in rows]
     numbers = torch.tensor([*token_ids, *positions], dtype=torch.int64).to(device)
     return Batch(
         token_ids=numbers[: len(token_ids)],
         positions=numbers[len(token_ids) :],
-        slots=torch.cat([select(turn.sequence.allocation.slots, rows) for turn, rows in spans], dim=1),
-        joins=tuple(join(turn, model, storage) for turn in by_depth),
+        slots=torch.cat([select(scheduled.sequence.allocation.slots, rows) for scheduled, rows in spans], dim=1),
+        joins=tuple(join(scheduled, model, storage) for scheduled in by_depth),
         lanes=tuple(
-            lane(turn, base, deep_start.get(turn.sequence.id, 0)) for turn, base in zip(turns, bases, strict=False)
+            lane(scheduled, base, deep_start.get(scheduled.sequence.id, 0))
+            for scheduled, base in zip(passes, bases, strict=False)
         ),
     )
 
 
-def join(turn: Turn, model: DiffusionLM, storage: PageStorage) -> Join:
-    """Read a turn's boundary states from its entry; at depth 0 they are the embeddings."""
-    allocation, run = turn.sequence.allocation, turn.run
+def join(scheduled: ScheduledPass, model: DiffusionLM, storage: PageStorage) -> Join:
+    """Read the boundary states of a pass from its entry; at depth 0 they are the embeddings."""
+    allocation, run = scheduled.sequence.allocation, scheduled.run
     depth = allocation.geometry.depth
     if allocation.entry is None or depth == 0:
-        token_ids = [turn.sequence.canvas.token_ids[row] for row in run.deep]
+        token_ids = [scheduled.sequence.canvas.token_ids[row] for row in run.deep]
         return Join(0, model.embed(torch.tensor(token_ids, dtype=torch.int64, device=storage.device)))
     pages = allocation.entry.table.state_pages[depth]
     states = storage.read_states(pages, len(allocation.entry.token_ids), model.config.hidden_size)
@@ -161,13 +168,13 @@ def as_slice(rows: range) -> slice:
     return slice(rows.start, rows.stop)
 
 
-def lane(turn: Turn, base: int, deep: int) -> Lane:
-    sequence, run = turn.sequence, turn.run
+def lane(scheduled: ScheduledPass, base: int, deep: int) -> Lane:
+    sequence, run = scheduled.sequence, scheduled.run
     candidates = tuple(sequence.canvas.masked(run.decode))
     first = base - run.rows.start
     shift = sequence.allocation.geometry.shift
     return Lane(
-        turn=turn,
+        scheduled=scheduled,
         base=slice(base, base + len(run.rows)),
         deep=slice(deep, deep + len(run.deep)),
         candidates=candidates,

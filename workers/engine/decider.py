@@ -31,12 +31,12 @@ class Decider:
         others = [lane for lane in lanes if not lane.is_greedy]
         conditional = self._logits(others, hidden)
         unconditional = self._unconditional_logits(
-            [lane for lane in others if lane.turn.sequence.task.decoding.is_guided]
+            [lane for lane in others if lane.scheduled.sequence.task.decoding.is_guided]
         )
         for lane in others:
             logits = conditional[lane.id]
             if lane.id in unconditional:
-                logits = guide(logits, unconditional[lane.id], lane.turn.sequence.task.decoding.guidance)
+                logits = guide(logits, unconditional[lane.id], lane.scheduled.sequence.task.decoding.guidance)
             yield lane, self._decision(lane, logits)
 
     def _decide_greedy(
@@ -64,9 +64,11 @@ class Decider:
         """
         if not lanes:
             return {}
-        batch = self._forward.assemble([lane.turn for lane in lanes])
+        batch = self._forward.assemble([lane.scheduled for lane in lanes])
         token_ids = [
-            token for lane in batch.lanes for token in lane.turn.sequence.canvas.unprompted(lane.turn.run.rows)
+            token
+            for lane in batch.lanes
+            for token in lane.scheduled.sequence.canvas.unprompted(lane.scheduled.run.rows)
         ]
         hidden, _ = self._forward.run(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
         return self._logits(batch.lanes, hidden)
@@ -74,7 +76,7 @@ class Decider:
     def _decision(self, lane: Lane, logits: Tensor) -> Decision | WorkerError:
         if not lane.candidates:
             return Decision()
-        sequence, config = lane.turn.sequence, self._model.config
+        sequence, config = lane.scheduled.sequence, self._model.config
         sampling = Sampling(
             decoding=sequence.task.decoding,
             generator=lambda: sequence.generator,

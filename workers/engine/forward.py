@@ -12,7 +12,7 @@ from workers.decoding.focus import Attention, attention_to_prefix
 from workers.engine.batch import Batch, Lane, assemble
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
-from workers.scheduler.plan import Turn
+from workers.scheduler.plan import ScheduledPass
 from workers.scheduler.task import RequestId
 
 
@@ -35,9 +35,9 @@ class Forward:
         yield from graphs.record()
         self._replay = graphs.forward
 
-    def assemble(self, turns: Sequence[Turn]) -> Batch:
-        """Lay the turns' rows side by side."""
-        return assemble(turns, self._model, self._storage)
+    def assemble(self, passes: Sequence[ScheduledPass]) -> Batch:
+        """Lay the passes' rows side by side."""
+        return assemble(passes, self._model, self._storage)
 
     def run(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
         """Return the hidden states of the base rows [N, hidden] after all layers, and the watched attention."""
@@ -64,8 +64,8 @@ class Forward:
     def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, Attention]]:
         for lane in lanes:
             if lane.watched and lane.watched_layer == layer:
-                allocation = lane.turn.sequence.allocation
+                allocation = lane.scheduled.sequence.allocation
                 k, _ = self._storage.read(allocation.slots[layer])
                 mask = self._model.config.visible(lane.watched, range(len(k)), k.device)
                 weights = attention_to_prefix(q[lane.watched_rows], k, allocation.geometry.prefix, mask)
-                yield lane.turn.sequence.id, Attention(lane.watched, weights)
+                yield lane.scheduled.sequence.id, Attention(lane.watched, weights)

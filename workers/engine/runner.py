@@ -17,7 +17,7 @@ from workers.engine.forward import Forward
 from workers.errors import StepFailedError, WorkerError
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
-from workers.scheduler.plan import StepPlan, StepResult, Turn
+from workers.scheduler.plan import ScheduledPass, StepPlan, StepResult
 from workers.scheduler.task import RequestId
 
 logger = logging.getLogger(__name__)
@@ -52,18 +52,18 @@ class Runner:
                 probed[entry] = self.builder.probe(entry)
             except Exception as error:
                 failed_builds[entry] = step_failed(error)
-        return StepResult(self._decisions(plan.turns), failed_builds, build_s, probed)
+        return StepResult(self._decisions(plan.passes), failed_builds, build_s, probed)
 
-    def _decisions(self, turns: tuple[Turn, ...]) -> Mapping[RequestId, Decision | WorkerError]:
-        if not turns:
+    def _decisions(self, passes: tuple[ScheduledPass, ...]) -> Mapping[RequestId, Decision | WorkerError]:
+        if not passes:
             return {}
         try:
-            batch = self.forward.assemble(turns)
+            batch = self.forward.assemble(passes)
             hidden, watched = self.forward.run(batch)
             found = {lane.id: decision for lane, decision in self._decider.decide(batch.lanes, hidden)}
         except Exception as error:
             failure = step_failed(error)
-            return {turn.sequence.id: failure for turn in turns}
+            return {scheduled.sequence.id: failure for scheduled in passes}
         return {
             id_: replace(decision, attention=watched.get(id_)) if isinstance(decision, Decision) else decision
             for id_, decision in found.items()

@@ -38,7 +38,7 @@ class RequestResolver:
         model, engine, bicache = self.model, self.engine, self.bicache
         params = request.params
         check_tokens(request, model)
-        policy = policy_named(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
+        policy = policy_by_name(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
         decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
         interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
         focus = focus_of(params, policy, bicache)
@@ -127,7 +127,7 @@ def check_tokens(request: GenerateRequest, model: ModelConfig) -> None:
         check(all(hole in own for hole in holes), "holes", "must lie behind the context that the prompt begins with")
 
 
-def policy_named(name: str) -> Policy:
+def policy_by_name(name: str) -> Policy:
     if name not in POLICIES:
         raise InvalidRequestError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}", param="policy")
     return POLICIES[name]

@@ -14,7 +14,7 @@ from workers.scheduler.task import RequestId, RunningRequest
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScheduledPass:
     """Assigns one pass of this step to one sequence."""
 
     sequence: RunningRequest
@@ -45,12 +45,12 @@ class StepPlan:
     """Lists independent work: entries to build or to probe, and passes to run."""
 
     builds: tuple[PrefixEntry, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    passes: tuple[ScheduledPass, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Has a decision or an error for every turn of the plan, and an error for every entry whose build failed."""
+    """Has a decision or an error for every pass of the plan, and an error for every entry whose build failed."""
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)

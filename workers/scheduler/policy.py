@@ -59,7 +59,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Progress:
     """Describes a request's progress in denoising."""
 
     block: range
@@ -119,7 +119,7 @@ class Policy:
     """Names a schedule of passes, with the properties that the rest of the engine needs."""
 
     name: str
-    next_pass: Callable[[Geometry, Moment], Pass]
+    next_pass: Callable[[Geometry, Progress], Pass]
     reuses_prefix: bool = True
     keeps_kv: bool = True
     """Whether a pass reads K/V that an earlier pass computed."""
@@ -133,34 +133,36 @@ class Policy:
     """Whether it has anchors and skips refreshes."""
 
 
-def none(geometry: Geometry, moment: Moment) -> Pass:
-    return Pass(rows=geometry.everything, decode=moment.block)
+def none(geometry: Geometry, progress: Progress) -> Pass:
+    return Pass(rows=geometry.everything, decode=progress.block)
 
 
-def dual(geometry: Geometry, moment: Moment) -> Pass:
-    rows = geometry.everything if moment.step == 0 else geometry.rows_for(moment.block)
-    return Pass(rows=rows, decode=moment.block)
+def dual(geometry: Geometry, progress: Progress) -> Pass:
+    rows = geometry.everything if progress.step == 0 else geometry.rows_for(progress.block)
+    return Pass(rows=rows, decode=progress.block)
 
 
-def bicache(geometry: Geometry, moment: Moment) -> Pass:
-    deep = geometry.deep if moment.refresh_due else NO_ROWS
-    return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
+def bicache(geometry: Geometry, progress: Progress) -> Pass:
+    deep = geometry.deep if progress.refresh_due else NO_ROWS
+    return Pass(rows=geometry.suffix, deep=deep, decode=progress.block)
 
 
-def bicache_dual(geometry: Geometry, moment: Moment) -> Pass:
-    if not moment.opened:
-        return Pass(rows=geometry.suffix, deep=geometry.deep if moment.refresh_due else NO_ROWS)
-    inside = moment.refresh_due and moment.step > 0
-    return Pass(rows=geometry.rows_for(moment.block), deep=geometry.deep if inside else NO_ROWS, decode=moment.block)
+def bicache_dual(geometry: Geometry, progress: Progress) -> Pass:
+    if not progress.opened:
+        return Pass(rows=geometry.suffix, deep=geometry.deep if progress.refresh_due else NO_ROWS)
+    inside = progress.refresh_due and progress.step > 0
+    return Pass(
+        rows=geometry.rows_for(progress.block), deep=geometry.deep if inside else NO_ROWS, decode=progress.block
+    )
 
 
-def lean(geometry: Geometry, moment: Moment) -> Pass:
-    if moment.step > 0:
-        return Pass(rows=geometry.rows_for(moment.block), decode=moment.block)
+def lean(geometry: Geometry, progress: Progress) -> Pass:
+    if progress.step > 0:
+        return Pass(rows=geometry.rows_for(progress.block), decode=progress.block)
     deep: Sequence[int] = NO_ROWS
-    if geometry.deep and moment.refresh_due_since_last_block and moment.drifted:
-        deep = geometry.deep if moment.anchors is None else moment.anchors
-    return Pass(rows=geometry.suffix, deep=deep, decode=moment.block)
+    if geometry.deep and progress.refresh_due_since_last_block and progress.drifted:
+        deep = geometry.deep if progress.anchors is None else progress.anchors
+    return Pass(rows=geometry.suffix, deep=deep, decode=progress.block)
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(

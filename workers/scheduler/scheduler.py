@@ -17,7 +17,7 @@ from workers.decoding.decision import Decision
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
-from workers.scheduler.plan import Failure, Question, StepPlan, StepResult, Turn
+from workers.scheduler.plan import Failure, Question, ScheduledPass, StepPlan, StepResult
 from workers.scheduler.reuse import ReuseRule
 from workers.scheduler.task import Allocation, RequestId, RunningRequest, Task
 
@@ -156,31 +156,33 @@ class Scheduler:
         """
         self._admit()
         self._ask_for_epochs()
-        turns = [Turn(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.is_ready]
-        cheap = [turn for turn in turns if not turn.run.is_heavy]
-        heavy = sorted((turn for turn in turns if turn.run.is_heavy), key=age_rank)
+        passes = [
+            ScheduledPass(sequence, sequence.next_pass()) for sequence in self._running.values() if sequence.is_ready
+        ]
+        cheap = [scheduled for scheduled in passes if not scheduled.run.is_heavy]
+        heavy = sorted((scheduled for scheduled in passes if scheduled.run.is_heavy), key=age_rank)
         budget = 0 if cheap else self._config.max_heavy_rows
         builds: list[PrefixEntry] = []
         for entry in self._cache.due_entries():
             if not builds or len(entry.token_ids) <= budget:
                 builds.append(entry)
                 budget -= len(entry.token_ids)
-        chosen: list[Turn] = []
-        for turn in heavy:
-            if not (builds or chosen) or turn.num_rows <= budget:
-                chosen.append(turn)
-                budget -= turn.num_rows
+        chosen: list[ScheduledPass] = []
+        for scheduled in heavy:
+            if not (builds or chosen) or scheduled.num_rows <= budget:
+                chosen.append(scheduled)
+                budget -= scheduled.num_rows
         if not (builds or chosen):
             builds.extend(islice(self._cache.background_entries(), 1))
         plan = StepPlan(tuple(builds), (*cheap, *chosen))
-        self._stalled = not (plan.builds or plan.turns)
+        self._stalled = not (plan.builds or plan.passes)
         return plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         """Apply the step's decisions, and return the chunks and failures that follow from them, in order."""
         outcomes = self._apply_builds(plan, result)
-        for turn in plan.turns:
-            sequence = turn.sequence
+        for scheduled in plan.passes:
+            sequence = scheduled.sequence
             if sequence.id not in self._running:
                 continue
             sequence.last_served = self._num_steps
@@ -189,7 +191,7 @@ class Scheduler:
             if isinstance(decision, WorkerError):
                 outcomes.append(self.fail(sequence, decision))
             else:
-                outcomes.extend(self._apply_decision(turn, decision))
+                outcomes.extend(self._apply_decision(scheduled, decision))
         self._num_steps += 1
         return outcomes
 
@@ -262,10 +264,10 @@ class Scheduler:
         self._relocating.pop(task.id, None)
         self._admission.forget(task)
 
-    def _apply_decision(self, turn: Turn, decision: Decision) -> list[Outcome]:
-        sequence = turn.sequence
+    def _apply_decision(self, scheduled: ScheduledPass, decision: Decision) -> list[Outcome]:
+        sequence = scheduled.sequence
         sequence.canvas.commit(decision.positions, decision.token_ids, decision.probabilities)
-        sequence.advance(turn.run, decision.attention)
+        sequence.advance(scheduled.run, decision.attention)
         self.counters.num_canvas_tokens += len(decision.positions)
         token_ids = sequence.canvas.take_committed()
         reason = sequence.canvas.finish_reason
@@ -297,7 +299,7 @@ class Scheduler:
         self._stalled = False
 
 
-def age_rank(turn: Turn) -> tuple[bool, int]:
+def age_rank(scheduled: ScheduledPass) -> tuple[bool, int]:
     """Return a sort key: requests without any pass come first, then those whose last pass is oldest."""
-    last_served = turn.sequence.last_served
+    last_served = scheduled.sequence.last_served
     return (last_served is not None, last_served or 0)

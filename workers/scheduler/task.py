@@ -16,7 +16,7 @@ from workers.decoding.rules import Decoding
 from workers.decoding.sampling import Generator, seeded_generator
 from workers.decoding.timetable import Portion, Timetable
 from workers.kv.page_table import SlotTable
-from workers.scheduler.policy import Geometry, Moment, Pass, Policy
+from workers.scheduler.policy import Geometry, Pass, Policy, Progress
 
 RequestId = NewType("RequestId", str)
 
@@ -147,9 +147,9 @@ class RunningRequest:
         return self.task.timetable.block(self.block_index)
 
     @property
-    def moment(self) -> Moment:
+    def progress(self) -> Progress:
         """Return its progress as plain values: every schedule reads it, even for passes that then have to wait."""
-        return Moment(
+        return Progress(
             block=self.block,
             index=self.block_index,
             step=self.step,
@@ -163,7 +163,7 @@ class RunningRequest:
         )
 
     def next_pass(self) -> Pass:
-        return self.task.policy.next_pass(self.allocation.geometry, self.moment)
+        return self.task.policy.next_pass(self.allocation.geometry, self.progress)
 
     def portion(self) -> Portion:
         """Return how much the next decoding step commits."""
@@ -185,7 +185,7 @@ class RunningRequest:
         """Advance by one step after `done`, whose tokens are committed; go to the next block if no mask is left."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
-        if self.step == 0 and not self.moment.drifted and self.moment.refresh_due_since_last_block:
+        if self.step == 0 and not self.progress.drifted and self.progress.refresh_due_since_last_block:
             self.focus.skip()
         if attention is not None:
             self.focus.observe(attention, refreshed=bool(done.deep))

@@ -46,7 +46,7 @@ class TokenContent:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ContextTurn:
     """Holds one turn of a conversation with holes."""
 
     role: str
@@ -57,7 +57,7 @@ class Turn:
 class TurnsContent:
     """Holds turns for the model's chat template; more turns can follow them."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[ContextTurn, ...]
 
 
 Content = TextContent | TokenContent | TurnsContent
@@ -170,7 +170,7 @@ class ContextDrafter:
             tuple(index for index, token_id in enumerate(flat) if token_id is None),
         )
 
-    def _render(self, turns: Sequence[Turn], spell: Callable[[Sequence[Part]], str]) -> Sequence[int]:
+    def _render(self, turns: Sequence[ContextTurn], spell: Callable[[Sequence[Part]], str]) -> Sequence[int]:
         return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:

@@ -8,11 +8,11 @@ from cluster.errors import RequestError
 from cluster.generation.contexts.drafting import (
     MAX_HOLE,
     Content,
+    ContextTurn,
     Hole,
     Part,
     TextContent,
     TokenContent,
-    Turn,
     TurnsContent,
 )
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
@@ -68,8 +68,8 @@ def replacement_of(edit: pb.ContextEdit) -> TextContent | TokenContent:
             raise RequestError("say what an edit puts in its place: text or tokens", param="edits")
 
 
-def turn_of(turn: pb.Turn) -> Turn:
-    return Turn(role_of(turn.role, "content"), parts_of(turn.parts))
+def turn_of(turn: pb.Turn) -> ContextTurn:
+    return ContextTurn(role_of(turn.role, "content"), parts_of(turn.parts))
 
 
 def text_of(text: pb.TextParts) -> TextContent:

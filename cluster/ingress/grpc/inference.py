@@ -13,7 +13,7 @@ from cache_service.core.types import ContextId
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
 from cluster.generation.events import ContextChoice, Finished, Text
-from cluster.generation.prompts import Call
+from cluster.generation.prompts import GenerationCall
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
@@ -68,7 +68,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             return pb.ListModelsResponse(models=[model])
 
 
-def call_of(request: pb.GenerateRequest) -> Call:
+def call_of(request: pb.GenerateRequest) -> GenerationCall:
     """Return the call that a request describes. Raises RequestError for one that is incomplete or contradictory."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
@@ -78,7 +78,7 @@ def call_of(request: pb.GenerateRequest) -> Call:
         )
     if request.suffix and request.HasField("conversation"):
         raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
-    return Call(
+    return GenerationCall(
         request_id=uuid.uuid4().hex,
         prompt=prompt_of(request),
         suffix=request.suffix,

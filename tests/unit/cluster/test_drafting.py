@@ -11,11 +11,11 @@ from cache_service.core.types import Context, ContextId, EditId, Epoch, PrefixKe
 from cluster.errors import RequestError
 from cluster.generation.contexts.drafting import (
     ContextDrafter,
+    ContextTurn,
     Draft,
     Hole,
     TextContent,
     TokenContent,
-    Turn,
     TurnsContent,
 )
 from cluster.generation.tokenization import Conversation, Message, TextPrompt, Tokenizer, TokenPrompt
@@ -35,7 +35,7 @@ def drafter(tokenizer: Tokenizer) -> ContextDrafter:
 
 
 def sheet(*parts: str | Hole) -> TurnsContent:
-    return TurnsContent((Turn("system", parts),))
+    return TurnsContent((ContextTurn("system", parts),))
 
 
 def test_a_hole_stands_where_the_words_would(drafter: ContextDrafter) -> None:

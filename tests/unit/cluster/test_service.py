@@ -14,7 +14,7 @@ from cluster.errors import (
 )
 from cluster.generation.answer import InferenceService
 from cluster.generation.events import Event, Finished, Text
-from cluster.generation.prompts import Call
+from cluster.generation.prompts import GenerationCall
 from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
 from tests.support.waiting import until
@@ -28,11 +28,11 @@ BLOCKS = DecodingParams(block_length=4, num_steps=16, temperature=1.0, seed=1)
 SLOW = DecodingParams(block_length=4, num_steps=900, policy="none")
 
 
-def call(**fields: object) -> Call:
-    return Call(**({"request_id": "r", "prompt": TALK, "params": BLOCKS} | fields))  # type: ignore[arg-type]
+def call(**fields: object) -> GenerationCall:
+    return GenerationCall(**({"request_id": "r", "prompt": TALK, "params": BLOCKS} | fields))  # type: ignore[arg-type]
 
 
-async def collect(service: InferenceService, asked: Call) -> list[Event]:
+async def collect(service: InferenceService, asked: GenerationCall) -> list[Event]:
     async with aclosing(service.generate(asked)) as events:
         return [event async for event in events]
 

@@ -27,14 +27,14 @@ from workers.models.base import Architecture, ModelConfig
 from workers.models.layers import Transformer
 from workers.models.llada import LLADA
 from workers.models.loader import ARCHITECTURES, load_model
-from workers.scheduler.policy import POLICIES, Geometry, Moment, Pass, Policy
+from workers.scheduler.policy import POLICIES, Geometry, Pass, Policy, Progress
 
 EOS = TINY.eos_token_id
 
 
-def always_fresh(geometry: Geometry, moment: Moment) -> Pass:
+def always_fresh(geometry: Geometry, progress: Progress) -> Pass:
     """Refresh the prefix in every step, inside blocks too."""
-    return Pass(rows=geometry.suffix, deep=geometry.deep, decode=moment.block)
+    return Pass(rows=geometry.suffix, deep=geometry.deep, decode=progress.block)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -25,7 +25,7 @@ from workers.deployment import (
     OBJECT_STORE,
     DiffusionWorker,
     NoDirectTransportError,
-    Parcel,
+    PackedCopy,
     Reference,
     ServeTransport,
     has_direct_transport,
@@ -89,22 +89,22 @@ def assert_same(copy: EntryCopy | None, transport: str) -> None:
 
 
 async def test_a_copy_comes_through_the_object_store(handle: Handle) -> None:
-    parcel = Parcel.of(a_copy(), direct=False)
-    assert isinstance(parcel.body, np.ndarray)
-    parcel.body.setflags(write=False)  # as Ray's object store hands it out
-    handle.hand_out.responses = [answering(parcel)]
+    packed = PackedCopy.pack(a_copy(), direct=False)
+    assert isinstance(packed.body, np.ndarray)
+    packed.body.setflags(write=False)  # as Ray's object store hands it out
+    handle.hand_out.responses = [answering(packed)]
 
     copy = await transport(direct=False).fetch(REQUEST)
 
     assert_same(copy, OBJECT_STORE)
     assert copy is not None
     copy.body.zero_()
-    assert parcel.body.any(), "the copy has memory of its own"
+    assert packed.body.any(), "the copy has memory of its own"
     assert handle.hand_out.calls == [REQUEST]
 
 
 async def test_a_copy_is_read_out_of_its_holders_memory(handle: Handle, fake_ray: FakeRay) -> None:
-    handle.hand_out.responses = [answering(Parcel.of(a_copy(), direct=True))]
+    handle.hand_out.responses = [answering(PackedCopy.pack(a_copy(), direct=True))]
 
     copy = await transport(direct=True).fetch(REQUEST)
 
@@ -114,9 +114,9 @@ async def test_a_copy_is_read_out_of_its_holders_memory(handle: Handle, fake_ray
 
 
 def test_a_parcel_carries_the_body_once() -> None:
-    parcel = Parcel.of(a_copy(), direct=False)
-    assert parcel.copy.body.numel() == 0
-    assert parcel.copy.seal == a_copy().seal
+    packed = PackedCopy.pack(a_copy(), direct=False)
+    assert packed.copy.body.numel() == 0
+    assert packed.copy.seal == a_copy().seal
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -148,8 +148,8 @@ async def test_a_holder_whose_memory_cannot_be_read_is_asked_for_the_bytes_next(
     handle: Handle, fake_ray: FakeRay
 ) -> None:
     fake_ray.broken = RuntimeError("nixl: no such peer")
-    by_reference, by_value = (Parcel.of(a_copy(), direct=direct) for direct in (True, False))
-    handle.hand_out.responses = [answering(parcel) for parcel in (by_reference, by_value, by_value)]
+    by_reference, by_value = (PackedCopy.pack(a_copy(), direct=direct) for direct in (True, False))
+    handle.hand_out.responses = [answering(packed) for packed in (by_reference, by_value, by_value)]
     fetching = transport(direct=True)
 
     with pytest.raises(TransferError, match="a's memory couldn't be read: nixl"):
@@ -187,10 +187,10 @@ async def test_a_worker_hands_out_by_reference_where_both_sides_can(
         return a_copy()
 
     worker = cast(DiffusionWorker, SimpleNamespace(send_copy=send_copy, _direct=can))
-    parcel = await DiffusionWorker.hand_out(worker, replace(REQUEST, direct=asked))
+    packed = await DiffusionWorker.hand_out(worker, replace(REQUEST, direct=asked))
 
-    assert parcel is not None
-    assert isinstance(parcel.body, Reference) is by_reference
+    assert packed is not None
+    assert isinstance(packed.body, Reference) is by_reference
     assert len(fake_ray.kept) == by_reference
 
 

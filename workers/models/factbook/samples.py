@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ConversationSample:
     """A turn of a conversation is a prompt that ends with the assistant's header."""
 
     token_ids: list[int]
@@ -88,11 +88,11 @@ class SampleWriter:
                 answers.append(answer)
         return Sample(prefix, suffixes, answers, questions, len(people), sheet)
 
-    def draw_conversation(self, num_turns: int, max_people: int = MAX_PEOPLE) -> list[Turn]:
+    def draw_conversation(self, num_turns: int, max_people: int = MAX_PEOPLE) -> list[ConversationSample]:
         """Draw a sheet and `num_turns` questions about it; each follows the earlier ones and their right answers."""
         people, sheet, token_ids = self._draw_sheet(max_people)
         writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
-        turns: list[Turn] = []
+        turns: list[ConversationSample] = []
         boundaries: list[int] = []
         while len(turns) < num_turns:
             question = writer.ask()
@@ -100,7 +100,9 @@ class SampleWriter:
             answer = self._encoder.encode(question.answer)
             if len(answer) < CANVAS:
                 boundaries.append(len(token_ids))
-                turns.append(Turn(token_ids + user_turn + self._headers["assistant"], list(boundaries), answer))
+                turns.append(
+                    ConversationSample(token_ids + user_turn + self._headers["assistant"], list(boundaries), answer)
+                )
                 token_ids = token_ids + user_turn + self.turn("assistant", answer)
         return turns
 
@@ -138,7 +140,7 @@ def evaluation_samples(tokenizer: Tokenizer, num_samples: int, seed: int = 0) ->
 
 def evaluation_conversations(
     tokenizer: Tokenizer, num_conversations: int, num_turns: int, seed: int = 0
-) -> Iterator[list[Turn]]:
+) -> Iterator[list[ConversationSample]]:
     """Draw conversations of `num_turns` turns about held-out sheets."""
     writer = SampleWriter(tokenizer, seed, Split.EVALUATION)
     for _ in range(num_conversations):

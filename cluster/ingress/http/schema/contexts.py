@@ -10,11 +10,11 @@ from cache_service.core.types import Epoch
 from cluster.generation.contexts.drafting import (
     MAX_HOLE,
     Content,
+    ContextTurn,
     Hole,
     Part,
     TextContent,
     TokenContent,
-    Turn,
     TurnsContent,
 )
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
@@ -44,8 +44,8 @@ class TurnBody(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Written
 
-    def to_turn(self) -> Turn:
-        return Turn("system" if self.role == "developer" else self.role, parts_of(self.content))
+    def to_turn(self) -> ContextTurn:
+        return ContextTurn("system" if self.role == "developer" else self.role, parts_of(self.content))
 
 
 class PlainBody(Body):

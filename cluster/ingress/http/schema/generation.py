@@ -15,7 +15,7 @@ from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
 from cluster.generation.events import ContextChoice
-from cluster.generation.prompts import Call
+from cluster.generation.prompts import GenerationCall
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
@@ -103,10 +103,10 @@ class GenerationBody(SamplingBody):
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
 
-    def to_call(self, request_id: str) -> Call:
+    def to_call(self, request_id: str) -> GenerationCall:
         """Return the described call. Raises RequestError for what only the whole body shows to be wrong."""
         stop = self.stop or []
-        return Call(
+        return GenerationCall(
             request_id=request_id,
             prompt=self.to_prompt(),
             suffix=self.text_behind(),

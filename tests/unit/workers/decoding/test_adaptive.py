@@ -55,6 +55,6 @@ def test_refreshes_follow_the_steps_that_an_adaptive_request_took() -> None:
     refreshed = []
     while engine.has_work:
         plan = engine.scheduler.schedule()
-        refreshed += [turn.sequence.block_index for turn in plan.turns if turn.run.deep]
+        refreshed += [scheduled.sequence.block_index for scheduled in plan.passes if scheduled.run.deep]
         engine.scheduler.apply(plan, engine.runner.run(plan))
     assert refreshed == [0, 4]

@@ -31,7 +31,7 @@ def passes_of(engine: Engine, **params: object) -> list[Pass]:
     passes = []
     while engine.has_work:
         plan = engine.scheduler.schedule()
-        passes += [turn.run for turn in plan.turns]
+        passes += [scheduled.run for scheduled in plan.passes]
         engine.scheduler.apply(plan, engine.runner.run(plan))
     return passes
 

@@ -27,12 +27,12 @@ def test_infilling_keeps_the_text_around_the_holes(seed: int, policy: str) -> No
     num_blocks = -(-len(plain.fills) // min(block, len(plain.fills)))
     engine = engine_of(loaded)
     engine.submit(request)
-    [turn] = engine.scheduler.schedule().turns
+    [scheduled] = engine.scheduler.schedule().passes
     answers = {request.request_id: Answer()}
     drain(engine, answers)
     assert answers[request.request_id].token_ids == plain.decode(block, quota(60 // num_blocks))
     given = set(range(len(plain.token_ids))) - set(plain.fills)
-    assert all(turn.sequence.canvas.token_ids[i] == plain.token_ids[i] for i in given)
+    assert all(scheduled.sequence.canvas.token_ids[i] == plain.token_ids[i] for i in given)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

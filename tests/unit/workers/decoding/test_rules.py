@@ -121,11 +121,11 @@ def test_guidance_is_lladas(seed: int) -> None:
 
 
 def test_guided_passes_count_twice_in_the_budget() -> None:
-    for guidance, num_turns in ((1.0, 1), (0.0, 3)):
+    for guidance, num_passes in ((1.0, 1), (0.0, 3)):
         engine = engine_of(tiny_model(), engine=EngineConfig(max_heavy_rows=60))
         for name in "abc":
             engine.submit(request_of(prompt_of(12), 8, request_id=name, policy="none", guidance=guidance))
-        assert len(engine.scheduler.schedule().turns) == num_turns
+        assert len(engine.scheduler.schedule().passes) == num_passes
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -124,7 +124,7 @@ class Mixes(RuleBasedStateMachine):
         replica = self.replicas[which]
         for request in requests:
             name = f"r{next(self.numbers)}"
-            replica.engine.submit(as_named(request, name))
+            replica.engine.submit(renamed(request, name))
             replica.waiting[name], replica.answers[name] = request, Answer()
 
     @rule(which=st.integers(0, 1), num_steps=st.integers(1, 12))
@@ -187,7 +187,7 @@ class Mixes(RuleBasedStateMachine):
                 raise AssertionError(f"{self.replicas[which].engine!r} does not end")
 
 
-def as_named(request: GenerateRequest, name: str) -> GenerateRequest:
+def renamed(request: GenerateRequest, name: str) -> GenerateRequest:
     return GenerateRequest(**{**vars(request), "request_id": name})
 
 

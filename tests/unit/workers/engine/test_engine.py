@@ -82,9 +82,9 @@ def test_one_expensive_pass_a_step_beside_cheap_ones() -> None:
         engine.submit(request_of(prompt_of(8), 8, request_id=f"full{number}", policy="none"))
     for _ in range(4):
         plan = engine.scheduler.schedule()
-        heavy = [turn.sequence.id for turn in plan.turns if turn.run.is_heavy]
+        heavy = [scheduled.sequence.id for scheduled in plan.passes if scheduled.run.is_heavy]
         assert len(heavy) == 1
-        assert [turn.sequence.id for turn in plan.turns if not turn.run.is_heavy] == ["cheap"]
+        assert [scheduled.sequence.id for scheduled in plan.passes if not scheduled.run.is_heavy] == ["cheap"]
         engine.scheduler.apply(plan, engine.runner.run(plan))
 
 
@@ -95,7 +95,7 @@ def test_full_passes_take_turns() -> None:
     served = []
     for _ in range(6):
         plan = engine.scheduler.schedule()
-        served += [turn.sequence.id for turn in plan.turns]
+        served += [scheduled.sequence.id for scheduled in plan.passes]
         engine.scheduler.apply(plan, engine.runner.run(plan))
     assert served == ["r0", "r1", "r2", "r0", "r1", "r2"]
 
@@ -128,7 +128,7 @@ def test_tokens_come_in_order_and_once() -> None:
     engine.submit(request_of(prompt_of(10), 24, policy="none", block_length=8, num_steps=24))
     frontier = 0
     while engine.has_work:
-        [sequence] = [turn.sequence for turn in engine.scheduler.schedule().turns]
+        [sequence] = [scheduled.sequence for scheduled in engine.scheduler.schedule().passes]
         for outcome in engine.step():
             frontier += len(outcome.token_ids)  # type: ignore[union-attr]
             assert not sequence.canvas.masked(range(10, 10 + frontier))
@@ -289,8 +289,8 @@ def test_a_literal_mask_token_in_the_prompt_stays_text() -> None:
     mask = loaded.config.mask_token_id
     engine = engine_of(loaded)
     engine.submit(request_of([3, mask, 5, mask], 6, policy="none"))
-    [turn] = engine.scheduler.schedule().turns
-    sequence = turn.sequence
+    [scheduled] = engine.scheduler.schedule().passes
+    sequence = scheduled.sequence
     answers = {"r": Answer()}
     drain(engine, answers)
     assert sequence.canvas.token_ids[:4] == [3, mask, 5, mask]

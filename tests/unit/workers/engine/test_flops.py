@@ -23,7 +23,7 @@ from workers.decoding.decision import Decision
 from workers.engine.factory import create_engine
 from workers.models.layers import Transformer
 from workers.models.loader import LoadedModel
-from workers.scheduler.plan import StepResult, Turn
+from workers.scheduler.plan import ScheduledPass, StepResult
 
 COST_MODEL = Path(os.environ.get("PALIMPSEST_SHARED", "../shared")) / "tools" / "cost_model.py"
 META, USER, CANVAS, STEPS, BLOCK = torch.device("meta"), 64, 256, 128, 32
@@ -66,7 +66,7 @@ class Counter:
         self.flops_of_shape: dict[tuple[int, int], int] = {}
         self.layer_flops = self.logit_rows = self.assumed_rows = 0
 
-    def run(self, assumed_rows: Callable[[Turn], int]) -> int:
+    def run(self, assumed_rows: Callable[[ScheduledPass], int]) -> int:
         """FLOPs in all, the head taken at `assumed_rows` rows a pass."""
         prompt = [1] * (self.prefix + USER)
         self.engine.submit(
@@ -74,36 +74,36 @@ class Counter:
         )
         while self.engine.has_work:
             plan = self.engine.scheduler.schedule()
-            decisions = {turn.sequence.id: self.decide(turn) for turn in plan.turns}
-            self.assumed_rows += sum(map(assumed_rows, plan.turns))
+            decisions = {scheduled.sequence.id: self.decide(scheduled) for scheduled in plan.passes}
+            self.assumed_rows += sum(map(assumed_rows, plan.passes))
             self.engine.scheduler.apply(plan, StepResult(decisions))
         return self.layer_flops + self.assumed_rows * 2 * LLADA_8B.hidden_size * LLADA_8B.vocab_size
 
-    def decide(self, turn: Turn) -> Decision:
+    def decide(self, scheduled: ScheduledPass) -> Decision:
         """Count a pass (passes of one shape cost the same), and commit the leftmost positions."""
-        shape = (len(turn.run.rows), len(turn.run.deep))
+        shape = (len(scheduled.run.rows), len(scheduled.run.deep))
         if shape not in self.flops_of_shape:
             forward = self.engine.runner.forward
             with FlopCounterMode(display=False) as count:
-                forward.run(forward.assemble([turn]))
+                forward.run(forward.assemble([scheduled]))
             self.flops_of_shape[shape] = count.get_total_flops()
         self.layer_flops += self.flops_of_shape[shape]
-        masked = turn.sequence.canvas.masked(turn.run.decode)
+        masked = scheduled.sequence.canvas.masked(scheduled.run.decode)
         self.logit_rows += len(masked)
-        chosen = tuple(masked[: turn.sequence.portion().count])
+        chosen = tuple(masked[: scheduled.sequence.portion().count])
         return Decision(chosen, (1,) * len(chosen))
 
 
-def whole(turn: Turn) -> int:
-    return turn.sequence.task.total
+def whole(scheduled: ScheduledPass) -> int:
+    return scheduled.sequence.task.total
 
 
-def block_or_whole(turn: Turn) -> int:
-    return BLOCK if len(turn.run.rows) == BLOCK else whole(turn)
+def block_or_whole(scheduled: ScheduledPass) -> int:
+    return BLOCK if len(scheduled.run.rows) == BLOCK else whole(scheduled)
 
 
-def prefix_and_block(turn: Turn) -> int:
-    return turn.sequence.allocation.geometry.prefix + BLOCK if turn.run.decode else whole(turn)
+def prefix_and_block(scheduled: ScheduledPass) -> int:
+    return scheduled.sequence.allocation.geometry.prefix + BLOCK if scheduled.run.decode else whole(scheduled)
 
 
 @pytest.mark.parametrize("prefix", [512, 2048])
@@ -123,7 +123,7 @@ def test_flops_are_the_cost_models(
     prefix: int,
     policy: str,
     name: str,
-    assumed_rows: Callable[[Turn], int],
+    assumed_rows: Callable[[ScheduledPass], int],
 ) -> None:
     counter = Counter(loaded, prefix, policy)
     flops = counter.run(assumed_rows)
