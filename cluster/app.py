@@ -22,16 +22,19 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
+from cache_service.logs import configure_logs
 from cluster.background import tasks_of_process
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
 from cluster.generation.replicas import WorkerReplicas
+from cluster.ingress.access import AccessLog
 from cluster.ingress.grpc.server import serving
 from cluster.ingress.http.app import create_app
 from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
+from workers.ray_internals import mute_refusals
 
 WORKERS = "DiffusionWorker"
 """Name of the workers' deployment."""
@@ -48,7 +51,10 @@ class Ingress:
     def __init__(self, config: ClusterConfig, workers: DeploymentHandle) -> None:
         self._config = config
         self._api_keys = config.api_keys.read(os.environ)
+        configure_logs(config.logs)
+        mute_refusals()
         self._metrics = IngressMetrics()
+        self._access = AccessLog(self._metrics, writes_lines=config.logs.access)
         self._workers = WorkerReplicas(workers)
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
@@ -72,6 +78,7 @@ class Ingress:
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
             lifespan=self._lifespan,
+            access=self._access,
         )
         app.add_middleware(ClientLeftMiddleware)
         return app
@@ -80,7 +87,9 @@ class Ingress:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = address_of(self._config.grpc.host, self._config.grpc.port)
         longest = self._config.limits.max_body_bytes
-        server = serving(self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest)
+        server = serving(
+            self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest, access=self._access
+        )
         async with self._cache, server:
             yield
 
@@ -132,5 +141,5 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=GRACE_S,
     )
-    application: Application = deployment.bind(config.worker)
+    application: Application = deployment.bind(config.worker, config.logs)
     return application

@@ -15,6 +15,7 @@ import yaml
 from cattrs.strategies import configure_union_passthrough
 
 from cache_service.config import address_of
+from cache_service.logs import LogsConfig
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from cluster.errors import ConfigError
@@ -157,6 +158,7 @@ class ClusterConfig:
     router: RouterWeights = field(default_factory=RouterWeights)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    logs: LogsConfig = field(default_factory=LogsConfig)
 
     def __post_init__(self) -> None:
         if self.replicas != "auto" and self.replicas < 1:

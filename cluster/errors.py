@@ -24,6 +24,10 @@ class RequestError(ClusterError):
         self.code = code
 
 
+class MessageTooLongError(ClusterError):
+    """The message is longer than `limits.max_body_bytes`."""
+
+
 class AuthenticationError(ClusterError):
     """The call has no API key, or one that isn't configured."""
 

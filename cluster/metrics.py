@@ -71,6 +71,12 @@ class IngressMetrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.responses = Counter(
+            "palimpsest_responses",
+            "Responses to requests of any kind, refused ones included; status 499: the client left",
+            ["transport", "endpoint", "status", "reason"],
+            registry=self.registry,
+        )
         self.running = Gauge("palimpsest_requests_running", "Requests in flight", registry=self.registry)
         self.seconds = Histogram(
             "palimpsest_request_seconds", "Duration of requests", buckets=SECONDS, registry=self.registry

@@ -6,6 +6,7 @@ version or a name has moved. Nothing here imports Ray, so that the supervisor ca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -16,6 +17,18 @@ SERVE_SETTINGS: Mapping[str, str] = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0
 """Environment of Serve's processes: one thread less for each request to pass through, and no Ray objects between
 Serve's HTTP proxy and the ingress.
 """
+LOG_SETTINGS: Mapping[str, str] = {
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+    "RAY_BACKEND_LOG_LEVEL": "warning",
+    "RAY_event_stats": "0",
+    "RAY_event_stats_print_interval_ms": "-1",
+    "RAY_debug_dump_period_milliseconds": "0",
+    "RAY_ROTATION_MAX_BYTES": str(8 << 20),
+    "RAY_ROTATION_BACKUP_COUNT": "2",
+}
+"""Environment in which Ray prints our lines as they are, writes only warnings about itself, and rotates each file."""
 LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
@@ -28,6 +41,11 @@ BY_VALUE: Mapping[str, Any] = {"_by_reference": False}
 NIXL: Final = "nixl"
 READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 """Options of `ray.put` for a tensor that stays in its holder's memory until it is read from there."""
+
+
+SERVE_LOGGER: Final = "ray.serve"
+REFUSAL_WARNINGS: Final = ("Request dropped due to backpressure", "Replica at capacity of max_ongoing_requests")
+"""Beginnings of Serve's warnings at a full queue. A client learns of that by its 429, an operator by our metrics."""
 
 
 class ReplicaCall(Protocol):
@@ -56,6 +74,16 @@ def reported_load(router: Any, replica_id: Any) -> int:
 def back_off_while_full(pending_request: Any) -> None:
     """Make Serve wait before it retries replicas that are all full; otherwise it retries at once."""
     pending_request.routing_context.should_backoff = True
+
+
+def is_no_refusal(record: logging.LogRecord) -> bool:
+    """Return whether a line of Serve's logger says anything but that a queue is full."""
+    return not record.getMessage().startswith(REFUSAL_WARNINGS)
+
+
+def mute_refusals() -> None:
+    """Make Serve log nothing for each request that finds a full queue."""
+    logging.getLogger(SERVE_LOGGER).addFilter(is_no_refusal)
 
 
 def init_options(directory: Path) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from cache_service.core.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
 from cluster.generation.detokenization import BROKEN, Detokenizer
 from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
+
+transformers_logging.set_verbosity_error()  # its warnings advise on use of the library, and we check lengths ourselves
 
 TOKEN_GRID = 128
 """A prompt of bare token ids shows no structure: it is cut at a multiple of this."""

@@ -24,6 +24,10 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.RequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
     (InvalidRequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
     (
+        errors.MessageTooLongError,
+        Status(413, StatusCode.RESOURCE_EXHAUSTED, "invalid_request_error", "request_entity_too_large"),
+    ),
+    (
         errors.AuthenticationError,
         Status(401, StatusCode.UNAUTHENTICATED, "authentication_error", "invalid_api_key"),
     ),

@@ -1,6 +1,6 @@
 """Run Ray and the application on this machine until SIGINT.
 
-`python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR LOG_LEVEL`
+`python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR`
 
 `cluster.supervisor.supervisor` starts it, and ends it and all remaining processes.
 """
@@ -29,6 +29,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cache_service.config import address_of
+from cache_service.logs import configure_logs
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
@@ -39,7 +40,7 @@ from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
-from workers.ray_internals import init_options
+from workers.ray_internals import SERVE_LOGGER, init_options
 from workers.worker import dtype_of
 
 logger = logging.getLogger(__name__)
@@ -52,15 +53,16 @@ SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in
 QUESTION = "Where does Linus live?"
 
 
-def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
+def main(config_file: Path, ray_directory: Path) -> None:
     """Serve the configuration in a JSON file, with Ray's files in a directory whose path is short enough for sockets.
 
     Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
     config = located(parse_config(json.loads(config_file.read_text())))
+    configure_logs(config.logs)
     model = checked_model(config.worker.model)
-    level = "INFO" if log_level == "DEBUG" else "WARNING"
-    logging.getLogger("ray.serve").setLevel(level)
+    level = "INFO" if config.logs.level == "DEBUG" else "WARNING"
+    logging.getLogger(SERVE_LOGGER).setLevel(level)
     num_gpus = 0 if config.worker.device == "cpu" else torch.cuda.device_count()
     store_bytes = object_store_bytes(config, model, num_gpus, memory_of_machine())
     start_ray(config, ray_directory, config.num_replicas(num_gpus), store_bytes)
@@ -170,7 +172,7 @@ if __name__ == "__main__":
     with no_orphans():
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+            main(Path(sys.argv[1]), Path(sys.argv[2]))
         except (ClusterError, WorkerError) as failure:
             sys.exit(f"palimpsest: {failure}")
         except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from cluster.config import ClusterConfig, to_mapping
 from cluster.errors import ClusterError, StartError
-from workers.ray_internals import LOCKED, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
+from workers.ray_internals import LOCKED, LOG_SETTINGS, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class ChildEndedError(ClusterError):
     """A child that should run forever has ended."""
 
 
-def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
+def run(config: ClusterConfig, environ: Mapping[str, str]) -> int:
     """Serve until SIGINT or SIGTERM and return the exit code. Afterwards no process that was started here is left.
 
     If a port is taken, or Ray's socket paths would be too long, raises StartError before anything is started.
     """
     check_ports(config)
     with run_directory(environ) as directory, no_orphans():
-        machine = Machine(config, directory, child_environment(config, environ), log_level)
+        machine = Machine(config, directory, child_environment(config, environ))
         return asyncio.run(machine.serve())
 
 
@@ -62,7 +62,6 @@ class Machine:
     config: ClusterConfig
     directory: Path
     environment: Mapping[str, str]
-    log_level: str
 
     async def serve(self) -> int:
         """Serve until a signal asks to stop, and return 0, or until the cluster ends by itself, and return 1."""
@@ -83,16 +82,15 @@ class Machine:
     async def _run_cluster(self) -> None:
         config_file = self.directory / "config.json"
         config_file.write_text(json.dumps(to_mapping(self.config)))
-        async with self._child(
-            "cluster.supervisor.driver", config_file, self.directory / "ray", self.log_level
-        ) as driver:
+        async with self._child("cluster.supervisor.driver", config_file, self.directory / "ray") as driver:
             code = await driver.wait()
             logger.error("the cluster ended by itself with exit code %d; its log above has the reason", code)
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and restart it whenever it ends, after increasing delays."""
         where = self.config.cache_service
-        options = ("--host", where.host, "--port", where.port, "--log-level", self.log_level)
+        logs = ("--log-level", self.config.logs.level, "--log-format", self.config.logs.format)
+        options = ("--host", where.host, "--port", where.port, *logs)
         async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
             with attempt:
                 async with self._child("cache_service", *options) as service:
@@ -187,13 +185,15 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
 
 def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the children's environment: a Ray of their own, locked with a new token and without usage reports, and no
-    proxy between processes of this machine.
+    proxy between processes of this machine. Ray's own logging is reduced unless ours is at DEBUG.
     """
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
     locked = {**LOCKED, TOKEN: secrets.token_hex(32)}
-    return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
+    quiet = {} if config.logs.level == "DEBUG" else LOG_SETTINGS
+    plain = {} if sys.stderr.isatty() else {"NO_COLOR": "1"}
+    return {**SERVE_SETTINGS, **quiet, **plain, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:

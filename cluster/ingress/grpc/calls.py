@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from grpc import StatusCode
+
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
+from cluster.ingress.access import Exchange, current_exchange, note_reply
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
 from cluster.ingress.keys import check_key
 from protos import contexts_v1_pb2, inference_v1_pb2
@@ -21,17 +24,37 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Check the API key, and end the call with the status of whatever is raised inside."""
+    """Check the API key, end the call with the status of whatever is raised inside, and note it in the access log."""
+    exchange = current_exchange()
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)
+        if exchange is not None and exchange.refusal is not None:
+            raise exchange.refusal
         yield
     except (asyncio.CancelledError, GeneratorExit):
+        end_exchange(exchange, cancelled_status(context))
         raise
     except Exception as error:
         reply = reply_to(error)
         if reply.status is INTERNAL:
             logger.exception("a call failed")
+        note_reply(reply)
+        end_exchange(exchange, reply.status.grpc)
         await context.abort(reply.status.grpc, details_of(reply.message), trailer_of(reply))
+    else:
+        end_exchange(exchange, StatusCode.OK)
+
+
+def cancelled_status(context: Any) -> StatusCode:
+    """Return the status of a call that was stopped: by its deadline, or by its client."""
+    remaining_s = context.time_remaining()
+    return StatusCode.CANCELLED if remaining_s is None or remaining_s > 0 else StatusCode.DEADLINE_EXCEEDED
+
+
+def end_exchange(exchange: Exchange | None, status: StatusCode) -> None:
+    if exchange is not None:
+        reason = "client_left" if status is StatusCode.CANCELLED else exchange.reason or status.name.lower()
+        exchange.end(exchange.path, status.name, reason)
 
 
 def bearer_of(metadata: Any) -> str | None:

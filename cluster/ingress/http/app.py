@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.errors import ClusterError, ModelNotFoundError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.ingress.access import AccessLog
+from cluster.ingress.http.access import AccessMiddleware
 from cluster.ingress.http.chat import generation_routes
 from cluster.ingress.http.contexts import context_routes
 from cluster.ingress.http.errors import refuse
@@ -39,11 +41,13 @@ def create_app(
     max_body_bytes: int,
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    access: AccessLog,
 ) -> FastAPI:
     """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics."""
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
+    app.add_middleware(AccessMiddleware, log=access)
     created = int(time.time())
 
     async def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:

@@ -17,6 +17,7 @@ from cluster.background import BackgroundTasks
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
+from cluster.ingress.access import AccessLog
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
 from tests.support.checkpoints import write_random_checkpoint
@@ -51,6 +52,11 @@ def workers(worker: Worker) -> LocalWorkers:
 @pytest.fixture
 def metrics() -> IngressMetrics:
     return IngressMetrics()
+
+
+@pytest.fixture
+def access(metrics: IngressMetrics) -> AccessLog:
+    return AccessLog(metrics)
 
 
 @pytest.fixture
@@ -103,7 +109,11 @@ def denoiser(service: InferenceService, metrics: IngressMetrics) -> ContextDenoi
 
 @pytest.fixture
 def connect(
-    service: InferenceService, denoiser: ContextDenoiser, metrics: IngressMetrics, cache: CacheClient
+    service: InferenceService,
+    denoiser: ContextDenoiser,
+    metrics: IngressMetrics,
+    cache: CacheClient,
+    access: AccessLog,
 ) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -121,6 +131,7 @@ def connect(
             max_body_bytes=max_body_bytes,
             metrics=gather,
             lifespan=lifespan,
+            access=access,
         )
         return TestClient(app, raise_server_exceptions=False)
 

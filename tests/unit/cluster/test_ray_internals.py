@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
+from ray import _raylet
 from ray._common.usage import usage_constants
-from ray._private import node, worker
+from ray._private import node, ray_constants, ray_logging, worker
 from ray._private.authentication import authentication_token_setup
 from ray.serve._private import constants, replica
 from ray.serve._private.replica_result import ReplicaResult
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter
 
@@ -94,3 +97,24 @@ def test_ray_keeps_its_files_in_the_given_directory() -> None:
     [option] = ray_internals.init_options(Path("/run"))
     assert option in inspect.getsource(worker.init)
     assert Path(ray_internals.LONGEST_SOCKET).name in inspect.getsource(node)
+
+
+@pytest.mark.parametrize("name", ray_internals.LOG_SETTINGS)
+def test_ray_reads_how_much_it_logs(name: str) -> None:
+    """Names of Ray's native code are its configuration's, with `RAY_` before them."""
+    python_sources = (inspect.getsource(module) for module in (ray_constants, ray_logging, node, worker))
+    native = Path(_raylet.__file__).read_bytes()
+
+    assert any(name in source for source in python_sources) or name.removeprefix("RAY_").encode() in native
+
+
+def test_serves_warnings_at_a_full_queue_are_recognised() -> None:
+    dropped = BackPressureError(num_queued_requests=1, max_queued_requests=1).message
+    sources = [inspect.getsource(replica), dropped]
+    assert all(any(start in source for source in sources) for start in ray_internals.REFUSAL_WARNINGS)
+
+    logger = logging.getLogger(ray_internals.SERVE_LOGGER)
+    records = [
+        logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None) for text in (dropped, "a replica died")
+    ]
+    assert [ray_internals.is_no_refusal(record) for record in records] == [False, True]
