@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
 from cache_service.logs import configure_logs
-from cluster.background import tasks_of_process
+from cluster.background import contact_of_process, tasks_of_process
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
@@ -66,6 +66,7 @@ class Ingress:
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
             background=tasks_of_process(),
+            contact=contact_of_process(),
         )
         self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 

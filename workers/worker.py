@@ -85,6 +85,7 @@ class Worker:
                     costs=cost_model(self._loaded.config, device),
                     tally=self._tally,
                 )
+                self._metrics.add_contact(replica, membership.contact)
                 self._engine.connect(resources.enter_context(membership))
                 resources.enter_context(self._engine)
                 resources.callback(membership.drain)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cache_service.client.connection import Connection
+from cache_service.client.contact import WatchContact
 from cache_service.client.watch import WatchStream
 from cache_service.core.events import Event
 from cache_service.core.types import (
@@ -49,8 +50,10 @@ class CacheClient:
     call may or may not have been carried out; every call but `leave` and `release` can be repeated.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = 1.0) -> None:
+    def __init__(self, target: str, *, timeout_s: float = 1.0, contact: WatchContact | None = None) -> None:
+        """`contact` records what watches hear; by default it is the client's own."""
         self._connection = Connection(target, timeout_s)
+        self.contact = contact or WatchContact()
 
     async def __aenter__(self) -> Self:
         return self
@@ -234,7 +237,7 @@ class CacheClient:
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot follows,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
         """
-        stream = WatchStream(self._connection)
+        stream = WatchStream(self._connection, self.contact)
         try:
             while True:
                 items = deque(await stream.read())

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cluster.background import BackgroundTasks
 from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
 from cluster.generation.catalogue import ModelCatalogue
@@ -76,12 +77,13 @@ class InferenceService:
         timeout_s: float,
         background: BackgroundTasks,
         contexts_patience_s: float = PATIENCE_S,
+        contact: WatchContact | None = None,
     ) -> None:
         """Serve the workers' model under `name`.
 
         `max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` calls
         the cache service, which keeps shared contexts; calls are retried for `contexts_patience_s`. If a `background`
-        task ends, the service isn't healthy.
+        task ends, the service isn't healthy. `contact` says whether the router hears from the cache service.
         """
         self.catalogue = ModelCatalogue(workers, name)
         model = self.catalogue.model
@@ -89,6 +91,7 @@ class InferenceService:
         self._requests = RequestBuilder(self.catalogue, encoder, self.contexts, max_tokens)
         self._workers, self._tokenizer, self._metrics = workers, encoder.tokenizer, metrics
         self._timeout_s, self.background = timeout_s, background
+        self.contact = contact or WatchContact()
 
     async def check_health(self) -> None:
         """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""

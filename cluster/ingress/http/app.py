@@ -30,6 +30,9 @@ from cluster.ingress.http.shapes import Json
 from cluster.ingress.keys import check_key
 from workers.errors import WorkerError
 
+WITHOUT_SERVICE = (
+    "requests are answered without it, but shared contexts and copies of cached prefixes are not available"
+)
 BEARER = HTTPBearer(auto_error=False)
 
 
@@ -79,7 +82,10 @@ def create_app(
     @app.get("/health")
     async def health() -> Json:
         await service.check_health()
-        return {"status": "ok"}
+        reason = service.contact.reason
+        if reason is None:
+            return {"status": "ok"}
+        return {"status": "degraded", "reason": f"{reason}; {WITHOUT_SERVICE}"}
 
     @app.get("/metrics")
     async def exposition(request: Request) -> Response:

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.registry import Collector
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
@@ -81,6 +82,11 @@ def background() -> BackgroundTasks:
 
 
 @pytest.fixture
+def contact() -> WatchContact:
+    return WatchContact()
+
+
+@pytest.fixture
 def service(
     workers: LocalWorkers,
     random_model: Path,
@@ -88,6 +94,7 @@ def service(
     cache: CacheClient,
     background: BackgroundTasks,
     contexts_patience_s: float,
+    contact: WatchContact,
 ) -> InferenceService:
     return InferenceService(
         workers,
@@ -99,6 +106,7 @@ def service(
         timeout_s=30.0,
         background=background,
         contexts_patience_s=contexts_patience_s,
+        contact=contact,
     )
 
 
