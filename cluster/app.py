@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,8 +37,10 @@ from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
 from workers.ray_internals import mute_refusals
 
-WORKERS = "DiffusionWorker"
-"""Name of the workers' deployment."""
+logger = logging.getLogger(__name__)
+
+WORKERS, INGRESS = "DiffusionWorker", "Ingress"
+"""Names of the deployments."""
 UNBOUNDED = 1_000_000
 """Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
@@ -92,6 +95,7 @@ class Ingress:
             self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest, access=self._access
         )
         async with self._cache, server:
+            logger.info("gRPC is served at %s", address)
             yield
 
     async def _gather(self) -> Collector:
@@ -105,7 +109,7 @@ def build(args: Mapping[str, Any]) -> Application:
     workers = worker_deployment(config, num_gpus=gpus)
     ingress = serve.deployment(
         serve.ingress()(Ingress),
-        name="Ingress",
+        name=INGRESS,
         max_ongoing_requests=UNBOUNDED,
         ray_actor_options={"num_cpus": config.resources.ingress_cpus},
         health_check_period_s=HEALTH_PERIOD_S,

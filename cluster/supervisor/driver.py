@@ -30,11 +30,12 @@ from ray.serve.schema import LoggingConfig
 
 from cache_service.config import address_of
 from cache_service.logs import configure_logs
-from cluster.app import build
+from cluster.app import INGRESS, WORKERS, build
 from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
+from cluster.supervisor.progress import ready_counts, replicas_reported, seconds_since_start
 from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
@@ -64,15 +65,23 @@ def main(config_file: Path, ray_directory: Path) -> None:
     level = "INFO" if config.logs.level == "DEBUG" else "WARNING"
     logging.getLogger(SERVE_LOGGER).setLevel(level)
     num_gpus = 0 if config.worker.device == "cpu" else torch.cuda.device_count()
+    num_replicas = config.num_replicas(num_gpus)
     store_bytes = object_store_bytes(config, model, num_gpus, memory_of_machine())
-    start_ray(config, ray_directory, config.num_replicas(num_gpus), store_bytes)
+    logger.info("starting Ray, in %s", ray_directory)
+    start_ray(config, ray_directory, num_replicas, store_bytes)
+    logger.info(
+        "Ray is ready after %.0f s; starting %d replicas of %s", seconds_since_start(), num_replicas, config.name
+    )
     logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
     serve.start(http_options=http, logging_config=logs)
+    wanted = {WORKERS: num_replicas, INGRESS: 1}
     try:
-        serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
+        with replicas_reported(lambda: ready_counts(serve.status(), APPLICATION), wanted):
+            serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
         raise StartError(f"{error} {reasons()}") from error
+    logger.info("everything is ready after %.0f s", seconds_since_start())
     typer.echo(greeting(config))
     signal.pause()
 

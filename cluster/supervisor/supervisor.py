@@ -65,6 +65,8 @@ class Machine:
 
     async def serve(self) -> int:
         """Serve until a signal asks to stop, and return 0, or until the cluster ends by itself, and return 1."""
+        own = "the cache service and " if self.config.cache_service.spawn else ""
+        logger.info("starting %sthe cluster, with the model %s; a start takes some 20 s", own, self.config.name)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:

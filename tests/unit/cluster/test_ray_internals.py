@@ -14,6 +14,7 @@ from ray import _raylet
 from ray._common.usage import usage_constants
 from ray._private import node, ray_constants, ray_logging, worker
 from ray._private.authentication import authentication_token_setup
+from ray.autoscaler._private import constants as autoscaler
 from ray.serve._private import constants, replica
 from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.exceptions import BackPressureError
@@ -102,7 +103,7 @@ def test_ray_keeps_its_files_in_the_given_directory() -> None:
 @pytest.mark.parametrize("name", ray_internals.LOG_SETTINGS)
 def test_ray_reads_how_much_it_logs(name: str) -> None:
     """Names of Ray's native code are its configuration's, with `RAY_` before them."""
-    python_sources = (inspect.getsource(module) for module in (ray_constants, ray_logging, node, worker))
+    python_sources = (inspect.getsource(module) for module in (ray_constants, ray_logging, node, worker, autoscaler))
     native = Path(_raylet.__file__).read_bytes()
 
     assert any(name in source for source in python_sources) or name.removeprefix("RAY_").encode() in native
