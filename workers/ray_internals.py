@@ -28,8 +28,8 @@ LOG_SETTINGS: Mapping[str, str] = {
     "RAY_ROTATION_MAX_BYTES": str(8 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }
-"""Environment in which Ray prints our lines as they are, logs no statistics, reports rarely that it scales nothing, and rotates
-each file."""
+"""Environment in which Ray prints our lines as they are, logs no statistics, reports rarely that it scales nothing, and
+rotates each file."""
 LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
