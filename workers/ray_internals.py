@@ -24,12 +24,12 @@ LOG_SETTINGS: Mapping[str, str] = {
     "RAY_event_stats": "0",
     "RAY_event_stats_print_interval_ms": "-1",
     "RAY_debug_dump_period_milliseconds": "0",
-    "AUTOSCALER_UPDATE_INTERVAL_S": "60",
     "RAY_ROTATION_MAX_BYTES": str(8 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }
-"""Environment in which Ray prints our lines as they are, logs no statistics, reports rarely that it scales nothing, and
-rotates each file."""
+"""Environment in which Ray prints our lines as they are, logs no statistics, and rotates each file."""
+UNSCALED: Mapping[str, str] = {"AUTOSCALER_UPDATE_INTERVAL_S": "60"}
+"""Environment of a Ray on one machine: its autoscaler has nothing to do, and need not log so every 5 s."""
 LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"

@@ -29,7 +29,7 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from cluster.config import ClusterConfig, to_mapping
 from cluster.errors import ClusterError, StartError
-from workers.ray_internals import LOCKED, LOG_SETTINGS, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
+from workers.ray_internals import LOCKED, LOG_SETTINGS, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN, UNSCALED
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
     locked = {**LOCKED, TOKEN: secrets.token_hex(32)}
-    quiet = {} if config.logs.level == "DEBUG" else LOG_SETTINGS
+    quiet = {} if config.logs.level == "DEBUG" else {**LOG_SETTINGS, **UNSCALED}
     plain = {} if sys.stderr.isatty() else {"NO_COLOR": "1"}
     return {**SERVE_SETTINGS, **quiet, **plain, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 

@@ -40,6 +40,15 @@ def test_a_refused_request_leaves_a_line_and_a_count(system: System) -> None:
     assert system.metric("palimpsest_responses_total", **labels) >= 1
 
 
+def test_a_client_that_leaves_its_stream_counts_as_499(system: System) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 512, "ignore_eos": True, "stream": True}
+    slow = body | {"diffusion": {"steps": 512, "block_length": 8, "policy": "none"}}
+    with httpx.stream("POST", f"{system.url}/v1/chat/completions", json=slow, timeout=PATIENCE_S) as response:
+        next(response.iter_lines())
+
+    eventually(lambda: system.metric("palimpsest_responses_total", status="499", reason="client_left") >= 1)
+
+
 def test_a_file_holds_neither_colours_nor_advice_of_libraries(system: System) -> None:
     long = {"messages": [{"role": "user", "content": "How old is Mira? " * 2_000}]}
     assert system.post("/v1/chat/completions", long).status_code == 400

@@ -98,6 +98,15 @@ def test_a_missing_key_is_counted_as_such(connect: Connect, metrics: IngressMetr
     assert count(metrics, transport="http", endpoint=CHAT, status="401", reason="invalid_api_key") == 1
 
 
+def test_a_fault_of_the_server_is_counted_as_such(
+    connect: Connect, workers: LocalWorkers, metrics: IngressMetrics
+) -> None:
+    workers.faults = [Fault(RuntimeError("a bug"))]
+    assert connect().post(CHAT, json=TALK).status_code == 500
+
+    assert count(metrics, transport="http", endpoint=CHAT, status="500", reason="internal_error") == 1
+
+
 def test_an_error_in_the_middle_of_a_stream_is_the_reason(
     connect: Connect, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:

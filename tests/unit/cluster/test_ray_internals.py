@@ -100,7 +100,7 @@ def test_ray_keeps_its_files_in_the_given_directory() -> None:
     assert Path(ray_internals.LONGEST_SOCKET).name in inspect.getsource(node)
 
 
-@pytest.mark.parametrize("name", ray_internals.LOG_SETTINGS)
+@pytest.mark.parametrize("name", [*ray_internals.LOG_SETTINGS, *ray_internals.UNSCALED])
 def test_ray_reads_how_much_it_logs(name: str) -> None:
     """Names of Ray's native code are its configuration's, with `RAY_` before them."""
     python_sources = (inspect.getsource(module) for module in (ray_constants, ray_logging, node, worker, autoscaler))

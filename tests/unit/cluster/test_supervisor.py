@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_service.logs import LogsConfig
 from cluster.config import CacheServiceConfig, ClusterConfig, GrpcConfig, HttpConfig
 from cluster.errors import StartError
 from cluster.supervisor.supervisor import check_ports, child_environment, run_directory
@@ -74,3 +75,11 @@ def test_children_join_no_other_ray_and_use_no_proxy() -> None:
     assert {"127.0.0.1", "localhost", "intranet"} <= set(inner["no_proxy"].split(","))
     assert (inner["HOME"], inner["http_proxy"]) == ("/home", "http://proxy")
     assert inner["RAY_AUTH_TOKEN"] != child_environment(config(), outer)["RAY_AUTH_TOKEN"]
+
+
+def test_ray_logs_little_unless_the_operator_wants_more() -> None:
+    usual = child_environment(config(), {"RAY_ROTATION_MAX_BYTES": "1000"})
+    assert (usual["RAY_COLOR_PREFIX"], usual["RAY_event_stats"], usual["NO_COLOR"]) == ("0", "0", "1")
+    assert usual["RAY_ROTATION_MAX_BYTES"] == "1000", "what is set already goes before"
+
+    assert "RAY_event_stats" not in child_environment(config(logs=LogsConfig(level="DEBUG")), {})
