@@ -51,7 +51,11 @@ class JsonFormatter(logging.Formatter):
 def configure_logs(config: LogsConfig) -> None:
     """Make this process log to stderr as `config` says, in place of what was configured before."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if config.format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(formatter_of(config))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(config.level)
+
+
+def formatter_of(config: LogsConfig) -> logging.Formatter:
+    return JsonFormatter() if config.format == "json" else logging.Formatter(TEXT)

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
-from cache_service.logs import configure_logs
+from cache_service.logs import configure_logs, formatter_of
 from cluster.background import contact_of_process, tasks_of_process
 from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
@@ -35,7 +35,7 @@ from cluster.ingress.grpc.server import serving
 from cluster.ingress.http.app import create_app
 from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
-from workers.ray_internals import mute_refusals
+from workers.ray_internals import adapt_serve_logs
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Ingress:
         self._config = config
         self._api_keys = config.api_keys.read(os.environ)
         configure_logs(config.logs)
-        mute_refusals()
+        adapt_serve_logs(formatter_of(config.logs))
         self._metrics = IngressMetrics()
         self._access = AccessLog(self._metrics, writes_lines=config.logs.access)
         self._workers = WorkerReplicas(workers)

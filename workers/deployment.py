@@ -18,12 +18,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cache_service.core.types import ReplicaId
-from cache_service.logs import LogsConfig, configure_logs
+from cache_service.logs import LogsConfig, configure_logs, formatter_of
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import CoherenceConfig, WorkerConfig
 from workers.errors import WorkerError
-from workers.ray_internals import NIXL, READ_IN_PLACE, mute_refusals
+from workers.ray_internals import NIXL, READ_IN_PLACE, adapt_serve_logs
 from workers.worker import Worker, device_of
 
 OBJECT_STORE: Final = "object_store"
@@ -106,7 +106,7 @@ class DiffusionWorker(Worker):
 
     def __init__(self, config: WorkerConfig, logs: LogsConfig) -> None:
         configure_logs(logs)
-        mute_refusals()
+        adapt_serve_logs(formatter_of(logs))
         context = serve.get_replica_context()
         self._direct = has_direct_transport(config.coherence, device_of(config.device), context.world_size)
         transport = ServeTransport(

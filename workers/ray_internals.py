@@ -82,9 +82,13 @@ def is_no_refusal(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(REFUSAL_WARNINGS)
 
 
-def mute_refusals() -> None:
-    """Make Serve log nothing for each request that finds a full queue."""
-    logging.getLogger(SERVE_LOGGER).addFilter(is_no_refusal)
+def adapt_serve_logs(formatter: logging.Formatter) -> None:
+    """Make Serve's lines in this replica's output look like ours, with none for requests that find a full queue."""
+    logger = logging.getLogger(SERVE_LOGGER)
+    logger.addFilter(is_no_refusal)
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(formatter)
 
 
 def init_options(directory: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import logging.handlers
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,3 +120,15 @@ def test_serves_warnings_at_a_full_queue_are_recognised() -> None:
         logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None) for text in (dropped, "a replica died")
     ]
     assert [ray_internals.is_no_refusal(record) for record in records] == [False, True]
+
+
+def test_serves_lines_get_our_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger(ray_internals.SERVE_LOGGER)
+    to_stderr, to_file = logging.StreamHandler(), logging.handlers.MemoryHandler(1)
+    monkeypatch.setattr(logger, "handlers", [to_stderr, to_file])
+    monkeypatch.setattr(logger, "filters", [])
+
+    ray_internals.adapt_serve_logs(formatter := logging.Formatter())
+
+    assert (to_stderr.formatter, to_file.formatter) == (formatter, None)
+    assert logger.filters == [ray_internals.is_no_refusal]
