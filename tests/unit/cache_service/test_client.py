@@ -300,7 +300,7 @@ async def test_an_epoch_of_the_future_is_as_stale_as_one_of_the_past(client: Cac
 
 
 async def test_a_client_knows_whether_its_watch_hears_the_service() -> None:
-    contact = WatchContact()
+    contact = WatchContact(FakeClock())  # by this clock the service is never silent
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(AsyncExitStack())
         server = CacheServer(ServerConfig(port=0, grace_s=0.0), MemoryStore(clock=FakeClock(), history=64))
