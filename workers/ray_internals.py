@@ -22,8 +22,6 @@ LOG_SETTINGS: Mapping[str, str] = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
     "RAY_event_stats": "0",
-    "RAY_event_stats_print_interval_ms": "-1",
-    "RAY_debug_dump_period_milliseconds": "0",
     "RAY_ROTATION_MAX_BYTES": str(8 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }

@@ -22,7 +22,7 @@ UNMATCHED = "unmatched"
 """The endpoint of requests that match no route, in the counter; raw paths would be endlessly many."""
 PROBES = frozenset({"/health", "/metrics"})
 """Endpoints that machines ask periodically: their lines are at level DEBUG if nothing is wrong."""
-OK = "ok"
+OK, CLIENT_LEFT = "ok", "client_left"
 LINE = "%(method)s %(path)s %(status)s %(ms)s ms request_id=%(request_id)s tenant=%(tenant)s reason=%(reason)s"
 SHOWN_LENGTH = 200
 HASH_BYTES = 4
@@ -43,11 +43,14 @@ class Exchange:
     """The reason why it was refused or failed, if it was."""
     refusal: Exception | None = None
     """A fault of the message itself, found before the call began."""
+    is_ended: bool = False
     start: float = field(default_factory=time.perf_counter)
 
     def end(self, endpoint: str, status: int | str, reason: str) -> None:
-        """Count and log a response, or the departure of the client. `endpoint` is the route's template."""
-        self.log.write(self, endpoint, status, reason)
+        """Count and log a response, or the departure of the client, once. `endpoint` is the route's template."""
+        if not self.is_ended:
+            self.is_ended = True
+            self.log.write(self, endpoint, status, reason)
 
 
 _CURRENT: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

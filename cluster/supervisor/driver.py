@@ -44,7 +44,7 @@ from workers.models.loader import architecture_of, check_dimensions, opened, rea
 from workers.ray_internals import SERVE_LOGGER, init_options
 from workers.worker import dtype_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cluster.supervisor.driver")  # this module runs as __main__
 
 LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with the container's memory limit, by version of cgroups."""

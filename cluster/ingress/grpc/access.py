@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from cluster.errors import MessageTooLongError, RequestError
-from cluster.ingress.access import UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
+from cluster.ingress.access import CLIENT_LEFT, UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]]
+
+
+OURS = "/palimpsest."
+"""Beginning of the paths of our own services."""
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -31,10 +36,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             exchange.end(UNMATCHED, grpc.StatusCode.UNIMPLEMENTED.name, "unknown_method")
             return None
-        if handler.request_streaming:
+        if handler.request_streaming or not path.startswith(OURS):
             return handler
+        end_with_call(exchange)
         read = MessageReader(exchange, handler.request_deserializer, self._max_message_bytes)
         return handler._replace(request_deserializer=read)
+
+
+def end_with_call(exchange: Exchange) -> None:
+    """End the exchange with the call's task, if the client has left before its message was read."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.add_done_callback(lambda _: exchange.end(exchange.path, grpc.StatusCode.CANCELLED.name, CLIENT_LEFT))
 
 
 class MessageReader:

@@ -13,13 +13,16 @@ from grpc import StatusCode
 
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
-from cluster.ingress.access import Exchange, current_exchange, note_reply
+from cluster.ingress.access import CLIENT_LEFT, Exchange, current_exchange, note_reply
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
 from cluster.ingress.keys import check_key
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
+
+ON_THE_WAY_S = 1.0
+"""A client's own clock may cancel a call up to this long before the deadline passes here."""
 
 
 @asynccontextmanager
@@ -48,12 +51,12 @@ async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[
 def cancelled_status(context: Any) -> StatusCode:
     """Return the status of a call that was stopped: by its deadline, or by its client."""
     remaining_s = context.time_remaining()
-    return StatusCode.CANCELLED if remaining_s is None or remaining_s > 0 else StatusCode.DEADLINE_EXCEEDED
+    return StatusCode.CANCELLED if remaining_s is None or remaining_s > ON_THE_WAY_S else StatusCode.DEADLINE_EXCEEDED
 
 
 def end_exchange(exchange: Exchange | None, status: StatusCode) -> None:
     if exchange is not None:
-        reason = "client_left" if status is StatusCode.CANCELLED else exchange.reason or status.name.lower()
+        reason = CLIENT_LEFT if status is StatusCode.CANCELLED else exchange.reason or status.name.lower()
         exchange.end(exchange.path, status.name, reason)
 
 

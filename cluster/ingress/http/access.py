@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.ingress.access import OK, UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
+from cluster.ingress.access import CLIENT_LEFT, OK, UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
 
-CLIENT_LEFT = 499
+LEFT_STATUS = 499
 """The status that stands for a client that left before its response was complete."""
 
 
@@ -40,7 +40,7 @@ class AccessMiddleware:
             raise
         finally:
             status = progress.outcome()
-            reason = "client_left" if status == CLIENT_LEFT else exchange.reason or reason_of(status)
+            reason = CLIENT_LEFT if status == LEFT_STATUS else exchange.reason or reason_of(status)
             exchange.end(self._endpoint(scope), status, reason)
 
     def _endpoint(self, scope: Scope) -> str:
@@ -73,9 +73,9 @@ class ResponseProgress:
     def outcome(self) -> int:
         """Return the status of the response; that of a client that left if there is no whole response."""
         if self.status is None or self._has_left:
-            return CLIENT_LEFT
+            return LEFT_STATUS
         is_failed = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return self.status if self._is_complete or is_failed else CLIENT_LEFT
+        return self.status if self._is_complete or is_failed else LEFT_STATUS
 
 
 class RouteTemplates:

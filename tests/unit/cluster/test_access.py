@@ -206,6 +206,14 @@ async def test_every_call_leaves_a_line_and_a_count(
     assert "Mira" not in caplog.text
 
 
+async def test_a_client_that_leaves_before_its_message_counts(
+    channel: grpc.aio.Channel, metrics: IngressMetrics
+) -> None:
+    call = channel.stream_unary(GENERATE)()  # on the wire the same as a call whose message has not come yet
+    await call.wait_for_connection()
+    await until(lambda: call.cancel() or counts_of(metrics, "CANCELLED"))
+
+
 async def test_a_cancelled_call_and_a_deadline_are_distinguished(
     channel: grpc.aio.Channel, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:
@@ -216,9 +224,13 @@ async def test_a_cancelled_call_and_a_deadline_are_distinguished(
     await until(lambda: workers.requests)
     call.cancel()
     with pytest.raises(grpc.aio.AioRpcError):
-        await stub.Generate(pb.GenerateRequest(text="a"), metadata=metadata, timeout=0.5)
+        await stub.Generate(pb.GenerateRequest(text="a"), metadata=metadata, timeout=4.0)
 
-    await until(lambda: counts_of(metrics, "CANCELLED") and counts_of(metrics, "DEADLINE_EXCEEDED"))
+    await until(
+        lambda: counts_of(metrics, "CANCELLED") and counts_of(metrics, "DEADLINE_EXCEEDED"),
+        10.0,
+        lambda: str(metrics.responses.collect()),
+    )
 
 
 def counts_of(metrics: IngressMetrics, status: str) -> float:
