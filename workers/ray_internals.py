@@ -25,7 +25,8 @@ LOG_SETTINGS: Mapping[str, str] = {
     "RAY_ROTATION_MAX_BYTES": str(8 << 20),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }
-"""Environment in which Ray prints our lines as they are, logs no statistics, and rotates each file."""
+"""Environment in which Ray prints our lines as they are, logs no statistics, and rotates each file.
+Beware of a period of 0 in such settings: Ray then writes without rest."""
 UNSCALED: Mapping[str, str] = {"AUTOSCALER_UPDATE_INTERVAL_S": "60"}
 """Environment of a Ray on one machine: its autoscaler has nothing to do, and need not log so every 5 s."""
 LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.e2e.system import System
+from tests.e2e.system import System, command_of
 from tests.support.waiting import PATIENCE_S, eventually
 
 PARTS = (
@@ -58,6 +59,16 @@ def test_a_file_holds_neither_colours_nor_advice_of_libraries(system: System) ->
     assert "\x1b[" not in log
     assert "indexing errors" not in log
     assert "[transformers]" not in log
+
+
+def test_ray_writes_no_statistics_about_itself(system: System) -> None:
+    commands = " ".join(command_of(child) for child in system.processes("session_"))
+    found = re.search(r"[^\s=]+/session_[^/\s]+/logs", commands)
+    assert found, commands
+    of_server = Path(found[0]) / "gcs_server.out"
+
+    assert "Event stats" not in of_server.read_text()
+    assert of_server.stat().st_size < 1 << 20
 
 
 def test_health_and_the_queue_of_an_idle_system(system: System) -> None:
