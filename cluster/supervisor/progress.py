@@ -41,12 +41,15 @@ def states_of(deployment: Any) -> Mapping[str, int]:
 def replicas_reported(read: Callable[[], Counts], wanted: Counts) -> Iterator[None]:
     """Log whenever more replicas are ready, as `read` says, of those that are `wanted`."""
     is_over = threading.Event()
+    seen: dict[str, int] = {}
+
+    def look() -> None:
+        with suppress(Exception):  # Serve itself may still be starting, or end
+            log_new(read(), wanted, seen)
 
     def report() -> None:
-        seen: dict[str, int] = {}
         while not is_over.wait(PERIOD_S):
-            with suppress(Exception):  # Serve itself may still be starting, or end
-                log_new(read(), wanted, seen)
+            look()
 
     thread = threading.Thread(target=report, name="progress", daemon=True)
     thread.start()
@@ -54,6 +57,8 @@ def replicas_reported(read: Callable[[], Counts], wanted: Counts) -> Iterator[No
         yield
     finally:
         is_over.set()
+    thread.join()
+    look()  # the last replicas may have become ready since
 
 
 def log_new(counts: Counts, wanted: Counts, seen: dict[str, int]) -> None:

@@ -50,3 +50,11 @@ def test_a_failed_look_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
 
     with replicas_reported(read, WANTED):
         eventually(lambda: "Worker: 2 of 2" in caplog.text)
+
+
+def test_replicas_that_are_ready_at_the_very_end_are_reported_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with replicas_reported(lambda: WANTED, WANTED):
+        pass
+
+    assert "Worker: 2 of 2" in caplog.text
