@@ -98,9 +98,9 @@ class ChangeReader:
         yield Drop(placement)
         key = placement.key
         self._withdrawn.add((key, placement.replica))
-        holders = self._directory.lookup([key]).get(key, ())
-        if all((key, holder.replica) in self._withdrawn for holder in holders):
-            for limit in self._depths.lookup([key]):
+        limits = self._depths.lookup([key])
+        if limits and all((key, p.replica) in self._withdrawn for p in self._directory.lookup([key]).get(key, ())):
+            for limit in limits:
                 yield Drop(limit)
 
 
