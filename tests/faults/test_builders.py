@@ -28,7 +28,7 @@ TTL_S, LONG_S = 2.0, 60.0
 KEYS = [PrefixKey(bytes([number]) * 20) for number in range(2)]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.system)])
 def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Yield the service's targets for builder and waiter: two instances where the store can be shared."""
     with ExitStack() as stack:
