@@ -1,4 +1,4 @@
-"""What some tests need and a machine may lack: such a test is skipped, and says how to obtain it."""
+"""Skip a test that needs what this machine lacks, and say how to obtain it."""
 
 from __future__ import annotations
 
