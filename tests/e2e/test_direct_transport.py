@@ -11,10 +11,13 @@ import ray
 from ray.exceptions import RayError
 
 from tests.e2e.direct import Holder, Reader, WithoutNixl, a_copy
+from tests.support.requirements import NO_NIXL
 from workers.config import CoherenceConfig
 from workers.deployment import NIXL, Reference
 
-pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
+pytest.importorskip("nixl", reason=NO_NIXL)
+
+pytestmark = pytest.mark.system
 
 TIMEOUT_S = 60.0
 

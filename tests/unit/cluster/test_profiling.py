@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -18,15 +16,6 @@ from workers.models.loader import read_depth_table
 SHEET = {"role": "system", "content": "Mira is 34, lives in Oslo and has a fox. Tobin is 29."}
 QUESTION = {"role": "user", "content": "Who is older, Mira or Tobin?"}
 ANSWER = {"role": "assistant", "content": "Mira."}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: prompts this short gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(path: Path, *lines: object) -> Path:
