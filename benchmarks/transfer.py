@@ -28,7 +28,7 @@ from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from cluster.app import worker_deployment
-from cluster.config import located, parse_config
+from cluster.config_file import located, parse_config
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.copies import EntryCopy, check_copy
 from workers.bicache.entry import PrefixEntry

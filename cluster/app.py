@@ -23,7 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
 from cluster.background import tasks_of_process
-from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
+from cluster.config import ClusterConfig
+from cluster.config_file import default_max_tokens, located, parse_config
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder

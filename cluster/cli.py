@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config import default_max_tokens, load_config, located
+from cluster.config_file import default_max_tokens, load_config, located
 from cluster.errors import ClusterError
 
 app = typer.Typer(

@@ -30,7 +30,8 @@ from ray.serve.schema import LoggingConfig
 
 from cache_service.config import address_of
 from cluster.app import build
-from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
+from cluster.config import APPLICATION, ClusterConfig
+from cluster.config_file import located, parse_config, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size

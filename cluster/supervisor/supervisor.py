@@ -27,7 +27,8 @@ from pathlib import Path
 import psutil
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
-from cluster.config import ClusterConfig, to_mapping
+from cluster.config import ClusterConfig
+from cluster.config_file import to_mapping
 from cluster.errors import ClusterError, StartError
 from workers.ray_internals import LOCKED, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
 

@@ -7,15 +7,8 @@ import pytest
 import yaml
 
 from cluster.api_keys import ApiKeysConfig
-from cluster.config import (
-    ClusterConfig,
-    default_max_tokens,
-    load_config,
-    located,
-    parse_config,
-    serve_config_v2,
-    to_mapping,
-)
+from cluster.config import ClusterConfig
+from cluster.config_file import default_max_tokens, load_config, located, parse_config, serve_config_v2, to_mapping
 from cluster.errors import ConfigError
 
 COMMITTED = Path(__file__).parents[3] / "deploy" / "palimpsest.yaml"

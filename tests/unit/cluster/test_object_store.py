@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.dimensions import LLADA_8B
-from cluster.config import ClusterConfig, parse_config
+from cluster.config import ClusterConfig
+from cluster.config_file import parse_config
 from cluster.errors import StartError
 from cluster.supervisor.driver import checked_model, memory_of_machine, object_store_bytes
 from cluster.supervisor.object_store import LEAST_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
