@@ -16,11 +16,11 @@ RESTART_S = 2.0
 Run = Callable[[], Awaitable[None]]
 
 
-def ignore(_: BaseException) -> None:
+def ignore_failure(_: BaseException) -> None:
     """Do nothing about a failure that is logged already."""
 
 
-async def run_forever(run: Run, on_failure: Callable[[BaseException], None] = ignore) -> None:
+async def run_forever(run: Run, on_failure: Callable[[BaseException], None] = ignore_failure) -> None:
     """Run what never ends by itself, and again after every failure, until this task is cancelled.
 
     A return counts as a failure, and so does a cancellation that nobody asked this task for, as a library may raise

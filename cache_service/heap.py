@@ -13,14 +13,14 @@ import gc
 from itertools import cycle
 
 FREEZE_S = 5.0
-WHOLE_EVERY = 360
+FREEZES_PER_FULL_PASS = 360
 """Number of freezes between two whole passes: half an hour."""
 
 
 async def freeze_periodically() -> None:
     """Freeze until cancelled, in a process that only serves: the collector belongs to the whole process."""
     try:
-        for turn in cycle(range(WHOLE_EVERY)):
+        for turn in cycle(range(FREEZES_PER_FULL_PASS)):
             collect_and_freeze(whole=turn == 0)
             await asyncio.sleep(FREEZE_S)
     finally:

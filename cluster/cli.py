@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config_file import default_max_tokens, load_config, located
+from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
 from cluster.errors import ClusterError
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        located_config = located(load_config(config, without_none(given)))
+        located_config = resolve_model_directory(load_config(config, without_none(given)))
         located_config.api_keys.read(os.environ)
         default_max_tokens(located_config)
         code = supervisor.run(located_config, os.environ, log_level.value)

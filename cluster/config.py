@@ -16,7 +16,7 @@ APPLICATION = "palimpsest"
 LEAST_STORE_BYTES = 75 << 20
 """The minimum that Ray itself requires."""
 LAST_PORT = 65535
-INJECTED = ("model", "cache_service")
+DERIVED_WORKER_KEYS = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file sets at its top level."""
 
 

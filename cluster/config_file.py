@@ -13,7 +13,7 @@ import cattrs
 import yaml
 from cattrs.strategies import configure_union_passthrough
 
-from cluster.config import APPLICATION, INJECTED, ClusterConfig
+from cluster.config import APPLICATION, DERIVED_WORKER_KEYS, ClusterConfig
 from cluster.errors import ConfigError
 from workers.errors import UnsupportedModelError
 from workers.models.bundle import model_directory
@@ -43,13 +43,13 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
     """Return the configuration that a parsed YAML file holds. Raises ConfigError, which names every key at fault.
 
-    This looks at no file: `worker.model` stays as it was written until `located` resolves it.
+    This looks at no file: `worker.model` stays as it was written until `resolve_model_directory` resolves it.
     """
     options = content.get("worker") or {}
     if isinstance(options, dict):
-        if clash := [key for key in INJECTED if key in options]:
+        if clash := [key for key in DERIVED_WORKER_KEYS if key in options]:
             raise ConfigError(f"worker.{clash[0]}: give {clash[0]} at the top level, once")
-        options = {**options, **dict.fromkeys(INJECTED, "")}
+        options = {**options, **dict.fromkeys(DERIVED_WORKER_KEYS, "")}
     converter = _converter()
     try:
         config = converter.structure({**content, "worker": options}, ClusterConfig)
@@ -61,7 +61,7 @@ def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
     return replace(config, worker=worker)
 
 
-def located(config: ClusterConfig) -> ClusterConfig:
+def resolve_model_directory(config: ClusterConfig) -> ClusterConfig:
     """Return the configuration with the model's directory on this machine. Raises ConfigError if it is missing."""
     try:
         directory = model_directory(config.model)
@@ -73,7 +73,7 @@ def located(config: ClusterConfig) -> ClusterConfig:
 def to_mapping(config: ClusterConfig) -> dict[str, Any]:
     """Return the configuration as plain values, as in YAML or JSON, from which `parse_config` restores it."""
     mapping: dict[str, Any] = _converter().unstructure(config)
-    for key in INJECTED:
+    for key in DERIVED_WORKER_KEYS:
         del mapping["worker"][key]
     return mapping
 

@@ -39,7 +39,7 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
             prompt = tokenizer.encode(Conversation(messages_of(line, f"{path}, line {number}")))
             if prompt.boundaries:
                 cut = cut_length(prompt.boundaries, BiCacheConfig.cut_share)
-                yield ProfileSample(prompt.token_ids, cut, canvas, has_turns_behind=cut < prompt.boundaries[-1])
+                yield ProfileSample(prompt.token_ids, cut, canvas, has_later_turns=cut < prompt.boundaries[-1])
 
 
 def output_directory(path: Path) -> Path:

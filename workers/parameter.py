@@ -22,7 +22,7 @@ class Bounds:
     most: float = math.inf
     excludes_least: bool = False
 
-    def admit(self, number: float) -> bool:
+    def contains(self, number: float) -> bool:
         """Return whether `number` lies within them."""
         above = number > self.least if self.excludes_least else number >= self.least
         return above and number <= self.most and math.isfinite(number)
@@ -54,12 +54,12 @@ class Parameter:
         """Return its path in a request body: at the top level for OpenAI's own parameters, else in `diffusion`."""
         return self.client_name if self.is_openai else f"diffusion.{self.client_name}"
 
-    def number_beyond(self, value: Any) -> float | None:
+    def find_out_of_bounds(self, value: Any) -> float | None:
         """Return a number in `value` that is out of bounds; in a map, the bounds apply to the values."""
         if value is None or self.bounds is None:
             return None
         numbers = [number for _, number in value] if isinstance(value, tuple) else [value]
-        return next((number for number in numbers if not self.bounds.admit(number)), None)
+        return next((number for number in numbers if not self.bounds.contains(number)), None)
 
 
 def parameter(

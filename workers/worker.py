@@ -12,7 +12,7 @@ import torch
 
 from cache_service.core.types import ReplicaId
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
-from workers.bicache.copies import EntryCopy, Transport, Unreachable
+from workers.bicache.copies import EntryCopy, Transport, UnreachableTransport
 from workers.coherence.estimate import CostModel, Prior
 from workers.coherence.membership import Membership
 from workers.coherence.tally import Tally
@@ -38,7 +38,7 @@ class Worker:
         config: WorkerConfig,
         replica: ReplicaId,
         num_replicas: int,
-        transport: Transport = Unreachable(),  # noqa: B008 (it has no state)
+        transport: Transport = UnreachableTransport(),  # noqa: B008 (it has no state)
     ) -> None:
         """Load the model and start; `transport` fetches copies from other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)

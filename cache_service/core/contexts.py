@@ -35,7 +35,7 @@ MAX_TOKENS = 262_144
 """The most tokens in one context; a context with so many still fits one gRPC message."""
 MAX_EDITS = 65_536
 """The most edits in one epoch."""
-MAX_EDIT_ID = 64
+MAX_EDIT_ID_LENGTH = 64
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -106,14 +106,14 @@ class Contexts:
     def find(self, context_id: ContextId) -> Context | None:
         return self._contexts.get(context_id)
 
-    def made_by(self, edit_id: EditId) -> Context:
+    def find_by_edit(self, edit_id: EditId) -> Context:
         """Return the context that was created under `edit_id`. Raises UnknownContext."""
         context_id = self._made_by.get(edit_id)
         if context_id is None:
             raise UnknownContext(f"there is no context that was created under {edit_id!r}")
         return self._contexts[context_id]
 
-    def version_by(self, context_id: ContextId, edit_id: EditId) -> Version:
+    def version_of_edit(self, context_id: ContextId, edit_id: EditId) -> Version:
         """Return the version that `edit_id` made, if it is among the latest. Raises UnknownContext, StaleEpoch."""
         version = _find(self.get(context_id), edit_id)
         if version is None:
@@ -217,5 +217,5 @@ def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:
 
 
 def _require_id(edit_id: EditId) -> None:
-    if not 0 < len(edit_id) <= MAX_EDIT_ID:
-        raise InvalidRequest(f"commit_id needs 1 to {MAX_EDIT_ID} characters, got {len(edit_id)}")
+    if not 0 < len(edit_id) <= MAX_EDIT_ID_LENGTH:
+        raise InvalidRequest(f"commit_id needs 1 to {MAX_EDIT_ID_LENGTH} characters, got {len(edit_id)}")

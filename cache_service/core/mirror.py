@@ -67,8 +67,8 @@ class Mirror:
         ]
         deleted = (context for context in before.contexts.all() if contexts.find(context.id) is None)
         moved += [Moved(context.key, None) for context in deleted if contexts.with_content(context.key) is None]
-        under_way = {build.token for build in snapshot.builds}
-        ended = frozenset(build.token for build in before.builds.all() if build.token not in under_way)
+        in_progress = {build.token for build in snapshot.builds}
+        ended = frozenset(build.token for build in before.builds.all() if build.token not in in_progress)
         lifted = frozenset(limit.key for limit in before.depths.all())
         limits = self.state.depths.all()
         return News(lifted, limits, tuple(moved), ended_builds=ended, is_restart=True)

@@ -155,7 +155,7 @@ class State:
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> Events:
         """Grant `replica` a new lease; placements and builds of an older registration end."""
-        ended = self.builds.release(self.builds.of_replicas({replica}), at)
+        ended = self.builds.release(self.builds.held_by_replicas({replica}), at)
         return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended)))
 
     def leave(self, lease: Lease, at: Revision) -> Events:
@@ -165,10 +165,10 @@ class State:
 
     def expire(self, lapsed: Collection[LeaseId], at: Revision) -> Events:
         """End the members and builds whose lease is among `lapsed`; leases that have ended already change nothing."""
-        return self._remove(self.directory.under_leases(lapsed), self.builds.under_leases(lapsed), at)
+        return self._remove(self.directory.with_leases(lapsed), self.builds.with_leases(lapsed), at)
 
     def _remove(self, replicas: list[ReplicaId], builds: list[Build], at: Revision) -> Events:
-        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.of_replicas(replicas))), at)
+        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.held_by_replicas(replicas))), at)
         return (*ended, *self.directory.remove(replicas, _after(at, ended)))
 
     # Entries

@@ -16,7 +16,7 @@ from cache_service.store.base import Decision, Store
 _log = logging.getLogger(__name__)
 
 EVENT_BATCH = 1024
-PROGRESS_S = 5.0
+IDLE_UPDATE_S = 5.0
 """How often an idle watcher gets the newest revision."""
 
 _Position = tuple[Revision, str, Revision]
@@ -69,7 +69,7 @@ class CacheService:
         for _ in range(2):
             events = await self.append(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
             granted = next((event.build for event in events if isinstance(event, Granted)), None)
-            build = granted or self.store.state.builds.under_way(key, epoch)
+            build = granted or self.store.state.builds.in_progress(key, epoch)
             if granted or build.replica != lease.replica or await self.store.renew(build.lease):
                 return build
             await self.tick()  # the member's own build has lapsed: end it, then grant it again
@@ -121,7 +121,7 @@ class CacheService:
                     after = update.events[-1].revision
                     continue
                 try:
-                    async with asyncio.timeout(PROGRESS_S):
+                    async with asyncio.timeout(IDLE_UPDATE_S):
                         await store.feed.wait(after)
                 except TimeoutError:
                     await store.sync()  # an instance without its store can't know that there were no events

@@ -46,7 +46,7 @@ class Observation(Protocol[T_contra]):
     def see(self, delivered: T_contra) -> None: ...
 
 
-class Unobserved:
+class NullObservation:
     """Observes nothing: the run is part of another one, which is observed as a whole."""
 
     def __enter__(self) -> Self:
@@ -131,7 +131,7 @@ class InferenceService:
         async def build() -> GenerateRequest:
             return request
 
-        return await only_item(self.run(build, lambda _: BlockReader(), Unobserved(), deadline))
+        return await only_item(self.run(build, lambda _: BlockReader(), NullObservation(), deadline))
 
     def deadline(self, timeout_s: float | None) -> float:
         """Return the deadline on the event loop's clock: in `timeout_s`, or earlier if the service's limit is lower."""

@@ -151,7 +151,7 @@ class Tokenizer:
         """Return the token ids of text in which no special token is read as such."""
         return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
 
-    def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
+    def encode_after_context(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
         """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
 
         Raises RequestError as `encode`.

@@ -31,7 +31,7 @@ from ray.serve.schema import LoggingConfig
 from cache_service.config import address_of
 from cluster.app import build
 from cluster.config import APPLICATION, ClusterConfig
-from cluster.config_file import located, parse_config, to_mapping
+from cluster.config_file import parse_config, resolve_model_directory, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
@@ -39,7 +39,7 @@ from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
-from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
+from workers.models.loader import architecture_of, check_dimensions, open_shard, read_json, shard_files
 from workers.ray_internals import init_options
 from workers.worker import dtype_of
 
@@ -58,7 +58,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
     Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
-    config = located(parse_config(json.loads(config_file.read_text())))
+    config = resolve_model_directory(parse_config(json.loads(config_file.read_text())))
     model = checked_model(config.worker.model)
     level = "INFO" if log_level == "DEBUG" else "WARNING"
     logging.getLogger("ray.serve").setLevel(level)
@@ -71,7 +71,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     try:
         serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
-        raise StartError(f"{error} {reasons()}") from error
+        raise StartError(f"{error} {failure_reasons()}") from error
     typer.echo(greeting(config))
     signal.pause()
 
@@ -82,7 +82,7 @@ def checked_model(directory: Path) -> ModelConfig:
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
     for shard in shard_files(directory):
-        with opened(shard):  # reads the header, which shows whether the file was cut off
+        with open_shard(shard):  # reads the header, which shows whether the file was cut off
             pass
     Tokenizer(directory)
     return model
@@ -112,7 +112,7 @@ def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
     return Memory(total, psutil.disk_usage(str(SHARED_MEMORY)).free if SHARED_MEMORY.exists() else total)
 
 
-def reasons() -> str:
+def failure_reasons() -> str:
     """Return the reasons why deployments failed: the last line of each message."""
     deployments = serve.status().applications[APPLICATION].deployments.items()
     messages = {name: status.message.strip().splitlines() for name, status in deployments}
@@ -157,7 +157,7 @@ def reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def end_with(parent: int) -> None:
+def end_after_parent(parent: int) -> None:
     """End this process and Ray some seconds after `parent` has ended: Ray may miss the signal while it starts."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
@@ -167,7 +167,7 @@ def end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_after_parent, args=(os.getppid(),), daemon=True).start()
     with no_orphans():
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -88,7 +88,7 @@ class RaggedBackend:
         """Copy all tables to the device at once."""
         tiles = [tile for one in found for tile in (*one.small, *one.large)]
         table = torch.tensor(tiles, dtype=torch.int64).view(-1, TILE_FIELDS).to(self._kv.device)
-        counts = torch.stack([parts_of_rows(one, num_rows) for one in found]).to(self._kv.device)
+        counts = torch.stack([num_parts_by_row(one, num_rows) for one in found]).to(self._kv.device)
         sizes = [size for one in found for size in (len(one.small), len(one.large))]
         pieces = iter(torch.split(table, sizes))
         return [
@@ -162,9 +162,9 @@ class FixedPlan:
         starts = [one.first_layer for one in found]
         which = torch.tensor([sum(start <= layer for start in starts) - 1 for layer in range(self._num_layers)])
         tiles = torch.tensor(
-            [[*fill_up(one.small, self._num_small), *fill_up(one.large, self._num_large)] for one in found]
+            [[*pad_tiles(one.small, self._num_small), *pad_tiles(one.large, self._num_large)] for one in found]
         )
-        counts = torch.stack([parts_of_rows(one, self._num_rows) for one in found])
+        counts = torch.stack([num_parts_by_row(one, self._num_rows) for one in found])
         self._tiles.copy_(tiles[which], non_blocking=True)
         self._row_parts.copy_(counts[which], non_blocking=True)
         return True
@@ -185,11 +185,11 @@ def fixed_tiles(num_rows: int) -> tuple[int, int]:
     return 24 + num_rows // 16, 12 if num_rows > SMALL_ROWS else 0
 
 
-def fill_up(tiles: Sequence[Tile], count: int) -> list[Tile]:
+def pad_tiles(tiles: Sequence[Tile], count: int) -> list[Tile]:
     return [*tiles, *[NO_TILE] * (count - len(tiles))]
 
 
-def parts_of_rows(tiling: Tiling, num_rows: int) -> Tensor:
+def num_parts_by_row(tiling: Tiling, num_rows: int) -> Tensor:
     """Return how many parts each row has: int32 [num_rows]."""
     counts = torch.zeros(num_rows, dtype=torch.int32)
     for rows, count in tiling.row_parts:

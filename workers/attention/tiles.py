@@ -20,8 +20,8 @@ from workers.attention.base import Reader, num_rows
 
 SMALL_ROWS = 32
 """The height of a small tile, which suits a decoding block; a large one has the kernel's full height."""
-KEY_STEP = 64
-LEAST_RUN = 256
+TILE_KEYS_STEP = 64
+MIN_TILE_KEYS = 256
 """The minimum number of keys in a tile when keys are split, so that merging stays cheap."""
 
 
@@ -73,7 +73,7 @@ def tilings(
     changes = {0, num_layers - 1, *(reader.depth for reader in readers if reader.depth < num_layers)}
     for layer in sorted(changes):
         found = list(spans(readers, layer, num_layers))
-        yield tiling(layer, found, key_run(found, -(-num_programs // num_heads), large_rows), large_rows)
+        yield tiling(layer, found, max_tile_keys(found, -(-num_programs // num_heads), large_rows), large_rows)
 
 
 def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Span]:
@@ -103,12 +103,12 @@ def merge_adjacent(slices: Iterable[slice]) -> Iterator[slice]:
     yield from merged
 
 
-def key_run(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
+def max_tile_keys(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
     """Return the maximum number of keys of a tile, chosen to give about `num_tiles` tiles."""
     whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
     longest = max((len(span.keys) for span in found), default=0)
     cuts = -(-num_tiles // max(1, whole))
-    return max(LEAST_RUN, -(-longest // cuts // KEY_STEP) * KEY_STEP)
+    return max(MIN_TILE_KEYS, -(-longest // cuts // TILE_KEYS_STEP) * TILE_KEYS_STEP)
 
 
 def tiling(layer: int, found: Sequence[Span], run: int, large_rows: int) -> Tiling:

@@ -103,7 +103,7 @@ class Transport(Protocol):
         ...
 
 
-class Unreachable:
+class UnreachableTransport:
     """Refuses every fetch: the transport of a replica that can't reach the others."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:

@@ -44,7 +44,7 @@ class DepthTable:
         table = own if own is not None else published_table(config)
         return cls({ratio: min(depth, config.num_layers) for ratio, depth in (table or {0: 0}).items()})
 
-    def near(self, depth: int, count: int) -> frozenset[int]:
+    def depths_near(self, depth: int, count: int) -> frozenset[int]:
         """Return `depth` and the table's depths around it, `count` in all, for which a new entry keeps boundary states.
 
         Half of them are deeper, for requests whose prefix has a larger share. The rest are shallower, for when a probe
@@ -141,7 +141,7 @@ class DepthLimits:
         return limit.depth if limit else None
 
 
-def nominal_suffix(num_prefix: int, bucket: int, context_length: int) -> int:
+def nominal_suffix_length(num_prefix: int, bucket: int, context_length: int) -> int:
     """Return the longest suffix with which a prefix makes up `bucket` percent or more, within the context."""
     room = context_length - num_prefix
     return max(1, min(room, num_prefix * (100 - bucket) // max(1, bucket)))

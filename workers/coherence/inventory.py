@@ -71,7 +71,7 @@ class Inventory:
         self._reported.clear()
         self._builds.clear()
 
-    def announced_beside(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
+    def announced_except(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
         """Return the announced keys that are not among `placements`."""
         return [key for key in self._announced if key not in placements]
 

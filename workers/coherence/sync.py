@@ -120,7 +120,7 @@ class PrefixSync:
         """
         live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
         placements = {entry.key: self._placement(entry) for entry in live}
-        if gone := self._inventory.announced_beside(placements):
+        if gone := self._inventory.announced_except(placements):
             await self._client.withdraw(lease, gone)
             self._inventory.mark_withdrawn(gone)
         new = self._inventory.unannounced(placements)

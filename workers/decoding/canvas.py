@@ -51,7 +51,7 @@ class Canvas:
     def all_masked(self) -> frozenset[int]:
         return frozenset(self._masked)
 
-    def unprompted(self, rows: range) -> list[int]:
+    def token_ids_without_prompt(self, rows: range) -> list[int]:
         """Return the token ids of `rows` with all given text masked: the unconditional input of guidance."""
         own = frozenset(self.timetable.positions)
         return [self.token_ids[row] if row in own else self._mask for row in rows]

@@ -39,7 +39,7 @@ class Attention:
     weights: Tensor
     """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
 
-    def only(self, positions: frozenset[int]) -> Attention:
+    def restrict_to(self, positions: frozenset[int]) -> Attention:
         """Return the part of it that belongs to `positions`."""
         kept = [index for index, position in enumerate(self.positions) if position in positions]
         return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
@@ -88,7 +88,7 @@ class Focus:
         """Choose the most attended prefix rows, as the rows that are still `masked` saw them at the last refresh."""
         if self._config.anchor_share == 1 or self._at_refresh is None or not masked:
             return
-        attention = self._at_refresh.only(masked).weights.sum(0)
+        attention = self._at_refresh.restrict_to(masked).weights.sum(0)
         count = math.ceil(self._config.anchor_share * len(attention))
         self._anchors = tuple(attention.topk(count).indices.sort().values.tolist())
 
@@ -97,7 +97,7 @@ class Focus:
         shared = frozenset(then.positions) & frozenset(now.positions) if then else frozenset()
         if then is None or not shared:
             return False
-        similarity = F.cosine_similarity(then.only(shared).weights, now.only(shared).weights).mean()
+        similarity = F.cosine_similarity(then.restrict_to(shared).weights, now.restrict_to(shared).weights).mean()
         return not similarity.item() < self._config.skip_similarity
 
 

@@ -60,7 +60,7 @@ def named(kind: type[Named], name: str, param: str) -> Named:
 def check_bounds(params: DecodingParams) -> None:
     """Raise InvalidRequestError for a number beyond its declared bounds."""
     for parameter in PARAMETERS:
-        beyond = parameter.number_beyond(getattr(params, parameter.name))
+        beyond = parameter.find_out_of_bounds(getattr(params, parameter.name))
         check(beyond is None, parameter.client_name, f"{parameter.bounds}, got {beyond}")
 
 

@@ -68,7 +68,7 @@ class Decider:
         token_ids = [
             token
             for lane in batch.lanes
-            for token in lane.scheduled.sequence.canvas.unprompted(lane.scheduled.run.rows)
+            for token in lane.scheduled.sequence.canvas.token_ids_without_prompt(lane.scheduled.run.rows)
         ]
         hidden, _ = self._forward.run(replace(batch, token_ids=batch.token_ids.new_tensor(token_ids)))
         return self._logits(batch.lanes, hidden)

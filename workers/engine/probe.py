@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.bicache.depth import nominal_suffix
+from workers.bicache.depth import nominal_suffix_length
 from workers.bicache.entry import PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -26,7 +26,7 @@ def similarities(
     all masks, not the request's own, and as long as the bucket's ratios allow.
     """
     config, prefix, device = model.config, entry.layout.num_tokens, storage.device
-    num_suffix = nominal_suffix(prefix, bucket, config.context_length)
+    num_suffix = nominal_suffix_length(prefix, bucket, config.context_length)
     positions = torch.linspace(0, prefix - 1, min(num_positions, prefix), device=device).round().long()
     tokens = torch.tensor([*entry.token_ids, *[config.mask_token_id] * num_suffix], device=device)
     everywhere = range(len(tokens))

@@ -41,7 +41,7 @@ class RequestResolver:
         policy = policy_by_name(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
         decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
         interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
-        focus = focus_of(params, policy, bicache)
+        focus = resolve_focus(params, policy, bicache)
         prefixes = usable_prefixes(request, model)
         seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
         return Task(
@@ -51,7 +51,7 @@ class RequestResolver:
             num_canvas=request.max_tokens,
             prefixes=prefixes,
             cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
-            timetable=timetable(request, model, policy, decoding, engine),
+            timetable=resolve_timetable(request, model, policy, decoding, engine),
             policy=policy,
             refresh_interval=interval,
             reuse_depth=params.reuse_depth,
@@ -62,7 +62,7 @@ class RequestResolver:
             context=request.context,
         )
 
-    def rebase(self, task: Task, content: Context) -> Task:
+    def replace_context(self, task: Task, content: Context) -> Task:
         """Return `task` with `content` instead of its context's older epoch; all positions after the context move.
 
         Boundaries within the old context are dropped. Raises InvalidRequestError if the newer content is too long, or
@@ -133,7 +133,7 @@ def policy_by_name(name: str) -> Policy:
     return POLICIES[name]
 
 
-def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
+def resolve_focus(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
     """Resolve anchors and skipped refreshes; the worker's defaults apply only to policies that support them."""
     anchors = 1.0 if params.anchors is None else params.anchors
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
@@ -150,7 +150,7 @@ def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> 
     )
 
 
-def timetable(
+def resolve_timetable(
     request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
 ) -> Timetable:
     """Resolve blocks and steps.

@@ -146,7 +146,7 @@ class Admission:
                 self._cache.count_served(handle.entry)
                 return handle
             handle.release()
-        kept = {depth} if task.reuse_depth is not None else self._table.near(depth, self._num_entry_depths)
+        kept = {depth} if task.reuse_depth is not None else self._table.depths_near(depth, self._num_entry_depths)
         read = task.context
         content_of = read.at if read and read.num_tokens == len(token_ids) else None
         for depths in (kept, {depth}):

@@ -27,7 +27,7 @@ class ScheduledPass:
 
 
 @dataclass(frozen=True)
-class Question:
+class EpochQuestion:
     """Asks for the newest content of a context.
 
     A sequence in follow mode asks it at a block start, and has no pass until `Scheduler.continue_in_place` or

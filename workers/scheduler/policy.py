@@ -53,7 +53,7 @@ class Geometry:
         """Return the prefix rows of a refresh; at full depth no row is recomputed."""
         return range(self.prefix) if self.depth < self.num_layers else NO_ROWS
 
-    def rows_for(self, block: range) -> range:
+    def rows_to_decode(self, block: range) -> range:
         """Return the rows that a pass over `block` alone computes: the block, and where its first logits are read."""
         return range(max(self.prefix, block.start - self.shift), block.stop)
 
@@ -138,7 +138,7 @@ def none(geometry: Geometry, progress: Progress) -> Pass:
 
 
 def dual(geometry: Geometry, progress: Progress) -> Pass:
-    rows = geometry.everything if progress.step == 0 else geometry.rows_for(progress.block)
+    rows = geometry.everything if progress.step == 0 else geometry.rows_to_decode(progress.block)
     return Pass(rows=rows, decode=progress.block)
 
 
@@ -152,13 +152,13 @@ def bicache_dual(geometry: Geometry, progress: Progress) -> Pass:
         return Pass(rows=geometry.suffix, deep=geometry.deep if progress.refresh_due else NO_ROWS)
     inside = progress.refresh_due and progress.step > 0
     return Pass(
-        rows=geometry.rows_for(progress.block), deep=geometry.deep if inside else NO_ROWS, decode=progress.block
+        rows=geometry.rows_to_decode(progress.block), deep=geometry.deep if inside else NO_ROWS, decode=progress.block
     )
 
 
 def lean(geometry: Geometry, progress: Progress) -> Pass:
     if progress.step > 0:
-        return Pass(rows=geometry.rows_for(progress.block), decode=progress.block)
+        return Pass(rows=geometry.rows_to_decode(progress.block), decode=progress.block)
     deep: Sequence[int] = NO_ROWS
     if geometry.deep and progress.refresh_due_since_last_block and progress.drifted:
         deep = geometry.deep if progress.anchors is None else progress.anchors

@@ -70,7 +70,7 @@ class Task:
         token_ids = self._token_ids(mask_token_id)
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
 
-    def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
+    def relocated_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
         """Return a canvas with this task's text and the tokens committed to `canvas`."""
         return canvas.moved(self.timetable, self._token_ids(mask_token_id))
 

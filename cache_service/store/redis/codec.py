@@ -42,7 +42,7 @@ class Keys:
         return f"{self._prefix}lease:{lease}"
 
 
-def append_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
+def append_arguments(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
     """Return keys, encoded events and changes for the script that appends."""
     names = [keys.meta, keys.log, *keys.tables]
     payloads: list[Any] = []

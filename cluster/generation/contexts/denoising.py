@@ -89,7 +89,7 @@ class ContextDenoiser:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)
             length = call.params.block_length or self._block_length
-            params = replace(call.params, block_length=length, num_steps=steps_of(call.params, context, length))
+            params = replace(call.params, block_length=length, num_steps=steps_per_block(call.params, context, length))
             num_blocks, lost_races, usages = 0, 0, []
             while context.masked:
                 positions = context.masked[:length]
@@ -98,7 +98,7 @@ class ContextDenoiser:
                     f"{call.request_id}-{number}",
                     context.token_ids,
                     max_tokens=0,
-                    params=seeded(params, number),
+                    params=params_of_block(params, number),
                     holes=positions,
                 )
                 block = await self._service.fill(request, deadline)
@@ -115,7 +115,7 @@ class ContextDenoiser:
             yield Denoised(context, num_blocks, lost_races, total(usages))
 
 
-def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
+def steps_per_block(params: DecodingParams, context: Context, block_length: int) -> int | None:
     """Return the number of steps of one block. Raises RequestError if there are fewer steps than blocks."""
     if params.num_steps is None or not context.masked:
         return None
@@ -129,7 +129,7 @@ def steps_of(params: DecodingParams, context: Context, block_length: int) -> int
     return params.num_steps // num_blocks
 
 
-def seeded(params: DecodingParams, number: int) -> DecodingParams:
+def params_of_block(params: DecodingParams, number: int) -> DecodingParams:
     """Return the parameters of block `number`, which has a seed of its own."""
     return params if params.seed is None else replace(params, seed=(params.seed + number) % SEEDS)
 

@@ -116,7 +116,7 @@ class ContextDrafter:
             case TurnsContent(turns):
                 return self._draft_with_holes(lambda spell: self._render(turns, spell))
 
-    def draft_behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
+    def draft_after(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
         """Draft content that follows the tokens `before`.
 
         A tokenizer may treat the first word of a text specially. So the content is tokenized after the text that
@@ -181,8 +181,8 @@ class ContextDrafter:
         """
         hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
-            read = encode(partial(spelled, hole=hole.text, anchor=anchor))
-            marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
+            read = encode(partial(spell_holes, hole=hole.text, anchor=anchor))
+            marked = remove_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
             if marked is not None:
                 return self._draft_runs([marked])
         raise AssertionError("without anchors, nothing can be joined to them")
@@ -195,11 +195,11 @@ class ContextDrafter:
         return self._tokenizer.text_of((*tail, *draft.token_ids[:end])) == self._tokenizer.text_of(tail) + text
 
 
-def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
+def spell_holes(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
     return "".join(hole * part.length + anchor if isinstance(part, Hole) else part for part in parts)
 
 
-def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
+def remove_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
     """Return the tokens with holes as None, without the anchor after each run; None if an anchor is missing."""
     out: list[int | None] = []
     index = 0

@@ -226,7 +226,7 @@ def change_edits(context: Context, change: Replacement, drafter: ContextDrafter)
             content = TextContent((left, *content.parts, right))
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafter.draft_behind(context.token_ids[:start], content).edits(start, end)
+    return drafter.draft_after(context.token_ids[:start], content).edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:

@@ -42,7 +42,7 @@ class ProfileSample:
     token_ids: tuple[int, ...]
     prefix: int
     canvas: int
-    has_turns_behind: bool = False
+    has_later_turns: bool = False
     """True if earlier turns lie between the prefix and the last one."""
 
     @property
@@ -68,7 +68,7 @@ class Measurement:
     ratio: int
     similarity: tuple[float, ...]
     agreement: tuple[float, ...]
-    has_turns_behind: bool = False
+    has_later_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Profile:
         """
         weights = [bucket.num_samples for bucket in self.buckets]
         fitted = zip(
-            *(rising(column, weights) for column in zip(*(one.agreement for one in self.buckets), strict=True)),
+            *(isotonic_fit(column, weights) for column in zip(*(one.agreement for one in self.buckets), strict=True)),
             strict=True,
         )
         table = {0: 0}
@@ -166,7 +166,7 @@ class Profiler:
                 compared[depth] += int(is_compared.sum())
             tokens[confident], masked = expected, rest
         agreement = (same / total if total else 1.0 for same, total in zip(agreeing, compared, strict=True))
-        return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)
+        return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_later_turns)
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
         """Yield the suffix's last hidden states under reuse of 0, 1, ..., L layers."""
@@ -211,7 +211,7 @@ def count_leading(values: Sequence[float], minimum: float) -> int:
     return len(list(takewhile(lambda value: value >= minimum, values)))
 
 
-def rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+def isotonic_fit(values: Sequence[float], weights: Sequence[int]) -> list[float]:
     """Return the sequence that never falls and has the least weighted squares of differences to `values`.
 
     This pools adjacent violators (Ayer et al. 1955): a weighted mean replaces neighbours that fall.
@@ -250,7 +250,7 @@ def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profi
 
 
 def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
-    kinds = [[one for one in group if one.has_turns_behind is kind] for kind in (False, True)]
+    kinds = [[one for one in group if one.has_later_turns is kind] for kind in (False, True)]
     agreements = [means(one.agreement for one in kind) for kind in kinds if kind]
     return Bucket(
         ratio=ratio,

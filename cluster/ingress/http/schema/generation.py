@@ -109,7 +109,7 @@ class GenerationBody(SamplingBody):
         return GenerationCall(
             request_id=request_id,
             prompt=self.to_prompt(),
-            suffix=self.text_behind(),
+            suffix=self.suffix_text(),
             model=self.model,
             max_tokens=self.canvas(),
             params=self.params(),
@@ -121,7 +121,7 @@ class GenerationBody(SamplingBody):
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         """Return the text that follows the answer."""
         return ""
 
@@ -200,7 +200,7 @@ class CompletionBody(GenerationBody):
     best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
     logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         return self.suffix or ""
 
     def to_prompt(self) -> Prompt:

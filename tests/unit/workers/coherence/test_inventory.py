@@ -54,10 +54,10 @@ def test_what_differs_from_the_announcements_is_announced_or_withdrawn() -> None
     assert inventory.unannounced(placements) == [placement(A), placement(B)]
     inventory.mark_announced(placements.values())
     hotter = {B: placement(B, heat=2)}
-    assert inventory.announced_beside(hotter) == [A]
+    assert inventory.announced_except(hotter) == [A]
     assert inventory.unannounced(hotter) == [placement(B, heat=2)]
     inventory.mark_withdrawn([A])
-    assert inventory.announced_beside(hotter) == []
+    assert inventory.announced_except(hotter) == []
 
 
 def test_a_new_lease_begins_with_no_announcements_reports_or_builds() -> None:

@@ -17,7 +17,7 @@ from cache_service.core.mirror import Mirror
 from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
-from workers.bicache.copies import EntryFormat, Unreachable
+from workers.bicache.copies import EntryFormat, UnreachableTransport
 from workers.bicache.entry import Changes, PendingEntry, Report
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
@@ -141,7 +141,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
         view=view,
         waits=BuildWaits(Mirror()),
         engine=commands,
-        transport=Unreachable(),
+        transport=UnreachableTransport(),
         entry_format=EntryFormat(
             "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
         ),

@@ -11,7 +11,7 @@ from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, Answer, drain, engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import DepthLimiter, GenerateRequest
 from workers.bicache import depth
-from workers.bicache.depth import Finding, nominal_suffix
+from workers.bicache.depth import Finding, nominal_suffix_length
 from workers.config import BiCacheConfig
 from workers.engine import builder
 from workers.engine.engine import Engine
@@ -186,9 +186,9 @@ def test_depth_ends_one_before_the_first_layer_that_differs(
 
 
 def test_the_probes_suffix_is_the_buckets_longest() -> None:
-    assert nominal_suffix(80, 80, 4096) == 20
-    assert nominal_suffix(80, 0, 200) == 120
-    assert nominal_suffix(200, 99, 4096) == 2
+    assert nominal_suffix_length(80, 80, 4096) == 20
+    assert nominal_suffix_length(80, 0, 200) == 120
+    assert nominal_suffix_length(200, 99, 4096) == 2
 
 
 def test_similarity_is_one_where_the_suffix_is_not_seen() -> None:
