@@ -1,4 +1,4 @@
-"""Keep Python's cycle collector from traversing all facts repeatedly.
+"""Keep Python's garbage collector from traversing all facts again and again.
 
 Facts and events have no cycles: the last reference frees them. But the collector can't know that, and each of its full
 passes traverses all of them while calls wait: tenths of a second for hundreds of thousands. So the live objects are

@@ -18,7 +18,7 @@ from workers.api import PrefixCandidate
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """Sets the relative cost of a token of each kind of work."""
+    """Configures the router's cost of a token, by kind of work."""
 
     uncached: float = 1.0
     """Cost of a prompt token that is in none of the replica's prefix entries."""
@@ -54,7 +54,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class RankedReplica:
-    """Names a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
+    """Holds a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
 
     replica: ReplicaId
     cost: float

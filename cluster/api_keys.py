@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 
 @dataclass(frozen=True)
 class ApiKeysConfig:
-    """Names where accepted API keys are read from; without either source, no key is required."""
+    """Configures the sources of accepted API keys; without a source, no key is required."""
 
     env: str | None = None
     """Environment variable that holds keys, separated by commas."""

@@ -39,7 +39,7 @@ WORKERS = "DiffusionWorker"
 UNBOUNDED_REQUESTS = 1_000_000
 """Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
-"""How often Serve tries to start a replica: few times, since a model that fails to load once usually fails again."""
+"""Number of attempts to start a replica: few, since a model that fails to load once usually fails again."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 

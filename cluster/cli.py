@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 class LogLevel(enum.Enum):
-    """Names the levels of Python's logging that have an effect here."""
+    """Lists the log levels."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"

@@ -26,7 +26,7 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Says where Ray Serve's HTTP proxy listens."""
+    """Configures the address at which Ray Serve's HTTP proxy listens."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
@@ -39,7 +39,7 @@ class HttpConfig:
 
 @dataclass(frozen=True)
 class GrpcConfig:
-    """Says where the gRPC server listens."""
+    """Configures the address at which the gRPC server listens."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
@@ -52,7 +52,7 @@ class GrpcConfig:
 
 @dataclass(frozen=True)
 class CacheServiceConfig:
-    """Says where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
+    """Configures the addresses of the cache service, and whether `palimpsest serve` starts it."""
 
     host: str = "127.0.0.1"
     """Host of the first instance."""
@@ -83,14 +83,14 @@ class CacheServiceConfig:
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """Limits what clients may ask for."""
+    """Configures the limits on clients' requests."""
 
     request_timeout_s: float = 120.0
     """Seconds that an answer may take; after that its work is stopped."""
     max_queued: int = 1024
-    """Requests that may wait at the ingress for a replica; the next one is refused, to be tried again later."""
+    """Maximum number of requests that wait at the ingress for a replica; the next one is refused as overload."""
     max_ongoing: int = 512
-    """Most requests that one replica has at a time, running or waiting in its engine."""
+    """Maximum number of requests that one replica has at a time, running or waiting in its engine."""
     max_body_bytes: int = 1 << 20
     """Length of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
     default_max_tokens: int | None = None
@@ -106,7 +106,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """Says what Ray reserves, in its own units."""
+    """Configures the CPUs and the memory that Ray reserves."""
 
     worker_cpus: float = 1.0
     """CPUs of each worker replica; a fraction lets several replicas share one."""

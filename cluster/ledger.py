@@ -31,7 +31,7 @@ class Report:
 
 
 class WorkLedger:
-    """Keeps open requests by replica. Only the number of other routers' requests is known; each counts as the mean."""
+    """Keeps the open requests by replica. Each request of another router counts as one of mean size."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, dict[str, Work]] = {}

@@ -43,7 +43,7 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
 
 
 def output_directory(path: Path) -> Path:
-    """Return `path`, which is created if it is missing. Raises OutputError, before anything is measured."""
+    """Create the directory `path` if it is missing, and return it. Raises OutputError if it can't be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

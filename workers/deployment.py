@@ -101,7 +101,7 @@ class ServeTransport:
 
 
 class DiffusionWorker(Worker):
-    """A `Worker` to deploy, which gets its identity from Serve."""
+    """Is the `Worker` that Serve deploys; it gets its identity from Serve."""
 
     def __init__(self, config: WorkerConfig) -> None:
         context = serve.get_replica_context()

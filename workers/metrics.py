@@ -21,7 +21,7 @@ REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 
 @dataclass(frozen=True)
 class Exported:
-    """A field of `WorkerStats` that is exported as a metric."""
+    """Describes a field of `WorkerStats` that is exported as a metric."""
 
     field: str
     name: str
@@ -65,7 +65,7 @@ class StatsCollector(Collector):
 
 @dataclass(frozen=True)
 class Counted:
-    """A field of `Tally` that is exported as a metric; a field that counts by name has the name as a label."""
+    """Describes a field of `Tally` that is exported as a metric; a field with counts by name has a label."""
 
     field: str
     name: str

@@ -23,7 +23,7 @@ class Bounds:
     excludes_least: bool = False
 
     def contains(self, number: float) -> bool:
-        """Return whether `number` lies within them."""
+        """Return whether `number` lies within these bounds."""
         above = number > self.least if self.excludes_least else number >= self.least
         return above and number <= self.most and math.isfinite(number)
 
@@ -51,11 +51,11 @@ class Parameter:
 
     @property
     def path(self) -> str:
-        """Return its path in a request body: at the top level for OpenAI's own parameters, else in `diffusion`."""
+        """Return the parameter's path in a request body: below `diffusion`, unless it is OpenAI's own."""
         return self.client_name if self.is_openai else f"diffusion.{self.client_name}"
 
     def find_out_of_bounds(self, value: Any) -> float | None:
-        """Return a number in `value` that is out of bounds; in a map, the bounds apply to the values."""
+        """Return a number in `value` that is out of bounds, or None. In a map, the bounds apply to the values."""
         if value is None or self.bounds is None:
             return None
         numbers = [number for _, number in value] if isinstance(value, tuple) else [value]

@@ -31,7 +31,7 @@ READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 
 
 class ReplicaCall(Protocol):
-    """Is the call to one replica, as part of a call to all of them."""
+    """Represents the call to one replica, as part of a call to all of them."""
 
     async def get_async(self) -> object:
         """Wait for the replica's answer."""

@@ -65,13 +65,13 @@ class CacheClient:
         await self._connection.close()
 
     async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
-        """Become a member for `ttl_s` seconds; `keep_alive` extends this. An older lease and its placements end."""
+        """Become a member for `ttl_s` seconds; `keep_alive` extends this. A lease of an earlier registration ends."""
         request = pb.RegisterRequest(replica=replica, ttl_s=ttl_s)
         response = await self._connection.call("members", "Register", request)
         return convert.lease_from_pb(response.lease)
 
     async def keep_alive(self, lease: Lease) -> Lease:
-        """Postpone the lease's deadline by its TTL. Raises LeaseRefused once it has ended: register again."""
+        """Extend the lease by its TTL from now. Raises LeaseRefused once it has ended: register again."""
         request = pb.KeepAliveRequest(lease=convert.lease_to_pb(lease))
         response = await self._connection.call("members", "KeepAlive", request)
         return convert.lease_from_pb(response.lease)
@@ -130,7 +130,7 @@ class CacheClient:
         epoch: Epoch = FIRST_EPOCH,
         context: ContextId | None = None,
     ) -> Build:
-        """Return the build of (key, epoch) that is in progress: the caller's own, if its `replica` is the caller.
+        """Ask for the build of (key, epoch), and return the build in progress, which may be another replica's.
 
         It ends `ttl_s` seconds after this call or the last `extend`. Raises StaleEpoch for an old epoch.
         """
@@ -141,7 +141,7 @@ class CacheClient:
         return convert.build_from_pb(response.build)
 
     async def extend(self, lease: Lease, build: Build) -> None:
-        """Postpone the end of the build by its TTL. Raises FencedToken once it has ended."""
+        """Extend the build's lease by its TTL from now. Raises FencedToken once it has ended."""
         request = pb.ExtendRequest(lease=convert.lease_to_pb(lease), build=convert.build_to_pb(build))
         await self._connection.call("refresh", "Extend", request)
 

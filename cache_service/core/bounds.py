@@ -1,4 +1,4 @@
-"""Bound the names that every placement repeats and every watcher receives. Pure."""
+"""Check the length of names and keys, which every watcher receives. Pure."""
 
 from __future__ import annotations
 

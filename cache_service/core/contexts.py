@@ -1,4 +1,4 @@
-"""Let shared contexts, which are named prefixes, be edited one epoch at a time. Pure.
+"""Decide about edits of shared contexts, which are named prefixes. Pure.
 
     epoch 0          epoch 1            epoch 2              an edit names the epoch that it was made for;
     [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only one that names the newest is accepted,
@@ -30,11 +30,11 @@ from cache_service.core.types import (
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
 
 MAX_STALENESS = 4
-"""How many epochs behind the newest a reader may ask for; entries of older epochs are withdrawn."""
+"""Maximum number of epochs behind the newest that a reader may ask for; entries of older epochs are withdrawn."""
 MAX_TOKENS = 262_144
-"""The most tokens in one context; a context with so many still fits one gRPC message."""
+"""Maximum number of tokens in one context; a context of that length still fits one gRPC message."""
 MAX_EDITS = 65_536
-"""The most edits in one epoch."""
+"""Maximum number of edits in one epoch."""
 MAX_EDIT_ID_LENGTH = 64
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -203,7 +203,7 @@ def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tu
 
 
 def _id(at: Revision, edit_id: EditId) -> ContextId:
-    """Make an id that no other context gets, even if a store that lost its data restarts revisions at 1."""
+    """Return an id for a new context that stays unique even if a store that lost its data restarts revisions at 1."""
     return ContextId(f"ctx-{at}-{hashlib.blake2b(edit_id.encode(), digest_size=4).hexdigest()}")
 
 

@@ -10,10 +10,10 @@ from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 
 MAX_PART_PLACEMENTS = 4096
-"""The most placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
+"""Maximum number of placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
 
 MAX_BATCH_TOKENS = 262_144
-"""The maximum total of context tokens and name characters in the events of one message."""
+"""Maximum number of context tokens and name characters, in all, in the events of one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Carries a part of a snapshot, or events, or neither: then it only tells an idle watcher the newest `revision`."""
+    """Carries a part of a snapshot, or events, or neither: then it only gives an idle watcher the newest `revision`."""
 
     incarnation: str
     revision: Revision

@@ -15,7 +15,7 @@ from cache_service.core.types import Build, Context, DepthLimit, FencingToken, P
 
 @dataclass(frozen=True)
 class Moved:
-    """States that no context still has the content `old`."""
+    """Reports that no context has the content `old` any more."""
 
     old: PrefixKey
     context: Context | None
@@ -27,15 +27,15 @@ class News:
     """Lists the changes in an update that matter to members and routers."""
 
     lifted: frozenset[PrefixKey] = frozenset()
-    """The keys whose earlier depth limits have ended. A snapshot names all keys that were limited before it."""
+    """Keys whose earlier depth limits have ended; with a snapshot, all keys that were limited before."""
     limits: tuple[DepthLimit, ...] = ()
     """The depth limits that hold from now on."""
     moved: tuple[Moved, ...] = ()
     renamed: frozenset[PrefixKey] = frozenset()
-    """Keys whose context may have changed: they may now be the content of another context, or of none."""
+    """Keys that may now be the content of another context, or of none."""
     ended_builds: frozenset[FencingToken] = frozenset()
     is_restart: bool = False
-    """The update is a snapshot, which replaced all that was known."""
+    """True if the update is a snapshot, which replaced the whole state."""
 
 
 class Mirror:

@@ -1,4 +1,4 @@
-"""Hold all that the service knows at one revision, and make decisions that concern several cores. Pure.
+"""Hold the service's facts at one revision, and make decisions that concern several cores. Pure.
 
 A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
 it refuses; see `cache_service.core.directory`.
@@ -99,7 +99,7 @@ class State:
         return ChangeReader(self.directory, self.contexts, self.depths)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where facts contradict each other."""
+        """Raise AssertionError if facts contradict each other."""
         self.directory.check_integrity()
         for limit in self.depths.all():
             if not self.directory.has_holder(limit.key):
@@ -183,7 +183,7 @@ class State:
         return self.directory.announce(lease, placements, at)
 
     def _require_made(self, placement: Placement, token: FencingToken) -> None:
-        """Require that a placement with a token is already listed under that token."""
+        """Raise FencedToken unless a placement with a token is already listed under that token."""
         known = self.directory.find(placement.key, placement.replica)
         if known is None or known.token != token:
             raise FencedToken(f"token {token} made no listed entry: announce it without a token")

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 EVENT_BATCH = 1024
 IDLE_UPDATE_S = 5.0
-"""How often an idle watcher gets the newest revision."""
+"""Seconds between two updates of an idle watcher with the newest revision."""
 
 _Position = tuple[Revision, str, Revision]
 """The revision that a watcher has reached, the store's incarnation, and the store's newest revision."""
@@ -55,7 +55,7 @@ class CacheService:
         return events
 
     async def keep_alive(self, lease: Lease) -> Lease:
-        """Postpone the lease's deadline. Raises LeaseRefused once it has ended."""
+        """Extend the lease by its TTL from now. Raises LeaseRefused once it has ended."""
         await self.store.sync()
         granted = self.store.state.directory.require(lease)
         if not await self.store.renew(granted):
@@ -65,7 +65,10 @@ class CacheService:
     async def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
     ) -> Build:
-        """Return the build of (key, epoch) that is in progress; renew its lease if it is the member's own."""
+        """Grant the member the build of (key, epoch), or return the build that is in progress already.
+
+        If that is the member's own, its lease is extended.
+        """
         for _ in range(2):
             events = await self.append(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
             granted = next((event.build for event in events if isinstance(event, Granted)), None)
@@ -76,7 +79,7 @@ class CacheService:
         raise CacheServiceUnavailable(f"build {build.token} has lapsed but can't be ended yet, try again")
 
     async def extend(self, lease: Lease, build: Build) -> None:
-        """Postpone the end of a build. Raises LeaseRefused or FencedToken once either lease has ended."""
+        """Extend a build's lease. Raises LeaseRefused or FencedToken if the member's or the build's has ended."""
         await self.store.sync()
         self.store.state.directory.require(lease)
         granted = self.store.state.builds.require(lease.replica, build.key, build.epoch, build.token)
@@ -98,7 +101,7 @@ class CacheService:
                 _log.info("replica %s lost a build: its lease lapsed", event.replica)
 
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
-        """Yield a snapshot where `after` is None, then all later events.
+        """Yield a snapshot if `after` is None, then all later events.
 
         Raises Compacted if some of them are no longer known, and CacheServiceUnavailable if the store is not
         reachable.

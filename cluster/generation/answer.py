@@ -28,7 +28,7 @@ from cluster.metrics import IngressMetrics
 from workers.api import GenerateChunk, GenerateRequest
 
 ATTEMPTS = 3
-"""Most replicas on which one request is tried, as long as no part of its answer has been delivered."""
+"""Maximum number of replicas on which one request is tried, before any part of its answer is delivered."""
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -47,7 +47,7 @@ class Observation(Protocol[T_contra]):
 
 
 class NullObservation:
-    """Observes nothing: the run is part of another one, which is observed as a whole."""
+    """Ignores a run that is part of another run, which is observed as a whole."""
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +145,7 @@ class InferenceService:
         observation: Observation[T],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the reader of one attempt delivers.
+        """Yield the results that the reader makes of the workers' chunks.
 
         If a replica is lost before anything was delivered, another attempt follows. The last delivery
         waits until the workers' stream has ended: the replica is then known to be free again.

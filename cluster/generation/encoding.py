@@ -14,7 +14,7 @@ from workers.config import BiCacheConfig
 T = TypeVar("T")
 
 LONG_TEXT_LENGTH = 1 << 15
-"""Number of characters, or token ids, from which on encoding would block the event loop for too long."""
+"""Minimum number of characters or token ids of a text whose encoding would block the event loop for too long."""
 
 
 class TextEncoder:

@@ -24,11 +24,11 @@ from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
 
 TOKEN_GRID = 128
-"""A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
+"""Number of tokens of which a prompt of bare token ids, which shows no structure, is cut at a multiple."""
 GRID_STEPS = 4
-"""The least length of such a prompt, in grid steps."""
+"""Minimum length of such a prompt, in grid steps."""
 MAX_BOUNDARIES = 4
-"""Up to this many boundaries of a conversation are all computed; of more, only those that decide the cut."""
+"""Maximum number of a conversation's boundaries that are all computed; of more, only those that decide the cut."""
 ANCHOR = "."
 """A placeholder for the text that a suffix follows."""
 
@@ -191,7 +191,7 @@ class Tokenizer:
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
     def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
-        """Return which tokens, whose `pieces` are given, end inside a character that a later one completes."""
+        """Return, for each token, whether it ends inside a character that a later token completes."""
         silent = (index for index, piece in enumerate(pieces) if not piece)
         return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
 
@@ -233,7 +233,7 @@ class Tokenizer:
         return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
 
     def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
-        """Encode turns as if after others, whose text doesn't matter: a system turn replaces them, then is removed."""
+        """Encode turns that follow earlier ones, by rendering them after a short system turn that is then cut off."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
@@ -260,7 +260,7 @@ class Tokenizer:
         return list(ids)
 
     def _encode_text(self, text: str) -> EncodedPrompt:
-        """Encode text, with boundaries after its first and its last blank line, as few-shot prompts are laid out."""
+        """Encode text, with boundaries after its first and its last blank line, which suits few-shot prompts."""
         token_ids = list(self._tokenizer(text)["input_ids"])
         ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
         prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))

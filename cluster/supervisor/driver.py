@@ -77,7 +77,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
 
 def checked_model(directory: Path) -> ModelConfig:
-    """Check the model as far as possible before the start. Raises UnsupportedModelError or TokenizerError."""
+    """Check the model's files before the start. Raises UnsupportedModelError or TokenizerError."""
     raw = read_json(directory / "config.json")
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
@@ -89,7 +89,7 @@ def checked_model(directory: Path) -> ModelConfig:
 
 
 def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int, memory: Memory) -> int:
-    """Return the size of Ray's object store; warns where copies will be slow. Raises StartError."""
+    """Return the size of Ray's object store; warns if copies will be slow. Raises StartError."""
     worker, on_gpus = config.worker, config.is_on_gpus(num_gpus)
     itemsize = dtype_of(worker.dtype, torch.device("cuda" if on_gpus else "cpu")).itemsize
     entry_bytes = worker.kv.entry_bytes
@@ -113,14 +113,14 @@ def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
 
 
 def failure_reasons() -> str:
-    """Return the reasons why deployments failed: the last line of each message."""
+    """Return the last line of each failed deployment's message."""
     deployments = serve.status().applications[APPLICATION].deployments.items()
     messages = {name: status.message.strip().splitlines() for name, status in deployments}
     return "; ".join(f"{name}: {lines[-1]}" for name, lines in messages.items() if lines)
 
 
 def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
-    """Start our own Ray cluster: it joins no other one on this machine, and reserves no more than is configured."""
+    """Start a separate Ray cluster on this machine, which reserves no more than is configured."""
     needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
     try:
         ray.init(
@@ -136,7 +136,7 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
 
 
 def greeting(config: ClusterConfig) -> str:
-    """Return the text with which a user can send a first request."""
+    """Return the start-up message, with a command that sends a first request."""
     url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})

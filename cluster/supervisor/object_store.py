@@ -31,7 +31,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Says how large the store becomes."""
+    """Holds the chosen size of the object store."""
 
     num_bytes: int
     warning: str | None = None

@@ -130,7 +130,7 @@ def log_restart(state: RetryCallState) -> None:
 
 
 def as_child() -> None:
-    """Make this child die with its parent; SIGINT waits for `cluster.supervisor.launch`."""
+    """Let this child process die with its parent, and block SIGINT until `cluster.supervisor.launch` handles it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
@@ -143,7 +143,7 @@ def prctl(option: int, value: int) -> None:
 
 @contextmanager
 def no_orphans() -> Iterator[None]:
-    """When the context is left, end every process that was started inside it, including orphans."""
+    """End every process that was started inside this context when it is left, including orphans."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield

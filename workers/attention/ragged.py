@@ -37,7 +37,7 @@ LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
 
 @dataclass(frozen=True)
 class Launch:
-    """A tiling on the device."""
+    """Holds a tiling in the device's memory."""
 
     first_layer: int
     small: Tensor

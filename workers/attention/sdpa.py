@@ -15,7 +15,7 @@ from workers.models.base import AttentionMask
 
 
 class KeyValues(Protocol):
-    """A store of keys and values."""
+    """Stores keys and values."""
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and V [n, kv_heads, head_dim] at `slots` [n]."""

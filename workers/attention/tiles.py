@@ -4,7 +4,7 @@ r"""Cuts a batch's attention into equal pieces of work, for a range of layers in
     A, B (one entry) [ tiles over both ]        [ tiles of A ] [ tiles of B ]      below their depth
     C                [ tiles over all keys of C ]
 
-A tile is some rows of one sequence (or of several that share an entry) against a run of keys. Where a row's keys are
+A tile is some rows of one sequence (or of several that share an entry) against a run of keys. If a row's keys are
 cut into several runs, each gives a part, and the parts are merged by their log-sum-exp, which is exact. Keys are also
 cut if there would be too few tiles to fill the device.
 """
@@ -22,11 +22,11 @@ SMALL_ROWS = 32
 """The height of a small tile, which suits a decoding block; a large one has the kernel's full height."""
 TILE_KEYS_STEP = 64
 MIN_TILE_KEYS = 256
-"""The minimum number of keys in a tile when keys are split, so that merging stays cheap."""
+"""Minimum number of keys in a tile when keys are split, so that merging stays cheap."""
 
 
 class Tile(NamedTuple):
-    """Is one piece of work: some query rows against a run of keys, computed for each head."""
+    """Describes one piece of work: some query rows against a run of keys, computed for each head."""
 
     first_row: int
     num_rows: int
@@ -42,24 +42,24 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """Is a run of adjacent rows that see the same run of one sequence's keys."""
+    """Describes a run of adjacent rows that see the same run of one sequence's keys."""
 
     rows: slice
     reader: Reader
     keys: range
     is_last: bool = True
-    """Whether the rows see no keys after these."""
+    """True if the rows see no keys after these."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The work of the layers from `first_layer` up to the next tiling's."""
+    """Lists the tiles of attention for the layers from `first_layer` up to the next tiling's."""
 
     first_layer: int
     small: tuple[Tile, ...]
     large: tuple[Tile, ...]
     row_parts: tuple[tuple[slice, int], ...]
-    """Rows, and how many parts they have."""
+    """Pairs of rows and their number of parts."""
 
     @property
     def num_parts(self) -> int:

@@ -267,7 +267,7 @@ class PrefixCache:
         entry.state = state
 
     def _announce(self, entry: PrefixEntry, depths: Set[int]) -> None:
-        """Let the entry serve `depths`, and report it as changed where requests find it."""
+        """Let the entry serve `depths`, and report the change if other requests can find the entry."""
         entry.ready |= depths
         if entry.is_pending:
             self._enter(entry, EntryState.LIVE)

@@ -70,7 +70,7 @@ class Finding(NamedTuple):
     num_similar: int
     """Number of leading layers whose K/V, computed from the prefix alone, are similar to the true ones."""
     ends_there: bool
-    """Whether the next layer was compared too, and differs."""
+    """True if the next layer was compared too, and differs."""
 
     @classmethod
     def of(cls, similarities: Sequence[float], threshold: float) -> Self:

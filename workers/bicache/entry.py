@@ -15,7 +15,7 @@ from workers.kv.page_table import EntryLayout, EntryTable
 
 
 class EntryState(enum.Enum):
-    """Says where an entry stands between its admission and the end of its pages."""
+    """Lists the states of an entry's life, from its admission until its pages are freed."""
 
     AWAITED = "awaited"
     """Pending, but not built here until `allow_build` is called: a copy may make it live instead."""
@@ -52,7 +52,7 @@ class PrefixEntry:
     memory: EntryMemory
     state: EntryState
     is_private: bool = False
-    """Whether it serves only one request. Its pages don't count in the entries' budget."""
+    """True if the entry serves only one request. Its pages don't count in the entries' budget."""
     content_of: ContextEpoch | None = None
     """The shared context whose content it is, according to the request that it was made for."""
     ready: frozenset[int] = frozenset()
@@ -61,7 +61,7 @@ class PrefixEntry:
     build_s: float | None = None
     """Seconds that its build took here."""
     is_copy: bool = False
-    """Whether it came from another replica."""
+    """True if the entry was copied from another replica."""
     num_served: int = 0
     """Requests that it has served."""
     findings: dict[int, Finding] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class PrefixEntry:
     to_probe: dict[int, int] = field(default_factory=dict)
     """Maps each ratio bucket that is still to be probed to the greatest depth that the probe covers."""
     drifted: dict[int, int] = field(default_factory=dict)
-    """By ratio bucket: safe depths found by probes, where they are below the depth table's."""
+    """Safe depths found by probes, by ratio bucket, if they are below the depth table's."""
 
     @property
     def is_pending(self) -> bool:
@@ -97,7 +97,7 @@ class PrefixEntry:
 
     @property
     def depths(self) -> frozenset[int]:
-        """Return the reuse depths that it serves, or will serve once it is complete."""
+        """Return the reuse depths that the entry serves, or will serve once it is complete."""
         return self.layout.depths
 
     @property

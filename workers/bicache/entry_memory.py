@@ -48,11 +48,11 @@ class EntryAllocator:
         return self._pool.num_free
 
     def lay_out(self, num_tokens: int, depths: Set[int]) -> EntryLayout:
-        """Return the least layout that serves `depths`."""
+        """Return the smallest layout that serves `depths`."""
         return EntryLayout.for_depths(num_tokens, depths, self._model.num_layers)
 
     def include(self, layout: EntryLayout, depths: Set[int]) -> EntryLayout:
-        """Return the least layout that serves `depths` and all that `layout` serves."""
+        """Return the smallest layout that serves `depths` and all depths of `layout`."""
         return layout.including(depths, self._model.num_layers)
 
     def num_pages(self, layout: EntryLayout) -> int:

@@ -62,7 +62,7 @@ class LinearFit:
         self._seen.scale(SKIP_DECAY)
 
     def seconds(self, size: float) -> float:
-        """Return the estimate for one size."""
+        """Return the estimated seconds for an item of this size."""
         a, b = self._prior, self._seen
         w, x, y, xx, xy = a.w + b.w, a.x + b.x, a.y + b.y, a.xx + b.xx, a.xy + b.xy
         slope = max(0.0, (w * xy - x * y) / (w * xx - x * x))

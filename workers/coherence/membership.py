@@ -91,13 +91,13 @@ class Membership(LoopThread):
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
         """Have `reply` called on this object's thread with the newest content. Called on the engine's thread.
 
-        Where that thread has ended, `reply` is called with None at once.
+        If that thread has ended, `reply` is called with None at once.
         """
         if not self._call(partial(self._reader.ask, read, reply)):
             reply(None)
 
     def drain(self) -> None:
-        """Ask for no new work, if the service is reachable, and wait for its answer. Called from another thread."""
+        """Ask the service to route no new work here, and wait for its answer. Other threads may call this."""
         if not self.is_alive:
             return
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
@@ -107,7 +107,7 @@ class Membership(LoopThread):
     # Below: this object's thread only.
 
     def _take(self, report: Report) -> None:
-        """Pass a report on. Where no supply could begin, the awaited entries are built here."""
+        """Pass a report on to supplier and sync. If that fails, the awaited entries are built here."""
         try:
             self._supplier.apply(report)
         except Exception as error:

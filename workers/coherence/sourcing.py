@@ -52,7 +52,7 @@ Source = BuildAlone | Claim | Fetch | Wait
 
 @dataclass(frozen=True)
 class Situation:
-    """Says what is known about one entry that is awaited here."""
+    """Describes the known facts about one entry that is awaited here."""
 
     key: PrefixKey
     replica: ReplicaId

@@ -57,7 +57,7 @@ class Canvas:
         return [self.token_ids[row] if row in own else self._mask for row in rows]
 
     def commit(self, positions: Iterable[int], token_ids: Iterable[int], probabilities: Iterable[float] = ()) -> None:
-        """Commit tokens. Their `probabilities` are needed only where `remask` may follow."""
+        """Commit tokens. Their `probabilities` are needed only if `remask` may follow."""
         self._latest = frozenset(positions)
         for position, token_id in zip(positions, token_ids, strict=True):
             self._masked.remove(position)

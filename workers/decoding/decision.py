@@ -18,7 +18,7 @@ from workers.errors import NonFiniteLogitsError
 
 @dataclass(frozen=True)
 class Decision:
-    """The positions that one step commits for a request, and their tokens."""
+    """Holds the positions that one step commits for a request, and their tokens."""
 
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()

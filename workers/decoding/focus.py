@@ -24,7 +24,7 @@ class FocusConfig:
     skip_similarity: float
     """Cosine of attention to the prefix, now and at the last refresh, above which a due refresh is skipped."""
     max_skips: int
-    """Most consecutive refreshes that may be skipped."""
+    """Maximum number of consecutive refreshes that may be skipped."""
 
     @property
     def is_used(self) -> bool:
@@ -33,14 +33,14 @@ class FocusConfig:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention of some masked rows to the prefix."""
+    """Holds the attention weights of some masked rows on the rows of the prefix."""
 
     positions: tuple[int, ...]
     weights: Tensor
     """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
 
     def restrict_to(self, positions: frozenset[int]) -> Attention:
-        """Return the part of it that belongs to `positions`."""
+        """Return the attention of the rows at `positions` alone."""
         kept = [index for index, position in enumerate(self.positions) if position in positions]
         return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
 

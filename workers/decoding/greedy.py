@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Candidates:
-    """One request's masked positions and how many of them to commit."""
+    """Holds one request's masked positions, and the number of them to commit."""
 
     positions: tuple[int, ...]
     """Ascending."""
@@ -53,7 +53,7 @@ def greedy(
 
 
 def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Return float64 [2, n]: token ids, and their probabilities as the logits' type has them; NaN where a row isn't
+    """Return float64 [2, n]: token ids, and their probabilities as the logits' type has them; NaN if a row isn't
     finite. The logits [n, vocab] are overwritten.
     """
     lowest, highest = logits.aminmax(dim=-1)

@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's prediction at n masked positions, and the token that is chosen for each."""
+    """Holds the model's prediction at n masked positions, and the token that is chosen for each."""
 
     logits: Tensor
     """[n, vocab]"""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 DREAM_END = 1e-3
-"""Where Dream's time ends; it begins at 1."""
+"""The end of Dream's time, which begins at 1."""
 
 
 class Timing(enum.Enum):
-    """Says how a block's masks are spread over its steps."""
+    """Lists the rules that decide how many tokens each step of a block commits."""
 
     QUOTA = "quota"
     """m masks in s steps: m // s a step, one more in the first m mod s (LLaDA's get_num_transfer_tokens)."""
@@ -22,7 +22,7 @@ class Timing(enum.Enum):
 
 @dataclass(frozen=True)
 class Portion:
-    """Says how many of the masked positions one step commits."""
+    """Holds the number of masked positions that one step commits."""
 
     count: int
     rate: float

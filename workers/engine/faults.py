@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineFault(enum.Enum):
-    """Names the part of the engine's thread that raised an exception which no request caused."""
+    """Lists the parts of the engine's thread in which an exception can occur that no request caused."""
 
     STEP = "step"
     """A step: the requests that it worked on end with the error."""

@@ -1,4 +1,4 @@
-"""Runs the model's layers over one ragged batch, replayed from CUDA graphs where there are few rows."""
+"""Runs the model's layers over one ragged batch, replayed from CUDA graphs if there are few rows."""
 
 from __future__ import annotations
 

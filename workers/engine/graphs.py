@@ -25,7 +25,7 @@ longer than their launches.
 
 @dataclass(frozen=True)
 class Recording:
-    """One graph, with the tensors that it reads and writes."""
+    """Holds one CUDA graph, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     token_ids: Tensor

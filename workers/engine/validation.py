@@ -21,7 +21,7 @@ from workers.scheduler.task import RequestId, Task
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MAX_STEPS = 1 << 16
-"""The most steps of a request: far more than any context has tokens. Even a step that commits nothing runs a pass."""
+"""Maximum number of steps of a request. Even a step that commits nothing runs a pass."""
 GUIDED_POLICY = "none"
 
 
@@ -156,7 +156,7 @@ def resolve_timetable(
     """Resolve blocks and steps.
 
     A request that gives no number of steps gets one for every `engine.tokens_per_step` tokens of each block, or one for
-    every token where confidence sets the pace, since that is then only the most steps that it may take.
+    every token if confidence sets the pace, since that number is then only an upper bound.
     """
     params, start = request.params, len(request.token_ids)
     positions = (*request.holes, *range(start, start + request.max_tokens))

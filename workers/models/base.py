@@ -47,7 +47,7 @@ class ModelConfig:
     pad_token_id: int
     qkv_bias: bool = False
     prediction_shift: int = 0
-    """How many rows left of a position its logits are read (Dream: 1; position 0 reads its own row)."""
+    """Number of rows to the left of a position at which its logits are read (Dream: 1; none for position 0)."""
     decoding: DecodingDefaults = DecodingDefaults()
     attention_mask: AttentionMask | None = None
     """None if every row sees every key. Only the reference attention, on a CPU, computes anything else."""
@@ -75,7 +75,7 @@ class ModelConfig:
 
 
 class Layer(Protocol):
-    """Is one transformer layer, split in two: the engine computes attention in between."""
+    """Computes one transformer layer in two parts; the engine computes attention between them."""
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project rows `x` [..., hidden] to queries and keys, which are rotated, and values.
@@ -90,7 +90,7 @@ class Layer(Protocol):
 
 
 class DiffusionLM(Protocol):
-    """Is a bidirectional denoiser. Positions enter only through `rope`; rows interact only through attention."""
+    """Computes a bidirectional denoiser. Positions enter only through `rope`; rows interact only through attention."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -112,7 +112,7 @@ class DiffusionLM(Protocol):
 
 
 class TorchModel(nn.Module, ABC):
-    """Is the `DiffusionLM` that an architecture builds; its parameters are a checkpoint's tensors."""
+    """Implements `DiffusionLM` for an architecture; its parameters are a checkpoint's tensors."""
 
     config: ModelConfig
 

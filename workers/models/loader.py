@@ -30,7 +30,7 @@ FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json",
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, in eval mode, without gradients."""
+    """Holds a model on its device, in eval mode, without gradients."""
 
     name: str
     config: ModelConfig

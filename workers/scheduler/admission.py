@@ -28,15 +28,15 @@ from workers.scheduler.task import Allocation, RequestId, Task
 
 @dataclass
 class Preparation:
-    """Says what a waiting request holds, and what it waits for."""
+    """Holds the state of a waiting request: its entry, and what it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
-    """Whether the entry that it holds existed before it."""
+    """True if the entry that it holds existed before it."""
     is_waiting: bool = False
-    """Whether its entry must still be built, copied or probed, so that other requests may overtake it."""
+    """True if the entry must still be built, copied or probed, so that other requests may overtake this one."""
     is_alone: bool = False
-    """Whether it may use the whole pool; its entry then serves only its own depth."""
+    """True if the request may use the whole pool; its entry then serves only its own depth."""
 
     def release(self) -> None:
         if self.handle:

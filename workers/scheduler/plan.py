@@ -22,7 +22,7 @@ class ScheduledPass:
 
     @property
     def num_rows(self) -> int:
-        """Return the number of rows that the model computes for it."""
+        """Return the number of rows that the model computes for the pass."""
         return self.run.num_rows * self.sequence.task.forwards_per_pass
 
 

@@ -26,7 +26,7 @@ from workers.scheduler.task import Task
 
 @dataclass(frozen=True)
 class Reuse:
-    """Says where a request is cut, and how deep its prefix is reused."""
+    """Holds the cut of a request, and the depth to which its prefix is reused."""
 
     num_prefix: int
     depth: int

@@ -41,7 +41,7 @@ class Task:
     reuse_depth: int | None
     """A depth that overrides the depth table."""
     deterministic: bool
-    """Whether the reuse depth ignores other replicas' reports."""
+    """True if the reuse depth ignores other replicas' reports."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
@@ -91,7 +91,7 @@ class Allocation:
     entry: PrefixEntry | None
     """The entry that serves the prefix, held until the sequence ends."""
     is_hit: bool
-    """Whether the entry existed before this request."""
+    """True if the entry existed before this request."""
     slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
     limited_by: DepthLimiter | None = None
@@ -114,7 +114,7 @@ class RunningRequest:
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
         self.is_cold = True
-        """Whether no pass has run since it got its pages."""
+        """True if no pass has run since it got its pages."""
         self.epochs: list[Epoch] = []
         """The epochs of its context that its passes read."""
         self.has_asked, self.has_answer = False, False
@@ -133,12 +133,12 @@ class RunningRequest:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether it may have a pass: in follow mode, once the newest epoch of its context is known."""
+        """Return whether the request may have a pass. In follow mode it waits for its context's newest epoch."""
         return self.has_answer or not self.task.follows
 
     @property
     def is_waiting_for_epoch(self) -> bool:
-        """Return whether its question about the context's newest epoch is unanswered."""
+        """Return whether the request still waits to learn the newest epoch of its context."""
         return self.has_asked and not self.has_answer
 
     @property
@@ -148,7 +148,7 @@ class RunningRequest:
 
     @property
     def progress(self) -> Progress:
-        """Return its progress as plain values: every schedule reads it, even for passes that then have to wait."""
+        """Return the request's progress as plain values, which the policies read."""
         return Progress(
             block=self.block,
             index=self.block_index,

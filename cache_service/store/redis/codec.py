@@ -16,7 +16,7 @@ from protos import cache_v1_pb2 as pb
 
 
 class Table(enum.Enum):
-    """Names one hash of the server for each type of fact."""
+    """Lists the Redis hashes that hold the facts, one for each type of fact."""
 
     MEMBERS = "members"
     DRAINING = "draining"

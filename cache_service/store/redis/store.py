@@ -35,7 +35,7 @@ BURST_WAIT_S = 0.003
 RETRY_PAUSE_S = 0.25
 """Seconds that the follower of the log waits after a failure."""
 MAX_RENEWALS = 32
-"""The most renewals at once; each takes a connection, and redis-py refuses more than 100."""
+"""Maximum number of renewals at once; each takes a connection, and redis-py refuses more than 100."""
 
 
 class RedisStore:
@@ -178,7 +178,7 @@ class RedisStore:
         _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
 
     async def _prune(self, incarnation: bytes, head: bytes, changes: list[Any]) -> bool:
-        """Remove facts that an older version left behind; return False where another writer was faster.
+        """Remove facts that an older version left behind; return False if another writer was faster.
 
         If they stayed, an instance that loads the state later could count them again.
         """
@@ -220,7 +220,7 @@ class RedisStore:
             return frozenset(ids[position - 1] for position in positions)
 
     def _require_follower(self) -> None:
-        """Raise CacheServiceUnavailable where the follower has ended: watchers here would learn of nothing in time."""
+        """Raise CacheServiceUnavailable if the follower has ended: watchers here would get events too late."""
         if self._following is not None and self._following.done():
             raise CacheServiceUnavailable("the task that follows the log of the store has ended: restart this instance")
 

@@ -107,7 +107,7 @@ class ContextDrafter:
         self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def draft_whole(self, content: Content) -> Draft:
-        """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
+        """Turn content that stands by itself into a draft. Raises RequestError if template or vocabulary refuse it."""
         match content:
             case TokenContent(parts):
                 return self._draft_tokens(parts)
@@ -117,7 +117,7 @@ class ContextDrafter:
                 return self._draft_with_holes(lambda spell: self._render(turns, spell))
 
     def draft_after(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
-        """Draft content that follows the tokens `before`.
+        """Turn content that follows the tokens `before` into a draft.
 
         A tokenizer may treat the first word of a text specially. So the content is tokenized after the text that
         precedes it, else after an anchor, else by itself: the first of these that decodes as written is taken.
@@ -174,7 +174,7 @@ class ContextDrafter:
         return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
-        """Draft text with holes, which go through the tokenizer as special tokens that no text can spell.
+        """Return the draft of a text with holes, which the tokenizer sees as special tokens that no text can spell.
 
         The text after a hole is tokenized as a continuation: an anchor is put before it and removed again, unless the
         tokenizer joins the anchor to that text.

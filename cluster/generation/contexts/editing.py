@@ -42,13 +42,13 @@ PATIENCE_S = 5.0
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Number of contexts in one page of a list: by default, and at most."""
 MAX_EDITS = 64
-"""The most edits in one change: each of them reads the whole context."""
+"""Maximum number of edits in one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Names the positions start..end-1 of the context's tokens."""
+    """Selects the tokens at positions start..end-1 of a context."""
 
     start: int
     end: int
@@ -56,7 +56,7 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class TextMatch:
-    """Names the positions of a text, which must occur exactly once in the context."""
+    """Selects a part of a context by its text, which must occur there exactly once."""
 
     text: str
 

@@ -37,7 +37,7 @@ NUM_LEVELS = 4
 
 @dataclass(frozen=True)
 class ProfileSample:
-    """A sample is a prompt whose first `prefix` tokens are shared, followed by a canvas of `canvas` tokens."""
+    """Holds a prompt whose first `prefix` tokens are shared, followed by a canvas of `canvas` tokens."""
 
     token_ids: tuple[int, ...]
     prefix: int
@@ -84,7 +84,7 @@ class Bucket:
     """Agreement by depth 0..L: the lower of the means over prompts with and without turns after the prefix."""
 
     def published_depth(self, config: ProfileConfig) -> int:
-        """Count the leading layers with similar K/V, whatever the next layer's are."""
+        """Count the leading layers whose K/V are similar enough, by the published rule."""
         return len(list(takewhile(lambda cosine: cosine > config.theta, self.similarity)))
 
 
@@ -126,7 +126,7 @@ class Profile:
         return table
 
     def save(self, path: Path) -> None:
-        """Write the table as the model loader reads it, with the evidence."""
+        """Write the depth table in the format of the model loader, with the measurements that support it."""
         content = {
             "table": self.table,
             "published_rule": self.published_table,

@@ -39,7 +39,7 @@ Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 
 
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
-    """Says how the canvas is denoised: the extension of this server."""
+    """Holds the parameters of denoising, which OpenAI's API lacks."""
 
     seed: int | None = declared_field(SEED)
     """Same as the body's own `seed`; takes precedence over it."""
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
-    """Says how tokens are chosen, for which model and which tenant."""
+    """Holds the model, the tenant, and the parameters by which tokens are chosen."""
 
     model: str | None = None
     stream: bool | None = None
@@ -165,7 +165,7 @@ class MessageBody(Body):
 
 
 class ChatBody(GenerationBody):
-    """Is the body of POST /v1/chat/completions."""
+    """Describes the body of POST /v1/chat/completions."""
 
     messages: list[MessageBody] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -192,7 +192,7 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """Is the body of POST /v1/completions and /v1/fim/completions."""
+    """Describes the body of POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
