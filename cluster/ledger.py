@@ -22,7 +22,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """Holds a replica's latest report of its load."""
 
     num_others: int
@@ -35,7 +35,7 @@ class WorkLedger:
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, dict[str, Work]] = {}
-        self._reports: dict[ReplicaId, Report] = {}
+        self._reports: dict[ReplicaId, LoadReport] = {}
         self._mean = 0.0
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class WorkLedger:
     def record_load(self, replica: ReplicaId, num_ongoing: int, now: float) -> None:
         """Record how many requests, of all routers, the replica works on."""
         num_others = max(0, num_ongoing - len(self._open.get(replica, {})))
-        self._reports[replica] = Report(num_others, now + REPORT_LIFE_S)
+        self._reports[replica] = LoadReport(num_others, now + REPORT_LIFE_S)
 
     def sent_tokens(self, replica: ReplicaId) -> int:
         """Return the tokens of this router's own work open on `replica`."""

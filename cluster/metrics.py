@@ -120,7 +120,7 @@ class RequestObservation:
         self.metrics.requests.labels(self.outcome).inc()
         self.metrics.seconds.observe(time.perf_counter() - self.start)
 
-    def see(self, delivered: Event | Answer) -> None:
+    def observe(self, delivered: Event | Answer) -> None:
         match delivered:
             case Text() if not self.has_text:
                 self.has_text = True

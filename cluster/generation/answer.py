@@ -43,7 +43,7 @@ class Observation(Protocol[T_contra]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def see(self, delivered: T_contra) -> None: ...
+    def observe(self, delivered: T_contra) -> None: ...
 
 
 class NullObservation:
@@ -57,7 +57,7 @@ class NullObservation:
     ) -> None:
         pass
 
-    def see(self, delivered: object) -> None:
+    def observe(self, delivered: object) -> None:
         pass
 
 
@@ -159,7 +159,7 @@ class InferenceService:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
                                 is_silent = False
-                                observation.see(delivered)
+                                observation.observe(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -173,7 +173,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.see(last)
+                    observation.observe(last)
                     yield last
                     return
 

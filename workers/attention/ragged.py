@@ -21,7 +21,7 @@ FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
 
 
 @dataclass(frozen=True)
-class Shape:
+class TileShape:
     """Sets how a tile is computed: rows and keys of one matrix product, and how Triton schedules it."""
 
     num_rows: int
@@ -30,13 +30,13 @@ class Shape:
     num_stages: int
 
 
-SMALL_SHAPE = Shape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
-LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
+SMALL_SHAPE = TileShape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
+LARGE_SHAPE = TileShape(128, num_keys=128, num_warps=8, num_stages=3)
 """The fastest of the shapes measured on an H100 in bf16, at head dimension 128."""
 
 
 @dataclass(frozen=True)
-class Launch:
+class UploadedTiling:
     """Holds a tiling in the device's memory."""
 
     first_layer: int
@@ -55,7 +55,7 @@ class RaggedBackend:
         """Read `rows` [rows, kv_heads, head_dim], where a token's V is `page_tokens` rows behind its K."""
         self._kv, self._page_tokens, self._num_heads = rows, page_tokens, num_heads
         is_wide = rows.element_size() > 2
-        self._small = Shape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
+        self._small = TileShape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
         self._large = self._small if is_wide else LARGE_SHAPE
         processors = torch.cuda.get_device_properties(rows.device).multi_processor_count if rows.is_cuda else 1
         self._num_programs = PROGRAMS_PER_PROCESSOR * processors
@@ -84,7 +84,7 @@ class RaggedBackend:
             )
         )
 
-    def _upload(self, found: Sequence[Tiling], num_rows: int) -> list[Launch]:
+    def _upload(self, found: Sequence[Tiling], num_rows: int) -> list[UploadedTiling]:
         """Copy all tables to the device at once."""
         tiles = [tile for one in found for tile in (*one.small, *one.large)]
         table = torch.tensor(tiles, dtype=torch.int64).view(-1, TILE_FIELDS).to(self._kv.device)
@@ -92,11 +92,11 @@ class RaggedBackend:
         sizes = [size for one in found for size in (len(one.small), len(one.large))]
         pieces = iter(torch.split(table, sizes))
         return [
-            Launch(one.first_layer, next(pieces), next(pieces), one.num_parts, row_parts)
+            UploadedTiling(one.first_layer, next(pieces), next(pieces), one.num_parts, row_parts)
             for one, row_parts in zip(found, counts, strict=True)
         ]
 
-    def _attend(self, launch: Launch, layer: int, q: Tensor) -> Tensor:
+    def _attend(self, launch: UploadedTiling, layer: int, q: Tensor) -> Tensor:
         num_rows, heads, dim = q.shape
         out = q.new_empty(num_rows, heads * dim)
         if launch.num_parts <= 1:
@@ -106,11 +106,11 @@ class RaggedBackend:
         lse = torch.empty(parts.shape[:-1], dtype=torch.float32, device=q.device)
         self._run(launch, layer, q, parts, lse, in_parts=True)
         merge_parts[(num_rows,)](
-            out, parts, lse, launch.row_parts, num_rows, heads, dim, padded(heads), padded(dim), num_warps=4
+            out, parts, lse, launch.row_parts, num_rows, heads, dim, padded_size(heads), padded_size(dim), num_warps=4
         )
         return out
 
-    def _run(self, launch: Launch, layer: int, q: Tensor, out: Tensor, lse: Tensor, *, in_parts: bool) -> None:
+    def _run(self, launch: UploadedTiling, layer: int, q: Tensor, out: Tensor, lse: Tensor, *, in_parts: bool) -> None:
         num_rows, heads, dim = q.shape
         for tiles, shape in ((launch.small, self._small), (launch.large, self._large)):
             if len(tiles):
@@ -128,7 +128,7 @@ class RaggedBackend:
                     heads,
                     self._kv.shape[1],
                     dim,
-                    max(16, padded(dim)),
+                    max(16, padded_size(dim)),
                     shape.num_rows,
                     shape.num_keys,
                     in_parts,
@@ -172,7 +172,7 @@ class FixedPlan:
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         tiles = self._tiles[layer]
         small, large = tiles[: self._num_small], tiles[self._num_small :]
-        launch = Launch(0, small, large, self._max_parts, self._row_parts[layer])
+        launch = UploadedTiling(0, small, large, self._max_parts, self._row_parts[layer])
         return self._backend._attend(launch, layer, q)
 
 
@@ -197,9 +197,9 @@ def num_parts_by_row(tiling: Tiling, num_rows: int) -> Tensor:
     return counts
 
 
-def first_layer(launch: Launch) -> int:
+def first_layer(launch: UploadedTiling) -> int:
     return launch.first_layer
 
 
-def padded(size: int) -> int:
+def padded_size(size: int) -> int:
     return int(triton.next_power_of_2(size))

@@ -105,7 +105,7 @@ def merge_adjacent(slices: Iterable[slice]) -> Iterator[slice]:
 
 def max_tile_keys(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
     """Return the maximum number of keys of a tile, chosen to give about `num_tiles` tiles."""
-    whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
+    whole = sum(-(-num_rows(span.rows) // tile_height(span, large_rows)) for span in found)
     longest = max((len(span.keys) for span in found), default=0)
     cuts = -(-num_tiles // max(1, whole))
     return max(MIN_TILE_KEYS, -(-longest // cuts // TILE_KEYS_STEP) * TILE_KEYS_STEP)
@@ -116,14 +116,14 @@ def tiling(layer: int, found: Sequence[Span], run: int, large_rows: int) -> Tili
     large: list[Tile] = []
     parts: list[tuple[slice, int]] = []
     for span in found:
-        kind = small if height(span, large_rows) == SMALL_ROWS else large
-        kind.extend(cut(span, run, height(span, large_rows)))
+        kind = small if tile_height(span, large_rows) == SMALL_ROWS else large
+        kind.extend(cut_span(span, run, tile_height(span, large_rows)))
         if span.is_last:
             parts.append((span.rows, num_runs(span.keys.start, run) + num_runs(len(span.keys), run)))
     return Tiling(layer, tuple(small), tuple(large), tuple(parts))
 
 
-def height(span: Span, large_rows: int) -> int:
+def tile_height(span: Span, large_rows: int) -> int:
     return SMALL_ROWS if num_rows(span.rows) <= SMALL_ROWS else large_rows
 
 
@@ -131,7 +131,7 @@ def num_runs(num_keys: int, run: int) -> int:
     return -(-num_keys // run)
 
 
-def cut(span: Span, run: int, rows: int) -> Iterator[Tile]:
+def cut_span(span: Span, run: int, rows: int) -> Iterator[Tile]:
     slots = span.reader.slots
     address, stride = slots.data_ptr(), slots.stride(0)
     first_part = num_runs(span.keys.start, run)

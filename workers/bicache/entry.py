@@ -200,7 +200,7 @@ class PendingEntry:
 
 
 @dataclass(frozen=True)
-class Report:
+class EntryReport:
     """Carries immutable snapshots of changed entries to other threads."""
 
     live: tuple[LiveEntry, ...] = ()
@@ -211,7 +211,7 @@ class Report:
     abandoned: tuple[PrefixKey, ...] = ()
 
     @classmethod
-    def of(cls, changes: Changes) -> Report:
+    def of(cls, changes: Changes) -> EntryReport:
         """Return the values of the changed entries. Runs on the thread that owns them."""
         return cls(
             live=tuple(LiveEntry.of(entry) for entry in changes.live),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from cache_service.core.types import Build, DepthLimit, Placement, PrefixKey
-from workers.bicache.entry import LiveEntry, Report
+from workers.bicache.entry import EntryReport, LiveEntry
 
 
 class Inventory:
@@ -21,7 +21,7 @@ class Inventory:
 
     # The entries here
 
-    def apply(self, report: Report) -> None:
+    def apply(self, report: EntryReport) -> None:
         """Record the changes to this replica's entries."""
         for key in (*report.gone, *report.abandoned):
             self._present.discard(key)

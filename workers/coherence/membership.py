@@ -13,7 +13,7 @@ from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.types import Context, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
-from workers.bicache.entry import Changes, Report
+from workers.bicache.entry import Changes, EntryReport
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel
@@ -86,7 +86,7 @@ class Membership(LoopThread):
 
     def apply(self, changes: Changes) -> None:
         """Process changes to the entries. Called on the engine's thread; returns at once."""
-        self._call(partial(self._take, Report.of(changes)))
+        self._call(partial(self._take, EntryReport.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
         """Have `reply` called on this object's thread with the newest content. Called on the engine's thread.
@@ -106,7 +106,7 @@ class Membership(LoopThread):
 
     # Below: this object's thread only.
 
-    def _take(self, report: Report) -> None:
+    def _take(self, report: EntryReport) -> None:
         """Pass a report on to supplier and sync. If that fails, the awaited entries are built here."""
         try:
             self._supplier.apply(report)

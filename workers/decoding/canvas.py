@@ -31,7 +31,7 @@ class Canvas:
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id
 
-    def moved(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
+    def relocated(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
         """Return a canvas with the same progress and new fixed text; the timetables' positions correspond in order."""
         to = dict(zip(self.timetable.positions, timetable.positions, strict=True))
         canvas = Canvas(timetable, token_ids, mask_token_id=self._mask, eos_token_id=self._eos)

@@ -11,7 +11,7 @@ DREAM_END = 1e-3
 """The end of Dream's time, which begins at 1."""
 
 
-class Timing(enum.Enum):
+class CommitSchedule(enum.Enum):
     """Lists the rules that decide how many tokens each step of a block commits."""
 
     QUOTA = "quota"
@@ -41,7 +41,7 @@ class Timetable:
     block_length: int
     """Positions to denoise in one block."""
     num_steps: int
-    timing: Timing = Timing.QUOTA
+    timing: CommitSchedule = CommitSchedule.QUOTA
 
     @property
     def num_blocks(self) -> int:
@@ -58,7 +58,7 @@ class Timetable:
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
         """Return how many of the `num_masked` masked positions of block `index` step `step` commits."""
-        if self.timing is Timing.DREAM:
+        if self.timing is CommitSchedule.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)
         masked_after = len(self._positions_of(index)) - base * (step + 1) - min(step + 1, rest)

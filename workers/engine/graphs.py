@@ -24,7 +24,7 @@ longer than their launches.
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedGraph:
     """Holds one CUDA graph, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -43,7 +43,7 @@ class GraphedForward:
 
     def __init__(self, model: DiffusionLM, storage: PageStorage, attention: RaggedBackend) -> None:
         self._model, self._storage, self._attention = model, storage, attention
-        self._recordings: dict[int, Recording] = {}
+        self._recordings: dict[int, RecordedGraph] = {}
 
     def record(self) -> Iterator[int]:
         """Record a graph of each size, which takes seconds, and yield its number of rows."""
@@ -73,7 +73,7 @@ class GraphedForward:
         return recording.hidden[:num_rows].clone()  # the next replay writes where this one did
 
     @torch.inference_mode()
-    def _record(self, size: int, pool: Any) -> Recording:
+    def _record(self, size: int, pool: Any) -> RecordedGraph:
         """Record with empty tables, and with all rows written to the scratch page."""
         device, num_layers = self._storage.device, self._model.config.num_layers
         token_ids = torch.zeros(size, dtype=torch.int64, device=device)
@@ -98,4 +98,4 @@ class GraphedForward:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             hidden = run()
-        return Recording(graph, token_ids, positions, slots, plan, hidden)
+        return RecordedGraph(graph, token_ids, positions, slots, plan, hidden)

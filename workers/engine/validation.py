@@ -11,7 +11,7 @@ from workers.api import SEED_BITS, ContextEpoch, DecodingParams, GenerateRequest
 from workers.bicache.cut import choose_cut
 from workers.config import BiCacheConfig, EngineConfig
 from workers.decoding.focus import FocusConfig
-from workers.decoding.parameters import decoding_of, timing_of
+from workers.decoding.parameters import resolve_decoding, resolve_schedule
 from workers.decoding.rules import Decoding
 from workers.decoding.timetable import Timetable
 from workers.errors import InvalidRequestError, check
@@ -39,7 +39,7 @@ class RequestResolver:
         params = request.params
         check_tokens(request, model)
         policy = policy_by_name(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
-        decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
+        decoding = resolve_decoding(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
         interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
         focus = resolve_focus(params, policy, bicache)
         prefixes = usable_prefixes(request, model)
@@ -174,7 +174,7 @@ def resolve_timetable(
         f"must be at least 1 for each of the {num_blocks} blocks, got {num_steps}; raise it, or raise block_length",
     )
     check(num_steps <= MAX_STEPS, "steps", f"must be at most {MAX_STEPS}, got {num_steps}")
-    return Timetable(positions, block_length, num_steps, timing_of(params, model))
+    return Timetable(positions, block_length, num_steps, resolve_schedule(params, model))
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.decoding.rules import Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 
 AttentionMask = Callable[[Tensor, Tensor], Tensor]
 """Positions of rows [n] and of keys [T] -> bool [n, T], true where the row sees the key."""
@@ -22,7 +22,7 @@ class DecodingDefaults:
     """Holds the decoding rules of a family's authors, for requests that name none; LLaDA's by default."""
 
     unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
-    timing: Timing = Timing.QUOTA
+    timing: CommitSchedule = CommitSchedule.QUOTA
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.decoding.rules import Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 from workers.errors import UnsupportedModelError
 from workers.models.base import Architecture, DecodingDefaults, ModelConfig
 from workers.models.layers import Transformer
@@ -33,7 +33,7 @@ SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
 TRAINED_CONTEXT = 2048
 """The context that Dream was trained on; its config has that of the Qwen2.5 weights that it started from."""
 
-DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
+DECODING = DecodingDefaults(Unmasking.ENTROPY, CommitSchedule.DREAM)
 """The rules that Dream's authors decode with."""
 
 

@@ -22,7 +22,7 @@ from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
-from workers.scheduler.reuse import Reuse, ReuseRule
+from workers.scheduler.reuse import ReuseDecision, ReuseRule
 from workers.scheduler.task import Allocation, RequestId, Task
 
 
@@ -161,7 +161,7 @@ class Admission:
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
     def _add_private_pages(
-        self, task: Task, reuse: Reuse, preparation: Preparation
+        self, task: Task, reuse: ReuseDecision, preparation: Preparation
     ) -> tuple[Allocation, ExitStack] | None:
         """Add private pages to the entry. Return None, and keep the hold on the entry, while too few pages are free."""
         layout = self._private_layout(task, reuse.depth)

@@ -25,7 +25,7 @@ from workers.scheduler.task import Task
 
 
 @dataclass(frozen=True)
-class Reuse:
+class ReuseDecision:
     """Holds the cut of a request, and the depth to which its prefix is reused."""
 
     num_prefix: int
@@ -43,10 +43,10 @@ class ReuseRule:
         self._num_layers, self._table, self._evidence, self._limits = num_layers, table, evidence, limits
         self._has_probes, self._similarity = config.probe_positions > 0, config.probe_similarity
 
-    def decide(self, task: Task) -> Reuse | None:
+    def decide(self, task: Task) -> ReuseDecision | None:
         """Return the request's cut and depth; None until its prefix has been probed at its ratio."""
         if task.cut is None:
-            return Reuse(0, 0)
+            return ReuseDecision(0, 0)
         depth, limited_by = self.nominal_depth(task), None
         if depth and task.chooses_depth:
             key, bucket = task.cut.key, self.bucket(task)
@@ -57,7 +57,7 @@ class ReuseRule:
             for limit, limiter in ((probed, DepthLimiter.PROBE), (reported, DepthLimiter.REPORT)):
                 if limit is not None and limit < depth:
                     depth, limited_by = limit, limiter
-        return Reuse(task.cut.num_tokens, depth, limited_by)
+        return ReuseDecision(task.cut.num_tokens, depth, limited_by)
 
     def nominal_depth(self, task: Task) -> int:
         """Return the reuse depth before any evidence lowers it."""

@@ -72,7 +72,7 @@ class Task:
 
     def relocated_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
         """Return a canvas with this task's text and the tokens committed to `canvas`."""
-        return canvas.moved(self.timetable, self._token_ids(mask_token_id))
+        return canvas.relocated(self.timetable, self._token_ids(mask_token_id))
 
     def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
         return (*self.prompt, *[mask_token_id] * self.num_canvas, *self.suffix)

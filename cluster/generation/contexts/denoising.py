@@ -112,7 +112,7 @@ class ContextDenoiser:
                     num_blocks += 1
                     yield BlockCommitted(context, positions, self._service.text_within(context.token_ids, positions))
             observed.outcome = FinishReason.STOP.value
-            yield Denoised(context, num_blocks, lost_races, total(usages))
+            yield Denoised(context, num_blocks, lost_races, total_usage(usages))
 
 
 def steps_per_block(params: DecodingParams, context: Context, block_length: int) -> int | None:
@@ -145,7 +145,7 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
     return tuple(edits)
 
 
-def total(usages: Sequence[Usage]) -> Usage | None:
+def total_usage(usages: Sequence[Usage]) -> Usage | None:
     """Return the usage of all blocks; discarded ones count too, since they were computed."""
     if not usages:
         return None

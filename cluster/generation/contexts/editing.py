@@ -36,7 +36,7 @@ from workers.api import ModelInfo
 
 T = TypeVar("T")
 
-AUTHOR = ReplicaId("ingress")
+EDIT_AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """Seconds for which a failed call is retried, so that clients don't notice a restart of the service."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
@@ -106,7 +106,7 @@ class ContextService:
         with translate_cache_errors():
             return await self._call_with_retry(
                 lambda: self._client.create_context(
-                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
+                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=EDIT_AUTHOR, edit_id=edit_id
                 )
             )
 
@@ -136,7 +136,7 @@ class ContextService:
         """Delete the context. Raises ContextNotFoundError."""
         await self.read(context_id, salt)
         with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
-            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
+            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=EDIT_AUTHOR))
 
     async def change(
         self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Replacement] | FullRewrite
@@ -147,7 +147,7 @@ class ContextService:
         """
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
-            raise conflict(context_id, expected, context.epoch)
+            raise conflict_error(context_id, expected, context.epoch)
         info = await self._model()
         contents = [changes.content] if isinstance(changes, FullRewrite) else [change.content for change in changes]
         if len(contents) > MAX_EDITS:
@@ -165,12 +165,14 @@ class ContextService:
         try:
             with translate_cache_errors():
                 version = await self._call_with_retry(
-                    lambda: self._client.edit_context(context.id, context.epoch, edits, author=AUTHOR, edit_id=edit_id)
+                    lambda: self._client.edit_context(
+                        context.id, context.epoch, edits, author=EDIT_AUTHOR, edit_id=edit_id
+                    )
                 )
         except StaleEpoch as error:
             self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
-            raise conflict(context.id, context.epoch, newest.epoch) from error
+            raise conflict_error(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
         return apply_edits(context, version, edits)
 
@@ -207,7 +209,7 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=replaced_range)
+    ordered = sorted((edits_of_change(context, change, drafter) for change in changes), key=replaced_range)
     return tuple(chain.from_iterable(ordered))
 
 
@@ -216,7 +218,7 @@ def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
     return edits[0].start, edits[0].end
 
 
-def change_edits(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
+def edits_of_change(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
     content = change.content
     if isinstance(change.place, TokenRange):
         start, end = change.place.start, change.place.end
@@ -248,7 +250,7 @@ def check_length(num_tokens: int, info: ModelInfo) -> None:
         )
 
 
-def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
+def conflict_error(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
     return ContextConflictError(
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,

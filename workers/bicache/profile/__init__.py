@@ -251,16 +251,16 @@ def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profi
 
 def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
     kinds = [[one for one in group if one.has_later_turns is kind] for kind in (False, True)]
-    agreements = [means(one.agreement for one in kind) for kind in kinds if kind]
+    agreements = [column_means(one.agreement for one in kind) for kind in kinds if kind]
     return Bucket(
         ratio=ratio,
         num_samples=len(group),
-        similarity=means(measurement.similarity for measurement in group),
+        similarity=column_means(measurement.similarity for measurement in group),
         agreement=tuple(map(min, zip(*agreements, strict=True))),
     )
 
 
-def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+def column_means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     """Return the mean of each column."""
     return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 

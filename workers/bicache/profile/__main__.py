@@ -22,7 +22,7 @@ from workers.models.factbook.samples import CANVAS, SampleWriter
 SHEET_SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
 """Largest sheet and length of the canvas, in turn: small sheets with long canvases have the low ratios."""
 MAX_TURNS = 4
-CONFIG = ProfileConfig(agreement=0.999)
+PROFILE_CONFIG = ProfileConfig(agreement=0.999)
 """An answer is right or wrong as a whole, so that one token in a hundred would cost some points of exact match."""
 
 
@@ -51,7 +51,9 @@ def main(
     """Profile a factbook model on questions about sheets of its training split."""
     directory = model_directory(model)
     sheets = list(fact_sheets(directory, samples, seed))
-    profile_directory(directory, sheets, output or directory, config=CONFIG, console=Console(), num_processes=jobs)
+    profile_directory(
+        directory, sheets, output or directory, config=PROFILE_CONFIG, console=Console(), num_processes=jobs
+    )
 
 
 if __name__ == "__main__":

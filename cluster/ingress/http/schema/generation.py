@@ -18,7 +18,7 @@ from cluster.generation.events import ContextChoice
 from cluster.generation.prompts import GenerationCall
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
+from cluster.ingress.http.schema.declared import SEED_PARAMETER, Body, declared_field, options_body
 from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
@@ -41,7 +41,7 @@ Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
     """Holds the parameters of denoising, which OpenAI's API lacks."""
 
-    seed: int | None = declared_field(SEED)
+    seed: int | None = declared_field(SEED_PARAMETER)
     """Same as the body's own `seed`; takes precedence over it."""
 
 
