@@ -45,7 +45,7 @@ class Demand:
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
-        """Return the keys whose holders matter."""
+        """Return the keys of the prefixes whose holders can save work."""
         return (self.cut.key,) if self.cut else ()
 
     def work(self, cached_tokens: int) -> int:
@@ -96,5 +96,5 @@ def cached_tokens(
 
 
 def rendezvous(anchor: bytes, replica: ReplicaId) -> bytes:
-    """Return the replica's score for `anchor`: the smallest wins."""
+    """Return the replica's rendezvous score for `anchor`; the smallest score wins."""
     return hashlib.blake2b(anchor, key=replica.encode()[:64], digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""The Ray Serve application: one ingress for HTTP and gRPC, and the workers behind the prefix-affinity router.
+"""Build the Ray Serve application: one ingress for HTTP and gRPC, and the workers behind the prefix-affinity router.
 
 `cluster.app:build` is the import path that a serveConfigV2 names; its args are the content of the configuration file.
 """

@@ -1,4 +1,4 @@
-"""The command line: `palimpsest serve` and `palimpsest profile`."""
+"""Define the command line: `palimpsest serve` and `palimpsest profile`."""
 
 from __future__ import annotations
 

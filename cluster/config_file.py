@@ -112,7 +112,7 @@ def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `top` into `base`. A value that should be a mapping is kept, so that the converter refuses it by name."""
+    """Merge `top` into `base`, mapping by mapping. Values of a wrong type are kept, for the converter to refuse."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
@@ -141,7 +141,7 @@ def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
 
 
 def _explained(error: BaseException, target: type | None) -> str:
-    """Return the message of our own class if that refused the value; else cattrs' description."""
+    """Return the message of the dataclass that refused the value, else cattrs' description."""
     if type(error) in {TypeError, ValueError, Exception} and error.args:
         return str(error)
     return cattrs.v.format_exception(error, target)

@@ -48,7 +48,7 @@ class WorkLedger:
         self._mean = EMA_DECAY * self._mean + (1 - EMA_DECAY) * tokens if self._mean else float(tokens)
 
     def close(self, request_id: str, replica: ReplicaId) -> None:
-        """Stop counting the request; ignore one that isn't open there."""
+        """Stop counting the request's work on `replica`. A request that isn't open there is ignored."""
         requests = self._open.get(replica, {})
         requests.pop(request_id, None)
         if not requests:

@@ -1,4 +1,4 @@
-"""The interface between cluster/ and a worker: the request, the chunks that answer it, and statistics."""
+"""Declares the interface between `cluster` and a worker: requests, the chunks that answer them, and statistics."""
 
 from __future__ import annotations
 

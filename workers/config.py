@@ -1,4 +1,4 @@
-"""A worker's configuration: frozen, checked at once, in the units that the names give."""
+"""Declares a worker's configuration: frozen dataclasses that check their values."""
 
 from __future__ import annotations
 

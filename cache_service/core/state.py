@@ -95,7 +95,7 @@ class State:
         return changes
 
     def change_reader(self) -> ChangeReader:
-        """Return a reader of the events of one decision on this state."""
+        """Return a ChangeReader for the events of one decision on this state."""
         return ChangeReader(self.directory, self.contexts, self.depths)
 
     def check_integrity(self) -> None:

@@ -27,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Finished:
-    """Ends an answer."""
+    """Reports the end of an answer, with its reason and usage."""
 
     reason: FinishReason
     usage: Usage

@@ -191,7 +191,7 @@ class Tokenizer:
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
     def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
-        """Return, for each token, whether it ends inside a character that a later token completes."""
+        """Return the indices of the tokens, whose texts are `pieces`, that end inside a character."""
         silent = (index for index, piece in enumerate(pieces) if not piece)
         return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
 

@@ -49,7 +49,7 @@ def heaviest_copy_bytes(model: ModelConfig, entry_depths: int, itemsize: int, en
 
 
 def carries_copies(config: ClusterConfig, num_replicas: int) -> bool:
-    """Return whether copies may go through the object store."""
+    """Return whether the configuration lets copies go through the object store."""
     coherence = config.worker.coherence
     return num_replicas > 1 and coherence.transfer != "never" and coherence.tensor_transport != "nixl"
 

@@ -177,7 +177,7 @@ class FixedPlan:
 
 
 def fixed_tiles(num_rows: int) -> tuple[int, int]:
-    """Return how many small and large tiles a fixed plan has room for.
+    """Return the numbers of small and large tiles in a fixed plan.
 
     Small tiles suffice for two a sequence and some for split keys; large ones are for sequences that share an entry.
     Unused tiles have a small cost.
@@ -190,7 +190,7 @@ def pad_tiles(tiles: Sequence[Tile], count: int) -> list[Tile]:
 
 
 def num_parts_by_row(tiling: Tiling, num_rows: int) -> Tensor:
-    """Return how many parts each row has: int32 [num_rows]."""
+    """Return the number of parts of each row: int32 [num_rows]."""
     counts = torch.zeros(num_rows, dtype=torch.int32)
     for rows, count in tiling.row_parts:
         counts[rows] = count

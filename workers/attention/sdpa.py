@@ -45,7 +45,7 @@ class SdpaBackend:
         return attend
 
     def _visible(self, reader: Reader) -> Tensor | None:
-        """Return which keys each of the reader's rows sees; None if it sees all."""
+        """Return the mask of the keys that each row sees, or None if all rows see all keys."""
         if self._mask is None:
             return None
         device = reader.slots.device

@@ -52,7 +52,7 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
-        """Return how many pages of the budget are in use; pages of private entries don't count."""
+        """Return the number of the budget's pages in use; pages of private entries don't count."""
         return self._allocator.num_shared
 
     @property

@@ -91,7 +91,7 @@ class EntryCopy:
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
     def sealed(self) -> EntryCopy:
-        """Return the copy with its digest."""
+        """Return this copy with `seal` set to its digest."""
         return replace(self, seal=self.digest())
 
 

@@ -1,4 +1,4 @@
-"""Decide how many shallow layers of a prefix may be reused, by the prefix's share of the sequence."""
+"""Decide the reuse depth of a prefix, by the prefix's share of the sequence."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Evidence:
 
 
 class DepthLimits:
-    """Remembers how many layers replicas found to be reusable, if the table allows more.
+    """Keeps the depth limits that replicas have reported.
 
     A limit counts unless it was found under an older version of the depth table; under one version it only falls. It
     ends once no replica holds its prefix any more.
@@ -136,7 +136,7 @@ class DepthLimits:
         self._limits.pop(key, None)
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
-        """Return the limit on the depth; None if no replica has reported one."""
+        """Return the depth limit of a prefix in one bucket; None if no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)
         return limit.depth if limit else None
 

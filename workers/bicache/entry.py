@@ -115,7 +115,7 @@ class PrefixEntry:
 
     @property
     def safe_depth(self) -> int:
-        """Return how many layers may be reused at any of the ratios that were probed."""
+        """Return the number of layers that may be reused at all ratios that were probed."""
         return min((self.layout.kv_depth, *self.drifted.values()))
 
     def __repr__(self) -> str:

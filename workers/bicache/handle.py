@@ -1,4 +1,4 @@
-"""Hold a prefix entry while it is read. Pure."""
+"""Define the handle that keeps a prefix entry alive while it is read. Pure."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class LoopThread(ABC):
 
     @property
     def end_reason(self) -> str | None:
-        """Return why the thread has ended without being asked to; None while it runs."""
+        """Return the reason why the thread has ended by itself; None otherwise."""
         return self._end_reason
 
     def _call(self, function: Callable[[], None]) -> bool:

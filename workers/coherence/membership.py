@@ -54,7 +54,7 @@ class Membership(LoopThread):
         costs: CostModel,
         tally: Tally,
     ) -> None:
-        """Prepare the membership. A question about a context is answered with None after `follow_timeout_s`."""
+        """Prepare the membership; a question about a context gets the answer None after `follow_timeout_s`."""
         self._faults = TaskFaults(tally)
         super().__init__("membership", self._faults)
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
@@ -80,7 +80,7 @@ class Membership(LoopThread):
         )
 
     def check(self) -> None:
-        """Raise MembershipEndedError with the reason once this object's thread has ended, unless it was asked to."""
+        """Raise MembershipEndedError, with the reason, if this object's thread has ended by itself."""
         if self.end_reason is not None:
             raise MembershipEndedError(self.end_reason)
 
@@ -89,7 +89,7 @@ class Membership(LoopThread):
         self._call(partial(self._take, EntryReport.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called on this object's thread with the newest content. Called on the engine's thread.
+        """Read the newest content of a context, and call `reply` with it on this object's thread. Returns at once.
 
         If that thread has ended, `reply` is called with None at once.
         """

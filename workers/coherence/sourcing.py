@@ -34,7 +34,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Copy the entry of `holder`."""
+    """Fetch a copy of the entry from `holder`."""
 
     holder: ReplicaId
 

@@ -29,7 +29,7 @@ class Decision:
 
 
 def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling: Sampling) -> Decision:
-    """Commit a portion of `positions` (ascending), all of them masked; ties go to the left.
+    """Choose the tokens to commit at a portion of the masked `positions` (ascending); ties go to the left.
 
     Logits are [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
     """

@@ -68,7 +68,7 @@ def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
 def most_confident(
     asked: Candidates, tokens: Sequence[float], probabilities: Sequence[float]
 ) -> Decision | WorkerError:
-    """Commit a portion of the positions, those with the most probable tokens first."""
+    """Choose the positions whose tokens are the most probable, as many as the portion says."""
     if any(probability != probability for probability in probabilities):  # noqa: PLR0124 (NaN)
         return NonFiniteLogitsError()
     order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])[: asked.portion.count]

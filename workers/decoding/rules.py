@@ -1,4 +1,4 @@
-"""Says how one request's logits become committed tokens, once every default is resolved. Values only."""
+"""Holds the rule by which one request's logits become committed tokens, with every default resolved."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def in_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Mark the most probable tokens up to the first with which they exceed `top_p`, it included: bool [n, vocab]."""
+    """Mark the smallest set of most probable tokens whose total probability exceeds `top_p`: bool [n, vocab]."""
     if top_p >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
     ranked, order = logits.sort(descending=True, stable=True)

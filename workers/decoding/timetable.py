@@ -1,4 +1,4 @@
-"""Says which positions of a sequence are denoised, in which blocks, and how much of a block each step commits."""
+"""Holds the positions to denoise, cut into blocks, and the portion of a block that each step commits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Timetable:
         return range(own[0], own[-1] + 1)
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
-        """Return how many of the `num_masked` masked positions of block `index` step `step` commits."""
+        """Return the portion of block `index` that its step `step` commits, of `num_masked` masked positions."""
         if self.timing is CommitSchedule.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)

@@ -38,7 +38,7 @@ class EngineObserver(Protocol):
         ...
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called, once, with the newest content of the context that `read` reads."""
+        """Call `reply` once, later, with the newest content of the context that `read` names."""
         ...
 
 
@@ -103,7 +103,7 @@ class AsyncEngine:
 
     @property
     def end_reason(self) -> str:
-        """Return why the engine no longer accepts requests."""
+        """Return the reason why the engine no longer accepts requests."""
         return self._end_reason or "the worker is shutting down"
 
     @property

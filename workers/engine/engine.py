@@ -104,7 +104,7 @@ class Engine:
         return self.scheduler.fail_all(error)
 
     def take_changes(self) -> Changes:
-        """Return what has happened to prefix entries since the last call."""
+        """Return the changes to prefix entries since the last call."""
         return self._memory.cache.take_changes()
 
     def stats(self) -> WorkerStats:

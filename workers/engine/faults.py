@@ -26,7 +26,7 @@ class EngineFault(enum.Enum):
 
 
 class FaultRecorder:
-    """Logs faults with their stacks, and passes their kinds on to be counted."""
+    """Logs faults with their stacks, and counts them by kind."""
 
     def __init__(self, listeners: Sequence[Callable[[EngineFault], None]]) -> None:
         self._listeners = listeners

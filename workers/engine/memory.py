@@ -25,7 +25,7 @@ class MemoryBudget:
 
 
 def memory_budget(kv: KVConfig, device: torch.device) -> MemoryBudget:
-    """Return what `kv` allows on a device that holds the model already."""
+    """Return the sizes that `kv` gives on `device`, which holds the model already."""
     pool_bytes = kv.pool_bytes
     if pool_bytes is None and device.type == "cuda":
         torch.cuda.empty_cache()

@@ -136,7 +136,7 @@ class TorchModel(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describes one family of checkpoints: how it is read and run."""
+    """Describes how checkpoints of one family are read and run."""
 
     name: str
     model_types: tuple[str, ...]

@@ -64,7 +64,7 @@ class Admission:
         self._preparations: dict[RequestId, Preparation] = {}
 
     def fits(self, task: Task) -> bool:
-        """Return whether the request, alone, fits into the whole pool at every depth that evidence may lower it to.
+        """Return whether the request, if it ran alone, would fit into the pool at every reuse depth that it may get.
 
         Deeper reuse takes more pages, except at full depth, where the entry needs no states.
         """
@@ -189,7 +189,7 @@ class Admission:
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return how many pages the request and an entry for only this depth take together."""
+        """Return the number of pages of the request and of an entry for this depth alone, together."""
         return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
             task, depth
         )

@@ -54,7 +54,7 @@ class Task:
 
     @property
     def num_given(self) -> int:
-        """Return how many tokens the client gave, which stay as they are."""
+        """Return the number of tokens that the client gave, which stay as they are."""
         return self.total - len(self.timetable.positions)
 
     @property
@@ -79,7 +79,7 @@ class Task:
 
     @property
     def forwards_per_pass(self) -> int:
-        """Return how many forwards a pass takes: guidance needs a second one, without the prompt."""
+        """Return the number of forwards in a pass: guidance needs a second one, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
@@ -166,13 +166,13 @@ class RunningRequest:
         return self.task.policy.next_pass(self.allocation.geometry, self.progress)
 
     def portion(self) -> Portion:
-        """Return how much the next decoding step commits."""
+        """Return the portion of the masks that the next decoding step commits."""
         num_masked = len(self.canvas.masked(self.block))
         return self.task.timetable.portion(self.block_index, self.step, num_masked)
 
     @property
     def is_watched(self) -> bool:
-        """Return whether the attention of its masked rows in this pass decides about a refresh.
+        """Return whether the next pass must report the attention of its masked rows, which decides about a refresh.
 
         This holds for the first pass of a block, which may refresh, and the last, after which a refresh may be skipped.
         """
@@ -210,7 +210,7 @@ class RunningRequest:
         self.task, self.canvas = task, canvas
 
     def resume(self, allocation: Allocation, resources: ExitStack) -> None:
-        """Continue with another allocation. It has none of the earlier K/V, so that the next pass must refresh."""
+        """Continue with another allocation. It has none of the earlier K/V, so the next pass must refresh."""
         self.allocation, self.resources = allocation, resources
         self.focus, self.is_cold = Focus(self.task.focus), True
 

@@ -146,7 +146,7 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage | None:
-    """Return the usage of all blocks; discarded ones count too, since they were computed."""
+    """Return the sum of the blocks' usage; discarded blocks count too, since they were computed."""
     if not usages:
         return None
     return replace(

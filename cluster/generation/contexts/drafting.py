@@ -200,7 +200,7 @@ def spell_holes(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
 
 
 def remove_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
-    """Return the tokens with holes as None, without the anchor after each run; None if an anchor is missing."""
+    """Remove the anchor after each run of holes, and replace each hole by None. Return None if an anchor is missing."""
     out: list[int | None] = []
     index = 0
     while index < len(token_ids):

@@ -259,7 +259,7 @@ def conflict_error(context_id: ContextId, expected: Epoch, newest: Epoch) -> Con
 
 @contextmanager
 def translate_cache_errors() -> Iterator[None]:
-    """Raise the cache service's errors as our own; StaleEpoch passes, since only the caller can explain it."""
+    """Translate the cache service's errors into ours, except StaleEpoch, which only the caller can explain."""
     try:
         yield
     except StaleEpoch:

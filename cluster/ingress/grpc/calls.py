@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Check the API key, and end the call with the status of whatever is raised inside."""
+    """Check the API key, and end the call with the status of any error that is raised inside."""
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)
         yield

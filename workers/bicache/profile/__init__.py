@@ -1,4 +1,4 @@
-"""A profile measures how many shallow layers of a prefix a model can reuse, by the prefix's part of the request.
+"""Measures the depth to which a model can reuse prefixes, by the prefix's part of the request.
 
 The published profile asks whether a prefix's K/V are similar with and without the suffix: their cosine similarity must
 exceed theta in all leading layers. That says little about the answer. It never tests layer b, though its K/V come from
@@ -52,7 +52,7 @@ class ProfileSample:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Sets when reuse counts as harmless, and how wide a bucket of ratios is."""
+    """Configures the thresholds at which reuse counts as safe, and the width of a bucket of ratios."""
 
     theta: float = 0.97
     """K/V similarity that the published rule requires."""
