@@ -33,7 +33,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping of keys is expected at the top")
+        raise ConfigError(f"{path}: the file must hold a mapping of keys")
     try:
         return parse_config(_merged(content, overrides or {}))
     except ConfigError as error:

@@ -238,7 +238,7 @@ class Tokenizer:
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
         if list(whole.token_ids[: len(before)]) != before:
-            raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
+            raise RequestError("the model's chat template can't put these messages after a context", param="messages")
         boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
         return EncodedPrompt(whole.token_ids[len(before) :], boundaries)
 

@@ -142,7 +142,7 @@ class ContextDrafter:
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
-            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param="edits")
+            raise RequestError(f"{text!r} occurs {len(places)} times in the context, not once", param="edits")
         [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
@@ -154,7 +154,10 @@ class ContextDrafter:
             start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
         if any(index in holes or not (pieces[index] or index in within) for index in range(start, end)):
-            raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
+            raise RequestError(
+                f"{text!r} has a hole or a special token in it",
+                param="edits",
+            )
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
     def _draft_tokens(self, parts: Sequence[int | Hole]) -> Draft:

@@ -31,7 +31,7 @@ def content_from_pb(message: pb.ContextContent) -> Content:
         case "tokens":
             return tokens_from_pb(message.tokens)
         case _:
-            raise RequestError("give a content: turns (at least one), text or tokens", param="content")
+            raise RequestError("the content is missing: give turns (at least one), text or tokens", param="content")
 
 
 def changes_from_pb(request: pb.ChangeContextRequest) -> tuple[Replacement, ...] | FullRewrite:
@@ -41,7 +41,7 @@ def changes_from_pb(request: pb.ChangeContextRequest) -> tuple[Replacement, ...]
         case "content":
             return FullRewrite(content_from_pb(request.content))
         case _:
-            raise RequestError("give a change: edits (at least one) or content", param="edits")
+            raise RequestError("the change is missing: give edits (at least one) or content", param="edits")
 
 
 def change_from_pb(edit: pb.ContextEdit) -> Replacement:
@@ -55,7 +55,7 @@ def place_from_pb(edit: pb.ContextEdit) -> TokenRange | TextMatch:
         case "find" if edit.find:
             return TextMatch(edit.find)
         case _:
-            raise RequestError("say where an edit goes: either range or find", param="edits")
+            raise RequestError("an edit needs a position: either range or find", param="edits")
 
 
 def replacement_from_pb(edit: pb.ContextEdit) -> TextContent | TokenContent:
@@ -65,7 +65,7 @@ def replacement_from_pb(edit: pb.ContextEdit) -> TextContent | TokenContent:
         case "tokens":
             return tokens_from_pb(edit.tokens)
         case _:
-            raise RequestError("say what an edit puts in its place: text or tokens", param="edits")
+            raise RequestError("an edit needs new content: text or tokens", param="edits")
 
 
 def turn_from_pb(turn: pb.Turn) -> ContextTurn:

@@ -49,7 +49,9 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
         async with guarded_call(context, self._api_keys):
             if not request.HasField("expected_epoch"):
-                raise RequestError("say which epoch the change was made for", param="expected_epoch")
+                raise RequestError(
+                    "expected_epoch is missing: give the epoch for which the change was made", param="expected_epoch"
+                )
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
             changed = await self._contexts.change(name, request.cache_salt, expected, changes_from_pb(request))
             return pb.ChangeContextResponse(context=self._full_context(changed))

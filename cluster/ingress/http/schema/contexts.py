@@ -92,7 +92,7 @@ class EditBody(PlainBody):
     def one_place(self) -> EditBody:
         require_one(self, "text", "token_ids")
         if (self.find is None) == (self.start is None) or (self.start is None) != (self.end is None):
-            raise ValueError("say where: either find, or start and end")
+            raise ValueError("an edit needs a position: either find, or start and end")
         return self
 
     def to_change(self) -> Replacement:

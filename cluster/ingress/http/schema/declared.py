@@ -30,7 +30,7 @@ class Body(BaseModel):
         try:
             "".join(text for text in texts if isinstance(text, str)).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"holds half a character, at position {error.start}") from error
+            raise ValueError(f"holds a lone surrogate, half of a character, at position {error.start}") from error
         return value
 
 

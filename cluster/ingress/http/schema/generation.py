@@ -135,9 +135,7 @@ class GenerationBody(SamplingBody):
     def _whole_canvas(self) -> int:
         canvas = self.canvas()
         if canvas is None:
-            raise RequestError(
-                "ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos"
-            )
+            raise RequestError("ignore_eos fills the whole canvas: give its length as max_tokens", param="ignore_eos")
         return canvas
 
     def params(self) -> DecodingParams:
@@ -207,7 +205,7 @@ class CompletionBody(GenerationBody):
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             if len(prompt) > 1:
-                raise RequestError("one prompt a request is supported: send several requests", param="prompt")
+                raise RequestError("a request takes one prompt: send one request for each", param="prompt")
             prompt = prompt[0]
         if isinstance(prompt, str):
             return TextPrompt(prompt)
