@@ -13,7 +13,7 @@ from workers.config import WorkerConfig, require
 
 APPLICATION = "palimpsest"
 """Name of the application in Serve."""
-LEAST_STORE_BYTES = 75 << 20
+MIN_STORE_BYTES = 75 << 20
 """The minimum that Ray itself requires."""
 LAST_PORT = 65535
 DERIVED_WORKER_KEYS = ("model", "cache_service")
@@ -121,9 +121,9 @@ class ResourcesConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"resources.{name} must be finite and not negative, got {value}")
         size = self.object_store_bytes
-        if size != "auto" and size < LEAST_STORE_BYTES:
+        if size != "auto" and size < MIN_STORE_BYTES:
             raise ValueError(
-                f"resources.object_store_bytes must be at least {LEAST_STORE_BYTES} (75 MiB), or auto; got {size}"
+                f"resources.object_store_bytes must be at least {MIN_STORE_BYTES} (75 MiB), or auto; got {size}"
             )
 
 

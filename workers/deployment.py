@@ -115,7 +115,7 @@ class DiffusionWorker(Worker):
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
 
     async def replies(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | WorkerError, None]:
-        """Yield what `generate` yields, and any error as the last value: Serve logs a raised exception as a fault."""
+        """Yield the chunks of `generate`. Yield an error instead of raising it, which Serve would log as a fault."""
         async with aclosing(self.generate(request)) as chunks:
             try:
                 async for chunk in chunks:
@@ -124,7 +124,7 @@ class DiffusionWorker(Worker):
                 yield error
 
     async def send_packed_copy(self, request: CopyRequest) -> PackedCopy | None:
-        """Return what `send_copy` returns, for replicas in other processes."""
+        """Return the copy of `send_copy`, packed for another process."""
         copy = await self.send_copy(request)
         if copy is None:
             return None

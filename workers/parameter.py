@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-DECLARATION = "parameter"
+METADATA_KEY = "parameter"
 """The key of a field's metadata."""
 
 
@@ -75,13 +75,13 @@ def parameter(
     def declare(field_name: str) -> Parameter:
         return Parameter(field_name, name or field_name, default, bounds, is_openai, help_text)
 
-    return field(default=default, metadata={DECLARATION: declare})
+    return field(default=default, metadata={METADATA_KEY: declare})
 
 
 def parameters_of(kind: type) -> tuple[Parameter, ...]:
     """Return the parameters that a dataclass declares, in order."""
     declared: list[Parameter] = []
     for each in fields(kind):
-        declare: Callable[[str], Parameter] = each.metadata[DECLARATION]
+        declare: Callable[[str], Parameter] = each.metadata[METADATA_KEY]
         declared.append(declare(each.name))
     return tuple(declared)

@@ -42,7 +42,7 @@ class ContextPage:
 
 
 class CacheClient:
-    """Calls the instances of one service, given as HOST:PORT or several with commas between.
+    """Calls the instances of one service, given as HOST:PORT, separated by commas.
 
     Unary calls try the instances in turn. They raise CacheServiceUnavailable if no instance answers within
     `timeout_s`, and otherwise the service's refusals: see `cache_service.errors`. After CacheServiceUnavailable the
@@ -87,13 +87,13 @@ class CacheClient:
         return _revision(await self._connection.call("members", "Leave", request))
 
     async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
-        """State that the member holds these entries, all or none. Raises StaleEpoch if one has an old epoch."""
+        """Announce atomically that the member holds these entries. Raises StaleEpoch if one has an old epoch."""
         messages = map(convert.placement_to_pb, placements)
         request = pb.AnnounceRequest(lease=convert.lease_to_pb(lease), placements=messages)
         return _revision(await self._connection.call("directory", "Announce", request))
 
     async def withdraw(self, lease: Lease, keys: Sequence[PrefixKey]) -> Revision:
-        """State that the member no longer holds these entries. Keys that it never held change nothing."""
+        """Withdraw the member's entries under `keys`; unknown keys are ignored."""
         request = pb.WithdrawRequest(lease=convert.lease_to_pb(lease), keys=keys)
         return _revision(await self._connection.call("directory", "Withdraw", request))
 
@@ -146,7 +146,7 @@ class CacheClient:
         await self._connection.call("refresh", "Extend", request)
 
     async def complete(self, lease: Lease, build: Build, placement: Placement) -> Revision:
-        """Announce what was built. Raises FencedToken once the build has ended or was granted again."""
+        """End the build and announce its entry. Raises FencedToken once the build has ended or was granted again."""
         request = pb.CompleteRequest(
             lease=convert.lease_to_pb(lease), token=build.token, placement=convert.placement_to_pb(placement)
         )
@@ -158,7 +158,7 @@ class CacheClient:
         return _revision(await self._connection.call("refresh", "Release", request))
 
     async def report_drift(self, lease: Lease, limits: Sequence[DepthLimit]) -> Revision:
-        """Lower the depth to which all members may reuse prefixes; a limit that is not lower changes nothing."""
+        """Limit the depth to which members may reuse prefixes; limits that aren't lower are ignored."""
         request = pb.ReportDriftRequest(lease=convert.lease_to_pb(lease), limits=map(convert.limit_to_pb, limits))
         return _revision(await self._connection.call("refresh", "ReportDrift", request))
 

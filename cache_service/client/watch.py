@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
 MAX_SILENCE_S = 15.0
-"""Seconds without a message after which an instance counts as hanging; it sends one every 5 s. gRPC holds its own
+"""Seconds without a message after which an instance counts as hanging; a message is due every 5 s. gRPC holds its own
 pings back while no data flows, so they would take more than a minute to notice."""
 
 

@@ -54,7 +54,7 @@ class Builds:
         return self._builds.get((key, epoch))
 
     def in_progress(self, key: PrefixKey, epoch: Epoch) -> Build:
-        """Return the build of (key, epoch). Raises KeyError if no member builds it."""
+        """Return the build of (key, epoch) in progress. Raises KeyError if there is none."""
         return self._builds[key, epoch]
 
     def require(self, replica: ReplicaId, key: PrefixKey, epoch: Epoch, token: FencingToken) -> Build:

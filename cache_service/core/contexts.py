@@ -177,7 +177,7 @@ def apply_edits(context: Context, version: Version, edits: Sequence[Edit]) -> Co
 
 
 def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return tokens and holes after `edits`, which ascend, don't overlap and name positions before all of them."""
+    """Return the tokens and holes after `edits`, which ascend and don't overlap; positions count before all edits."""
     tokens: list[int] = []
     masked: list[int] = []
     holes = iter(context.masked)

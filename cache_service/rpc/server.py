@@ -132,7 +132,7 @@ class CacheServer:
         self.service.metrics.task_failures.labels(task).inc()
 
     def _on_task_end(self) -> None:
-        """Update the health at once: the task that has ended may be the tick, which does so otherwise."""
+        """Update the health at once, since the task that has ended may be the one that updates it periodically."""
         self._last_tick = asyncio.get_running_loop().create_task(self._tick())
 
     async def _tick_forever(self) -> None:

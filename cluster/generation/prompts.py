@@ -15,7 +15,7 @@ from workers.api import ContextEpoch, ContextRead, DecodingParams, GenerateReque
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """Says what a client asks for."""
+    """Describes a client's call to generate text."""
 
     request_id: str
     """Unique over all requests."""

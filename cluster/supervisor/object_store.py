@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import StartError
 from workers.models.base import ModelConfig
 
-LEAST_BYTES = 128 << 20
+MIN_BYTES = 128 << 20
 """Enough for everything but copies: chunks are small and travel inline."""
 COPIES_A_REPLICA = 2
 """Copies of one replica that are in progress at a time: one for a request, and one prefetched."""
@@ -62,9 +62,9 @@ def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory
     copied_bytes = copy_bytes if carries_copies(config, num_replicas) else 0
     asked = config.resources.object_store_bytes
     if asked == "auto":
-        wanted = max(LEAST_BYTES, COPIES_A_REPLICA * num_replicas * copied_bytes)
+        wanted = max(MIN_BYTES, COPIES_A_REPLICA * num_replicas * copied_bytes)
         room = int(min(SHARE_OF_MEMORY * memory.total_bytes, SHARE_OF_SHARED * memory.shared_bytes))
-        num_bytes = max(LEAST_BYTES, min(wanted, room))
+        num_bytes = max(MIN_BYTES, min(wanted, room))
     else:
         check_room(asked, memory)
         num_bytes = asked

@@ -34,12 +34,12 @@ class CopyRefusedError(TransferError):
 
 @dataclass(frozen=True)
 class EntryFormat:
-    """Describes what two replicas must have in common to read the same bytes in the same way."""
+    """Describes the format of a copy, which must be equal on both replicas."""
 
     fingerprint: str
     """Digest over weights, dtype, tokenizer and the rule by which prompts are cut."""
     evidence: str
-    """Digest over what a probe's outcome depends on beside the prefix: device kind, depth table, settings of probes."""
+    """Digest over all else that a probe's outcome depends on: device kind, depth table, settings of probes."""
     dtype: str
     num_layers: int
     num_kv_heads: int

@@ -73,7 +73,7 @@ class Finding(NamedTuple):
     """True if the next layer was compared too, and differs."""
 
     @classmethod
-    def of(cls, similarities: Sequence[float], threshold: float) -> Self:
+    def from_similarities(cls, similarities: Sequence[float], threshold: float) -> Self:
         """Return the finding that follows from the similarities of layers 0, 1, ..."""
         num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
         return cls(num_similar, num_similar < len(similarities))

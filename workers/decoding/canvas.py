@@ -65,9 +65,9 @@ class Canvas:
         self._probabilities.update(zip(positions, probabilities, strict=False))
 
     def remask(self, among: range, count: int) -> int:
-        """Mask up to `count` tokens of `among` again, and return how many.
+        """Mask up to `count` tokens of `among` again, and return their number.
 
-        It takes those that were least probable when they were committed, ties from the left. Tokens of the latest
+        The tokens that were least probable at their commitment come first, ties from the left. Tokens of the latest
         commitment, which no pass has seen as context yet, stay, and so do those that `take_committed` returned.
         """
         final = frozenset(self.timetable.positions[: self._num_taken])

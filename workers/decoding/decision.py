@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.decoding.adjustment import adjust
-from workers.decoding.focus import Attention
+from workers.decoding.focus import ObservedAttention
 from workers.decoding.sampling import Sampling, predict
 from workers.decoding.timetable import Portion
 from workers.decoding.unmasking import rank
@@ -24,7 +24,7 @@ class Decision:
     token_ids: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     """Probabilities of the tokens before temperature; empty unless the request remasks."""
-    attention: Attention | None = None
+    attention: ObservedAttention | None = None
     """Attention of the sequence's masked rows; None unless it is watched."""
 
 

@@ -32,17 +32,17 @@ class FocusConfig:
 
 
 @dataclass(frozen=True)
-class Attention:
+class ObservedAttention:
     """Holds the attention weights of some masked rows on the rows of the prefix."""
 
     positions: tuple[int, ...]
     weights: Tensor
     """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
 
-    def restrict_to(self, positions: frozenset[int]) -> Attention:
+    def restrict_to(self, positions: frozenset[int]) -> ObservedAttention:
         """Return the attention of the rows at `positions` alone."""
         kept = [index for index, position in enumerate(self.positions) if position in positions]
-        return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
+        return ObservedAttention(tuple(self.positions[index] for index in kept), self.weights[kept])
 
 
 class Focus:
@@ -54,7 +54,7 @@ class Focus:
 
     def __init__(self, config: FocusConfig) -> None:
         self._config = config
-        self._at_refresh: Attention | None = None
+        self._at_refresh: ObservedAttention | None = None
         self._is_steady = False
         self._num_skipped = 0
         self._anchors: tuple[int, ...] | None = None
@@ -73,7 +73,7 @@ class Focus:
         """Return the prefix rows that the next refresh recomputes, ascending; None means all of them."""
         return self._anchors
 
-    def observe(self, attention: Attention, *, refreshed: bool) -> None:
+    def observe(self, attention: ObservedAttention, *, refreshed: bool) -> None:
         """Compare attention with that of the last refresh; if this pass `refreshed`, make it the new reference."""
         if refreshed:
             self._at_refresh, self._is_steady, self._num_skipped = attention, False, 0
@@ -92,7 +92,7 @@ class Focus:
         count = math.ceil(self._config.anchor_share * len(attention))
         self._anchors = tuple(attention.topk(count).indices.sort().values.tolist())
 
-    def _is_like_last_refresh(self, now: Attention) -> bool:
+    def _is_like_last_refresh(self, now: ObservedAttention) -> bool:
         then = self._at_refresh
         shared = frozenset(then.positions) & frozenset(now.positions) if then else frozenset()
         if then is None or not shared:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workers.decoding.rules import Decoding
 
-LEAST_TEMPERATURE = 1e-30
+MIN_TEMPERATURE = 1e-30
 """Lower temperatures count as this one, which float32 still distinguishes from 0."""
 
 
@@ -96,7 +96,7 @@ def temper(logits: Tensor, temperature: float) -> Tensor:
     """Divide logits by a temperature above 0, with the largest of a row at 0, so that nothing overflows."""
     if temperature == 0:
         return logits
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, MIN_TEMPERATURE)
 
 
 def sample(logits: Tensor, sampling: Sampling) -> Tensor:

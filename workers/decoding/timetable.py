@@ -70,7 +70,7 @@ class Timetable:
 
 
 def dream_portion(step: int, num_steps: int, num_masked: int) -> Portion:
-    """Return what Dream's sampler commits, in float32 as there: times are evenly spaced from 1 to `DREAM_END`."""
+    """Return the portion that Dream's sampler commits in a step; times are evenly spaced from 1 to `DREAM_END`."""
     if step + 1 == num_steps:
         return Portion(num_masked, 1.0)
     times = torch.linspace(1, DREAM_END, num_steps + 1)

@@ -58,7 +58,7 @@ class Decider:
         return {lane.id: own for lane, own in zip(lanes, split, strict=True)}
 
     def _unconditional_logits(self, lanes: Sequence[Lane]) -> dict[RequestId, Tensor]:
-        """Return the logits with the prompts masked, which guidance compares with: a second forward.
+        """Return the logits of a second forward with the prompts masked, as guidance needs them.
 
         It overwrites the requests' K/V, so guidance needs a policy that keeps none between steps.
         """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.attention.base import Backend
-from workers.decoding.focus import Attention, attention_to_prefix
+from workers.decoding.focus import ObservedAttention, attention_to_prefix
 from workers.engine.batch import Batch, Lane, assemble
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -39,12 +39,12 @@ class Forward:
         """Lay the passes' rows side by side."""
         return assemble(passes, self._model, self._storage)
 
-    def run(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, Attention]]:
+    def run(self, batch: Batch) -> tuple[Tensor, Mapping[RequestId, ObservedAttention]]:
         """Return the hidden states of the base rows [N, hidden] after all layers, and the watched attention."""
         if (hidden := self._replay(batch)) is not None:
             return hidden, {}
         model, storage = self._model, self._storage
-        watched: dict[RequestId, Attention] = {}
+        watched: dict[RequestId, ObservedAttention] = {}
         x = model.embed(batch.token_ids)
         cos, sin = model.rope(batch.positions)
         attend = self._attention.plan([lane.reader for lane in batch.lanes], model.config.num_layers)
@@ -61,11 +61,11 @@ class Forward:
             x = layer.finish(x, attend(index, q))
         return x, watched
 
-    def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, Attention]]:
+    def _watch(self, lanes: Sequence[Lane], layer: int, q: Tensor) -> Iterator[tuple[RequestId, ObservedAttention]]:
         for lane in lanes:
             if lane.watched and lane.watched_layer == layer:
                 allocation = lane.scheduled.sequence.allocation
                 k, _ = self._storage.read(allocation.slots[layer])
                 mask = self._model.config.visible(lane.watched, range(len(k)), k.device)
                 weights = attention_to_prefix(q[lane.watched_rows], k, allocation.geometry.prefix, mask)
-                yield lane.scheduled.sequence.id, Attention(lane.watched, weights)
+                yield lane.scheduled.sequence.id, ObservedAttention(lane.watched, weights)

@@ -28,7 +28,7 @@ from workers.scheduler.task import Allocation, RequestId, Task
 
 @dataclass
 class Preparation:
-    """Holds the state of a waiting request: its entry, and what it waits for."""
+    """Holds the state of a waiting request: its entry, and the conditions that it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
@@ -45,7 +45,7 @@ class Preparation:
 
 
 class Admission:
-    """Allocates memory to requests. An `ExitStack` frees an allocation; `forget` frees what a waiting request holds."""
+    """Allocates memory to requests. An `ExitStack` frees an allocation; `forget` frees a waiting request's entry."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Admission:
         *,
         num_entry_depths: int,
     ) -> None:
-        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the needed one."""
+        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the required depth."""
         self._model, self._storage, self._pool, self._cache = model, storage, pool, cache
         self._rule, self._table, self._num_entry_depths = rule, table, num_entry_depths
         self._preparations: dict[RequestId, Preparation] = {}
@@ -100,7 +100,7 @@ class Admission:
         return preparation is not None and preparation.handle is not None and preparation.handle.entry is entry
 
     def forget(self, task: Task) -> None:
-        """Free what a waiting request holds."""
+        """Free the entry and the pages that a waiting request holds."""
         if preparation := self._preparations.pop(task.id, None):
             preparation.release()
 

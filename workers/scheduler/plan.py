@@ -50,7 +50,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Has a decision or an error for every pass of the plan, and an error for every entry whose build failed."""
+    """Holds a decision or an error for every pass of the plan, and an error for every entry whose build failed."""
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Decide how deep a request's prefix is reused. Pure: only the request, the depth table and evidence count.
+"""Decide the reuse depth of a request's prefix. Pure: only the request, the depth table and evidence count.
 
 The content of the cache, earlier requests and other replicas' entries affect only how long an answer takes, never the
 answer itself.
@@ -31,7 +31,7 @@ class ReuseDecision:
     num_prefix: int
     depth: int
     limited_by: DepthLimiter | None = None
-    """The evidence that lowered the depth; None if it is what the table or the request says."""
+    """The evidence that lowered the depth; None if it is the table's or the request's depth."""
 
 
 class ReuseRule:
@@ -68,12 +68,12 @@ class ReuseRule:
         return self._num_layers if task.policy.full_depth else self._table.lookup(self._ratio(task, task.cut))
 
     def bucket(self, task: Task) -> int:
-        """Return the bucket of ratios whose probe counts for the request."""
+        """Return the ratio bucket whose probe decides about the request."""
         return bucket_of(self._ratio(task, task.cut)) if task.cut else 0
 
     def judge_probe(self, key: PrefixKey, bucket: int, similarities: Sequence[float]) -> Finding:
         """Return and remember the finding of a probe, from the similarity of K/V to the true ones in each layer."""
-        finding = Finding.of(similarities, self._similarity)
+        finding = Finding.from_similarities(similarities, self._similarity)
         self._evidence.record(key, {bucket: finding})
         return finding
 

@@ -1,4 +1,4 @@
-"""Decide which requests run and what each does in the next step, and apply the result."""
+"""Decide which requests run and which pass each gets in the next step, and apply the results."""
 
 from __future__ import annotations
 

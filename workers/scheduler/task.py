@@ -11,7 +11,7 @@ from cache_service.core.types import Epoch
 from workers.api import ContextRead, DepthLimiter, PrefixCandidate
 from workers.bicache.entry import PrefixEntry
 from workers.decoding.canvas import Canvas
-from workers.decoding.focus import Attention, Focus, FocusConfig
+from workers.decoding.focus import Focus, FocusConfig, ObservedAttention
 from workers.decoding.rules import Decoding
 from workers.decoding.sampling import Generator, seeded_generator
 from workers.decoding.timetable import Portion, Timetable
@@ -85,7 +85,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Holds what admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
+    """Holds the result of admission: the cut, the reuse depth of the prefix, and the pages of the K/V."""
 
     geometry: Geometry
     entry: PrefixEntry | None
@@ -181,7 +181,7 @@ class RunningRequest:
         is_last = self.portion().count >= len(self.canvas.masked(self.block))
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
-    def advance(self, done: Pass, attention: Attention | None) -> None:
+    def advance(self, done: Pass, attention: ObservedAttention | None) -> None:
         """Advance by one step after `done`, whose tokens are committed; go to the next block if no mask is left."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
@@ -220,7 +220,7 @@ class RunningRequest:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Mask some tokens of the active block again, if the request sets `remask`. Return how many."""
+        """Mask some tokens of the active block again, if the request sets `remask`. Return their number."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 

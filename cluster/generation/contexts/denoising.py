@@ -25,7 +25,7 @@ SEEDS = 1 << SEED_BITS
 
 @dataclass(frozen=True)
 class DenoiseCall:
-    """Says what a client asks for."""
+    """Describes a client's call to denoise a context."""
 
     request_id: str
     """Unique over all requests."""
@@ -57,7 +57,7 @@ class Denoised:
     """The last block's usage, with the steps, forwards and tokens of all; None if the context had no hole."""
 
 
-class BlockService(Protocol):
+class DenoisingService(Protocol):
     """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
@@ -72,7 +72,7 @@ class BlockService(Protocol):
 class ContextDenoiser:
     """Denoises contexts through the workers."""
 
-    def __init__(self, service: BlockService, metrics: IngressMetrics, block_length: int) -> None:
+    def __init__(self, service: DenoisingService, metrics: IngressMetrics, block_length: int) -> None:
         """Denoise through `service`; a request that names no block length has `block_length`."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 

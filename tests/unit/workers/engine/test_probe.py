@@ -182,7 +182,7 @@ def test_a_failed_build_or_probe_ends_its_request_and_the_next_one_is_answered(
 def test_depth_ends_one_before_the_first_layer_that_differs(
     found: list[float], most: int, expected: int | None
 ) -> None:
-    assert Finding.of(found, 0.9).depth(most, num_layers=4) == expected
+    assert Finding.from_similarities(found, 0.9).depth(most, num_layers=4) == expected
 
 
 def test_the_probes_suffix_is_the_buckets_longest() -> None:
