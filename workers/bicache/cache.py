@@ -19,10 +19,8 @@ from collections.abc import Iterator, Mapping, Set
 from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
 from workers.bicache.depth import Finding
-from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry
+from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry, PrefixHandle, eviction_order
 from workers.bicache.entry_memory import EntryAllocator
-from workers.bicache.eviction import eviction_order
-from workers.bicache.handle import PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig

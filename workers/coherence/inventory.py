@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from cache_service.core.types import Build, DepthLimit, Placement, PrefixKey
-from workers.bicache.entry import EntryReport, LiveEntry
+from workers.bicache.entry_report import EntryReport, LiveEntry
 
 
 class Inventory:

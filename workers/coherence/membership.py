@@ -13,7 +13,8 @@ from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.types import Context, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
-from workers.bicache.entry import Changes, EntryReport
+from workers.bicache.entry import Changes
+from workers.bicache.entry_report import EntryReport
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel

@@ -18,7 +18,7 @@ from cache_service.core.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
-from workers.bicache.entry import EntryReport, PendingEntry
+from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Costs
 from workers.coherence.faults import TaskFaults

@@ -23,7 +23,7 @@ from cache_service.errors import (
     StaleEpoch,
     UnknownContext,
 )
-from workers.bicache.entry import EntryReport, LiveEntry
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable
-from workers.bicache.entry import PrefixEntry
-from workers.bicache.handle import PrefixHandle
+from workers.bicache.entry import PrefixEntry, PrefixHandle
 from workers.kv.page_table import EntryLayout, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage

@@ -9,8 +9,7 @@ from cache_service.core.types import PrefixKey
 from tests.unit.workers.tiny import TINY
 from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable, Finding, ratio_percent
-from workers.bicache.entry import Changes, EntryState
-from workers.bicache.handle import PrefixHandle
+from workers.bicache.entry import Changes, EntryState, PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, FencingToken, Placement, PrefixKey, ReplicaId
-from workers.bicache.entry import EntryReport, LiveEntry
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 
 A, B = PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)

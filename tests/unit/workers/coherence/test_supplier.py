@@ -18,7 +18,8 @@ from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, UnreachableTransport
-from workers.bicache.entry import Changes, EntryReport, PendingEntry
+from workers.bicache.entry import Changes
+from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
 from workers.coherence.faults import TaskFaults

@@ -31,7 +31,7 @@ from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from tests.support import waiting
-from workers.bicache.entry import EntryReport, LiveEntry
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
