@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cache_service.core.types import ReplicaId
-from workers.api import GenerateChunk, Usage
+from workers.api import GenerateChunk
 from workers.bicache.cache import PrefixCache
 from workers.bicache.entry import PrefixEntry
 from workers.config import EngineConfig
@@ -273,25 +273,9 @@ class Scheduler:
         reason = sequence.canvas.finish_reason
         if reason is None:
             self.counters.num_canvas_tokens -= sequence.remask()
-            return [GenerateChunk(sequence.id, token_ids, usage=self._usage(sequence))] if token_ids else []
+            return [GenerateChunk(sequence.id, token_ids, usage=sequence.usage(self._replica))] if token_ids else []
         self._end(sequence)
-        return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
-
-    def _usage(self, sequence: RunningRequest) -> Usage:
-        allocation = sequence.allocation
-        return Usage(
-            prompt_tokens=sequence.task.num_given,
-            completion_tokens=sequence.canvas.num_taken,
-            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
-            prefix_tokens=allocation.geometry.prefix,
-            depth_limited_by=allocation.limited_by,
-            num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + allocation.is_built_for_it,
-            policy=sequence.task.policy.name,
-            reuse_depth=allocation.geometry.depth,
-            replica=self._replica,
-            epochs=tuple(sequence.epochs),
-        )
+        return [GenerateChunk(sequence.id, token_ids, reason, sequence.usage(self._replica))]
 
     def _end(self, sequence: RunningRequest) -> None:
         del self._running[sequence.id]

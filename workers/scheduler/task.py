@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NewType
 
-from cache_service.core.types import Epoch
-from workers.api import ContextRead, DepthLimiter, PrefixCandidate
+from cache_service.core.types import Epoch, ReplicaId
+from workers.api import ContextRead, DepthLimiter, PrefixCandidate, Usage
 from workers.bicache.entry import PrefixEntry
 from workers.decoding.canvas import Canvas
 from workers.decoding.focus import Focus, FocusConfig, ObservedAttention
@@ -180,6 +180,23 @@ class RunningRequest:
             return False
         is_last = self.portion().count >= len(self.canvas.masked(self.block))
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
+
+    def usage(self, replica: ReplicaId) -> Usage:
+        """Return the tokens and the work of the request so far."""
+        allocation = self.allocation
+        return Usage(
+            prompt_tokens=self.task.num_given,
+            completion_tokens=self.canvas.num_taken,
+            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
+            prefix_tokens=allocation.geometry.prefix,
+            depth_limited_by=allocation.limited_by,
+            num_steps=self.num_steps,
+            num_forwards=self.num_forwards + allocation.is_built_for_it,
+            policy=self.task.policy.name,
+            reuse_depth=allocation.geometry.depth,
+            replica=replica,
+            epochs=tuple(self.epochs),
+        )
 
     def advance(self, done: Pass, attention: ObservedAttention | None) -> None:
         """Advance by one step after `done`, whose tokens are committed; go to the next block if no mask is left."""
