@@ -202,7 +202,7 @@ class Tokenizer:
     def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
         """Raise RequestError for ids beyond the vocabulary."""
         if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
-            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
+            raise RequestError(f"token id {bad} is beyond the vocabulary of {self.vocab_size} tokens", param=param)
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for text that continues that of the tokens `before`."""
