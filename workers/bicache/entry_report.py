@@ -27,7 +27,7 @@ class LiveEntry:
 
     @classmethod
     def of(cls, entry: PrefixEntry) -> LiveEntry:
-        """Return the entry's present values."""
+        """Return a snapshot of the entry's present values."""
         return cls(
             key=entry.key,
             num_tokens=len(entry.token_ids),
@@ -57,7 +57,7 @@ class PendingEntry:
 
     @classmethod
     def of(cls, entry: PrefixEntry) -> PendingEntry:
-        """Return the entry's present values."""
+        """Return a snapshot of the entry's present values."""
         return cls(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))
 
     @property

@@ -48,8 +48,8 @@ class ObservedAttention:
 class Focus:
     """Tracks one request's attention to its prefix over time.
 
-    Tensors are read when attention is observed and when a block ends, after a pass. What a schedule reads are
-    plain values, so that it needs no synchronisation with the device.
+    Tensors are read when attention is observed and when a block ends, after a pass. Schedules read only
+    plain values, so they need no synchronisation with the device.
     """
 
     def __init__(self, config: FocusConfig) -> None:

@@ -49,7 +49,7 @@ class Memory:
     def allocate(
         cls, model: ModelConfig, kv: KVConfig, *, device: torch.device, dtype: torch.dtype, awaits_builds: bool
     ) -> Self:
-        """Take the memory that `kv` allows. With `awaits_builds`, a new entry waits until it may be built."""
+        """Allocate the memory that `kv` allows. With `awaits_builds`, a new entry waits for `allow_build` or a copy."""
         budget = memory_budget(kv, device)
         storage = PageStorage(
             model, pool_bytes=budget.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device

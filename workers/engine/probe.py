@@ -45,7 +45,7 @@ def similarities(
 def kv_alone(entry: PrefixEntry, layer: int, model: DiffusionLM, storage: PageStorage) -> tuple[Tensor, Tensor]:
     """Return K and V of the prefix alone [prefix, kv_heads, head_dim].
 
-    In the layer after those that the entry keeps they are computed as for a deeper entry: from all states at once.
+    For the first layer beyond the entry's, they are computed from all boundary states at once, as in a deeper entry.
     """
     if layer < entry.layout.kv_depth:
         return storage.read(entry.table.slots[layer])
