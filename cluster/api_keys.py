@@ -1,13 +1,12 @@
-"""Read and check API keys. They are never in the configuration itself, which is printed and committed."""
+"""Read the accepted API keys. They are never in the configuration itself, which is printed and committed."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import AuthenticationError, ConfigError
+from cluster.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,3 @@ def parse_keys(texts: Iterable[str], source: str) -> set[str]:
     if not keys:
         raise ConfigError(f"{source} holds no API key; set it, or remove it from the configuration")
     return keys
-
-
-def check_key(key: str | None, api_keys: frozenset[str]) -> None:
-    """Raise AuthenticationError unless no key is configured or `key` is one of them. Runs in constant time."""
-    matches = [hmac.compare_digest((key or "").encode(), known.encode()) for known in api_keys]
-    if api_keys and not any(matches):
-        raise AuthenticationError("a valid API key is required, as header 'Authorization: Bearer KEY'")

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cache_service.rpc.status import details_of
-from cluster.api_keys import check_key
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
+from cluster.ingress.keys import check_key
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams, Usage
 

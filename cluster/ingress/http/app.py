@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.api_keys import check_key
 from cluster.errors import ClusterError, ModelNotFoundError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
@@ -26,6 +25,7 @@ from cluster.ingress.http.chat import generation_routes
 from cluster.ingress.http.contexts import context_routes
 from cluster.ingress.http.errors import refuse
 from cluster.ingress.http.shapes import Json
+from cluster.ingress.keys import check_key
 from workers.errors import WorkerError
 
 BEARER = HTTPBearer(auto_error=False)
