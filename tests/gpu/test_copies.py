@@ -31,5 +31,5 @@ def test_a_copy_goes_from_one_process_s_device_memory_to_another_s(cuda: torch.d
     from workers.deployment import NIXL
 
     holder, reader = (ray.remote(num_gpus=0.5)(kind).remote() for kind in (Holder, Reader))
-    found = ray.get(reader.read.remote(ray.get(holder.hand_out.remote(str(cuda))), 60.0))
+    found = ray.get(reader.read.remote(ray.get(holder.send_packed_copy.remote(str(cuda))), 60.0))
     assert found == (NIXL, "cuda", a_copy("cpu").seal)

@@ -11,7 +11,7 @@ from benchmarks.report import Row
 from benchmarks.settings import bundled, configuration
 from benchmarks.stack import bars, medians, row
 from benchmarks.traffic import Timing, Traffic, percentile
-from cluster.config import parse_config
+from cluster.config_file import parse_config
 from tests.support.requirements import require_bundled_model
 
 TRAFFIC = Traffic(

@@ -30,7 +30,7 @@ def test_a_conversation_is_cut_where_the_server_cuts_it(tmp_path: Path) -> None:
     short, later, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
     assert later.token_ids[: short.prefix] == short.token_ids[: short.prefix]
     assert short.prefix == later.prefix < long.prefix < len(long.token_ids) - 16
-    assert [sample.has_turns_behind for sample in (short, later, long)] == [False, True, True]
+    assert [sample.has_later_turns for sample in (short, later, long)] == [False, True, True]
     assert short.canvas == 16
 
 
