@@ -53,7 +53,7 @@ def main(
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
     log_format: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_FORMAT", help="text or json.")] = "text",
 ) -> None:
-    """Serve the directory of cached prefixes: which replica holds which, and every change in order."""
+    """Serve the directory of cached prefixes: their holders, and every change in order."""
     if log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(f"{log_level!r} is not one of Python's logging levels", param_hint="--log-level")
     if log_format not in get_args(LogFormat):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SILENCE_S = 15.0
-"""Seconds without a message after which an instance counts as hanging; it sends one every 5 s. gRPC holds its own
+MAX_SILENCE_S = 15.0
+"""Seconds without a message after which an instance counts as hanging; a message is due every 5 s. gRPC holds its own
 pings back while no data flows, so they would take more than a minute to notice."""
 
 
@@ -26,7 +26,7 @@ class WatchContact:
     @property
     def is_reachable(self) -> bool:
         """Return whether the watch runs: it has not failed since the last message, and that is not too old."""
-        return self._failure is None and self.silence_s <= SILENCE_S
+        return self._failure is None and self.silence_s <= MAX_SILENCE_S
 
     @property
     def reason(self) -> str | None:

@@ -10,7 +10,7 @@ import grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client.connection import Connection, Instance
-from cache_service.client.contact import SILENCE_S, WatchContact
+from cache_service.client.contact import MAX_SILENCE_S, WatchContact
 from cache_service.core.cursor import Cursor, Update
 from cache_service.core.events import Event
 from cache_service.core.types import Snapshot
@@ -71,12 +71,12 @@ class WatchStream:
             after, incarnation = self._cursor.resume(), self._cursor.incarnation
             self._call = self._instance.events.Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(MAX_SILENCE_S):
                 response = await self._call.read()
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
         except TimeoutError as silence:
-            raise CacheServiceUnavailable(f"the service has sent nothing for {SILENCE_S:g} s") from silence
+            raise CacheServiceUnavailable(f"the service has sent nothing for {MAX_SILENCE_S:g} s") from silence
         if not isinstance(response, pb.WatchResponse):
             raise CacheServiceUnavailable("the service ended the watch")
         return response

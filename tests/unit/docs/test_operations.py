@@ -11,15 +11,15 @@ from prometheus_client.core import CounterMetricFamily
 from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
 from cluster.metrics import IngressMetrics
-from workers.metrics import COUNTED, EXPORTED, ContactCollector
+from workers.metrics import EXPORTED_COUNTS, EXPORTED_STATS, ContactCollector
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 
 INGRESS = {
     family.name + ("_total" if family.type == "counter" else "") for family in IngressMetrics().registry.collect()
 }
-WORKER = {exported.name + ("_total" if exported.family is CounterMetricFamily else "") for exported in EXPORTED}
-WORKER |= {f"{counted.name}_total" for counted in COUNTED}
+WORKER = {exported.name + ("_total" if exported.family is CounterMetricFamily else "") for exported in EXPORTED_STATS}
+WORKER |= {f"{counted.name}_total" for counted in EXPORTED_COUNTS}
 WORKER |= {family.name for family in ContactCollector(ReplicaId("r"), WatchContact()).collect()}
 
 
