@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -16,6 +16,7 @@ from typing import Protocol, Self, TypeVar
 from cache_service.client.client import CacheClient
 from cluster.background import BackgroundTasks
 from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
+from cluster.generation.admission import Admission
 from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
@@ -89,10 +90,14 @@ class InferenceService:
         self._requests = RequestBuilder(self.catalogue, encoder, self.contexts, max_tokens)
         self._workers, self._tokenizer, self._metrics = workers, encoder.tokenizer, metrics
         self._timeout_s, self.background = timeout_s, background
+        self.admission = Admission()
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, DrainingError if new requests are refused, or
+        NotReadyError if no worker answers now.
+        """
         self.background.check()
+        self.admission.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")
 
@@ -107,11 +112,12 @@ class InferenceService:
     def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Yield texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
-        NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
+        A replica that is lost before the first event is replaced by another one. Raises DrainingError,
+        ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and the workers' errors.
         """
         reader = partial(self._text_reader, call)
-        return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
+        observation = self.admission.admit(self._metrics.request())
+        return self.run(partial(self._requests.build, call), reader, observation, self.deadline(timeout_s))
 
     async def answer(self, call: GenerationCall, *, timeout_s: float | None = None) -> Answer:
         """Return everything that `generate` yields as one value; raises what it raises.
@@ -122,8 +128,9 @@ class InferenceService:
         def reader(request: GenerateRequest) -> AnswerReader:
             return AnswerReader(self._text_reader(call, request))
 
+        observation = self.admission.admit(self._metrics.request())
         build = partial(self._requests.build, call)
-        return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
+        return await only_item(self.run(build, reader, observation, self.deadline(timeout_s)))
 
     async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock:
         """Return the tokens of the request's holes. Raises what `generate` raises."""
@@ -142,7 +149,7 @@ class InferenceService:
         self,
         build: Callable[[], Awaitable[GenerateRequest]],
         new_reader: Callable[[GenerateRequest], Reader[T]],
-        observation: Observation[T],
+        observation: AbstractContextManager[Observation[T]],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
         """Yield what the reader of one attempt delivers.
@@ -150,7 +157,7 @@ class InferenceService:
         If a replica is lost before anything was delivered, another attempt follows. The last delivery
         waits until the workers' stream has ended: the replica is then known to be free again.
         """
-        with observation:
+        with observation as observed:
             request = await build()
             for attempts_left in reversed(range(ATTEMPTS)):
                 reader, is_silent = new_reader(request), True
@@ -159,7 +166,7 @@ class InferenceService:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
                                 is_silent = False
-                                observation.see(delivered)
+                                observed.see(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -173,7 +180,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.see(last)
+                    observed.see(last)
                     yield last
                     return
 

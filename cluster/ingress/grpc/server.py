@@ -26,7 +26,6 @@ INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_
 CONTEXTS: str = contexts_v1_pb2.DESCRIPTOR.services_by_name["Contexts"].full_name
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
 """Seconds between two health checks: until the ingress can serve, and from then on."""
-GRACE_S = 1.0
 
 
 @asynccontextmanager
@@ -37,10 +36,11 @@ async def serving(
     api_keys: frozenset[str],
     *,
     max_message_bytes: int,
+    grace_s: float = 1.0,
 ) -> AsyncIterator[int]:
     """Run a server with health and reflection at `address` for as long as the context lasts; yield its port.
 
-    Health is SERVING while `service` is healthy. Raises ClusterError if it can't bind the address.
+    Health is SERVING while `service` is healthy. At the end, running calls get `grace_s`. Raises ClusterError if it can't bind the address.
     """
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
     inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoiser, api_keys)
@@ -63,7 +63,7 @@ async def serving(
         ):
             yield port
     finally:
-        await server.stop(GRACE_S)
+        await server.stop(grace_s)
 
 
 async def wait_until_stopped(server: Any) -> None:
