@@ -46,7 +46,7 @@ UNBOUNDED_REQUESTS = 1_000_000
 """Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
 """Number of attempts to start a replica: few, since a model that fails to load once usually fails again."""
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 10.0
 
 
 class Ingress:
@@ -91,13 +91,23 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = address_of(self._config.grpc.host, self._config.grpc.port)
-        longest = self._config.limits.max_body_bytes
+        limits = self._config.limits
         server = serving(
-            self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest, access=self._access
+            self._service,
+            self._denoiser,
+            address,
+            self._api_keys,
+            max_message_bytes=limits.max_body_bytes,
+            access=self._access,
+            grace_s=limits.shutdown_grace_s,
         )
         async with self._cache, server:
             logger.info("gRPC is served at %s", address)
             yield
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return once the running ones have ended."""
+        await self._service.admission.drain()
 
     async def _gather(self) -> Collector:
         return Federation(REGISTRY, self._metrics.registry, Expositions(await self._workers.metrics()))
@@ -115,7 +125,7 @@ def build(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": config.resources.ingress_cpus},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_timeout_s=config.limits.shutdown_grace_s,
     )
     return ingress.bind(config, workers)
 
@@ -145,7 +155,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
         max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_timeout_s=config.limits.shutdown_grace_s,
     )
     application: Application = deployment.bind(config.worker, config.logs)
     return application

@@ -62,6 +62,12 @@ class NotReadyError(ClusterError):
     """No worker replica can answer now; trying again later may help."""
 
 
+class DrainingError(ClusterError):
+    """The server is being stopped and takes no new requests."""
+
+    retry_after_s = 1.0
+
+
 class RequestTimeoutError(ClusterError):
     """The request took longer than its deadline or than `limits.request_timeout_s`."""
 

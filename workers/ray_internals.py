@@ -34,6 +34,8 @@ LOCKED_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_
 TOKEN: Final = "RAY_AUTH_TOKEN"
 LONGEST_SOCKET_PATH: Final = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """The longest path of a Unix socket that Ray creates below its directory."""
+VITAL_PROCESSES: Final = frozenset({"gcs_server", "raylet"})
+"""Names of the processes without which a Ray cluster of one machine can't go on; Ray restarts neither."""
 ASGI_APP_METHOD: Final = "__serve_build_asgi_app__"
 """The method of an ingress class that Serve calls for its application; it can only be defined under this name."""
 BY_VALUE: Mapping[str, Any] = {"_by_reference": False}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -17,6 +17,7 @@ from cache_service.client.client import CacheClient
 from cache_service.client.contact import WatchContact
 from cluster.background import BackgroundTasks
 from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
+from cluster.generation.admission import Admission
 from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
@@ -92,10 +93,14 @@ class InferenceService:
         self._workers, self._tokenizer, self._metrics = workers, encoder.tokenizer, metrics
         self._timeout_s, self.background = timeout_s, background
         self.contact = contact or WatchContact()
+        self.admission = Admission()
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, DrainingError if new requests are refused, or
+        NotReadyError if no worker answers now.
+        """
         self.background.check()
+        self.admission.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")
 
@@ -110,11 +115,12 @@ class InferenceService:
     def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Yield texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
-        NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
+        A replica that is lost before the first event is replaced by another one. Raises DrainingError,
+        ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and the workers' errors.
         """
         reader = partial(self._text_reader, call)
-        return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
+        observation = self.admission.admit(self._metrics.request())
+        return self.run(partial(self._requests.build, call), reader, observation, self.deadline(timeout_s))
 
     async def answer(self, call: GenerationCall, *, timeout_s: float | None = None) -> Answer:
         """Return everything that `generate` yields as one value; raises what it raises.
@@ -125,8 +131,9 @@ class InferenceService:
         def reader(request: GenerateRequest) -> AnswerReader:
             return AnswerReader(self._text_reader(call, request))
 
+        observation = self.admission.admit(self._metrics.request())
         build = partial(self._requests.build, call)
-        return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
+        return await only_item(self.run(build, reader, observation, self.deadline(timeout_s)))
 
     async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock:
         """Return the tokens of the request's holes. Raises what `generate` raises."""
@@ -145,7 +152,7 @@ class InferenceService:
         self,
         build: Callable[[], Awaitable[GenerateRequest]],
         new_reader: Callable[[GenerateRequest], Reader[T]],
-        observation: Observation[T],
+        observation: AbstractContextManager[Observation[T]],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
         """Yield the results that the reader makes of the workers' chunks.
@@ -153,7 +160,7 @@ class InferenceService:
         If a replica is lost before anything was delivered, another attempt follows. The last delivery
         waits until the workers' stream has ended: the replica is then known to be free again.
         """
-        with observation:
+        with observation as observed:
             request = await build()
             for attempts_left in reversed(range(ATTEMPTS)):
                 reader, is_silent = new_reader(request), True
@@ -162,7 +169,7 @@ class InferenceService:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
                                 is_silent = False
-                                observation.observe(delivered)
+                                observed.observe(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -176,7 +183,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.observe(last)
+                    observed.observe(last)
                     yield last
                     return
 

@@ -44,6 +44,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),
     ),
     (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
+    (errors.DrainingError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "shutting_down")),
     (
         errors.ContextsUnavailableError,
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "contexts_unavailable"),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -36,13 +37,15 @@ from cluster.config_file import parse_config, resolve_model_directory, to_mappin
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
+from cluster.supervisor.processes import end_descendants, no_orphans
 from cluster.supervisor.progress import ready_counts, replicas_reported, seconds_since_start
-from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
+from cluster.supervisor.supervisor import GRACE_S
+from cluster.supervisor.watch import health_url, reachable
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, open_shard, read_json, shard_files
-from workers.ray_internals import SERVE_LOGGER, init_options
+from workers.ray_internals import SERVE_LOGGER, call_all, init_options
 from workers.worker import dtype_of
 
 logger = logging.getLogger("cluster.supervisor.driver")  # this module runs as __main__
@@ -84,7 +87,21 @@ def main(config_file: Path, ray_directory: Path) -> None:
         raise StartError(f"{error} {failure_reasons()}") from error
     logger.info("everything is ready after %.0f s", seconds_since_start())
     typer.echo(greeting(config))
-    signal.pause()
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    asyncio.run(drain(config.limits.shutdown_grace_s))
+
+
+async def drain(grace_s: float) -> None:
+    """Let every ingress replica refuse new requests, and wait up to `grace_s` until the running ones have ended."""
+    try:
+        async with asyncio.timeout(grace_s):
+            calls = await call_all(serve.get_app_handle(APPLICATION), "drain")
+            await asyncio.gather(*(call.get_async() for call in calls), return_exceptions=True)
+    except TimeoutError:
+        logger.warning("requests still ran after limits.shutdown_grace_s (%g s), and are cut off", grace_s)
+    except Exception:
+        logger.exception("running requests are cut off: the ingress can't be asked to drain")
 
 
 def checked_model(directory: Path) -> ModelConfig:
@@ -156,16 +173,12 @@ def greeting(config: ClusterConfig) -> str:
     key = f'-H "Authorization: Bearer {first}" ' if config.api_keys.required else ""
     return (
         f"\nPalimpsest serves {config.name}.\n"
-        f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"
+        f"  HTTP  {url}/v1   (health: {health_url(config)}, metrics: {url}/metrics)\n"
         f"  gRPC  {address_of(reachable(config.grpc.host), config.grpc.port)}   (palimpsest.inference.v1.Inference)\n"
         f"Ask it:\n"
         f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
         f"Ctrl-C ends it all.\n"
     )
-
-
-def reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def end_after_parent(parent: int) -> None:
@@ -183,6 +196,7 @@ if __name__ == "__main__":
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             main(Path(sys.argv[1]), Path(sys.argv[2]))
+            ray.shutdown()
         except (ClusterError, WorkerError) as failure:
             sys.exit(f"palimpsest: {failure}")
         except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cache_service.core.types import Context, ContextId, Edit
 from cluster.errors import ContextConflictError, RequestError
+from cluster.generation.admission import Admission
 from cluster.generation.contexts.editing import ContextService
 from cluster.generation.events import FilledBlock
 from cluster.metrics import IngressMetrics
@@ -61,6 +62,7 @@ class DenoisingService(Protocol):
     """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
+    admission: Admission
 
     async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock: ...
 
@@ -85,7 +87,7 @@ class ContextDenoiser:
         `ContextService` raise.
         """
         deadline = self._service.deadline(timeout_s)
-        with self._metrics.request() as observed:
+        with self._service.admission.admit(self._metrics.request()) as observed:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)
             length = call.params.block_length or self._block_length

@@ -29,7 +29,6 @@ INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_
 CONTEXTS: str = contexts_v1_pb2.DESCRIPTOR.services_by_name["Contexts"].full_name
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
 """Seconds between two health checks: until the ingress can serve, and from then on."""
-GRACE_S = 1.0
 READ_ANYWAY_BYTES = 16 << 20
 """Bytes beyond the limit up to which a message is read before it is refused; gRPC refuses longer ones by itself, and
 then neither log nor metrics show it."""
@@ -44,10 +43,11 @@ async def serving(
     *,
     max_message_bytes: int,
     access: AccessLog | None = None,
+    grace_s: float = 1.0,
 ) -> AsyncIterator[int]:
     """Run a server with health and reflection at `address` for as long as the context lasts; yield its port.
 
-    Health is SERVING while `service` is healthy. Calls are noted in `access`.
+    Health is SERVING while `service` is healthy. Calls are noted in `access`. At the end, running calls get `grace_s`.
     Raises ClusterError if it can't bind the address.
     """
     server = grpc.aio.server(
@@ -74,7 +74,7 @@ async def serving(
         ):
             yield port
     finally:
-        await server.stop(GRACE_S)
+        await server.stop(grace_s)
 
 
 async def wait_until_stopped(server: Any) -> None:

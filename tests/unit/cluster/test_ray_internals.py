@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray import _raylet
 from ray._common.usage import usage_constants
-from ray._private import node, ray_constants, ray_logging, worker
+from ray._private import node, ray_constants, ray_logging, services, worker
 from ray._private.authentication import authentication_token_setup
 from ray.autoscaler._private import constants as autoscaler
 from ray.serve._private import constants, replica
@@ -99,6 +99,11 @@ def test_ray_keeps_its_files_in_the_given_directory() -> None:
     [option] = ray_internals.init_options(Path("/run"))
     assert option in inspect.getsource(worker.init)
     assert Path(ray_internals.LONGEST_SOCKET_PATH).name in inspect.getsource(node)
+
+
+def test_vital_processes_are_executables_of_ray() -> None:
+    executables = {Path(path).stem for path in (services.GCS_SERVER_EXECUTABLE, services.RAYLET_EXECUTABLE)}
+    assert executables == ray_internals.VITAL_PROCESSES
 
 
 @pytest.mark.parametrize("name", [*ray_internals.LOG_SETTINGS, *ray_internals.UNSCALED])
