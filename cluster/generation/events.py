@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_service.core.types import ContextId
 from workers.api import ContextMode, FinishReason, Usage
@@ -23,6 +23,8 @@ class Text:
     """Delivers committed text, in order and never empty."""
 
     text: str
+    usage: Usage | None = field(default=None, compare=False)
+    """The usage so far."""
 
 
 @dataclass(frozen=True)

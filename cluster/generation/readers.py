@@ -52,7 +52,7 @@ class TextReader:
         reason = FinishReason.STOP if self._stops.stopped else chunk.finish_reason
         if reason is not None and chunk.usage is not None:
             self._finished = Finished(reason, chunk.usage, self._context)
-        return [Text(text)] if text else []
+        return [Text(text, chunk.usage)] if text else []
 
     def finish(self) -> Finished:
         if self._finished is None:

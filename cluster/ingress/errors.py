@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from grpc import StatusCode
 
 from cluster import errors
+from workers.api import PARAMETERS
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 
 
@@ -49,6 +52,9 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
 )
 """Rows of error types and statuses; the first row that matches an error counts."""
 
+PARAMETER_PATHS = {parameter.client_name: parameter.path for parameter in PARAMETERS}
+"""Each decoding parameter's name in the workers' errors, and its path in a client's request."""
+
 INTERNAL = Status(500, StatusCode.INTERNAL, "server_error", "internal_error")
 
 
@@ -66,9 +72,9 @@ class Reply:
     def body(self) -> dict[str, dict[str, str | int | None]]:
         """Return OpenAI's error object, with the newest epoch if the client's change was for an older one."""
         error: dict[str, str | int | None] = {
-            "message": self.message,
+            "message": whole_characters(self.message),
             "type": self.status.kind,
-            "param": self.param,
+            "param": self.param and whole_characters(self.param),
             "code": self.code,
         }
         return {"error": error if self.current_epoch is None else error | {"current_epoch": self.current_epoch}}
@@ -76,6 +82,8 @@ class Reply:
 
 def reply_to(error: BaseException) -> Reply:
     """Return the reply to an error. An error that isn't in the table is internal: its message goes only to the log."""
+    if isinstance(error, InvalidRequestError):
+        error = moved(error, PARAMETER_PATHS)
     for kind, status in TABLE:
         if isinstance(error, kind):
             return Reply(
@@ -87,3 +95,28 @@ def reply_to(error: BaseException) -> Reply:
                 current_epoch=getattr(error, "current_epoch", None),
             )
     return Reply(INTERNAL, "internal error; the server's log has the details", code=INTERNAL.code)
+
+
+@contextmanager
+def at_paths(paths: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name the paths at which the client wrote the fields: `paths` maps from those used in the service."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise moved(moved(error, PARAMETER_PATHS), paths) from error
+    except errors.RequestError as error:
+        raise moved(error, paths) from error
+
+
+def moved(error: errors.RequestError | InvalidRequestError, paths: Mapping[str, str]) -> errors.RequestError:
+    """Return the same fault at another path, with which its message begins if it began with the old one."""
+    old, message = error.param or "", str(error)
+    new = paths.get(old, old)
+    if old and message.startswith(f"{old} "):
+        message = new + message.removeprefix(old)
+    return errors.RequestError(message, param=new or None, code=error.code)
+
+
+def whole_characters(text: str) -> str:
+    """Return a text that can be encoded: half a character, which JSON can spell, becomes a question mark."""
+    return text.encode(errors="replace").decode()

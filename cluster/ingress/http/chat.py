@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cluster.generation.answer import InferenceService
+from cluster.ingress.errors import at_paths
 from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
 from cluster.ingress.http.shapes import ChatShape, CompletionShape, ResponseMeta, Shape, StreamedAnswer
 from cluster.ingress.http.sse import event_stream
@@ -44,8 +45,9 @@ async def respond(
     """Answer one request, whole or as server-sent events."""
     unique = uuid.uuid4().hex
     name = request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH]
-    call = body.to_call(f"{name}-{unique}" if name else unique)
     shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.catalogue.name))
-    if not body.stream:
-        return JSONResponse(shape.full_response(await service.answer(call)))
-    return await event_stream(service.generate(call), StreamedAnswer(shape, body.include_usage))
+    with at_paths(body.paths()):
+        call = body.to_call(f"{name}-{unique}" if name else unique)
+        if not body.stream:
+            return JSONResponse(shape.full_response(await service.answer(call)))
+        return await event_stream(service.generate(call), StreamedAnswer(shape, body.usage_reports))

@@ -110,14 +110,17 @@ async def test_the_canvas_is_the_default_as_far_as_the_context_has_room(
     assert [request.max_tokens for request in workers.requests] == [16, 4]
 
 
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(1000, 25), (1024, None), (2000, 1)])
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "param"),
+    [(1000, 25, "max_tokens"), (1024, None, "prompt"), (2000, 1, "max_tokens")],
+)
 async def test_what_exceeds_the_context_length_is_refused(
-    service: InferenceService, prompt_tokens: int, max_tokens: int | None
+    service: InferenceService, prompt_tokens: int, max_tokens: int | None, param: str
 ) -> None:
     with pytest.raises(RequestError, match="1024") as refused:
         await service.answer(call(prompt=TokenPrompt((7,) * prompt_tokens), max_tokens=max_tokens))
 
-    assert (refused.value.param, refused.value.code) == ("max_tokens", "context_length_exceeded")
+    assert (refused.value.param, refused.value.code) == (param, "context_length_exceeded")
 
 
 async def test_a_worker_lost_before_any_text_is_replaced(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from workers.api import PARAMETERS, DecodingParams
 from workers.parameter import Parameter
@@ -15,12 +15,34 @@ SEED = BY_NAME["seed"]
 TYPES = get_type_hints(DecodingParams)
 TokenId = Annotated[int, Field(strict=False)]
 """A token id as the key of an object, where JSON knows only strings."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""The values with which a field says nothing."""
 
 
 class Body(BaseModel):
-    """Accepts only values of the declared type: `"yes"` is not true, and 1.5 is not a number of tokens."""
+    """Accepts only values of the declared type: `"yes"` is not true, and 1.5 is not a number of tokens.
+
+    Unknown fields are refused, unless they say nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_empty_fields(cls, data: Any) -> Any:
+        """Leave out optional fields that are null, and unknown ones that are empty. Of the others, one is refused."""
+        if not isinstance(data, dict):
+            return data
+        known, unknown = cls.model_fields, {}
+        for name, value in data.items():
+            if name not in known and value not in EMPTY:
+                unknown = {name: value}
+                break
+        return unknown | {
+            name: value
+            for name, value in data.items()
+            if name in known and (value is not None or known[name].is_required())
+        }
 
     @field_validator("*")
     @classmethod
