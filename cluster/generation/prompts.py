@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.errors import RequestError
 from cluster.generation.catalogue import ModelCatalogue
@@ -33,6 +33,13 @@ class GenerationCall:
     cache_salt: str = ""
     context: ContextChoice | None = None
     """The shared context whose content the prompt follows."""
+
+
+def fill_canvas(params: DecodingParams, max_tokens: int | None) -> DecodingParams:
+    """Return parameters with which no answer ends before its canvas of `max_tokens` does. Raises RequestError."""
+    if max_tokens is None:
+        raise RequestError("ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos")
+    return replace(params, min_tokens=max_tokens)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
-from cluster.ingress.keys import check_key
+from cluster.ingress.keys import check_keys, keys_of
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams, Usage
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
     """Check the API key, and end the call with the status of whatever is raised inside."""
     try:
-        check_key(bearer_of(context.invocation_metadata()), api_keys)
+        check_keys(keys_of(context.invocation_metadata() or ()), api_keys)
         yield
     except (asyncio.CancelledError, GeneratorExit):
         raise
@@ -34,16 +34,13 @@ async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[
         await context.abort(reply.status.grpc, details_of(reply.message), trailer_of(reply))
 
 
-def bearer_of(metadata: Any) -> str | None:
-    values = [str(value) for key, value in metadata or () if key == "authorization"]
-    return values[0].removeprefix("Bearer ") if values else None
-
-
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
     """Return the trailers for values that HTTP reports in a header or field."""
     trailer: list[tuple[str, str]] = []
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
+    if reply.param is not None:
+        trailer.append(("param", reply.param))
     if reply.current_epoch is not None:
         trailer.append(("current-epoch", str(reply.current_epoch)))
     return tuple(trailer)

@@ -6,11 +6,10 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
-from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
@@ -25,10 +24,11 @@ from cluster.ingress.http.chat import generation_routes
 from cluster.ingress.http.contexts import context_routes
 from cluster.ingress.http.errors import refuse
 from cluster.ingress.http.shapes import Json
-from cluster.ingress.keys import check_key
+from cluster.ingress.keys import check_keys, keys_of
 from workers.errors import WorkerError
 
 BEARER = HTTPBearer(auto_error=False)
+"""Describes the API key in the OpenAPI document; `keys_of` reads it."""
 
 
 def create_app(
@@ -46,10 +46,10 @@ def create_app(
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
     created = int(time.time())
 
-    async def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        check_key(credentials.credentials if credentials else None, api_keys)
+    async def authorized(request: Request) -> None:
+        check_keys(keys_of(request.headers.items()), api_keys)
 
-    guards = [Depends(authorized)]
+    guards = [Depends(BEARER), Depends(authorized)]
     catalogue = service.catalogue
     app.include_router(generation_routes(service, guards))
     app.include_router(context_routes(service, denoiser, guards))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -89,6 +89,7 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Sample(Tokenizer(directory), special, *mask, is_nfc, trims=is_bundled)
 
 
+@settings(deadline=None)
 @given(texts)
 @example("a<|eot_id|>b")
 def test_a_text_comes_back_as_it_was_written(sample: Sample, text: str) -> None:
@@ -102,6 +103,7 @@ def test_a_text_comes_back_as_it_was_written(sample: Sample, text: str) -> None:
     assert detokenizer.push(token_ids) + detokenizer.finish() == text
 
 
+@settings(deadline=None)
 @given(texts)
 @example("a<|eot_id|>b")
 @example("<|mask|><|mask|>")
@@ -118,6 +120,7 @@ def test_a_turn_comes_back_as_it_was_written(sample: Sample, text: str) -> None:
     assert [i for i in token_ids if i in sample.special] == [i for i in bare if i in sample.special]
 
 
+@settings(deadline=None)
 @given(texts, texts, st.integers(1, 3))
 @example("a<|eot_id|>b", " c<|mask|>", 1)
 def test_the_texts_around_a_hole_come_back_as_they_were_written(
@@ -132,6 +135,7 @@ def test_the_texts_around_a_hole_come_back_as_they_were_written(
     assert len(draft.masked) == length
 
 
+@settings(deadline=None)
 @given(texts, texts, texts, texts)
 @example("a<|eot_id|>", "b", "c<|eot_id|>d", "")
 @example("", "\n", "0", "0")

@@ -14,7 +14,7 @@ from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
 from cluster.generation.events import ContextChoice
-from cluster.generation.prompts import GenerationCall
+from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
@@ -131,19 +131,11 @@ class GenerationBody(SamplingBody, NeutralFields):
 
     def params(self) -> DecodingParams:
         asked = super().params()
-        return replace(
-            asked,
-            top_k=self.top_k if asked.top_k is None and (self.top_k or 0) > 0 else asked.top_k,
-            min_tokens=self._whole_canvas() if self.ignore_eos else asked.min_tokens or self.min_tokens or 0,
-        )
-
-    def _whole_canvas(self) -> int:
-        canvas = self.canvas()
-        if canvas is None:
-            raise RequestError(
-                "ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos"
-            )
-        return canvas
+        if asked.top_k is None and self.top_k and self.top_k > 0:
+            asked = replace(asked, top_k=self.top_k)
+        if self.ignore_eos:
+            return fill_canvas(asked, self.canvas())
+        return replace(asked, min_tokens=asked.min_tokens or self.min_tokens or 0)
 
 
 class ChatBody(GenerationBody, NeutralChatFields):
