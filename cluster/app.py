@@ -72,6 +72,7 @@ class Ingress:
             max_body_bytes=self._config.limits.max_body_bytes,
             metrics=self._gather,
             lifespan=self._lifespan,
+            cors_origins=self._config.http.cors_origins,
         )
         app.add_middleware(ClientLeftMiddleware)
         return app

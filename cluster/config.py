@@ -44,9 +44,14 @@ class HttpConfig:
     """Address that the server listens at."""
     port: int = 8000
     """Port of the HTTP API."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://chat.example.org`) whose pages may call the API from a browser; `*` is any; none by default."""
 
     def __post_init__(self) -> None:
         require_port("http", self.port)
+        for origin in self.cors_origins:
+            is_origin = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            require(is_origin, f"http.cors_origins must be * or SCHEME://HOST[:PORT] each, got {origin!r}")
 
 
 @dataclass(frozen=True)

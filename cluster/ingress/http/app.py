@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import ClusterError, ModelNotFoundError
@@ -30,6 +32,10 @@ from workers.errors import WorkerError
 BEARER = HTTPBearer(auto_error=False)
 """Describes the API key in the OpenAPI document; `keys_of` reads it."""
 
+CORS_METHODS = ("GET", "POST", "PATCH", "DELETE")
+CORS_EXPOSED = ("x-request-id", "retry-after")
+"""The headers of answers that a page's script may read."""
+
 
 def create_app(
     service: InferenceService,
@@ -39,11 +45,24 @@ def create_app(
     max_body_bytes: int,
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics."""
+    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics.
+
+    Pages of `cors_origins` may call it from a browser.
+    """
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=["*"],
+            expose_headers=CORS_EXPOSED,
+        )
+    app.state.max_body_size = max_body_bytes
     created = int(time.time())
 
     async def authorized(request: Request) -> None:
@@ -82,6 +101,9 @@ def create_app(
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(await metrics()), media_type=content_type)
 
+    for route in app.routes:
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            route.methods.add("HEAD")
     for kind in (RequestValidationError, HTTPException, ClusterError, WorkerError, Exception):
         app.add_exception_handler(kind, refuse)
     return app

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from cluster.generation.answer import InferenceService
 from cluster.ingress.errors import at_paths
+from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
 from cluster.ingress.http.shapes import ChatShape, CompletionShape, ResponseMeta, Shape, StreamedAnswer
 from cluster.ingress.http.sse import event_stream
@@ -21,7 +22,7 @@ REQUEST_ID_LENGTH = 64
 
 def generation_routes(service: InferenceService, guards: Sequence[Any]) -> APIRouter:
     """Return the routes, each behind the dependencies `guards`."""
-    router = APIRouter(dependencies=list(guards))
+    router = APIRouter(dependencies=list(guards), route_class=BodyRoute)
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:

@@ -16,6 +16,7 @@ from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
 from cluster.ingress.http.shapes import Json, work_done
 from cluster.ingress.http.sse import event_stream
@@ -25,7 +26,7 @@ Salt = Annotated[str, Query(alias="cache_salt")]
 
 def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
     """Return the routes, each behind the dependencies `guards`."""
-    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
+    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards), route_class=BodyRoute)
     contexts = service.contexts
 
     def full_context(context: Context) -> Json:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -113,7 +113,9 @@ def connect(
     async def gather() -> Collector:
         return metrics.registry
 
-    def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
+    def connect(
+        api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000, cors_origins: Sequence[str] = ()
+    ) -> TestClient:
         app = create_app(
             service,
             denoiser,
@@ -121,6 +123,7 @@ def connect(
             max_body_bytes=max_body_bytes,
             metrics=gather,
             lifespan=lifespan,
+            cors_origins=cors_origins,
         )
         return TestClient(app, raise_server_exceptions=False)
 

@@ -13,7 +13,7 @@ from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.worker import Worker
 
 Connect = Callable[..., TestClient]
-"""A function of create_app's `api_keys` and `max_body_bytes` that returns a client of that application."""
+"""A function of create_app's `api_keys`, `max_body_bytes` and `cors_origins`; returns a client of that application."""
 
 RIGHT_KEYS = [
     (("authorization", "Bearer right"),),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from workers.api import PARAMETERS, DecodingParams
 from workers.parameter import Parameter
@@ -13,6 +14,7 @@ from workers.parameter import Parameter
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 SEED = BY_NAME["seed"]
 TYPES = get_type_hints(DecodingParams)
+MAX_REPORTED = 100
 TokenId = Annotated[int, Field(strict=False)]
 """A token id as the key of an object, where JSON knows only strings."""
 EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -56,10 +58,20 @@ class Body(BaseModel):
         return value
 
 
+def with_few_faults(biases: Any) -> Any:
+    """Refuse an object with very many entries that are no bias at once: each would be reported apart."""
+    if isinstance(biases, dict):
+        faults = (name for name, bias in biases.items() if not (name.isdecimal() and isinstance(bias, int | float)))
+        if len(list(islice(faults, MAX_REPORTED))) == MAX_REPORTED:
+            raise ValueError("must map token ids to numbers")
+    return biases
+
+
 def declared_type(parameter: Parameter) -> Any:
     """Return the type of a parameter in a body. OpenAI's own parameters may be null; a map is an object."""
     if parameter.name == "logit_bias":
-        return dict[TokenId, Annotated[float, Field(**constraints(parameter))]] | None
+        biases = dict[TokenId, Annotated[float, Field(**constraints(parameter))]]
+        return Annotated[biases, BeforeValidator(with_few_faults)] | None
     kind = TYPES[parameter.name]
     return kind | None if parameter.is_openai else kind
 
