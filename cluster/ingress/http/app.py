@@ -9,7 +9,6 @@ from http import HTTPStatus
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -102,8 +101,9 @@ def create_app(
         return Response(encode(await metrics()), media_type=content_type)
 
     for route in app.routes:
-        if isinstance(route, APIRoute) and "GET" in route.methods:
-            route.methods.add("HEAD")
+        methods: set[str] = getattr(route, "methods", None) or set()
+        if "GET" in methods:
+            methods.add("HEAD")
     for kind in (RequestValidationError, HTTPException, ClusterError, WorkerError, Exception):
         app.add_exception_handler(kind, refuse)
     return app
