@@ -99,7 +99,10 @@ def reply_to(error: BaseException) -> Reply:
 
 @contextmanager
 def at_paths(paths: Mapping[str, str]) -> Iterator[None]:
-    """Let errors name the paths at which the client wrote the fields: `paths` maps from those used in the service."""
+    """Let errors name the paths at which the client wrote the fields.
+
+    `paths` maps from those used in the service, and moves what lies below a path, too. The first one that fits counts.
+    """
     try:
         yield
     except InvalidRequestError as error:
@@ -111,7 +114,8 @@ def at_paths(paths: Mapping[str, str]) -> Iterator[None]:
 def moved(error: errors.RequestError | InvalidRequestError, paths: Mapping[str, str]) -> errors.RequestError:
     """Return the same fault at another path, with which its message begins if it began with the old one."""
     old, message = error.param or "", str(error)
-    new = paths.get(old, old)
+    known = next((path for path in paths if old == path or old.startswith(f"{path}.")), None)
+    new = old if known is None else paths[known] + old.removeprefix(known)
     if old and message.startswith(f"{old} "):
         message = new + message.removeprefix(old)
     return errors.RequestError(message, param=new or None, code=error.code)

@@ -113,6 +113,7 @@ class ContextDrafter:
         """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
         match content:
             case TokenContent(parts):
+                self.check_ids(content)
                 return self._draft_tokens(parts)
             case TextContent(parts):
                 return self._draft_with_holes(lambda spell: self._tokenizer.encode_plain(spell(parts)))
@@ -171,7 +172,9 @@ class ContextDrafter:
         encode = partial(self._tokenizer.encode_suffix, after=text, plain=True)
         return self._draft_with_holes(lambda spell: encode(spell(parts)))
 
-    def locate_text(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
+    def locate_text(
+        self, token_ids: Sequence[int], masked: Sequence[int], text: str, *, param: str = "edits"
+    ) -> tuple[int, int, str, str]:
         """Return the positions start..end-1 of the tokens of `text`, and the text before and after it in them.
 
         Raises RequestError if it is missing, repeated, or not within one piece of text.
@@ -180,7 +183,7 @@ class ContextDrafter:
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
-            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param="edits")
+            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param=param)
         [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
@@ -192,12 +195,14 @@ class ContextDrafter:
             start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
         if any(index in holes or not (pieces[index] or index in silent) for index in range(start, end)):
-            raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
+            raise RequestError(f"{text!r} is no one piece of text in the context", param=param)
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
+    def check_ids(self, content: TokenContent, param: str = "token_ids") -> None:
+        """Raise RequestError for ids beyond the vocabulary."""
+        self._tokenizer.check_ids((part for part in content.parts if not isinstance(part, Hole)), param=param)
+
     def _draft_tokens(self, parts: Sequence[int | Hole]) -> Draft:
-        given = [part for part in parts if not isinstance(part, Hole)]
-        self._tokenizer.check_ids(given, param="token_ids")
         return self._draft_runs([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
 
     def _draft_runs(self, runs: Sequence[Sequence[int | None]]) -> Draft:

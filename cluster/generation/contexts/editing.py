@@ -208,7 +208,8 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    places = sorted((located(context, change, drafter) for change in changes), key=lambda place: place.range)
+    located = (locate_change(context, change, drafter, index) for index, change in enumerate(changes))
+    places = sorted(located, key=lambda place: place.range)
     ends = [*(place.start for place in places[1:]), len(context.token_ids)]
     return tuple(chain.from_iterable(map(partial(place_edits, context, drafter), places, ends)))
 
@@ -226,16 +227,19 @@ class LocatedChange:
         return self.start, self.end
 
 
-def located(context: Context, change: Replacement, drafter: ContextDrafter) -> LocatedChange:
-    """Return the positions that a change replaces, and their content with what else of their text stays."""
-    content = change.content
+def locate_change(context: Context, change: Replacement, drafter: ContextDrafter, index: int) -> LocatedChange:
+    """Return the positions that edit number `index` replaces, and their content with what else of their text stays."""
+    content, path = change.content, f"edits.{index}"
+    if isinstance(content, TokenContent):
+        drafter.check_ids(content, f"{path}.token_ids")
     if isinstance(change.place, TokenRange):
         return LocatedChange(change.place.start, change.place.end, content)
-    start, end, left, right = drafter.locate_text(context.token_ids, context.masked, change.place.text)
+    text = change.place.text
+    start, end, left, right = drafter.locate_text(context.token_ids, context.masked, text, param=f"{path}.find")
     if isinstance(content, TextContent):
         content = TextContent((left, *content.parts, right))
     elif left or right:
-        raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
+        raise RequestError(f"token ids can't replace {text!r}, a part of a token", param=f"{path}.token_ids")
     return LocatedChange(start, end, content)
 
 
