@@ -25,7 +25,7 @@ class PlainEncoder:
         """Encode by a copy of `backend`. Raises TokenizerError if the copy has other ids."""
         nonce = secrets.token_hex(16)
         names = control_tokens(backend, chat_template)
-        self._aliases = {name: f"<control {index} {nonce}>" for index, name in enumerate(names)}
+        self._aliases = {name: f"<control-{index}-{nonce}>" for index, name in enumerate(names)}
         self._start, self._end = f"[{nonce}<", f">{nonce}]"
         any_name = "|".join(map(re.escape, names)) or r"(?!)"
         self._name = re.compile(any_name)

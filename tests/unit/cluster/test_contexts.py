@@ -127,6 +127,16 @@ def test_a_refused_edit_is_named_by_its_path(client: TestClient, wrong: dict[str
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
+def test_a_replayed_answer_can_be_a_turn_of_a_context(client: TestClient) -> None:
+    answer = {"role": "assistant", "content": "Mira is 34."}
+    replayed = answer | {"refusal": None, "annotations": [], "tool_calls": None, "reasoning_content": "She is."}
+    made = [client.post(URL, json={"messages": [turn]}).json() for turn in (answer, replayed)]
+    refused = client.post(URL, json={"messages": [answer | {"tool_calls": [{"id": "a"}]}]})
+
+    assert made[0]["token_ids"] == made[1]["token_ids"]
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages.0.tool_calls")
+
+
 def test_text_that_names_a_special_token_is_found_and_edited_exactly(client: TestClient) -> None:
     made = of_turns(client, "It says a<|eot_id|>b\n and c.")
     edited = change(client, made, edits=[{"find": "a<|eot_id|>", "text": "<|mask|>"}, {"find": "\n", "text": "0"}])

@@ -20,7 +20,7 @@ from cluster.generation.contexts.drafting import (
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.ingress.http.schema.declared import Body
 from cluster.ingress.http.schema.generation import SamplingBody
-from cluster.ingress.http.schema.messages import TextPart
+from cluster.ingress.http.schema.messages import ReplayedFields, TextPart
 
 
 class MaskPart(Body):
@@ -51,7 +51,7 @@ def parts_of(written: Written) -> tuple[Part, ...]:
     return tuple(part.text if isinstance(part, TextPart) else Hole(part.length) for part in written)
 
 
-class TurnBody(Body):
+class TurnBody(ReplayedFields):
     role: Literal["system", "developer", "user", "assistant"]
     content: Written
 

@@ -10,8 +10,8 @@ from cluster.generation.tokenization import Message
 from cluster.ingress.http.schema.declared import Body
 from cluster.ingress.http.schema.neutral import Ignored, only
 
-NoTools = "tools are not supported"
-NoAudio = "only text messages are supported"
+NO_TOOLS = "tools are not supported"
+TEXT_ONLY = "only text messages are supported"
 
 
 class TextPart(Body):
@@ -23,20 +23,17 @@ class TextPart(Body):
     annotations: Ignored = None
 
 
-class MessageBody(Body):
-    """Holds one turn. A message of a response is a turn, too, with all the fields that came with it."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+class ReplayedFields(Body):
+    """Holds what stands beside role and content: a message of a response is a turn, with all that came with it."""
 
     refusal: Annotated[Any, only(reason="refusals are not supported")] = None
-    tool_calls: Annotated[Any, only(reason=NoTools)] = None
-    tool_call_id: Annotated[Any, only(reason=NoTools)] = None
-    function_call: Annotated[Any, only(reason=NoTools)] = None
-    audio: Annotated[Any, only(reason=NoAudio)] = None
-    images: Annotated[Any, only(reason=NoAudio)] = None
+    tool_calls: Annotated[Any, only(reason=NO_TOOLS)] = None
+    tool_call_id: Annotated[Any, only(reason=NO_TOOLS)] = None
+    function_call: Annotated[Any, only(reason=NO_TOOLS)] = None
+    audio: Annotated[Any, only(reason=TEXT_ONLY)] = None
+    images: Annotated[Any, only(reason=TEXT_ONLY)] = None
     prefix: Annotated[Any, only(False, reason="continuing a message is not supported")] = None
-    type: Annotated[Any, only("text", "message", reason=NoAudio)] = None
+    type: Annotated[Any, only("text", "message", reason=TEXT_ONLY)] = None
 
     name: Ignored = None
     annotations: Ignored = None
@@ -56,6 +53,13 @@ class MessageBody(Body):
         if isinstance(data, dict) and data.get("role") == "assistant" and data.get("content") is None:
             return data | {"content": ""}
         return data
+
+
+class MessageBody(ReplayedFields):
+    """Holds one turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def to_message(self) -> Message:
         parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]

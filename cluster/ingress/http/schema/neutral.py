@@ -36,10 +36,10 @@ Ignored = Any
 Penalty = Annotated[Any, only(0, reason="penalties are not supported")]
 OneChoice = Annotated[Any, only(1, reason="one choice a request is supported")]
 Unconstrained = Annotated[Any, only(reason="constrained answers are not supported")]
-NoBeams = "beam search is not supported"
-NoTokenIds = "token ids in the response are not supported"
-NoReasoning = "the model doesn't reason apart"
-OwnTemplate = "another rendering than the chat template's is not supported"
+NO_BEAMS = "beam search is not supported"
+NO_TOKEN_IDS = "token ids in the response are not supported"
+NO_REASONING = "the model doesn't reason apart"
+ONE_TEMPLATE = "another rendering than the chat template's is not supported"
 
 
 class NeutralFields(Body):
@@ -51,9 +51,9 @@ class NeutralFields(Body):
     frequency_penalty: Penalty = None
     presence_penalty: Penalty = None
     repetition_penalty: Annotated[Any, only(1, reason="penalties are not supported")] = None
-    length_penalty: Annotated[Any, only(1, reason=NoBeams)] = None
-    use_beam_search: Annotated[Any, only(False, reason=NoBeams)] = None
-    early_stopping: Annotated[Any, only(False, reason=NoBeams)] = None
+    length_penalty: Annotated[Any, only(1, reason=NO_BEAMS)] = None
+    use_beam_search: Annotated[Any, only(False, reason=NO_BEAMS)] = None
+    early_stopping: Annotated[Any, only(False, reason=NO_BEAMS)] = None
     min_p: Annotated[Any, only(0, reason="min_p is not supported")] = None
     stop_token_ids: Annotated[Any, only(reason="answers stop at texts, which `stop` names")] = None
     include_stop_str_in_output: Annotated[Any, only(False, reason="answers end before a stop string")] = None
@@ -72,8 +72,8 @@ class NeutralFields(Body):
     guided_grammar: Unconstrained = None
     prompt_logprobs: Annotated[Any, only(False, reason="log probabilities are not supported")] = None
     logprob_token_ids: Annotated[Any, only(reason="log probabilities are not supported")] = None
-    return_token_ids: Annotated[Any, only(False, reason=NoTokenIds)] = None
-    return_tokens_as_token_ids: Annotated[Any, only(False, reason=NoTokenIds)] = None
+    return_token_ids: Annotated[Any, only(False, reason=NO_TOKEN_IDS)] = None
+    return_tokens_as_token_ids: Annotated[Any, only(False, reason=NO_TOKEN_IDS)] = None
     truncate_prompt_tokens: Annotated[Any, only(reason="prompts are never shortened")] = None
 
     user: Ignored = None
@@ -105,18 +105,18 @@ class NeutralChatFields(NeutralFields):
     modalities: Annotated[Any, only(["text"], reason="only text answers are supported")] = None
     audio: Annotated[Any, only(reason="only text answers are supported")] = None
     prediction: Annotated[Any, only(reason="predicted outputs are not supported")] = None
-    reasoning_effort: Annotated[Any, only("none", reason=NoReasoning)] = None
-    reasoning: Annotated[Any, only({"effort": "none"}, {"enabled": False}, reason=NoReasoning)] = None
-    thinking: Annotated[Any, only({"type": "disabled"}, reason=NoReasoning)] = None
-    enable_thinking: Annotated[Any, only(False, reason=NoReasoning)] = None
+    reasoning_effort: Annotated[Any, only("none", reason=NO_REASONING)] = None
+    reasoning: Annotated[Any, only({"effort": "none"}, {"enabled": False}, reason=NO_REASONING)] = None
+    thinking: Annotated[Any, only({"type": "disabled"}, reason=NO_REASONING)] = None
+    enable_thinking: Annotated[Any, only(False, reason=NO_REASONING)] = None
     moderation: Annotated[Any, only(reason="moderation is not supported")] = None
     web_search_options: Annotated[Any, only(reason="web search is not supported")] = None
     documents: Annotated[Any, only(reason="documents beside the messages are not supported")] = None
-    add_generation_prompt: Annotated[Any, only(True, reason=OwnTemplate)] = None
-    continue_final_message: Annotated[Any, only(False, reason=OwnTemplate)] = None
-    add_special_tokens: Annotated[Any, only(False, reason=OwnTemplate)] = None
-    chat_template: Annotated[Any, only(reason=OwnTemplate)] = None
-    chat_template_kwargs: Annotated[Any, only({"enable_thinking": False}, {"thinking": False}, reason=OwnTemplate)] = (
+    add_generation_prompt: Annotated[Any, only(True, reason=ONE_TEMPLATE)] = None
+    continue_final_message: Annotated[Any, only(False, reason=ONE_TEMPLATE)] = None
+    add_special_tokens: Annotated[Any, only(False, reason=ONE_TEMPLATE)] = None
+    chat_template: Annotated[Any, only(reason=ONE_TEMPLATE)] = None
+    chat_template_kwargs: Annotated[Any, only({"enable_thinking": False}, {"thinking": False}, reason=ONE_TEMPLATE)] = (
         None
     )
 
