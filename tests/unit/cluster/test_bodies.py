@@ -136,6 +136,13 @@ def test_a_refused_canvas_names_the_limit(client: TestClient, number: int) -> No
     assert ("1024" if number > 0 else "greater than or equal to 1") in message
 
 
+@pytest.mark.parametrize("prompts", [["a", "b"], [[7], [8]]])
+def test_several_prompts_are_refused(client: TestClient, prompts: list[Any]) -> None:
+    error = client.post("/v1/completions", json={"prompt": prompts}).json()["error"]
+
+    assert (error["param"], "one prompt a request" in error["message"]) == ("prompt", True)
+
+
 def test_a_byte_order_mark_is_no_fault(client: TestClient) -> None:
     assert client.post(CHAT, content=b"\xef\xbb\xbf" + PLAIN, headers=JSON).status_code == 200
 
@@ -153,9 +160,10 @@ def test_a_content_type_may_have_parameters_and_suffixes(client: TestClient, con
         '{"prompt": "x", "temperature": 0.' + "1" * 900_000 + "}",
         '{"prompt": "x", ' + ",".join(f'"f{n}": 1' for n in range(80_000)) + "}",
         '{"prompt": "x", "logit_bias": {' + ",".join(f'"{n}x": 1' for n in range(80_000)) + "}}",
+        '{"prompt": "x", "logit_bias": {' + ",".join(f'"{n}": 101' for n in range(80_000)) + "}}",
         '{"prompt": "x", "stop": [' + '"",' * 120_000 + '""]}',
     ],
-    ids=["objects", "lists", "digits", "fields", "biases", "stops"],
+    ids=["objects", "lists", "digits", "fields", "names", "biases", "stops"],
 )
 def test_a_long_wrong_body_is_refused_at_once(connect: Connect, content: str) -> None:
     client = connect(max_body_bytes=1 << 20)

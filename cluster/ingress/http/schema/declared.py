@@ -61,9 +61,14 @@ class Body(BaseModel):
 def with_few_faults(biases: Any) -> Any:
     """Refuse an object with very many entries that are no bias at once: each would be reported apart."""
     if isinstance(biases, dict):
-        faults = (name for name, bias in biases.items() if not (name.isdecimal() and isinstance(bias, int | float)))
+        beyond = BY_NAME["logit_bias"].number_beyond
+        faults = (
+            name
+            for name, bias in biases.items()
+            if not (name.isdecimal() and isinstance(bias, int | float) and beyond(bias) is None)
+        )
         if len(list(islice(faults, MAX_REPORTED))) == MAX_REPORTED:
-            raise ValueError("must map token ids to numbers")
+            raise ValueError(f"must map token ids to numbers that each {BY_NAME['logit_bias'].bounds}")
     return biases
 
 

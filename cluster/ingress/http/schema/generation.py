@@ -6,13 +6,12 @@ The fields that are honoured stand here, and those that change nothing in `neutr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
-from cluster.errors import RequestError
 from cluster.generation.events import ContextChoice
 from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
@@ -161,14 +160,20 @@ class CompletionBody(GenerationBody, NeutralCompletionFields):
     prompt: str | Ids | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Ids], Field(fail_fast=True)]
     suffix: str | None = None
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def one_prompt(cls, prompt: Any) -> Any:
+        """Refuse several prompts, before any of them is read."""
+        if isinstance(prompt, list) and len(prompt) > 1 and isinstance(prompt[0], str | list):
+            raise ValueError("one prompt a request is supported: send several requests")
+        return prompt
+
     def text_behind(self) -> str:
         return self.suffix or ""
 
     def to_prompt(self) -> Prompt:
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) > 1:
-                raise RequestError("one prompt a request is supported: send several requests", param="prompt")
             prompt = prompt[0]
         if isinstance(prompt, str):
             return TextPrompt(prompt)
