@@ -17,7 +17,7 @@ CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """Says what a client asks for."""
+    """Describes a client's call to generate text."""
 
     request_id: str
     """Unique over all requests."""
@@ -38,7 +38,7 @@ class GenerationCall:
 def fill_canvas(params: DecodingParams, max_tokens: int | None) -> DecodingParams:
     """Return parameters with which no answer ends before its canvas of `max_tokens` does. Raises RequestError."""
     if max_tokens is None:
-        raise RequestError("ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos")
+        raise RequestError("ignore_eos fills the whole canvas: give its length as max_tokens", param="ignore_eos")
     return replace(params, min_tokens=max_tokens)
 
 
@@ -86,7 +86,9 @@ class RequestBuilder:
             return ResolvedPrompt(await self._encoder.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
         context = await self._contexts.read_to_generate(call.context.id, call.cache_salt)
         num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
-        behind = await self._encoder.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt, num_tokens))
+        behind = await self._encoder.run(
+            length, lambda tokenizer: tokenizer.encode_after_context(call.prompt, num_tokens)
+        )
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )

@@ -26,11 +26,11 @@ from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
 
 TOKEN_GRID = 128
-"""A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
+"""Number of tokens of which a prompt of bare token ids, which shows no structure, is cut at a multiple."""
 GRID_STEPS = 4
-"""The least length of such a prompt, in grid steps."""
+"""Minimum length of such a prompt, in grid steps."""
 MAX_BOUNDARIES = 4
-"""Up to this many boundaries of a conversation are all computed; of more, only those that decide the cut."""
+"""Maximum number of a conversation's boundaries that are all computed; of more, only those that decide the cut."""
 ANCHOR = "."
 """A placeholder for the text that a suffix follows."""
 PROBE = "a"
@@ -169,7 +169,7 @@ class Tokenizer:
         """Return the token ids of text in which no special token is read as such."""
         return tuple(self._plain.encode(text))
 
-    def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
+    def encode_after_context(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
         """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
 
         Raises RequestError as `encode`.
@@ -229,7 +229,7 @@ class Tokenizer:
     def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
         """Raise RequestError for ids beyond the vocabulary."""
         if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
-            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
+            raise RequestError(f"token id {bad} is beyond the vocabulary of {self.vocab_size} tokens", param=param)
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for text that continues that of the tokens `before`."""
@@ -260,12 +260,12 @@ class Tokenizer:
         return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
 
     def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
-        """Encode turns as if after others, whose text doesn't matter: a system turn replaces them, then is removed."""
+        """Encode turns that follow earlier ones, by rendering them after a short system turn that is then cut off."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
         if list(whole.token_ids[: len(before)]) != before:
-            raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
+            raise RequestError("the model's chat template can't put these messages after a context", param="messages")
         boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
         return EncodedPrompt(whole.token_ids[len(before) :], boundaries)
 
@@ -294,7 +294,7 @@ class Tokenizer:
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
     def _encode_text(self, text: str) -> EncodedPrompt:
-        """Encode text, with boundaries after its first and its last blank line, as few-shot prompts are laid out."""
+        """Encode text, with boundaries after its first and its last blank line, which suits few-shot prompts."""
         token_ids = self._encode(text)
         ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
         prefixes = (self._encode(text[:end]) for end in sorted(ends))

@@ -110,7 +110,7 @@ class ContextDrafter:
         self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def draft_whole(self, content: Content) -> Draft:
-        """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
+        """Turn content that stands by itself into a draft. Raises RequestError if template or vocabulary refuse it."""
         match content:
             case TokenContent(parts):
                 self.check_ids(content)
@@ -120,8 +120,8 @@ class ContextDrafter:
             case TurnsContent(turns):
                 return self._draft_with_holes(lambda spell: self._render(turns, spell))
 
-    def draft_behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
-        """Draft content that follows the tokens `before`.
+    def draft_after(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
+        """Turn content that follows the tokens `before` into a draft.
 
         A tokenizer may treat the first word of a text specially. So the content is tokenized after the text that
         precedes it, else after an anchor, else by itself: the first of these that decodes as written is taken.
@@ -144,15 +144,15 @@ class ContextDrafter:
         for stop in range(end, min(end + MAX_REDRAFTED, len(token_ids)) + 1):
             if stop > end and (stop - 1 in fixed or self._tokenizer.is_special(token_ids[stop - 1])):
                 break
-            text, rest = self._text_behind(token_ids[:end], token_ids[end:stop]), self._characters_at(token_ids, stop)
+            text, rest = self._text_after(token_ids[:end], token_ids[end:stop]), self._characters_at(token_ids, stop)
             if text.endswith(BROKEN):
                 continue
-            draft = self.draft_behind(before, TextContent((*content.parts, text)) if text else content)
-            if self._text_behind((*before, *draft.token_ids), rest) == self._text_behind(token_ids[:stop], rest):
+            draft = self.draft_after(before, TextContent((*content.parts, text)) if text else content)
+            if self._text_after((*before, *draft.token_ids), rest) == self._text_after(token_ids[:stop], rest):
                 return draft, stop
-        return self.draft_behind(before, content), end
+        return self.draft_after(before, content), end
 
-    def _text_behind(self, before: Sequence[int], token_ids: Sequence[int]) -> str:
+    def _text_after(self, before: Sequence[int], token_ids: Sequence[int]) -> str:
         """Return what the tokens add to the text of those before them."""
         for length in range(TAIL_TOKENS, 2 * TAIL_TOKENS):
             tail = tuple(before[-length:])
@@ -183,7 +183,7 @@ class ContextDrafter:
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
-            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param=param)
+            raise RequestError(f"{text!r} occurs {len(places)} times in the context, not once", param=param)
         [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
@@ -195,7 +195,7 @@ class ContextDrafter:
             start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
         if any(index in holes or not (pieces[index] or index in silent) for index in range(start, end)):
-            raise RequestError(f"{text!r} is no one piece of text in the context", param=param)
+            raise RequestError(f"{text!r} has a hole or a special token in it", param=param)
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
     def check_ids(self, content: TokenContent, param: str = "token_ids") -> None:
@@ -217,15 +217,15 @@ class ContextDrafter:
         return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
-        """Draft text with holes, which go through the tokenizer as special tokens that no text can spell.
+        """Return the draft of a text with holes, which the tokenizer sees as special tokens that no text can spell.
 
         The text after a hole is tokenized as a continuation: an anchor is put before it and removed again, unless the
         tokenizer joins the anchor to that text.
         """
         hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
-            read = encode(partial(spelled, hole=hole.text, anchor=anchor))
-            marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
+            read = encode(partial(spell_holes, hole=hole.text, anchor=anchor))
+            marked = remove_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
             if marked is not None:
                 return self._draft_runs([marked])
         raise AssertionError("without anchors, nothing can be joined to them")
@@ -234,15 +234,15 @@ class ContextDrafter:
         """Return whether the tokens before the first hole decode to the text before it."""
         text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
         end = draft.masked[0] if draft.masked else len(draft.token_ids)
-        return self._text_behind(before, draft.token_ids[:end]) == text
+        return self._text_after(before, draft.token_ids[:end]) == text
 
 
-def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
+def spell_holes(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
     return "".join(hole * part.length + anchor if isinstance(part, Hole) else part for part in parts)
 
 
-def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
-    """Return the tokens with holes as None, without the anchor after each run; None if an anchor is missing."""
+def remove_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
+    """Remove the anchor after each run of holes, and replace each hole by None. Return None if an anchor is missing."""
     out: list[int | None] = []
     index = 0
     while index < len(token_ids):

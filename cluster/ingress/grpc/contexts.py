@@ -14,8 +14,8 @@ from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
 from cluster.ingress.errors import at_paths
-from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
-from cluster.ingress.grpc.content import changes_of, content_of
+from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
+from cluster.ingress.grpc.content import changes_from_pb, content_from_pb
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 
@@ -32,7 +32,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
         async with guarded_call(context, self._api_keys):
-            content = content_of(request.content)
+            content = content_from_pb(request.content)
             with at_paths(CONTENT_PATHS):
                 made = await self._contexts.create(content, request.cache_salt)
             return pb.CreateContextResponse(context=self._full_context(made))
@@ -55,9 +55,11 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
         async with guarded_call(context, self._api_keys):
             if not request.HasField("expected_epoch"):
-                raise RequestError("say which epoch the change was made for", param="expected_epoch")
+                raise RequestError(
+                    "expected_epoch is missing: give the epoch for which the change was made", param="expected_epoch"
+                )
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
-            changes = changes_of(request)
+            changes = changes_from_pb(request)
             with at_paths(paths_of(request)):
                 changed = await self._contexts.change(name, request.cache_salt, expected, changes)
             return pb.ChangeContextResponse(context=self._full_context(changed))
@@ -70,7 +72,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Denoise(self, request: pb.DenoiseRequest, context: Any) -> AsyncGenerator[pb.DenoiseResponse, None]:
         async with guarded_call(context, self._api_keys):
             self._service.catalogue.check(request.model)
-            call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_of(request))
+            call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_from_pb(request))
             async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:

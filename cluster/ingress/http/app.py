@@ -46,9 +46,9 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics.
+    """Return the application that serves `service`; `metrics` gathers the metrics for /metrics.
 
-    Pages of `cors_origins` may call it from a browser.
+    Without `api_keys` no key is required. Pages of `cors_origins` may call the API from a browser.
     """
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)

@@ -140,7 +140,7 @@ def test_a_refused_canvas_names_the_limit(client: TestClient, number: int) -> No
 def test_several_prompts_are_refused(client: TestClient, prompts: list[Any]) -> None:
     error = client.post("/v1/completions", json={"prompt": prompts}).json()["error"]
 
-    assert (error["param"], "one prompt a request" in error["message"]) == ("prompt", True)
+    assert (error["param"], "takes one prompt" in error["message"]) == ("prompt", True)
 
 
 def test_a_byte_order_mark_is_no_fault(client: TestClient) -> None:

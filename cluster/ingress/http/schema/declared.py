@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from workers.api import PARAMETERS, DecodingParams
 from workers.parameter import Parameter
 
-BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
-SEED = BY_NAME["seed"]
-TYPES = get_type_hints(DecodingParams)
+PARAMETERS_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+SEED_PARAMETER = PARAMETERS_BY_NAME["seed"]
+PARAMETER_TYPES = get_type_hints(DecodingParams)
 MAX_REPORTED = 100
 TokenId = Annotated[int, Field(strict=False)]
 """A token id as the key of an object, where JSON knows only strings."""
@@ -54,21 +54,21 @@ class Body(BaseModel):
         try:
             "".join(text for text in texts if isinstance(text, str)).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"holds half a character, at position {error.start}") from error
+            raise ValueError(f"holds a lone surrogate, half of a character, at position {error.start}") from error
         return value
 
 
 def with_few_faults(biases: Any) -> Any:
     """Refuse an object with very many entries that are no bias at once: each would be reported apart."""
     if isinstance(biases, dict):
-        beyond = BY_NAME["logit_bias"].number_beyond
+        beyond = PARAMETERS_BY_NAME["logit_bias"].find_out_of_bounds
         faults = (
             name
             for name, bias in biases.items()
             if not (name.isdecimal() and isinstance(bias, int | float) and beyond(bias) is None)
         )
         if len(list(islice(faults, MAX_REPORTED))) == MAX_REPORTED:
-            raise ValueError(f"must map token ids to numbers that each {BY_NAME['logit_bias'].bounds}")
+            raise ValueError(f"must map token ids to numbers that each {PARAMETERS_BY_NAME['logit_bias'].bounds}")
     return biases
 
 
@@ -77,7 +77,7 @@ def declared_type(parameter: Parameter) -> Any:
     if parameter.name == "logit_bias":
         biases = dict[TokenId, Annotated[float, Field(**constraints(parameter))]]
         return Annotated[biases, BeforeValidator(with_few_faults)] | None
-    kind = TYPES[parameter.name]
+    kind = PARAMETER_TYPES[parameter.name]
     return kind | None if parameter.is_openai else kind
 
 

@@ -16,7 +16,7 @@ from cluster.generation.events import ContextChoice
 from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
+from cluster.ingress.http.schema.declared import SEED_PARAMETER, Body, declared_field, options_body
 from cluster.ingress.http.schema.messages import MessageBody
 from cluster.ingress.http.schema.neutral import Ignored, NeutralChatFields, NeutralCompletionFields, NeutralFields
 from cluster.ingress.http.shapes import UsageReports
@@ -29,9 +29,9 @@ Stop = StopText | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS, fail_fas
 
 
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
-    """Says how the canvas is denoised: the extension of this server."""
+    """Holds the parameters of denoising, which OpenAI's API lacks."""
 
-    seed: int | None = declared_field(SEED)
+    seed: int | None = declared_field(SEED_PARAMETER)
     """Same as the body's own `seed`; takes precedence over it."""
 
 
@@ -56,7 +56,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
-    """Says how tokens are chosen, for which model and which tenant."""
+    """Holds the model, the tenant, and the parameters by which tokens are chosen."""
 
     model: str | None = None
     stream: bool | None = None
@@ -95,7 +95,7 @@ class GenerationBody(SamplingBody, NeutralFields):
         return GenerationCall(
             request_id=request_id,
             prompt=self.to_prompt(),
-            suffix=self.text_behind(),
+            suffix=self.suffix_text(),
             model=self.model,
             max_tokens=self.canvas(),
             params=self.params(),
@@ -113,7 +113,7 @@ class GenerationBody(SamplingBody, NeutralFields):
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         """Return the text that follows the answer."""
         return ""
 
@@ -138,7 +138,7 @@ class GenerationBody(SamplingBody, NeutralFields):
 
 
 class ChatBody(GenerationBody, NeutralChatFields):
-    """Is the body of POST /v1/chat/completions."""
+    """Describes the body of POST /v1/chat/completions."""
 
     messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -155,7 +155,7 @@ class ChatBody(GenerationBody, NeutralChatFields):
 
 
 class CompletionBody(GenerationBody, NeutralCompletionFields):
-    """Is the body of POST /v1/completions and /v1/fim/completions."""
+    """Describes the body of POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | Ids | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Ids], Field(fail_fast=True)]
     suffix: str | None = None
@@ -165,10 +165,10 @@ class CompletionBody(GenerationBody, NeutralCompletionFields):
     def one_prompt(cls, prompt: Any) -> Any:
         """Refuse several prompts, before any of them is read."""
         if isinstance(prompt, list) and len(prompt) > 1 and isinstance(prompt[0], str | list):
-            raise ValueError("one prompt a request is supported: send several requests")
+            raise ValueError("a request takes one prompt: send one request for each")
         return prompt
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         return self.suffix or ""
 
     def to_prompt(self) -> Prompt:
