@@ -38,15 +38,20 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Says where Ray Serve's HTTP proxy listens."""
+    """Says where Ray Serve's HTTP proxy listens, and how often a stream gives a sign of life."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
     port: int = 8000
     """Port of the HTTP API."""
+    keepalive_s: float = 15.0
+    """Seconds between two comment lines of a stream, which show clients and proxies that it is alive while there is no
+    text; a stream whose request no worker has accepted begins after as many."""
 
     def __post_init__(self) -> None:
         require_port("http", self.port)
+        keepalive_s = self.keepalive_s
+        require(0 < keepalive_s < math.inf, f"http.keepalive_s must be positive and finite, got {keepalive_s}")
 
 
 @dataclass(frozen=True)

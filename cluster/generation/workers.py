@@ -12,7 +12,7 @@ class Workers(Protocol):
     """Reaches the worker replicas through whatever routes to them."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Yield the chunks in order; closing the generator stops the work."""
+        """Yield the chunks in order, the acceptance first; closing the generator stops the work."""
         ...
 
     async def model_info(self) -> ModelInfo | None:

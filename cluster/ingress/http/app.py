@@ -37,10 +37,14 @@ def create_app(
     *,
     api_keys: frozenset[str],
     max_body_bytes: int,
+    keepalive_s: float,
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
-    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics."""
+    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics.
+
+    Streams have a comment every `keepalive_s`.
+    """
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
@@ -51,8 +55,8 @@ def create_app(
 
     guards = [Depends(authorized)]
     catalogue = service.catalogue
-    app.include_router(generation_routes(service, guards))
-    app.include_router(context_routes(service, denoiser, guards))
+    app.include_router(generation_routes(service, guards, keepalive_s))
+    app.include_router(context_routes(service, denoiser, guards, keepalive_s))
 
     @app.get("/v1/models", dependencies=guards)
     async def models() -> Json:

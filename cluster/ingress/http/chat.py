@@ -18,18 +18,18 @@ from cluster.ingress.http.sse import event_stream
 REQUEST_ID_LENGTH = 64
 
 
-def generation_routes(service: InferenceService, guards: Sequence[Any]) -> APIRouter:
-    """Return the routes, each behind the dependencies `guards`."""
+def generation_routes(service: InferenceService, guards: Sequence[Any], keepalive_s: float) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`. Streams have a comment every `keepalive_s`."""
     router = APIRouter(dependencies=list(guards))
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        return await respond(service, body, request, ChatShape, "chatcmpl")
+        return await respond(service, body, request, ChatShape, "chatcmpl", keepalive_s)
 
     @router.post("/v1/completions")
     @router.post("/v1/fim/completions")
     async def completion(body: CompletionBody, request: Request) -> Response:
-        return await respond(service, body, request, CompletionShape, "cmpl")
+        return await respond(service, body, request, CompletionShape, "cmpl", keepalive_s)
 
     return router
 
@@ -40,6 +40,7 @@ async def respond(
     request: Request,
     shaped: Callable[[ResponseMeta], Shape],
     prefix: str,
+    keepalive_s: float,
 ) -> Response:
     """Answer one request, whole or as server-sent events."""
     unique = uuid.uuid4().hex
@@ -48,4 +49,5 @@ async def respond(
     shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.catalogue.name))
     if not body.stream:
         return JSONResponse(shape.full_response(await service.answer(call)))
-    return await event_stream(service.generate(call), StreamedAnswer(shape, body.include_usage))
+    answer = StreamedAnswer(shape, body.include_usage)
+    return await event_stream(service.generate(call), answer, keepalive_s=keepalive_s)

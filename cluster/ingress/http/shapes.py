@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cluster.generation.events import Answer, Event, Finished, Text
+from cluster.generation.events import Accepted, Answer, Event, Finished, Text
 from workers.api import FinishReason, Usage
 
 Json = dict[str, Any]
@@ -104,6 +104,8 @@ class StreamedAnswer:
 
     def chunks(self, event: Event) -> Sequence[Json]:
         match event:
+            case Accepted():
+                return ()
             case Text(text):
                 return [self._without_usage(self.shape.text_chunk(text))]
             case Finished():

@@ -224,7 +224,7 @@ def test_a_workers_error_has_its_status_in_a_stream_too(
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(client: TestClient, workers: LocalWorkers) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=3)]
 
     response = client.post(CHAT, json=TALK | BLOCKS | {"stream": True})
 
