@@ -274,7 +274,7 @@ def test_the_exposition_counts_requests(client: TestClient) -> None:
     text = client.get("/metrics").text
 
     assert 'palimpsest_requests_total{outcome="length"} 1.0' in text
-    assert 'palimpsest_requests_total{outcome="ModelNotFoundError"} 1.0' in text
+    assert 'palimpsest_requests_total{outcome="not_found"} 1.0' in text
     assert 'palimpsest_tokens_total{kind="completion"} 16.0' in text
 
 
