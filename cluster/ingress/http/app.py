@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -58,6 +59,11 @@ def create_app(
     app.include_router(generation_routes(service, guards, keepalive_s))
     app.include_router(context_routes(service, denoiser, guards, keepalive_s))
 
+    @app.get("/")
+    async def root() -> Json:
+        links = {"models": "/v1/models", "health": "/health", "metrics": "/metrics", "docs": "/docs"}
+        return {"name": "palimpsest", "version": installed_version(), **links}
+
     @app.get("/v1/models", dependencies=guards)
     async def models() -> Json:
         return {"object": "list", "data": [await model(catalogue.name)]}
@@ -89,6 +95,14 @@ def create_app(
     for kind in (RequestValidationError, HTTPException, ClusterError, WorkerError, Exception):
         app.add_exception_handler(kind, refuse)
     return app
+
+
+def installed_version() -> str | None:
+    """Return the package's version; None where its sources run without an installation."""
+    try:
+        return version("palimpsest")
+    except PackageNotFoundError:
+        return None
 
 
 class DeclaredLengthMiddleware:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,10 @@ def test_a_clients_request_id_names_its_request_but_never_two(client: TestClient
     assert one.startswith("mine-")
     assert two.startswith("mine-")
     assert one != two
+
+
+def test_the_root_says_what_is_served(client: TestClient) -> None:
+    body = client.get("/").json()
+
+    assert (body["name"], body["version"]) == ("palimpsest", version("palimpsest"))
+    assert all(client.get(body[link]).status_code == 200 for link in ("models", "health", "metrics", "docs"))
