@@ -1,6 +1,7 @@
 """Guard Serve's HTTP server: no client's header steers Serve, and an answer that Serve makes itself has our shape.
 
-Serve calls `middlewares` in every process that listens for HTTP, by the import path `MIDDLEWARES` in its environment.
+Serve calls `middlewares` in every process that listens for HTTP, since its environment names them
+(`cluster.supervisor.supervisor.SERVE_ENVIRONMENT`).
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ ERRORS: dict[int, Exception] = {
     HTTPStatus.TOO_MANY_REQUESTS: OverloadedError("too many requests wait for the ingress; try again later"),
     HTTPStatus.SERVICE_UNAVAILABLE: NotReadyError("no ingress answers now; try again shortly, or watch /health"),
 }
-"""Serve's own errors by their statuses; any other one is internal. The application has the root, so it isn't there
-where Serve finds no path.
-"""
+"""Serve's own errors by their statuses. The application has the root, so it isn't there where Serve finds no path."""
 
 
 def middlewares() -> list[Middleware]:
@@ -47,8 +46,10 @@ class ProxyGuard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        harmless = [(name, value) for name, value in scope.get("headers", ()) if is_harmless(name, value)]
+        guarded = {**scope, "headers": harmless}
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(guarded, receive, send)
             return
         if header_bytes(scope) > MAX_HEADER_BYTES:
             too_large = HTTPException(
@@ -58,10 +59,9 @@ class ProxyGuard:
             response = await refuse(Request(scope), too_large)
             await response(scope, receive, send)
             return
-        headers = [(name, value) for name, value in scope["headers"] if is_harmless(name, value)]
         answer = GuardedAnswer(scope, receive, send)
         try:
-            await self._app({**scope, "headers": headers}, receive, answer.take)
+            await self._app(guarded, receive, answer.take)
         except Exception:
             logger.exception("Serve's proxy failed")
         await answer.finish()
@@ -86,6 +86,7 @@ class GuardedAnswer:
         self._scope, self._receive, self._send = scope, receive, send
         self._start: Message | None = None
         self._is_withheld = self._is_complete = False
+        self._text = b""
 
     async def take(self, message: Message) -> None:
         """Take one message of the answer."""
@@ -95,14 +96,15 @@ class GuardedAnswer:
             self._is_complete = not message.get("more_body", False)
         if not self._is_withheld:
             await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._text += message.get("body", b"")
 
     async def finish(self) -> None:
         """Send what is missing once the proxy has nothing more to send."""
         if self._start is None:
             await self._refuse(LOST)
         elif self._is_withheld:
-            status = self._start["status"]
-            await self._refuse(ERRORS.get(status, ClusterError(f"Serve's proxy answered with status {status}")))
+            await self._refuse(error_of(self._start["status"], self._text.decode(errors="replace")))
         elif not self._is_complete and content_type(self._start).startswith("text/event-stream"):
             event = f"data: {json.dumps(error_response(LOST).body())}\n\n".encode()
             await self._send({"type": "http.response.body", "body": event})
@@ -114,8 +116,17 @@ class GuardedAnswer:
         await response(self._scope, self._receive, self._send)
 
 
+def error_of(status: int, text: str) -> Exception:
+    """Return the error that a status and a plain text report."""
+    if status in ERRORS:
+        return ERRORS[status]
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return HTTPException(status, text)
+    return ClusterError(f"Serve's proxy answered with status {status}: {text}")
+
+
 def is_serves_error(start: Message) -> bool:
-    """Return whether a response is an error in Serve's own words; our application sends no plain text but metrics."""
+    """Return whether a response is an error in plain text, which is Serve's, or of a middleware around our routes."""
     return start["status"] >= HTTPStatus.BAD_REQUEST and content_type(start).startswith("text/plain")
 
 

@@ -88,6 +88,7 @@ def test_headers_are_bounded(where: str) -> None:
         (408, 408, "request_timeout", "false"),
         (429, 429, "overloaded", "true"),
         (503, 503, "not_ready", "true"),
+        (400, 400, "bad_request", "false"),
         (500, 500, "internal_error", "false"),
     ],
 )
