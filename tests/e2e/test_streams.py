@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+from contextlib import closing
 
 import httpx2 as httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.e2e.prompts import ENDLESS, LONG, chat, sheet
+from tests.e2e.prompts import ENDLESS, chat, sheet
 from tests.e2e.system import System
 from tests.support.waiting import PATIENCE_S, eventually
 
 CHAT = "/v1/chat/completions"
+SLOW = {
+    "max_tokens": 700,
+    "diffusion": {"steps": 24, "block_length": 700, "min_tokens": 700, "policy": "none"},
+}
+"""A request of few passes, each of which takes long; the first token in order is committed after some of them."""
 
 
 def running_on(system: System) -> list[str]:
@@ -43,7 +49,7 @@ def test_a_stream_begins_long_before_its_first_text(system: System) -> None:
 
 
 def test_a_stream_that_a_killed_worker_had_accepted_is_answered_by_another_one(system: System) -> None:
-    body = {"messages": chat(sheet("Vera")), "stream": True, **LONG}
+    body = {"messages": chat(sheet("Vera")), "stream": True, **SLOW}
     with httpx.stream("POST", system.url + CHAT, json=body, timeout=PATIENCE_S) as response:
         eventually(lambda: len(running_on(system)) == 1)
         [accepted_by] = running_on(system)
@@ -71,12 +77,13 @@ def test_no_header_of_a_client_cuts_its_request(system: System, stream: bool) ->
 def test_headers_that_serve_cannot_carry_get_an_answer_of_our_own(
     system: System, name: str, value: bytes, status: int
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", system.http_port, timeout=PATIENCE_S)
-    connection.request("GET", "/v1/models", headers={name: value})
-    response = connection.getresponse()
+    with closing(http.client.HTTPConnection("127.0.0.1", system.http_port, timeout=PATIENCE_S)) as connection:
+        connection.request("GET", "/v1/models", headers={name: value})
+        response = connection.getresponse()
+        body = json.loads(response.read())
 
     assert response.status == status
-    assert ("data" if status == 200 else "error") in json.loads(response.read())
+    assert ("data" if status == 200 else "error") in body
 
 
 def test_the_exposition_of_the_running_system_is_valid_openmetrics(system: System) -> None:
