@@ -162,7 +162,7 @@ class RequestObservation:
 
 
 def outcome_of(error: Exception) -> str:
-    """Return the outcome of a request that ended with `error`, in a word that outlives the error's class."""
+    """Return the outcome of a request that ended with `error`, under a name that outlives the class of the error."""
     return next((outcome for kinds, outcome in OUTCOMES if isinstance(error, kinds)), "internal")
 
 
