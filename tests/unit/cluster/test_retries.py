@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from contextlib import suppress
 from typing import Any
@@ -130,5 +131,37 @@ def test_openais_client_repeats_only_what_can_help(
 
     with suppress(openai.APIStatusError):
         asking.chat.completions.create(model="random", **TALK)
+
+    assert len(workers.requests) == tries
+
+
+@pytest.mark.parametrize(
+    ("error", "backoff", "tries"),
+    [(RequestTimeoutError("late"), "0.01s", 1), (OverloadedError("full", retry_after_s=0.05), "60s", 2)],
+)
+async def test_grpcs_own_retries_go_by_the_server_and_not_by_their_backoff(
+    service: InferenceService,
+    denoiser: ContextDenoiser,
+    workers: LocalWorkers,
+    error: Exception,
+    backoff: str,
+    tries: int,
+) -> None:
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": backoff,
+        "maxBackoff": backoff,
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    workers.faults = [Fault(error)]
+    async with (
+        serving(service, denoiser, "127.0.0.1:0", frozenset(), max_message_bytes=100_000) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.service_config", config)]) as channel,
+    ):
+        stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
+        with suppress(grpc.aio.AioRpcError):
+            await stub.Generate(pb.GenerateRequest(text="a"), timeout=30)
 
     assert len(workers.requests) == tries
