@@ -19,6 +19,11 @@ class ContextChoice:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """Reports, before any part of the answer, that a replica has put the request into its queue."""
+
+
+@dataclass(frozen=True)
 class Text:
     """Delivers committed text, in order and never empty."""
 
@@ -37,7 +42,7 @@ class Finished:
     """The context that the request named; `usage.epochs` has the epochs that were read."""
 
 
-Event = Text | Finished
+Event = Accepted | Text | Finished
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Map every error, by one table, to the status that an HTTP and a gRPC client gets."""
+"""Map every error, by one table, to the status that an HTTP and a gRPC client gets, and whether a repeat can help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from cluster import errors
 from workers.api import PARAMETERS
-from workers.errors import InvalidRequestError, OverloadedError, WorkerError
+from workers.errors import InvalidRequestError, OverloadedError, StepFailedError, WorkerError
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Status:
     grpc: StatusCode
     kind: str
     code: str | None = None
+    retry_after_s: float | None = None
+    """Seconds after which the same request may succeed, unless the error names them itself; None: it never will."""
 
 
 TABLE: tuple[tuple[type[Exception], Status], ...] = (
@@ -37,17 +39,18 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     ),
     (errors.ContextConflictError, Status(409, StatusCode.ABORTED, "conflict_error", "epoch_conflict")),
     (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
-    (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
+    (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded", 1.0)),
     (
         errors.BackgroundTaskError,
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),
     ),
-    (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready")),
+    (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready", 5.0)),
     (
         errors.ContextsUnavailableError,
-        Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "contexts_unavailable"),
+        Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "contexts_unavailable", 1.0),
     ),
-    (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost")),
+    (errors.ReplicaLostError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "replica_lost", 1.0)),
+    (StepFailedError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error", 1.0)),
     (WorkerError, Status(500, StatusCode.INTERNAL, "server_error", "worker_error")),
 )
 """Rows of error types and statuses; the first row that matches an error counts."""
@@ -67,6 +70,7 @@ class Reply:
     param: str | None = None
     code: str | None = None
     retry_after_s: float | None = None
+    """Seconds after which the same request may succeed; None: a repeat can't help."""
     current_epoch: int | None = None
 
     def body(self) -> dict[str, dict[str, str | int | None]]:
@@ -91,7 +95,7 @@ def reply_to(error: BaseException) -> Reply:
                 str(error),
                 param=getattr(error, "param", None),
                 code=getattr(error, "code", None) or status.code,
-                retry_after_s=getattr(error, "retry_after_s", None),
+                retry_after_s=getattr(error, "retry_after_s", status.retry_after_s),
                 current_epoch=getattr(error, "current_epoch", None),
             )
     return Reply(INTERNAL, "internal error; the server's log has the details", code=INTERNAL.code)

@@ -18,6 +18,10 @@ from workers.api import PARAMETERS, DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer by which a server directs gRPC's own retries (proposal A6)."""
+NO_RETRY = -1
+
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
@@ -36,7 +40,8 @@ async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[
 
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
     """Return the trailers for values that HTTP reports in a header or field."""
-    trailer: list[tuple[str, str]] = []
+    pushback_ms = NO_RETRY if reply.retry_after_s is None else math.ceil(1000 * reply.retry_after_s)
+    trailer = [(PUSHBACK, str(pushback_ms))]
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
     if reply.param is not None:

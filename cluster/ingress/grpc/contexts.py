@@ -13,6 +13,7 @@ from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.generation.events import Accepted
 from cluster.ingress.errors import at_paths
 from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
 from cluster.ingress.grpc.content import changes_from_pb, content_from_pb
@@ -76,6 +77,8 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
+                        case Accepted():
+                            await context.send_initial_metadata(())
                         case BlockCommitted():
                             yield pb.DenoiseResponse(block=block(event))
                         case Denoised():

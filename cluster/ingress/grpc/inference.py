@@ -12,7 +12,7 @@ from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
-from cluster.generation.events import ContextChoice, Finished, Text
+from cluster.generation.events import Accepted, ContextChoice, Finished, Text
 from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
@@ -58,6 +58,8 @@ class InferenceServicer(pb_grpc.InferenceServicer):
                 async with aclosing(events):
                     async for event in events:
                         match event:
+                            case Accepted():
+                                await context.send_initial_metadata(())
                             case Text(text):
                                 yield message(text=text)
                             case Finished():

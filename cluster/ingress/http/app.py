@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +24,7 @@ from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.http.chat import generation_routes
 from cluster.ingress.http.contexts import context_routes
-from cluster.ingress.http.errors import refuse
+from cluster.ingress.http.errors import SHOULD_RETRY, refuse
 from cluster.ingress.http.shapes import Json
 from cluster.ingress.keys import check_keys, keys_of
 from workers.errors import WorkerError
@@ -32,7 +33,7 @@ BEARER = HTTPBearer(auto_error=False)
 """Describes the API key in the OpenAPI document; `keys_of` reads it."""
 
 CORS_METHODS = ("GET", "POST", "PATCH", "DELETE")
-CORS_EXPOSED = ("x-request-id", "retry-after")
+CORS_EXPOSED = ("x-request-id", "retry-after", SHOULD_RETRY)
 """The headers of answers that a page's script may read."""
 
 
@@ -42,13 +43,15 @@ def create_app(
     *,
     api_keys: frozenset[str],
     max_body_bytes: int,
+    keepalive_s: float,
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application that serves `service`; `metrics` gathers the metrics for /metrics.
 
-    Without `api_keys` no key is required. Pages of `cors_origins` may call the API from a browser.
+    Without `api_keys` no key is required. Pages of `cors_origins` may call the API from a browser. Streams have a
+    comment every `keepalive_s`.
     """
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
@@ -69,8 +72,13 @@ def create_app(
 
     guards = [Depends(BEARER), Depends(authorized)]
     catalogue = service.catalogue
-    app.include_router(generation_routes(service, guards))
-    app.include_router(context_routes(service, denoiser, guards))
+    app.include_router(generation_routes(service, guards, keepalive_s))
+    app.include_router(context_routes(service, denoiser, guards, keepalive_s))
+
+    @app.get("/")
+    async def root() -> Json:
+        links = {"models": "/v1/models", "health": "/health", "metrics": "/metrics", "docs": "/docs"}
+        return {"name": "palimpsest", "version": installed_version(), **links}
 
     @app.get("/v1/models", dependencies=guards)
     async def models() -> Json:
@@ -107,6 +115,14 @@ def create_app(
     for kind in (RequestValidationError, HTTPException, ClusterError, WorkerError, Exception):
         app.add_exception_handler(kind, refuse)
     return app
+
+
+def installed_version() -> str | None:
+    """Return the package's version; None where its sources run without an installation."""
+    try:
+        return version("palimpsest")
+    except PackageNotFoundError:
+        return None
 
 
 class DeclaredLengthMiddleware:

@@ -18,6 +18,8 @@ from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 
 logger = logging.getLogger(__name__)
 
+SHOULD_RETRY = "x-should-retry"
+"""The header by which OpenAI's clients decide whether to repeat a request; without it they repeat even a time-out."""
 NO_OBJECT = {"missing", "model_attributes_type", "model_type", "dict_type"}
 """The error types that pydantic reports for a body that is empty or not an object."""
 
@@ -26,6 +28,7 @@ async def refuse(_request: Request, error: Exception) -> Response:
     """Answer a request with `error`."""
     reply = error_response(error)
     headers = dict(getattr(error, "headers", None) or {})
+    headers[SHOULD_RETRY] = "false" if reply.retry_after_s is None else "true"
     if reply.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(reply.retry_after_s))
     if reply.status.http == HTTPStatus.UNAUTHORIZED:

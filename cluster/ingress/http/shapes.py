@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from cluster.generation.events import Answer, Event, Finished, Text
+from cluster.generation.events import Accepted, Answer, Event, Finished, Text
 from workers.api import FinishReason, Usage
 
 Json = dict[str, Any]
@@ -115,11 +115,12 @@ class StreamedAnswer:
         return [] if self._reports is UsageReports.ALWAYS else self._opening(None)
 
     def chunks(self, event: Event) -> Sequence[Json]:
-        counts = event.usage
         match event:
-            case Text(text):
+            case Accepted():
+                return ()
+            case Text(text, counts):
                 return [*self._opening(counts), self._reported(self._shape.text_chunk(text), counts)]
-            case Finished():
+            case Finished(_, counts):
                 final = self._reported(self._shape.final_chunk(event), counts)
                 wants_usage = self._reports is not UsageReports.NEVER
                 last = [self._shape.usage_chunk(event)] if wants_usage else []

@@ -114,13 +114,17 @@ def connect(
         return metrics.registry
 
     def connect(
-        api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000, cors_origins: Sequence[str] = ()
+        api_keys: frozenset[str] = frozenset(),
+        max_body_bytes: int = 10_000,
+        cors_origins: Sequence[str] = (),
+        keepalive_s: float = 15.0,
     ) -> TestClient:
         app = create_app(
             service,
             denoiser,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
+            keepalive_s=keepalive_s,
             metrics=gather,
             lifespan=lifespan,
             cors_origins=cors_origins,

@@ -38,7 +38,7 @@ WRONG_KEYS = [
 
 @dataclass
 class Fault:
-    """Replaces an answer's chunk number `after`."""
+    """Replaces an answer's chunk number `after`; number 0 is the acceptance."""
 
     error: Exception | None = None
     """None: the worker hangs."""

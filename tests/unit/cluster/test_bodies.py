@@ -174,7 +174,7 @@ def test_a_long_wrong_body_is_refused_at_once(connect: Connect, content: str) ->
     assert time.process_time() - began < 2.0
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/random", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/random", "/metrics"])
 def test_head_is_answered_where_get_is(client: TestClient, path: str) -> None:
     assert client.head(path).status_code == client.get(path).status_code == 200
     assert client.head(CHAT).status_code == 405
@@ -194,6 +194,7 @@ def test_pages_of_configured_origins_may_call_the_api(connect: Connect) -> None:
     assert [answer.status_code for answer in answers] == [200, 400]
     allowed = [answer.headers["access-control-allow-origin"] for answer in (preflight, *answers)]
     assert set(allowed) == {"https://chat.example.org"}
+    assert "x-should-retry" in answers[1].headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in foreign.headers
     assert "access-control-allow-origin" not in closed.post(CHAT, json=BODY, headers=origin).headers
     assert closed.options(CHAT, headers=asked).status_code == 405

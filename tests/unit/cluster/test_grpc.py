@@ -172,7 +172,7 @@ async def test_a_workers_error_has_its_status(
 
 
 async def test_a_worker_lost_in_the_middle_of_a_stream_ends_it(stub: InferenceStub, workers: LocalWorkers) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=3)]
     call = stub.GenerateStream(pb.GenerateRequest(conversation=TALK, diffusion=BLOCKS))
 
     pieces: list[str] = []

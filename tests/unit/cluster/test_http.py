@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_a_workers_error_has_its_status_in_a_stream_too(
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(client: TestClient, workers: LocalWorkers) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=3)]
 
     response = client.post(CHAT, json=TALK | BLOCKS | {"stream": True})
 
@@ -270,7 +271,7 @@ def test_the_exposition_counts_requests(client: TestClient) -> None:
     text = client.get("/metrics").text
 
     assert 'palimpsest_requests_total{outcome="length"} 1.0' in text
-    assert 'palimpsest_requests_total{outcome="ModelNotFoundError"} 1.0' in text
+    assert 'palimpsest_requests_total{outcome="not_found"} 1.0' in text
     assert 'palimpsest_tokens_total{kind="completion"} 16.0' in text
 
 
@@ -282,3 +283,10 @@ def test_a_clients_request_id_names_its_request_but_never_two(client: TestClient
     assert one.startswith("mine-")
     assert two.startswith("mine-")
     assert one != two
+
+
+def test_the_root_says_what_is_served(client: TestClient) -> None:
+    body = client.get("/").json()
+
+    assert (body["name"], body["version"]) == ("palimpsest", version("palimpsest"))
+    assert all(client.get(body[link]).status_code == 200 for link in ("models", "health", "metrics", "docs"))
