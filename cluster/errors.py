@@ -65,8 +65,6 @@ class NotReadyError(ClusterError):
 class DrainingError(ClusterError):
     """The server is being stopped and takes no new requests."""
 
-    retry_after_s = 1.0
-
 
 class RequestTimeoutError(ClusterError):
     """The request took longer than its deadline or than `limits.request_timeout_s`."""

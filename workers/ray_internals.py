@@ -29,6 +29,15 @@ LOG_SETTINGS: Mapping[str, str] = {
 Beware of a period of 0 in such settings: Ray then writes without rest."""
 UNSCALED: Mapping[str, str] = {"AUTOSCALER_UPDATE_INTERVAL_S": "60"}
 """Environment of a Ray on one machine: its autoscaler has nothing to do, and need not log so every 5 s."""
+PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""The variable that names a function, MODULE:NAME, whose Starlette middlewares wrap Serve's HTTP servers."""
+REQUEST_ID: Final = "x-request-id"
+"""The header whose value Serve logs and returns; one that isn't text is an internal error of its proxy."""
+STEERING: Final = frozenset(
+    {"x-request-timeout-seconds", "x-request-disconnect-disabled", "x-session-id", "serve-multiplexed-model-id"}
+)
+"""Headers that steer Serve, whichever client sent them; it takes some of them with underscores, too."""
+STEERING_PREFIX: Final = "x-serve-router-"
 LOCKED_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
@@ -48,6 +57,12 @@ READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 SERVE_LOGGER: Final = "ray.serve"
 REFUSAL_WARNINGS: Final = ("Request dropped due to backpressure", "Replica at capacity of max_ongoing_requests")
 """Beginnings of Serve's warnings at a full queue. A client learns of that by its 429, an operator by our metrics."""
+
+
+def steers_serve(header: str) -> bool:
+    """Return whether Serve would obey a request's header of this name, which is in lower case."""
+    name = header.replace("_", "-")
+    return name in STEERING or name.startswith(STEERING_PREFIX)
 
 
 class ReplicaCall(Protocol):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from cache_service.logs import FIELDS
 from cluster.ingress.errors import Reply
+from cluster.ingress.keys import keys_of
 from cluster.metrics import IngressMetrics
 
 logger = logging.getLogger("palimpsest.access")
@@ -26,7 +27,6 @@ OK, CLIENT_LEFT = "ok", "client_left"
 LINE = "%(method)s %(path)s %(status)s %(ms)s ms request_id=%(request_id)s tenant=%(tenant)s reason=%(reason)s"
 SHOWN_LENGTH = 200
 HASH_BYTES = 4
-KEY_HEADERS = ("authorization", "x-api-key", "api-key")
 
 
 @dataclass
@@ -101,12 +101,10 @@ class AccessLog:
             logger.log(level, LINE, fields, extra={FIELDS: fields})
 
 
-def tenant_of(header: Callable[[str], str | None]) -> str:
-    """Return a short hash of the API key that a request presents, valid or not; `header` returns a header's value."""
-    for name in KEY_HEADERS:
-        if value := header(name):
-            key = value.split(" ")[-1]
-            return hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=HASH_BYTES).hexdigest()
+def tenant_of(headers: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return a short hash of the first API key that a request presents, valid or not."""
+    for key in keys_of(headers):
+        return hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=HASH_BYTES).hexdigest()
     return "-"
 
 

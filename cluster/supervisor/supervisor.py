@@ -34,6 +34,7 @@ from workers.ray_internals import (
     LOCKED_SETTINGS,
     LOG_SETTINGS,
     LONGEST_SOCKET_PATH,
+    PROXY_CALLBACK,
     SERVE_SETTINGS,
     TOKEN,
     UNSCALED,
@@ -41,6 +42,8 @@ from workers.ray_internals import (
 
 logger = logging.getLogger(__name__)
 
+SERVE_ENVIRONMENT: Mapping[str, str] = {**SERVE_SETTINGS, PROXY_CALLBACK: "cluster.ingress.http.proxy:middlewares"}
+"""Environment of Serve's processes, unless the user's own sets the same names; the image sets it for Kubernetes."""
 SOCKET_PATH_LIMIT = 107
 GRACE_S = 6.0
 RESTART_DELAY_S, MAX_RESTART_DELAY_S = 0.5, 30.0
@@ -226,7 +229,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     locked = {**LOCKED_SETTINGS, TOKEN: secrets.token_hex(32)}
     quiet = {} if config.logs.level == "DEBUG" else {**LOG_SETTINGS, **UNSCALED}
     plain = {} if sys.stderr.isatty() else {"NO_COLOR": "1"}
-    return {**SERVE_SETTINGS, **quiet, **plain, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
+    return {**SERVE_ENVIRONMENT, **quiet, **plain, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:

@@ -29,7 +29,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> grpc.RpcMethodHandler | None:
         path = handler_call_details.method
         metadata = {str(key): value for key, value in handler_call_details.invocation_metadata or ()}
-        exchange = Exchange(self._log, "grpc", "RPC", path, tenant=tenant_of(metadata.get))
+        exchange = Exchange(self._log, "grpc", "RPC", path, tenant=tenant_of(metadata.items()))
         begin(exchange)
         note_request_id(metadata.get("x-request-id") or "-")
         handler: Any = await continuation(handler_call_details)

@@ -15,7 +15,7 @@ from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.access import CLIENT_LEFT, Exchange, current_exchange, note_reply
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
-from cluster.ingress.keys import check_key
+from cluster.ingress.keys import check_keys, keys_of
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams, Usage
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 ON_THE_WAY_S = 1.0
 """A client's own clock may cancel a call up to this long before the deadline passes here."""
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer by which a server directs gRPC's own retries (proposal A6)."""
+NO_RETRY = -1
 
 
 @asynccontextmanager
@@ -30,7 +33,7 @@ async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[
     """Check the API key, end the call with the status of any error raised inside, and note it in the access log."""
     exchange = current_exchange()
     try:
-        check_key(bearer_of(context.invocation_metadata()), api_keys)
+        check_keys(keys_of(context.invocation_metadata() or ()), api_keys)
         if exchange is not None and exchange.refusal is not None:
             raise exchange.refusal
         yield
@@ -60,16 +63,14 @@ def end_exchange(exchange: Exchange | None, status: StatusCode) -> None:
         exchange.end(exchange.path, status.name, reason)
 
 
-def bearer_of(metadata: Any) -> str | None:
-    values = [str(value) for key, value in metadata or () if key == "authorization"]
-    return values[0].removeprefix("Bearer ") if values else None
-
-
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
     """Return the trailers for values that HTTP reports in a header or field."""
-    trailer: list[tuple[str, str]] = []
+    pushback_ms = NO_RETRY if reply.retry_after_s is None else math.ceil(1000 * reply.retry_after_s)
+    trailer = [(PUSHBACK, str(pushback_ms))]
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
+    if reply.param is not None:
+        trailer.append(("param", reply.param))
     if reply.current_epoch is not None:
         trailer.append(("current-epoch", str(reply.current_epoch)))
     return tuple(trailer)

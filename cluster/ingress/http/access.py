@@ -28,7 +28,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        exchange = Exchange(self._log, "http", scope["method"], scope["path"], tenant=tenant_of(headers.get))
+        exchange = Exchange(self._log, "http", scope["method"], scope["path"], tenant=tenant_of(headers.items()))
         begin(exchange)
         note_request_id(headers.get("x-request-id") or "-")
         progress = ResponseProgress(receive, send)

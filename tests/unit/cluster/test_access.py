@@ -110,7 +110,7 @@ def test_a_fault_of_the_server_is_counted_as_such(
 def test_an_error_in_the_middle_of_a_stream_is_the_reason(
     connect: Connect, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone"), after=1)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
     asked = TALK | {"stream": True, "diffusion": {"steps": 16, "block_length": 4}}
     connect().post(CHAT, json=asked)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cache_service.core.types import Epoch
 from cluster.generation.contexts.drafting import (
@@ -19,7 +19,8 @@ from cluster.generation.contexts.drafting import (
 )
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.ingress.http.schema.declared import Body
-from cluster.ingress.http.schema.generation import SamplingBody, TextPart
+from cluster.ingress.http.schema.generation import SamplingBody
+from cluster.ingress.http.schema.messages import ReplayedFields, TextPart
 
 
 class MaskPart(Body):
@@ -29,7 +30,17 @@ class MaskPart(Body):
     length: int = Field(ge=1, le=MAX_HOLE)
 
 
-Written = str | list[Annotated[TextPart | MaskPart, Field(discriminator="type")]]
+def tag_of(part: object) -> str | None:
+    """Return the tag of a part by its type. It looks like no field, so that errors' paths can leave it out."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "a text", "mask": "a mask"}.get(str(kind))
+
+
+PartBody = Annotated[
+    Annotated[TextPart, Tag("a text")] | Annotated[MaskPart, Tag("a mask")],
+    Discriminator(tag_of, custom_error_type="part_type", custom_error_message="a part's type must be text or mask"),
+]
+Written = str | Annotated[list[PartBody], Field(fail_fast=True)]
 """Text, or text and holes in turn."""
 Position = Annotated[int, Field(ge=0)]
 
@@ -40,7 +51,7 @@ def parts_of(written: Written) -> tuple[Part, ...]:
     return tuple(part.text if isinstance(part, TextPart) else Hole(part.length) for part in written)
 
 
-class TurnBody(Body):
+class TurnBody(ReplayedFields):
     role: Literal["system", "developer", "user", "assistant"]
     content: Written
 
@@ -52,7 +63,7 @@ class PlainBody(Body):
     """Holds content given as text or as token ids, either with holes."""
 
     text: Written | None = None
-    token_ids: list[int | MaskPart] | None = None
+    token_ids: Annotated[list[int | MaskPart], Field(fail_fast=True)] | None = None
 
     def plain(self) -> TextContent | TokenContent:
         if self.text is not None:
@@ -63,7 +74,7 @@ class PlainBody(Body):
 class ContentBody(PlainBody):
     """Holds the whole content of a context."""
 
-    messages: list[TurnBody] | None = Field(default=None, min_length=1)
+    messages: list[TurnBody] | None = Field(default=None, min_length=1, fail_fast=True)
     cache_salt: str | None = None
 
     def to_content(self) -> Content:
@@ -106,7 +117,7 @@ class ChangeContextBody(ContentBody):
     """Describes the body of PATCH /v1/contexts/{id}."""
 
     expected_epoch: int = Field(ge=0)
-    edits: list[EditBody] | None = Field(default=None, min_length=1)
+    edits: list[EditBody] | None = Field(default=None, min_length=1, fail_fast=True)
 
     @model_validator(mode="after")
     def one_source(self) -> ChangeContextBody:
