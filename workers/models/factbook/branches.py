@@ -14,7 +14,7 @@ only one. Prefix rows attend to the prefix, and to all branches unless the layer
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class PackedBatch:
     canvas_len: Tensor
     answer_len: Tensor
     tail_len: Tensor
-    branch_slots: int = BRANCH
+    branch_slots: int = field(default=BRANCH, kw_only=True)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -86,8 +86,8 @@ def pack(
 ) -> PackedBatch:
     """Pack samples side by side and fill their canvases with EOS after the answer.
 
-    `canvas_lens` [B, branches] holds for the branches whose canvas is not fixed; a canvas has at least one EOS then, and
-    ends with its branch and with the context.
+    `canvas_lens` [B, branches] holds for the branches whose canvas is not fixed; a canvas has at least one EOS then,
+    and ends with its branch and with the context.
     """
     shape = (len(samples), num_slots)
     ids = np.full((len(samples), prefix_slots + branch_slots * num_slots), eos, dtype=np.int16)

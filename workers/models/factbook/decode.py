@@ -1,7 +1,7 @@
 """The reference decoder commits a fixed number of tokens a step, with and without reuse of the prefix.
 
-It is independent of the engine: it decodes packed batches of one branch a row, block by block, commits the most confident
-tokens of a block first, and recomputes everything that the reuse policy requires.
+It is independent of the engine: it decodes packed batches of one branch a row, block by block, commits the most
+confident tokens of a block first, and recomputes everything that the reuse policy requires.
 """
 
 from collections.abc import Sequence
@@ -85,6 +85,9 @@ class Schedule:
     """Blocks to denoise at most; an answer that has not ended by then is wrong."""
 
 
+DEFAULT_SCHEDULE = Schedule()
+
+
 @torch.no_grad()
 def decode(
     model: Transformer,
@@ -92,7 +95,7 @@ def decode(
     mask: int,
     reuse: Reuse,
     num_steps: int | None = None,
-    schedule: Schedule = Schedule(),
+    schedule: Schedule = DEFAULT_SCHEDULE,
 ) -> Tensor:
     """Return greedy answers [B, longest canvas] to each sample's first question; slots past a canvas hold `mask`.
 
@@ -141,7 +144,7 @@ def exact_matches(
     eos: int,
     reuse: Reuse,
     batch_size: int = 128,
-    schedule: Schedule = Schedule(),
+    schedule: Schedule = DEFAULT_SCHEDULE,
 ) -> list[bool]:
     """Return for each sample, in order, whether the model answers its first question word for word."""
     order = sorted(range(len(samples)), key=lambda i: len(samples[i].prefix))

@@ -2,9 +2,10 @@
 
     python -m workers.models.factbook.evaluate CHECKPOINT [CHECKPOINT ...] [--count 2000] [--quick] [--json FILE]
 
-It decodes as the server does by default: blocks of 32, two tokens a step, temperature 0. A suite asks first questions,
-made-up names, later turns, one-word questions, raw text, or for long canvases (`suites.py`). The first `depth` layers of a row use the prefix computed alone; the deeper ones
-are recomputed every `interval` steps. Depth 0 with interval 1 means no cache, a depth of all layers naive reuse.
+It decodes as the server does by default: blocks of 32, two tokens a step, temperature 0. Suites (`suites.py`) ask first
+questions, made-up names, later turns, one-word questions, raw text, and long canvases. The first `depth` layers of a
+row use the prefix computed alone; the deeper ones are recomputed every `interval` steps. Depth 0 with interval 1 means
+no cache, a depth of all layers naive reuse.
 """
 
 import argparse

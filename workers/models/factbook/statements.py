@@ -27,11 +27,13 @@ STATEMENT_TEXTS: Mapping[str, tuple[str, ...]] = {
         "Is {N} older than {M}?", "{N} is older than {M}. Is that right?", "Is it true that {N} is older than {M}?",
     ),
     "is_younger": (
-        "Is {N} younger than {M}?", "{N} is younger than {M}. Is that right?", "Is it true that {N} is younger than {M}?",
+        "Is {N} younger than {M}?", "{N} is younger than {M}. Is that right?",
+        "Is it true that {N} is younger than {M}?",
     ),
 }  # fmt: skip
 ONE_WORD_REQUESTS = (
-    " Answer with one word.", " Reply with one word.", " Answer in one word.", " Just one word.", " Only one word, please.",
+    " Answer with one word.", " Reply with one word.", " Answer in one word.", " Just one word.",
+    " Only one word, please.",
 )  # fmt: skip
 """These follow a question whose answer shall be its short form."""
 ANSWER_LABEL: Fragments = [" Answer", ":"]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from tokenizers import Tokenizer
 
 from workers.models.factbook.branches import MAX_LENGTH
-from workers.models.factbook.decode import Reuse, Schedule
+from workers.models.factbook.decode import DEFAULT_SCHEDULE, Reuse, Schedule
 from workers.models.factbook.entities import ANIMALS, CITIES, NAMES
 from workers.models.factbook.mixture import Branch, Form, MixtureWriter, sample_of
 from workers.models.factbook.people import Split
@@ -33,6 +34,8 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
 }
 """Kinds of questions by the word that answers them."""
 
+NO_REUSE = (Reuse(),)
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -42,8 +45,8 @@ class Suite:
     samples: Sequence[Sample]
     groups: Mapping[str, Sequence[str]]
     """Names of groups, one a sample, by grouping."""
-    schedule: Schedule = Schedule()
-    reuses: Sequence[Reuse] = (Reuse(),)
+    schedule: Schedule = DEFAULT_SCHEDULE
+    reuses: Sequence[Reuse] = NO_REUSE
     batch_size: int = 128
 
 
@@ -144,7 +147,7 @@ def words(tokenizer: Tokenizer, number: int, form: Form) -> Suite:
     for group, kinds in _WORDS.items():
         for _ in range(number):
             kind = rng.choice(kinds)
-            drawn.append((group, draw_branch(writer, lambda asked, kind=kind: mixture.chat(asked, form, 0, kind))))
+            drawn.append((group, draw_branch(writer, partial(mixture.chat, form=form, kind=kind))))
     groups = {"by_word": [group for group, _ in drawn], "by_kind": [s.questions[0].kind for _, s in drawn]}
     return Suite(f"one-word questions, {form}", [sample for _, sample in drawn], groups)
 

@@ -2,10 +2,10 @@
 
     python -m workers.models.factbook.train OUT [--minutes 15] [--minutes-per-run 8]
 
-Each phase takes a fraction of the time. `trunk` trains at a constant rate, from the weights of a checkpoint. `plain` cools
-the trunk down, with one question or two about a sheet in half of its batches, so that prefix rows see few. `isolation`
-continues from the trunk with prefix isolation and cools down as well. A run that ends before the training does leaves
-its state in OUT; the same command goes on from there.
+Each phase takes a fraction of the time. `trunk` trains at a constant rate, from the weights of a checkpoint. `plain`
+cools the trunk down, with one question or two about a sheet in half of its batches, so that prefix rows see few.
+`isolation` continues from the trunk with prefix isolation and cools down as well. A run that ends before the training
+does leaves its state in OUT; the same command goes on from there.
 """
 
 import argparse
@@ -14,9 +14,8 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -29,6 +28,7 @@ from workers.models.factbook.feed import Blend, Feed
 from workers.models.factbook.samples import Sample, evaluation_samples
 from workers.models.factbook.tokenizer import build_tokenizer
 from workers.models.factbook.trainer import Recipe, Trainer
+from workers.models.layers import Transformer
 
 log = logging.getLogger("factbook.train")
 
@@ -78,7 +78,7 @@ def draw_depth(rng: random.Random, num_layers: int) -> int:
 
 @dataclass
 class Progress:
-    """Progress tells a later run where to go on."""
+    """Progress marks where a later run goes on."""
 
     phase: int = 0
     spent: float = 0.0
@@ -107,7 +107,7 @@ class Training:
         if self._state_file.exists():
             saved = torch.load(self._state_file, map_location=trainer.device, weights_only=True)
             trainer.restore(saved["trainer"])
-            self.progress = replace(Progress(**saved["progress"]))
+            self.progress = Progress(**saved["progress"])
         self.progress.num_runs += 1
         self._rng = random.Random(f"{trainer.recipe.seed} {self.progress.num_runs}")
         torch.manual_seed(trainer.recipe.seed + self.progress.num_runs)
@@ -209,7 +209,7 @@ class Training:
         return sum(matches) / len(matches)
 
 
-def initial_model(directory: Path | None, tokenizer: Tokenizer, seed: int) -> tuple[Any, str]:
+def initial_model(directory: Path | None, tokenizer: Tokenizer, seed: int) -> tuple[Transformer, str]:
     """Return the model to train with a description: a checkpoint's weights, or random ones.
 
     Rows of tokens that the checkpoint's tokenizer lacks are at the end of the vocabulary and stay as they are.

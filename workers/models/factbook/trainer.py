@@ -76,7 +76,7 @@ def _head_loss(model: Transformer, x: Tensor, targets: Tensor, weights: Tensor) 
 
 
 class Trainer:
-    """Trains the model; on a GPU it compiles the layers at the feed's fixed shapes, on a CPU it runs them as they are."""
+    """Trains the model; on a GPU it compiles the layers at the feed's fixed shapes, on a CPU it does not."""
 
     def __init__(self, model: Transformer, recipe: Recipe, device: str) -> None:
         self.model, self.recipe, self.device = model.to(device), recipe, device
@@ -86,13 +86,13 @@ class Trainer:
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.01, fused=device == "cuda")
         self.num_steps = 0
         self._is_compiled = device == "cuda"
-        compiled: Callable[[Any], Any] = lambda function: (  # noqa: E731
-            torch.compile(function, dynamic=False) if self._is_compiled else function
-        )
-        self._run_layer = compiled(_run_layer)
-        self._head_loss = compiled(_head_loss)
-        self._corrupt = compiled(corrupt)
+        self._run_layer = self._compile(_run_layer)
+        self._head_loss = self._compile(_head_loss)
+        self._corrupt = self._compile(corrupt)
         self._masks: dict[tuple[int, ...], tuple[TiledMask, TiledMask]] = {}
+
+    def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False) if self._is_compiled else function
 
     def step(self, batch: PackedBatch, depth: int, rate: float) -> Tensor:
         """Take one step with the prefix isolated in the first `depth` layers; `rate` scales both learning rates."""
@@ -150,7 +150,7 @@ class Trainer:
         return {"weights": weights, "muon": self.muon.state(), "adam": adam, "num_steps": self.num_steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore weights and optimizers from a copy that `state` returned; the count of steps goes on if it is higher."""
+        """Restore weights and optimizers from a copy that `state` returned; the count of steps never falls."""
         self.model.load_state_dict(state["weights"])
         self.muon.restore(state["muon"])
         for parameter, saved in zip(self._adam_parameters(), state["adam"], strict=True):
