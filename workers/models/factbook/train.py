@@ -33,7 +33,7 @@ from workers.models.layers import Transformer
 log = logging.getLogger("factbook.train")
 
 INITIAL = Path(__file__).parent / "checkpoints" / "factbook-plain"
-_REPORT_SECONDS = 45.0
+_REPORT_SECONDS = 90.0
 _DEEP_FRACTION = 0.4
 
 
@@ -49,7 +49,8 @@ class Phase:
     """Factor on both learning rates."""
     cool_from: float = 1.0
     """Fraction of the phase after which the rate falls linearly to zero."""
-    checkpoint: str | None = None
+    checkpoint: str = "trunk"
+    """Name of the checkpoint that the phase ends with; later phases start from the trunk, where there is one."""
 
     def rate_at(self, done: float) -> float:
         """Return the factor on the learning rates when a fraction of the phase is done."""
@@ -169,12 +170,11 @@ class Training:
         """Write the phase's checkpoint, and go on from the trunk."""
         self._report(phase)
         trunk = self.out / "trunk.pt"
-        if phase.checkpoint is None:
+        save_checkpoint(self.trainer.model, self.tokenizer, self.out / phase.checkpoint)
+        if phase.checkpoint == "trunk":
             torch.save(self.trainer.state(), trunk)
-        else:
-            save_checkpoint(self.trainer.model, self.tokenizer, self.out / phase.checkpoint)
-            if trunk.exists():
-                self.trainer.restore(torch.load(trunk, map_location=self.trainer.device, weights_only=True))
+        elif trunk.exists():
+            self.trainer.restore(torch.load(trunk, map_location=self.trainer.device, weights_only=True))
         self.progress.phase, self.progress.spent = self.progress.phase + 1, 0.0
         self._save_state()
 
@@ -228,6 +228,10 @@ def main() -> None:
     parser.add_argument("--minutes-per-run", type=float, default=8.0, help="minutes after which this run ends")
     parser.add_argument("--init", type=Path, default=INITIAL, help="checkpoint directory to start from")
     parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    names = [phase.name for phase in PHASES]
+    parser.add_argument(
+        "--phases", nargs="+", choices=names, default=names, help="phases to run, of `--minutes` in all"
+    )
     parser.add_argument("--workers", type=int, default=Recipe.num_workers, help="processes that draw batches")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of data, weights and masks")
     args = parser.parse_args()
@@ -238,7 +242,8 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model, source = initial_model(None if args.from_scratch else args.init, tokenizer, args.seed)
     probe = list(evaluation_samples(tokenizer, 256, seed=1))
-    training = Training(Trainer(model, recipe, "cuda"), tokenizer, args.out, probe=probe)
+    phases = [phase for phase in PHASES if phase.name in args.phases]
+    training = Training(Trainer(model, recipe, "cuda"), tokenizer, args.out, phases, probe)
     if (phase := training.phase) is None:
         log.info("the training in %s is over", args.out)
         return
