@@ -109,7 +109,8 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = {(row["suite"], row["depth"], row["interval"]): row for row in rows if row["model"] == model}
         for suite, grouping, group, bound in _BOUNDS:
-            if row := own.get((suite, 0, 1)):
+            row = own.get((suite, 0, 1))
+            if row and (grouping is None or group in row[grouping]):
                 value = row[grouping][group][0] if grouping else row["exact_match"]
                 add(f"{model}: {suite}{f', {group}' if group else ''}", value, ">=", bound)
         reused = [(key, row["exact_match"]) for key, row in own.items() if key[1] > 0 and key[2] > 1]

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from workers.models.factbook.evaluate import recorded_command
+from workers.models.factbook.decode import Reuse
+from workers.models.factbook.evaluate import bars, recorded_command, score_row
+from workers.models.factbook.samples import Sample
+from workers.models.factbook.suites import Suite
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -26,3 +29,18 @@ ROOT = Path(__file__).resolve().parents[4]
 )
 def test_a_recorded_command_names_no_directory_of_the_machine(argument: str, recorded: str) -> None:
     assert recorded_command(["a", argument]) == f"python -m workers.models.factbook.evaluate a {recorded}"
+
+
+def test_a_row_counts_matches_by_group_and_bars_hold_their_bounds() -> None:
+    sample = Sample([1], [[2]], [[3]], [], 4, [])
+    suite = Suite("turns, cut behind the sheet", [sample] * 4, {"by_turn": ["turn 1", "turn 1", "turn 2", "turn 2"]})
+    exact = score_row("factbook", suite, Reuse(), [True, True, True, False])
+    reused = score_row("factbook", suite, Reuse(6, 16), [True, True, False, False])
+    assert exact["exact_match"] == 0.75
+    assert exact["by_turn"] == {"turn 1": [1.0, 2], "turn 2": [0.5, 2]}
+    held = {bar["name"]: bar["holds"] for bar in bars([exact, reused])}
+    assert held == {
+        "factbook: turns, cut behind the sheet, turn 1": True,
+        "factbook: turns, cut behind the sheet, turn 2": False,
+        "factbook: turns, cut behind the sheet at depth 6": False,
+    }
