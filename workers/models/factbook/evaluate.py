@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -130,7 +131,7 @@ def recorded_command(arguments: Sequence[str]) -> str:
 
     An absolute path becomes relative to the project's root; one that leads elsewhere keeps its last component alone.
     """
-    return " ".join(("python -m workers.models.factbook.evaluate", *map(_portable, arguments)))
+    return shlex.join(("python", "-m", "workers.models.factbook.evaluate", *map(_portable, arguments)))
 
 
 def _portable(argument: str) -> str:
@@ -170,7 +171,7 @@ def main() -> None:
     rows = [row for path in args.checkpoints for row in evaluate(path, count, args.device, dtype, args.only)]
     results = {
         "benchmark": "factbook-train",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": args.commit,
         "command": recorded_command(sys.argv[1:]),

@@ -192,7 +192,7 @@ def test_masks_with_cuts_inside_a_conversation_equal_a_slow_one(
     while len(samples) < 2:
         sample = mixture.draw(2, shape.branch_slots, shape.prefix_slots, 4)
         samples += [sample] if len(sample.prefix) <= shape.prefix_slots else []
-    lens = np.full((2, 2), CANVAS)
+    lens = np.full((2, 2), shape.branch_slots)
     batch = pack(samples, shape.prefix_slots, shape.num_branches, 0, lens, shape.branch_slots)
     _, owners, _ = layout(batch.to("cpu"))
     expected, used = visible_by_hand(batch, isolated=isolated), owners >= 0
