@@ -167,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dtype: torch.dtype = getattr(torch, args.dtype)
-    count = 40 if args.quick else args.count
+    count = 4 if args.quick else args.count
     rows = [row for path in args.checkpoints for row in evaluate(path, count, args.device, dtype, args.only)]
     results = {
         "benchmark": "factbook-train",
