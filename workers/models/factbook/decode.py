@@ -137,6 +137,26 @@ def decode(
     return ids.gather(1, canvas).masked_fill(offsets >= batch.canvas_len, mask)
 
 
+def answers(
+    model: Transformer,
+    samples: Sequence[Sample],
+    mask: int,
+    eos: int,
+    reuse: Reuse,
+    batch_size: int = 128,
+    schedule: Schedule = DEFAULT_SCHEDULE,
+) -> list[list[int]]:
+    """Return for each sample, in order, the token ids of the model's answer to its first question, without EOS."""
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prefix))
+    found: list[list[int]] = [[] for _ in samples]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        canvases = decode(model, [samples[i] for i in chosen], mask, reuse, schedule=schedule).tolist()
+        for i, canvas in zip(chosen, canvases, strict=True):
+            found[i] = canvas[: canvas.index(eos)] if eos in canvas else [token for token in canvas if token != mask]
+    return found
+
+
 def exact_matches(
     model: Transformer,
     samples: Sequence[Sample],
@@ -147,12 +167,5 @@ def exact_matches(
     schedule: Schedule = DEFAULT_SCHEDULE,
 ) -> list[bool]:
     """Return for each sample, in order, whether the model answers its first question word for word."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].prefix))
-    is_match = [False] * len(samples)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        answers = decode(model, [samples[i] for i in chosen], mask, reuse, schedule=schedule).tolist()
-        for i, answer in zip(chosen, answers, strict=True):
-            text = answer[: answer.index(eos)] if eos in answer else [token for token in answer if token != mask]
-            is_match[i] = text == samples[i].answers[0]
-    return is_match
+    found = answers(model, samples, mask, eos, reuse, batch_size, schedule)
+    return [answer == sample.answers[0] for answer, sample in zip(found, samples, strict=True)]

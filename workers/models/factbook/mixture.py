@@ -12,6 +12,7 @@ Form = Literal["sentence", "one word", "slot"]
 """A sentence answers a question by itself, one word answers a request for it, a slot follows a given label."""
 
 MAX_EARLIER_TURNS = 4
+_MAX_ATTEMPTS = 100
 _RAW_FRACTION = 0.12
 _SLOT_FRACTION, _ONE_WORD_FRACTION = 0.16, 0.14
 _END_FRACTION, _HOLE_FRACTION = 0.1, 0.3  # of raw branches
@@ -68,7 +69,10 @@ class MixtureWriter:
         return "one word" if draw < _SLOT_FRACTION + _ONE_WORD_FRACTION else "sentence"
 
     def chat(self, questions: QuestionWriter, form: Form, num_earlier: int = 0, kind: str | None = None) -> Branch:
-        """Draw the last user turn of a chat, of one kind if it is given, behind `num_earlier` turns."""
+        """Draw the last user turn of a chat, of one kind if it is given, behind `num_earlier` turns.
+
+        Raises LookupError if the sheet seems to hold no question of that kind.
+        """
         before: list[int] = []
         for _ in range(num_earlier):
             earlier: Form = "one word" if self._rng.random() < _ONE_WORD_FRACTION else "sentence"
@@ -83,8 +87,11 @@ class MixtureWriter:
     def _exchange(
         self, questions: QuestionWriter, form: Form, kind: str | None = None
     ) -> tuple[list[int], list[int], Question]:
-        """Return a user turn, the ids of its answer in this form, and the question."""
-        while True:
+        """Return a user turn, the ids of its answer in this form, and the question.
+
+        Raises LookupError if the sheet seems to hold no such question.
+        """
+        for _ in range(_MAX_ATTEMPTS):
             question = questions.ask() if kind is None else questions.ask_kind(kind)
             word = short_answer(question.kind, question.answer)
             if form == "sentence":
@@ -97,6 +104,7 @@ class MixtureWriter:
             if form == "one word" and question.kind in ("statement", "unanswerable"):
                 word = word.capitalize()
             return self._writer.turn("user", self._encode(text)), self._encode([" " + word]), question
+        raise LookupError(f"no question of kind {kind} with an answer of one word was drawn about this sheet")
 
     def _slot(self, suffix: list[int], answer: list[int], question: Question) -> Branch:
         """Leave exactly the answer's tokens open, or a few more, or a usual canvas; a full stop may be given."""

@@ -1,6 +1,7 @@
 """The evaluation's suites ask held-out questions in every form that the model is trained for."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -48,6 +49,8 @@ class Suite:
     schedule: Schedule = DEFAULT_SCHEDULE
     reuses: Sequence[Reuse] = NO_REUSE
     batch_size: int = 128
+    words: Sequence[Sequence[list[int]]] = ()
+    """Token ids of the made-up words in each sample's answer; empty if they aren't of interest."""
 
 
 def size_of(sample: Sample) -> str:
@@ -64,7 +67,8 @@ def suites(tokenizer: Tokenizer, num_layers: int, num_questions: int) -> Iterato
     yield questions(tokenizer, num_questions, [Reuse(), Reuse(half, interval), Reuse(num_layers, interval)])
     depths = [Reuse(depth, interval) for depth in range(half + 1)]
     yield questions(tokenizer, max(1, num_questions // 4), [*depths, Reuse(half, 1)], "questions by depth")
-    yield names(tokenizer, max(1, num_questions // 4))
+    served = [Reuse(), Reuse(num_layers, interval)]
+    yield names(tokenizer, max(1, num_questions // 4), served)
     for canvas in CANVASES:
         yield long_canvas(tokenizer, max(1, num_questions // 40), canvas)
     chat_reuses = [Reuse(), *(Reuse(depth, interval) for depth in (2, 4, half, num_layers))]
@@ -72,11 +76,11 @@ def suites(tokenizer: Tokenizer, num_layers: int, num_questions: int) -> Iterato
         yield turns(tokenizer, max(1, num_questions // 10), chat_reuses, is_inner=is_inner)
     forms: tuple[Form, ...] = ("sentence", "one word", "slot")
     for form in forms:
-        yield words(tokenizer, max(1, num_questions // 10), form)
-    yield raw(tokenizer, "raw text", max(1, num_questions // 8), lambda mixture, asked: mixture.raw_question(asked))
-    yield raw(tokenizer, "holes", max(1, num_questions // 8), lambda mixture, asked: mixture.hole(asked))
-    end = Branch([], [], Question("end of text", [], [], ()))
-    yield raw(tokenizer, "end of text", max(1, num_questions // 20), lambda _mixture, _asked: end)
+        yield words(tokenizer, max(1, num_questions // 10), form, served)
+    eighth, end = max(1, num_questions // 8), Branch([], [], Question("end of text", [], [], ()))
+    yield raw(tokenizer, "raw text", eighth, lambda mixture, asked: mixture.raw_question(asked), served)
+    yield raw(tokenizer, "holes", eighth, lambda mixture, asked: mixture.hole(asked), served)
+    yield raw(tokenizer, "end of text", max(1, num_questions // 20), lambda _mixture, _asked: end, served)
 
 
 def questions(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse], name: str = "questions") -> Suite:
@@ -100,20 +104,23 @@ def draw_branch(
     return sample_of(writer.encode(sheet) if is_raw else prefix, [branch], len(people), sheet)
 
 
-def names(tokenizer: Tokenizer, number: int) -> Suite:
+def names(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse]) -> Suite:
     """Return questions whose answers hold a made-up name, city or animal, by the letters of the longest one."""
     writer = SampleWriter(tokenizer, 1, Split.EVALUATION)
     mixture = MixtureWriter(writer)
     samples: list[Sample] = []
     letters: list[str] = []
+    words: list[list[list[int]]] = []
     while len(samples) < number:
         sample = draw_branch(writer, lambda asked: mixture.chat(asked, "sentence"))
         answer = {fragment.strip() for fragment in sample.questions[0].answer}
         if made_up := [word for word in sample.questions[0].words if word in answer and word not in LISTED]:
             samples.append(sample)
+            words.append([writer.encode([" " + word]) for word in made_up])
             length = max(map(len, made_up))
             letters.append("10-12" if length > 9 else "7-9" if length > 6 else "3-6")
-    return Suite("made-up names", samples, {"by_letters": letters, **question_groups(samples)})
+    groups = {"by_letters": letters, **question_groups(samples)}
+    return Suite("made-up names", samples, groups, reuses=reuses, words=words)
 
 
 def long_canvas(tokenizer: Tokenizer, number: int, canvas: int) -> Suite:
@@ -139,22 +146,29 @@ def _cut(turn: ConversationSample, cut: int) -> Sample:
     return Sample(turn.token_ids[:cut], [turn.token_ids[cut:]], [turn.answer], [], 0, [])
 
 
-def words(tokenizer: Tokenizer, number: int, form: Form) -> Suite:
+def words(tokenizer: Tokenizer, number: int, form: Form, reuses: Sequence[Reuse]) -> Suite:
     """Return questions that one word answers, `number` of each group, asked in one form."""
     writer = SampleWriter(tokenizer, 3, Split.EVALUATION)
     mixture, rng = MixtureWriter(writer), Random(number)
     drawn: list[tuple[str, Sample]] = []
     for group, kinds in _WORDS.items():
-        for _ in range(number):
+        while sum(one == group for one, _ in drawn) < number:
             kind = rng.choice(kinds)
-            drawn.append((group, draw_branch(writer, partial(mixture.chat, form=form, kind=kind))))
+            with suppress(LookupError):  # another sheet may hold such a question
+                drawn.append((group, draw_branch(writer, partial(mixture.chat, form=form, kind=kind))))
     groups = {"by_word": [group for group, _ in drawn], "by_kind": [s.questions[0].kind for _, s in drawn]}
-    return Suite(f"one-word questions, {form}", [sample for _, sample in drawn], groups)
+    return Suite(f"one-word questions, {form}", [sample for _, sample in drawn], groups, reuses=reuses)
 
 
-def raw(tokenizer: Tokenizer, name: str, number: int, draw: Callable[[MixtureWriter, QuestionWriter], Branch]) -> Suite:
+def raw(
+    tokenizer: Tokenizer,
+    name: str,
+    number: int,
+    draw: Callable[[MixtureWriter, QuestionWriter], Branch],
+    reuses: Sequence[Reuse],
+) -> Suite:
     """Return prompts without a chat template, in which `draw` follows the sheet."""
     writer = SampleWriter(tokenizer, 4, Split.EVALUATION)
     mixture = MixtureWriter(writer)
     samples = [draw_branch(writer, lambda asked: draw(mixture, asked), is_raw=True) for _ in range(number)]
-    return Suite(name, samples, {"by_kind": [sample.questions[0].kind for sample in samples]})
+    return Suite(name, samples, {"by_kind": [sample.questions[0].kind for sample in samples]}, reuses=reuses)
