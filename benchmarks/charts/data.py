@@ -294,6 +294,9 @@ NOT_CHARTED: Mapping[str, str] = MappingProxyType(
         "conversations-cpu.json": "counts of tokens, which a table says",
         "stack-factbook-cpu.json": "two shared cores: a few figures, which stand in the text",
         "factbook-train-h100.json": "the training run's own probe; the fidelity benchmark has more questions",
+        "factbook-train-h200.json": "rows of one training; the model card has them",
+        "factbook-forms-cpu.json": "rows of one training; the model card has them",
+        "factbook-names-cpu.json": "rows of one training; the model card has them",
     }
 )
 """Results that no chart shows, with the reason."""

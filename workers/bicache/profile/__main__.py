@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Annotated
 
 import typer
@@ -29,13 +30,15 @@ PROFILE_CONFIG = ProfileConfig(agreement=0.999)
 def fact_sheets(directory: Path, num_samples: int, seed: int) -> Iterator[ProfileSample]:
     """Draw turns of conversations about sheets of the training split, since the evaluation split must stay unseen.
 
-    Half of them are the first of their conversation.
+    Half of them are the first of their conversation. Half of the later ones are cut where the server's default cuts
+    them, mostly behind the sheet; the others at a random boundary, as a longer conversation or another share cuts them.
     """
+    rng = Random(seed)
     writer = SampleWriter(Tokenizer.from_file(str(directory / "tokenizer.json")), seed, Split.TRAIN)
     for number, (max_people, canvas) in zip(range(num_samples), cycle(SHEET_SIZES), strict=False):
         num_turns = 1 if number // len(SHEET_SIZES) % 2 == 0 else 2 + number % (MAX_TURNS - 1)
         turn = writer.draw_conversation(num_turns, max_people)[-1]
-        cut = cut_length(turn.boundaries, BiCacheConfig.cut_share)
+        cut = cut_length(turn.boundaries, rng.choice((BiCacheConfig.cut_share, rng.random())))
         yield ProfileSample(tuple(turn.token_ids), cut, canvas, has_later_turns=cut < turn.boundaries[-1])
 
 

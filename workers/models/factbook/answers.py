@@ -96,10 +96,19 @@ def compare(people: Sequence[Person], first: str, second: str, relation: str) ->
     if a is None or b is None or a.age is None or b.age is None:
         return UNKNOWN
     if a.age == b.age:
-        return _SAME_AGE.fill(N=first, M=second, A=str(a.age))
-    if (a.age > b.age) != (relation == "older"):
-        a, b = b, a
-    return _COMPARISON[relation].fill(N=a.name, A=str(a.age), M=b.name, B=str(b.age))
+        return same_age(first, second, a.age)
+    pair = (a.name, a.age), (b.name, b.age)
+    return relation_of(relation, *(pair if (a.age > b.age) == (relation == "older") else pair[::-1]))
+
+
+def same_age(first: str, second: str, age: int) -> Fragments:
+    """State that two people are of one age."""
+    return _SAME_AGE.fill(N=first, M=second, A=str(age))
+
+
+def relation_of(relation: str, first: tuple[str, int], second: tuple[str, int]) -> Fragments:
+    """State that the first person is older (or younger) than the second; each is a name with an age."""
+    return _COMPARISON[relation].fill(N=first[0], A=str(first[1]), M=second[0], B=str(second[1]))
 
 
 def extreme(people: Sequence[Person], relation: str) -> Fragments:

@@ -1,83 +1,135 @@
 """Worker processes draw samples and send packed batches to the trainer."""
 
 import multiprocessing as mp
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from multiprocessing.sharedctypes import Synchronized
 from random import Random
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from workers.models.factbook.branches import BRANCH, PackedBatch, pack
-from workers.models.factbook.people import MIN_PEOPLE, Split
+from workers.models.factbook.branches import BRANCH, PackedBatch, Shape, pack
+from workers.models.factbook.mixture import MixtureWriter
+from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split
 from workers.models.factbook.samples import CANVAS, MAX_PREFIX, Sample, SampleWriter
 
-PREFIX_SLOTS = (256, MAX_PREFIX)
-NUM_BRANCHES = 16
-SINGLE_SLOTS = 2  # one branch, and a slot of padding to fill the attention tile
+Family = Literal["questions", "turns", "canvases"]
+"""Families of batches: many questions about a sheet, turns of conversations, and canvases to the context's end."""
+
+SHAPES: Mapping[Family, tuple[Shape, ...]] = {
+    "questions": (Shape(256, BRANCH, 16), Shape(MAX_PREFIX, BRANCH, 16)),
+    "turns": (Shape(768, 256, 2),),
+    "canvases": (Shape(640, 1920, 1),),
+}
+"""Shapes of each family, the shortest prefix first."""
 _OTHER_CANVAS_FRACTION = 0.15
+_WHOLE_CONTEXT_FRACTION = 0.25
 
 
-def batch_rows(prefix_slots: int, num_slots: int, tokens: int) -> int:
+@dataclass(frozen=True)
+class Blend:
+    """A blend sets how often batches of each family come, and how large sheets are."""
+
+    turns: float
+    canvases: float
+    max_people: int = MAX_PEOPLE
+
+    def draw(self, rng: Random) -> Family:
+        """Draw the family of the next batch."""
+        families: tuple[Family, ...] = ("questions", "turns", "canvases")
+        return rng.choices(families, (1 - self.turns - self.canvases, self.turns, self.canvases))[0]
+
+
+def batch_rows(shape: Shape, tokens: int) -> int:
     """Return how many rows make a batch of about `tokens` token slots, a multiple of 4."""
-    return max(4, tokens // (prefix_slots + BRANCH * num_slots) // 4 * 4)
+    return max(4, tokens // shape.num_slots // 4 * 4)
 
 
-def _canvas_lens(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def canvas_lens(rng: np.random.Generator, family: Family, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Draw lengths of canvases, most of them CANVAS unless the family has canvases to the context's end."""
+    if family == "canvases":
+        logarithmic = np.exp2(rng.uniform(np.log2(2 * CANVAS), 11, shape)).astype(np.int64)
+        return np.where(rng.random(shape) < _WHOLE_CONTEXT_FRACTION, 2048, logarithmic)
+    longest = BRANCH if family == "questions" else 4 * CANVAS
     other = rng.random(shape) < _OTHER_CANVAS_FRACTION
-    return np.where(other, rng.integers(12, BRANCH, shape), CANVAS)
+    return np.where(other, rng.integers(12, longest, shape), CANVAS)
+
+
+class BatchWriter:
+    """Draws batches of the training split, one family after the other."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, tokens: int) -> None:
+        samples = SampleWriter(tokenizer, seed, Split.TRAIN)
+        self._mixture, self._eos, self._tokens = MixtureWriter(samples), samples.eos, tokens
+        self._rng, self._np_rng = Random(seed), np.random.default_rng(seed)
+        self._pending: dict[Shape, list[Sample]] = {}
+
+    def draw(self, blend: Blend) -> PackedBatch:
+        """Draw samples of one family until a batch of one of its shapes is full."""
+        family = blend.draw(self._rng)
+        while True:
+            largest = SHAPES[family][-1]
+            num_branches = largest.num_branches
+            if family == "turns":
+                num_branches = self._rng.randint(1, num_branches)  # a prefix row sees one question, as in serving
+            max_people = max(MIN_PEOPLE, blend.max_people)
+            sample = self._mixture.draw(num_branches, largest.branch_slots, largest.prefix_slots, max_people)
+            shape = next(shape for shape in SHAPES[family] if len(sample.prefix) <= shape.prefix_slots)
+            rows = self._pending.setdefault(shape, [])
+            rows.append(sample)
+            if len(rows) == batch_rows(shape, self._tokens):
+                return self._pack(self._pending.pop(shape), family, shape)
+
+    def _pack(self, rows: Sequence[Sample], family: Family, shape: Shape) -> PackedBatch:
+        lens = canvas_lens(self._np_rng, family, (len(rows), shape.num_branches))
+        return pack(rows, shape.prefix_slots, shape.num_branches, self._eos, lens, shape.branch_slots)
+
+
+Message = tuple[int, tuple[NDArray[np.int16], ...]]
+"""A message carries a batch's slots of a branch and its arrays."""
 
 
 def _produce(
-    queue: "Queue[tuple[np.ndarray[tuple[int, ...], np.dtype[np.int16]], ...]]",
-    seed: int,
-    tokens: int,
-    max_people: "Synchronized[float]",
-    single_fraction: "Synchronized[float]",
-    tokenizer_json: str,
+    queue: "Queue[Message]", blends: "Queue[Blend]", seed: int, tokens: int, blend: Blend, tokenizer_json: str
 ) -> None:
     torch.set_num_threads(1)
-    writer = SampleWriter(Tokenizer.from_str(tokenizer_json), seed, Split.TRAIN)
-    rng, np_rng = Random(seed), np.random.default_rng(seed)
-    pending: dict[tuple[int, int], list[Sample]] = {}
-    single = False
+    writer = BatchWriter(Tokenizer.from_str(tokenizer_json), seed, tokens)
     while True:
-        sample = writer.draw(1 if single else NUM_BRANCHES, max(MIN_PEOPLE, round(max_people.value)))
-        prefix_slots = next(slots for slots in PREFIX_SLOTS if len(sample.prefix) <= slots)
-        shape = (prefix_slots, SINGLE_SLOTS if single else NUM_BRANCHES)
-        rows = pending.setdefault(shape, [])
-        rows.append(sample)
-        if len(rows) < batch_rows(*shape, tokens):
-            continue
-        batch = pack(rows, *shape, writer.eos, _canvas_lens(np_rng, (len(rows), shape[1])))
-        queue.put(tuple(getattr(batch, name).numpy() for name in PackedBatch.__dataclass_fields__))
-        rows.clear()
-        single = rng.random() < single_fraction.value
+        while not blends.empty():
+            blend = blends.get()
+        batch = writer.draw(blend)
+        queue.put((batch.branch_slots, tuple(tensor.numpy() for tensor in batch.tensors)))
 
 
 class Feed:
-    """Starts the worker processes and returns their batches.
+    """Starts the worker processes and returns their batches."""
 
-    `max_people` and `single_fraction` may be set at any time.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, num_workers: int, tokens: int, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_workers: int, tokens: int, seed: int, blend: Blend) -> None:
         context = mp.get_context("spawn")
-        self._queue = context.Queue(maxsize=2 * num_workers)
-        self.max_people = context.Value("d", float(MIN_PEOPLE))
-        self.single_fraction = context.Value("d", 0.0)
-        shared = (tokens, self.max_people, self.single_fraction, tokenizer.to_str())
+        self._queue: Queue[Message] = context.Queue(maxsize=2 * num_workers)
+        self._blends: list[Queue[Blend]] = [context.Queue() for _ in range(num_workers)]
         self._workers = [
-            context.Process(target=_produce, args=(self._queue, seed + i, *shared), daemon=True)
-            for i in range(num_workers)
+            context.Process(
+                target=_produce, args=(self._queue, blends, seed + i, tokens, blend, tokenizer.to_str()), daemon=True
+            )
+            for i, blends in enumerate(self._blends)
         ]
         for worker in self._workers:
             worker.start()
 
+    def set_blend(self, blend: Blend) -> None:
+        """Draw later batches by another blend; those already drawn still come."""
+        for blends in self._blends:
+            blends.put(blend)
+
     def next(self) -> PackedBatch:
         """Wait for the next batch and return it, on the CPU."""
-        return PackedBatch(*(torch.from_numpy(array) for array in self._queue.get()))
+        branch_slots, arrays = self._queue.get()
+        return PackedBatch(*map(torch.from_numpy, arrays), branch_slots=branch_slots)
 
     @property
     def num_ready(self) -> int:

@@ -7,8 +7,9 @@ from random import Random
 from workers.models.factbook import answers
 from workers.models.factbook.entities import ANIMALS, CITIES, NAMES
 from workers.models.factbook.fragments import Fragments, Template
-from workers.models.factbook.people import MAX_AGE, MAX_SHARING, Person, Split, made_up_word
+from workers.models.factbook.people import MAX_AGE, MAX_SHARING, Person, Split, uncommon_word
 from workers.models.factbook.sheets import with_article
+from workers.models.factbook.statements import STATEMENT_TEXTS, Fact, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ KIND_WEIGHTS: dict[str, float] = {
     "sum": 16,
     "count": 11,
     "list": 10,
+    "statement": 16,
 }
 _UNANSWERABLE_FRACTION = 0.1
 _OFF_TOPIC_FRACTION = 0.015
@@ -94,7 +96,9 @@ _TEXTS: dict[str, tuple[str, ...]] = {
         "What language does {N} speak?",
     ),
 }  # fmt: skip
-_TEMPLATES = {kind: tuple(Template(text) for text in texts) for kind, texts in _TEXTS.items()}
+_TEMPLATES = {
+    kind: tuple(Template(text) for text in texts) for kind, texts in (*_TEXTS.items(), *STATEMENT_TEXTS.items())
+}
 
 
 class QuestionWriter:
@@ -131,6 +135,8 @@ class QuestionWriter:
                 question = self._about_pair(kind, unanswerable)
             case "extreme":
                 question = self._extreme()
+            case "statement":
+                question = self._statement(unanswerable)
             case _:
                 raise ValueError(kind)
         if question.answer is answers.UNKNOWN:
@@ -138,19 +144,20 @@ class QuestionWriter:
         return question
 
     def _phrase(self, key: str, **values: str | Sequence[str]) -> Fragments:
-        text = self._rng.choice(_TEMPLATES[key]).fill_from(values)
+        template = self._rng.choice(_TEMPLATES[key])
+        text = template.fill_from(values)
         draw = self._rng.random()
         if draw < 0.08 and text[-1][-1] in "?.":
             text[-1] = text[-1][:-1]
             text = text if text[-1] else text[:-1]
-        elif draw < 0.13:
+        elif draw < 0.13 and not template.text.startswith("{"):
             text[0] = text[0][:2].lower() + text[0][2:]
         return text
 
     def _draw_absent(self, listed: tuple[str, ...], present: Sequence[str], *, capital: bool) -> str:
         while True:
             if self._rng.random() < 0.12:
-                word = made_up_word(self._rng, self._split)
+                word = uncommon_word(self._rng, self._split)
                 word = word.capitalize() if capital else word
             else:
                 word = self._rng.choice(listed)
@@ -206,6 +213,31 @@ class QuestionWriter:
         best = (max if relation == "oldest" else min)(self._ages, default=None)
         words = tuple(p.name for p in self._people if p.age is not None and p.age == best)
         return Question("extreme", self._phrase(relation), answer, words)
+
+    def _statement(self, unanswerable: bool) -> Question:
+        """Write a statement about one person or two to confirm or to correct; it is true half of the time."""
+        relation = self._rng.choice(("older", "younger"))
+        if len(self._aged) > 1 and not unanswerable and self._rng.random() < 0.2:
+            first, second = self._rng.sample(self._aged, 2)
+            text = self._phrase(f"is_{relation}", N=first, M=second)
+            return Question("statement", text, judge(self._people, first, (relation, second)), (first, second))
+        person = self._rng.choice(self._people)
+        name = self._draw_absent(NAMES, self._names, capital=True) if unanswerable else person.name
+        fact: Fact = self._rng.choice(("age", "city", "animal"))
+        other = self._rng.choice(self._people)  # the same value in about half of all statements
+        source = person if self._rng.random() < 0.5 else other
+        value = self._rng.choice(CITIES) if fact == "city" else self._rng.choice(ANIMALS)
+        match fact:
+            case "age":
+                value = str(source.age or self._rng.randint(1, MAX_AGE))
+                text = self._phrase("is_age", N=name, A=value)
+            case "city":
+                value = source.city or value
+                text = self._phrase("is_city", N=name, C=value)
+            case "animal":
+                value = source.animal or value
+                text = self._phrase("is_animal", N=name, X=with_article(value))
+        return Question("statement", text, judge(self._people, name, (fact, value)), (name, value))
 
     def _off_topic(self) -> Question:
         values = {"N": self._rng.choice(self._names), "C": self._rng.choice(CITIES)}

@@ -1,7 +1,7 @@
 """A sample is one sheet as a chat prefix, with several questions and answers after it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from tokenizers import Tokenizer
@@ -25,7 +25,7 @@ CANVAS = 32
 MAX_PREFIX = 640
 MAX_SUFFIX = 32
 MAX_SHEET = 600
-_EARLIER_TURNS_FRACTION = 0.08
+_EARLIER_TURNS_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Sample:
     questions: list[Question]
     num_people: int
     sheet: Fragments
+    tails: list[list[int]] = field(default_factory=list)
+    """Given tokens right after each branch's canvas; without any, no branch has a tail."""
+    canvases: list[int | None] = field(default_factory=list)
+    """Lengths of the branches' canvases, where these are fixed."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +61,31 @@ class SampleWriter:
     """Draws samples from a seed, all of one split."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, split: Split) -> None:
-        self._rng = Random(f"{split.value} {seed}")
+        self.rng = Random(f"{split.value} {seed}")
         self._split = split
         self._encoder = FragmentEncoder(tokenizer)
+        self.encode = self._encoder.encode
         special = {token: special_id(tokenizer, token) for token in SPECIAL_TOKENS}
         self.eos, self.mask = special[EOS], special[MASK]
-        self._bos, self._end = [special[BOS]], [special[EOT]]
+        self.bos, self._end = [special[BOS]], [special[EOT]]
         line_break = self._encoder.encode(["\n\n"])
-        self._headers = {
+        self.headers = {
             role: [special[HEADER_START], *self._encoder.encode([" " + role]), special[HEADER_END], *line_break]
             for role in ("system", "user", "assistant")
         }
 
     def draw(self, num_branches: int, max_people: int = MAX_PEOPLE, *, earlier_turns: bool = True) -> Sample:
         """Draw a sheet of MIN_PEOPLE to `max_people` people that fits, with `num_branches` questions about it."""
-        people, sheet, prefix = self._draw_sheet(max_people)
-        writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
-        if earlier_turns and self._rng.random() < _EARLIER_TURNS_FRACTION:
-            prefix += self._draw_turns(writer, self._rng.randint(1, 3), MAX_PREFIX - len(prefix))
+        people, sheet, prefix = self.draw_sheet(max_people)
+        writer = self.questions_about(people, sheet)
+        if earlier_turns and self.rng.random() < _EARLIER_TURNS_FRACTION:
+            prefix += self.draw_turns(writer, self.rng.randint(1, 3), MAX_PREFIX - len(prefix))
         questions: list[Question] = []
         suffixes: list[list[int]] = []
         answers: list[list[int]] = []
         while len(questions) < num_branches:
             question = writer.ask()
-            suffix = self.turn("user", self._encoder.encode(question.text)) + self._headers["assistant"]
+            suffix = self.turn("user", self._encoder.encode(question.text)) + self.headers["assistant"]
             answer = self._encoder.encode(question.answer)
             if len(suffix) <= MAX_SUFFIX and len(answer) < CANVAS:
                 questions.append(question)
@@ -90,8 +95,8 @@ class SampleWriter:
 
     def draw_conversation(self, num_turns: int, max_people: int = MAX_PEOPLE) -> list[ConversationSample]:
         """Draw a sheet and `num_turns` questions about it; each follows the earlier ones and their right answers."""
-        people, sheet, token_ids = self._draw_sheet(max_people)
-        writer = QuestionWriter(self._rng, mention_order(sheet, people), self._split)
+        people, sheet, token_ids = self.draw_sheet(max_people)
+        writer = self.questions_about(people, sheet)
         turns: list[ConversationSample] = []
         boundaries: list[int] = []
         while len(turns) < num_turns:
@@ -101,25 +106,30 @@ class SampleWriter:
             if len(answer) < CANVAS:
                 boundaries.append(len(token_ids))
                 turns.append(
-                    ConversationSample(token_ids + user_turn + self._headers["assistant"], list(boundaries), answer)
+                    ConversationSample(token_ids + user_turn + self.headers["assistant"], list(boundaries), answer)
                 )
                 token_ids = token_ids + user_turn + self.turn("assistant", answer)
         return turns
 
-    def _draw_sheet(self, max_people: int) -> tuple[Sequence[Person], Fragments, list[int]]:
+    def questions_about(self, people: Sequence[Person], sheet: Fragments) -> QuestionWriter:
+        """Return a writer of questions about the people on a sheet."""
+        return QuestionWriter(self.rng, mention_order(sheet, people), self._split)
+
+    def draw_sheet(self, max_people: int) -> tuple[Sequence[Person], Fragments, list[int]]:
         """Draw people whose sheet fits, and return them with the sheet and its chat prefix."""
         while True:
-            people = draw_people(self._rng, self._rng.randint(MIN_PEOPLE, max_people), self._split)
-            sheet = write_sheet(self._rng, people)
+            people = draw_people(self.rng, self.rng.randint(MIN_PEOPLE, max_people), self._split)
+            sheet = write_sheet(self.rng, people)
             sheet_ids = self._encoder.encode(sheet)
             if len(sheet_ids) <= MAX_SHEET:
-                return people, sheet, self._bos + self.turn("system", sheet_ids)
+                return people, sheet, self.bos + self.turn("system", sheet_ids)
 
     def turn(self, role: str, ids: list[int]) -> list[int]:
         """Return the token ids of one turn, as the chat template writes it."""
-        return self._headers[role] + ids + self._end
+        return self.headers[role] + ids + self._end
 
-    def _draw_turns(self, writer: QuestionWriter, num_turns: int, room: int) -> list[int]:
+    def draw_turns(self, writer: QuestionWriter, num_turns: int, room: int) -> list[int]:
+        """Return up to `num_turns` questions with their answers as turns, as many as fit into `room` tokens."""
         ids: list[int] = []
         for _ in range(num_turns):
             question = writer.ask()

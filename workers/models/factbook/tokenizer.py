@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from workers.models.factbook import answers, questions, sheets
+from workers.models.factbook import answers, questions, sheets, statements
 from workers.models.factbook.entities import ANIMALS, CITIES, NAMES
 from workers.models.factbook.people import Split, made_up_word
 
@@ -44,9 +44,13 @@ _MAX_BARE_NUMBER = 120  # ages in brackets
 _NUM_MERGES = 280
 
 
-def _template_words() -> Iterable[str]:
-    for text in (*sheets.template_texts(), *questions.template_texts(), *answers.template_texts()):
+def _words_of(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
         yield from _WORD.findall(" " + re.sub(r" ?\{\w+\}", " ", text))
+
+
+def _template_words() -> Iterable[str]:
+    return _words_of((*sheets.template_texts(), *questions.template_texts(), *answers.template_texts()))
 
 
 def _words() -> list[str]:
@@ -105,7 +109,8 @@ def build_tokenizer() -> Tokenizer:
     printable = [chr(code) for code in range(32, 127)]
     other_bytes = [f"<0x{byte:02X}>" for byte in range(256) if not 32 <= byte < 127]
     pieces = [*printable, *(a + b for a, b in merges), *_words()]
-    tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *LINE_BREAKS, *pieces, *other_bytes]))
+    added = _words_of(statements.added_texts())  # at the end, so that weights of a smaller vocabulary keep their rows
+    tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *LINE_BREAKS, *pieces, *other_bytes, *added]))
     vocab = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, ignore_merges=True))
     tokenizer.normalizer = normalizers.Prepend(" ")

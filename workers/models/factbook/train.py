@@ -1,10 +1,11 @@
-"""Trains both checkpoints in one run: a plain trunk, then `factbook-plain` and `factbook` from it.
+"""Trains both checkpoints in one training: a plain trunk, then `factbook-plain` and `factbook` from it.
 
-    python -m workers.models.factbook.train OUT [--minutes 26]
+    python -m workers.models.factbook.train OUT [--minutes 15] [--minutes-per-run 8]
 
-Each phase takes a fraction of the time. `trunk` trains at a constant rate while sheets grow. `plain` cools the trunk
-down, with single questions in half of its batches, so that prefix rows see just one. `isolation` continues from the
-trunk with prefix isolation and cools down as well.
+Each phase takes a fraction of the time. `trunk` trains at a constant rate, from the weights of a checkpoint. `plain`
+cools the trunk down, with one question or two about a sheet in half of its batches, so that prefix rows see few.
+`isolation` continues from the trunk with prefix isolation and cools down as well. A run that ends before the training
+does leaves its state in OUT; the same command goes on from there.
 """
 
 import argparse
@@ -12,250 +13,247 @@ import json
 import logging
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from workers.models.base import Layer
-from workers.models.factbook.branches import BRANCH, PackedBatch, TiledMask, layout
+from workers.models.factbook.branches import PackedBatch
 from workers.models.factbook.checkpoint import load_checkpoint, new_model, save_checkpoint
 from workers.models.factbook.decode import Reuse, exact_matches
-from workers.models.factbook.feed import Feed
-from workers.models.factbook.muon import Muon
-from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE
-from workers.models.factbook.samples import CANVAS, Sample, evaluation_samples
+from workers.models.factbook.feed import Blend, Feed
+from workers.models.factbook.samples import Sample, evaluation_samples
 from workers.models.factbook.tokenizer import build_tokenizer
+from workers.models.factbook.trainer import Recipe, Trainer
 from workers.models.layers import Transformer
 
 log = logging.getLogger("factbook.train")
 
+INITIAL = Path(__file__).parent / "checkpoints" / "factbook-plain"
+_REPORT_SECONDS = 90.0
+_DEEP_FRACTION = 0.4
+
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of training sets the time, the isolation and the learning rate."""
+    """A phase of training sets the time, the isolation, the batches and the learning rate."""
 
     name: str
     time_fraction: float
     isolated: bool
-    single_fraction: float
-    """Fraction of batches in which a sheet carries a single question."""
-    grows: bool = False
+    blend: Blend
+    rate: float = 1.0
+    """Factor on both learning rates."""
     cool_from: float = 1.0
     """Fraction of the phase after which the rate falls linearly to zero."""
-    checkpoint: str | None = None
+    checkpoint: str = "trunk"
+    """Name of the checkpoint that the phase ends with; later phases start from the trunk, where there is one."""
+
+    def rate_at(self, done: float) -> float:
+        """Return the factor on the learning rates when a fraction of the phase is done."""
+        cooling = max(0.0, min(1.0, (1 - done) / (1 - self.cool_from))) if self.cool_from < 1 else 1.0
+        return self.rate * cooling
 
 
 PHASES = (
-    Phase("trunk", 0.54, isolated=False, single_fraction=0.12, grows=True),
-    Phase("plain", 0.16, isolated=False, single_fraction=0.5, cool_from=0.0, checkpoint="factbook-plain"),
-    Phase("isolation", 0.30, isolated=True, single_fraction=0.15, cool_from=0.4, checkpoint="factbook"),
-)
+    Phase("trunk", 0.42, isolated=False, blend=Blend(turns=0.2, canvases=0.06), rate=0.8),
+    Phase(
+        "plain", 0.15, isolated=False, blend=Blend(turns=0.4, canvases=0.06), rate=0.8, cool_from=0.0,
+        checkpoint="factbook-plain",
+    ),
+    Phase(
+        "isolation", 0.43, isolated=True, blend=Blend(turns=0.3, canvases=0.05), rate=0.8, cool_from=0.4,
+        checkpoint="factbook",
+    ),
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe holds the settings of a run."""
-
-    minutes: float = 26.0
-    tokens: int = 106_496
-    muon_rate: float = 4e-3
-    adam_rate: float = 2e-3
-    warmup_steps: int = 200
-    growth: float = 0.4
-    """Fraction of the growing phase over which sheets grow to MAX_PEOPLE, slowly at first."""
-    full_mask_fraction: float = 0.3
-    suffix_mask_fraction: float = 0.15
-    fill_weight: float = 0.1
-    """Loss weight of each EOS after the first."""
-    num_workers: int = 14
-    seed: int = 1
+def draw_depth(rng: random.Random, num_layers: int) -> int:
+    """Draw how many layers isolate the prefix: up to half of them in most batches, more in the others."""
+    half = num_layers // 2
+    return rng.randint(half + 1, num_layers) if rng.random() < _DEEP_FRACTION else rng.randint(0, half)
 
 
-def corrupt(batch: PackedBatch, canvas: Tensor, recipe: Recipe, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return masked ids [B, S], targets and loss weights [B, branches, CANVAS].
+@dataclass
+class Progress:
+    """Progress marks where a later run goes on."""
 
-    A branch is masked wholly, or from a random position on, or at random with a ratio uniform in (0, 1).
-    """
-    shape, device = (*canvas.shape[:2], BRANCH), canvas.device
-    position = torch.arange(BRANCH, device=device) - batch.suffix_len.unsqueeze(-1)
-    draw, ratio = torch.rand(2, *shape[:2], 1, device=device)
-    masked = torch.rand(shape, device=device) < ratio
-    from_position = draw < recipe.full_mask_fraction + recipe.suffix_mask_fraction
-    masked = torch.where(from_position, position >= ratio * CANVAS, masked) | (draw < recipe.full_mask_fraction)
-    masked = masked & (position >= 0) & (position < batch.canvas_len.unsqueeze(-1))
-    masked_slots = F.pad(masked.flatten(1), (batch.prefix_slots, 0))
-    targets = batch.ids.gather(1, canvas.flatten(1)).view(canvas.shape)
-    counted = masked_slots.gather(1, canvas.flatten(1)).view(canvas.shape)
-    content = torch.arange(CANVAS, device=device) <= batch.answer_len.unsqueeze(-1)
-    weights = counted * torch.where(content, 1.0, recipe.fill_weight)
-    return batch.ids.masked_fill(masked_slots, mask_id), targets, weights
+    phase: int = 0
+    spent: float = 0.0
+    """Seconds of the phase that are over, or steps where steps are counted."""
+    seconds: float = 0.0
+    """Seconds of training in all phases and runs."""
+    tokens: int = 0
+    num_runs: int = 0
 
 
-def _run_layer(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in layer.qkv(x, cos, sin))
-    attended = flex_attention(q, k, v, block_mask=mask)
-    assert isinstance(attended, Tensor)
-    return layer.finish(x, attended.transpose(1, 2).flatten(-2))
+class Training:
+    """Runs the phases of one training, logs its progress, and keeps its state and checkpoints in a directory."""
 
+    def __init__(
+        self,
+        trainer: Trainer,
+        tokenizer: Tokenizer,
+        out: Path,
+        phases: Sequence[Phase] = PHASES,
+        probe: Sequence[Sample] = (),
+    ) -> None:
+        self.trainer, self.tokenizer, self.out, self.phases, self.probe = trainer, tokenizer, out, phases, probe
+        self.progress = Progress()
+        self._losses: list[Tensor] = []
+        self._start = self._reported = time.monotonic()
+        if self._state_file.exists():
+            saved = torch.load(self._state_file, map_location=trainer.device, weights_only=True)
+            trainer.restore(saved["trainer"])
+            self.progress = Progress(**saved["progress"])
+        self.progress.num_runs += 1
+        self._rng = random.Random(f"{trainer.recipe.seed} {self.progress.num_runs}")
+        torch.manual_seed(trainer.recipe.seed + self.progress.num_runs)
 
-def _head_loss(model: Transformer, x: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    losses = F.cross_entropy(model.logits(x).float().flatten(0, -2), targets.flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum()
+    @property
+    def _state_file(self) -> Path:
+        return self.out / "state.pt"
 
+    @property
+    def phase(self) -> Phase | None:
+        """Return the phase to go on with; None once the training is over."""
+        return self.phases[self.progress.phase] if self.progress.phase < len(self.phases) else None
 
-class Trainer:
-    """Trains the model, which it compiles layer by layer at the feed's fixed shapes."""
+    def run(
+        self,
+        draw: Callable[[], PackedBatch],
+        set_blend: Callable[[Blend], None],
+        amount: float,
+        run_seconds: float,
+        *,
+        counts_steps: bool = False,
+    ) -> None:
+        """Train on batches that `draw` returns until all phases are over, or for `run_seconds`.
 
-    def __init__(self, model: Transformer, recipe: Recipe, device: str) -> None:
-        self.model, self.recipe, self.device = model.to(device), recipe, device
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers")]
-        others = [p for name, p in model.named_parameters() if p.ndim < 2 or not name.startswith("layers")]
-        self.muon = Muon(matrices)
-        self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.01, fused=device == "cuda")
-        self.num_steps = 0
-        self._run_layer = torch.compile(_run_layer, dynamic=False)
-        self._head_loss = torch.compile(_head_loss, dynamic=False)
-        self._corrupt = torch.compile(corrupt, dynamic=False)
-        self._masks: dict[tuple[int, ...], tuple[TiledMask, TiledMask]] = {}
+        `amount` is the duration of all phases, in seconds or in steps. The state is saved at the end in both cases.
+        """
+        total = sum(phase.time_fraction for phase in self.phases)
+        while phase := self.phase:
+            set_blend(phase.blend)
+            if not self._train(phase, draw, amount * phase.time_fraction / total, run_seconds, counts_steps):
+                break
+            self._end_phase(phase)
+        self._save_state()
 
-    def step(self, batch: PackedBatch, depth: int, rate: float) -> Tensor:
-        """Take one step with the prefix isolated in the first `depth` layers; `rate` scales both learning rates."""
-        batch = batch.to(self.device)
-        positions, owners, canvas = layout(batch)
-        plain, isolated = self._tiled_masks(owners, batch.prefix_slots)
-        ids, targets, weights = self._corrupt(batch, canvas, self.recipe, self.model.config.mask_token_id)
-        cos, sin = self.model.rope(positions)
-        with torch.autocast(self.device, torch.bfloat16):
-            x = self.model.embed(ids).bfloat16()
-            for index, layer in enumerate(self.model.stack):
-                x = self._run_layer(layer, x, cos, sin, (isolated if index < depth else plain).blocks)
-            x = x.gather(1, canvas.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            loss: Tensor = self._head_loss(self.model, x, targets, weights)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.num_steps += 1
-        rate *= min(1.0, self.num_steps / self.recipe.warmup_steps)
-        self.muon.step(self.recipe.muon_rate * rate)
-        for group in self.adam.param_groups:
-            group["lr"] = self.recipe.adam_rate * rate
-        self.adam.step()
-        self.model.zero_grad(set_to_none=True)
-        return loss.detach()
+    def _train(
+        self, phase: Phase, draw: Callable[[], PackedBatch], amount: float, run_seconds: float, counts_steps: bool
+    ) -> bool:
+        """Train until the phase has had its `amount`; return False if the run's time is over before that."""
+        progress = self.progress
+        while progress.spent < amount:
+            if (start := time.monotonic()) - self._start >= run_seconds:
+                self._report(phase)
+                return False
+            depth = draw_depth(self._rng, self.trainer.model.config.num_layers) if phase.isolated else 0
+            batch = draw()
+            self._losses.append(self.trainer.step(batch, depth, phase.rate_at(progress.spent / amount)))
+            if len(self._losses) % 8 == 0:
+                self._losses[-1].item()  # without it, steps would be queued far ahead of the clock
+            seconds = time.monotonic() - start
+            progress.spent += 1 if counts_steps else seconds
+            progress.seconds += seconds
+            progress.tokens += batch.ids.numel()
+            if time.monotonic() - self._reported > _REPORT_SECONDS:
+                self._report(phase)
+                self._save_state()
+        return True
 
-    def _tiled_masks(self, owners: Tensor, prefix_slots: int) -> tuple[TiledMask, TiledMask]:
-        key = (*owners.shape, prefix_slots)
-        if key not in self._masks:
-            plain, isolated = (TiledMask(owners, prefix_slots, isolated=flag) for flag in (False, True))
-            self._masks[key] = (plain, isolated)
-        for mask in self._masks[key]:
-            mask.set_owners(owners)
-        return self._masks[key]
+    def _end_phase(self, phase: Phase) -> None:
+        """Write the phase's checkpoint, and go on from the trunk."""
+        self._report(phase)
+        trunk = self.out / "trunk.pt"
+        save_checkpoint(self.trainer.model, self.tokenizer, self.out / phase.checkpoint)
+        if phase.checkpoint == "trunk":
+            torch.save(self.trainer.state(), trunk)
+        elif trunk.exists():
+            self.trainer.restore(torch.load(trunk, map_location=self.trainer.device, weights_only=True))
+        self.progress.phase, self.progress.spent = self.progress.phase + 1, 0.0
+        self._save_state()
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return a copy of the weights and the optimizers' state."""
-        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        adam = {p: {k: v.clone() for k, v in s.items()} for p, s in self.adam.state.items()}
-        return {"weights": weights, "muon": self.muon.state(), "adam": adam}
+    def _save_state(self) -> None:
+        new = self._state_file.with_suffix(".new")  # a run that is stopped here leaves the last state intact
+        torch.save({"trainer": self.trainer.state(), "progress": vars(self.progress)}, new)
+        new.replace(self._state_file)
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Restore weights and optimizers from a copy that `snapshot` returned."""
-        self.model.load_state_dict(snapshot["weights"])
-        self.muon.restore(snapshot["muon"])
-        for parameter, state in snapshot["adam"].items():
-            for key, value in state.items():
-                self.adam.state[parameter][key].copy_(value)
-
-
-class Run:
-    """Runs the phases of one training, logs its progress and writes its checkpoints."""
-
-    def __init__(self, trainer: Trainer, feed: Feed, tokenizer: Tokenizer, out: Path) -> None:
-        self.trainer, self.feed, self.tokenizer, self.out = trainer, feed, tokenizer, out
-        self._rng = random.Random(trainer.recipe.seed)
-        self._probe: list[Sample] = list(evaluation_samples(tokenizer, 256, seed=1))
-        self._tokens = 0
-        self._start = time.monotonic()
-
-    def train(self, phase: Phase, seconds: float) -> None:
-        """Train for `seconds`, then write the phase's checkpoint."""
-        start = reported = time.monotonic()
-        self.feed.single_fraction.value = phase.single_fraction
-        losses: list[Tensor] = []
-        while (done := (time.monotonic() - start) / seconds) < 1:
-            grown = min(1.0, done / self.trainer.recipe.growth) ** 2 if phase.grows else 1.0
-            self.feed.max_people.value = MIN_PEOPLE + grown * (MAX_PEOPLE - MIN_PEOPLE)
-            rate = min(1.0, (1 - done) / (1 - phase.cool_from)) if phase.cool_from < 1 else 1.0
-            depth = self._rng.randint(0, self.trainer.model.config.num_layers // 2) if phase.isolated else 0
-            batch = self.feed.next()
-            losses.append(self.trainer.step(batch, depth, rate))
-            self._tokens += batch.ids.numel()
-            if time.monotonic() - reported > 40:
-                self._report(phase, losses)
-                losses, reported = [], time.monotonic()
-        self._report(phase, losses)
-        self._save(phase.checkpoint or "trunk")
-
-    def _report(self, phase: Phase, losses: list[Tensor]) -> None:
-        depths = (0, self.trainer.model.config.num_layers // 2) if phase.isolated else (0,)
-        scores = [self.score(Reuse(depth=depth)) for depth in depths]
+    def _report(self, phase: Phase) -> None:
+        if not self._losses:
+            return
+        progress, num_layers = self.progress, self.trainer.model.config.num_layers
+        depths = (0, num_layers // 2, num_layers) if phase.isolated else (0,)
         line = {
-            "phase": phase.name, "seconds": round(time.monotonic() - self._start), "step": self.trainer.num_steps,
-            "tokens_millions": round(self._tokens / 1e6), "loss": round(torch.stack(losses).mean().item(), 4),
-            "people": round(self.feed.max_people.value), "ready": self.feed.num_ready,
-            "exact_match": {str(depth): score for depth, score in zip(depths, scores, strict=True)},
+            "phase": phase.name, "run": progress.num_runs, "seconds": round(progress.seconds),
+            "step": self.trainer.num_steps, "tokens_millions": round(progress.tokens / 1e6),
+            "loss": round(torch.stack(self._losses).mean().item(), 4),
+            "exact_match": {str(depth): self.score(Reuse(depth)) for depth in depths} if self.probe else {},
         }  # fmt: skip
         log.info(json.dumps(line))
         with (self.out / "train.jsonl").open("a") as lines:
             lines.write(json.dumps(line) + "\n")
-        self._save("latest")
+        self._losses, self._reported = [], time.monotonic()
 
     def score(self, reuse: Reuse) -> float:
         """Return the exact match on a small held-out set."""
         config = self.trainer.model.config
         with torch.autocast(self.trainer.device, torch.bfloat16):
             matches = exact_matches(
-                self.trainer.model, self._probe, config.mask_token_id, config.eos_token_id, reuse, batch_size=256
+                self.trainer.model, self.probe, config.mask_token_id, config.eos_token_id, reuse, batch_size=256
             )
         return sum(matches) / len(matches)
 
-    def _save(self, name: str) -> None:
-        save_checkpoint(self.trainer.model, self.tokenizer, self.out / name)
+
+def initial_model(directory: Path | None, tokenizer: Tokenizer, seed: int) -> tuple[Transformer, str]:
+    """Return the model to train with a description: a checkpoint's weights, or random ones.
+
+    Rows of tokens that the checkpoint's tokenizer lacks are at the end of the vocabulary and stay as they are.
+    """
+    torch.manual_seed(seed)
+    if directory is None:
+        return new_model(tokenizer), "random weights"
+    return load_checkpoint(directory, "cpu", torch.float32)[0], directory.name
 
 
 def main() -> None:
-    """Train from random weights, or from a checkpoint with `--init`."""
+    """Train from a checkpoint, or from random weights with `--from-scratch`; go on if OUT holds a training's state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="directory for checkpoints and the log")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="duration of all phases, in minutes")
-    parser.add_argument("--init", type=Path, help="checkpoint directory to continue from")
-    parser.add_argument("--phases", nargs="+", default=[phase.name for phase in PHASES], help="phases to run")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on both learning rates")
+    parser.add_argument("out", type=Path, help="directory for state, checkpoints and the log")
+    parser.add_argument("--minutes", type=float, default=15.0, help="duration of all phases, in minutes of training")
+    parser.add_argument("--minutes-per-run", type=float, default=8.0, help="minutes after which this run ends")
+    parser.add_argument("--init", type=Path, default=INITIAL, help="checkpoint directory to start from")
+    parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    names = [phase.name for phase in PHASES]
+    parser.add_argument(
+        "--phases", nargs="+", choices=names, default=names, help="phases to run, of `--minutes` in all"
+    )
+    parser.add_argument("--workers", type=int, default=Recipe.num_workers, help="processes that draw batches")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of data, weights and masks")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(args.seed)
-    recipe = Recipe(minutes=args.minutes, seed=args.seed)
+    torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(num_workers=args.workers, seed=args.seed)
     tokenizer = build_tokenizer()
-    model = load_checkpoint(args.init, "cuda", torch.float32)[0] if args.init else new_model(tokenizer)
-    feed = Feed(tokenizer, recipe.num_workers, recipe.tokens, seed=args.seed * 1000)
-    run = Run(Trainer(model, recipe, "cuda"), feed, tokenizer, args.out)
+    model, source = initial_model(None if args.from_scratch else args.init, tokenizer, args.seed)
+    probe = list(evaluation_samples(tokenizer, 256, seed=1))
     phases = [phase for phase in PHASES if phase.name in args.phases]
-    total = sum(phase.time_fraction for phase in phases)
-    trunk: dict[str, Any] | None = None
-    for phase in phases:
-        if phase.name == "isolation" and trunk is not None:
-            run.trainer.restore(trunk)
-        run.train(phase, recipe.minutes * 60 * phase.time_fraction / total)
-        if phase.name == "trunk":
-            trunk = run.trainer.snapshot()
-    feed.close()
+    training = Training(Trainer(model, recipe, "cuda"), tokenizer, args.out, phases, probe)
+    if (phase := training.phase) is None:
+        log.info("the training in %s is over", args.out)
+        return
+    log.info("run %d begins in phase %s, from %s", training.progress.num_runs, phase.name, source)
+    seed = 1000 * (args.seed + 100 * training.progress.num_runs)
+    feed = Feed(tokenizer, recipe.num_workers, recipe.tokens, seed, phase.blend)
+    try:
+        training.run(feed.next, feed.set_blend, 60 * args.minutes, 60 * args.minutes_per_run)
+    finally:
+        feed.close()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, prompt_of, tiny_model
 from workers.bicache.profile import Measurement, ProfileConfig, Profiler, ProfileSample, measure, profile, report
+from workers.bicache.profile.__main__ import fact_sheets
 from workers.bicache.profile.heatmap import colour, save_heatmap
 from workers.bicache.profile.report import profile_directory
 from workers.models.bundle import model_directory
@@ -125,3 +127,17 @@ def test_the_heat_map_shows_every_layer_and_bucket(tmp_path: Path) -> None:
     assert "0.900*" not in picture
     assert colour(0.5) == "black on rgb(255,0,80)"
     assert colour(1.0) == "black on rgb(0,215,80)"
+
+
+def test_the_bundled_models_prompts_are_cut_behind_the_sheet_and_inside_conversations() -> None:
+    samples = list(fact_sheets(model_directory("factbook"), 120, seed=1))
+    decoder = Tokenizer.from_file(str(model_directory("factbook") / "tokenizer.json"))
+    user_turns = [
+        [decoder.decode(list(part), skip_special_tokens=False).count("<|start_header_id|> user") for part in parts]
+        for parts in ((sample.token_ids[: sample.prefix], sample.token_ids[sample.prefix :]) for sample in samples)
+    ]
+    assert all(suffix > 1 for (_, suffix), sample in zip(user_turns, samples, strict=True) if sample.has_turns_behind)
+    assert sum(prefix > 0 and suffix == 1 for prefix, suffix in user_turns) >= 5
+    assert sum(prefix > 0 and suffix > 1 for prefix, suffix in user_turns) >= 5
+    assert sum(prefix == 0 and suffix > 1 for prefix, suffix in user_turns) >= 20
+    assert sum(prefix == 0 and suffix == 1 for prefix, suffix in user_turns) >= 50
