@@ -136,7 +136,7 @@ def test_the_bundled_models_prompts_are_cut_behind_the_sheet_and_inside_conversa
         [decoder.decode(list(part), skip_special_tokens=False).count("<|start_header_id|> user") for part in parts]
         for parts in ((sample.token_ids[: sample.prefix], sample.token_ids[sample.prefix :]) for sample in samples)
     ]
-    assert all(suffix > 1 for (_, suffix), sample in zip(user_turns, samples, strict=True) if sample.has_turns_behind)
+    assert all(suffix > 1 for (_, suffix), sample in zip(user_turns, samples, strict=True) if sample.has_later_turns)
     assert sum(prefix > 0 and suffix == 1 for prefix, suffix in user_turns) >= 5
     assert sum(prefix > 0 and suffix > 1 for prefix, suffix in user_turns) >= 5
     assert sum(prefix == 0 and suffix > 1 for prefix, suffix in user_turns) >= 20
