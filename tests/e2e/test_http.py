@@ -86,7 +86,12 @@ def test_a_plain_completion_of_text_and_of_the_same_tokens(system: System, clien
 def test_a_seed_repeats_an_answer(system: System, client: OpenAI) -> None:
     def ask(seed: int) -> str:
         completion = client.completions.create(
-            model=system.model, prompt="Anything", temperature=2, seed=seed, max_tokens=24
+            model=system.model,
+            prompt="Anything",
+            temperature=2,
+            seed=seed,
+            max_tokens=24,
+            extra_body={"diffusion": {"min_tokens": 24}},
         )
         return completion.choices[0].text
 
