@@ -11,6 +11,7 @@ import cattrs
 import yaml
 from cattrs.errors import ClassValidationError
 
+from cache_service.core.quotas import ContextQuotas
 from cache_service.errors import InvalidRequest
 
 
@@ -40,6 +41,8 @@ class ServerConfig:
     """Seconds between checks for lapsed leases: a dead member is removed within its TTL plus this time."""
     grace_s: float = 2.0
     """Seconds that calls in progress may take to end at shutdown."""
+    contexts: ContextQuotas = field(default_factory=ContextQuotas)
+    """Quotas of shared contexts. Instances that share a store need the same."""
 
     def __post_init__(self) -> None:
         for name, value in (("port", self.port), ("metrics_port", self.metrics_port or 0)):

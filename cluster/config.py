@@ -15,6 +15,8 @@ import yaml
 from cattrs.strategies import configure_union_passthrough
 
 from cache_service.config import address_of
+from cache_service.core.quotas import ContextQuotas
+from cache_service.errors import InvalidRequest
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from cluster.errors import ConfigError
@@ -74,6 +76,8 @@ class CacheServiceConfig:
     """Let `palimpsest serve` start the first instance on this machine."""
     others: tuple[str, ...] = ()
     """HOST:PORT of further instances over the same store, which take over while this one doesn't answer."""
+    contexts: ContextQuotas = field(default_factory=ContextQuotas)
+    """Quotas of shared contexts for the instance that is started here; other instances have a file of their own."""
 
     def __post_init__(self) -> None:
         require_port("cache_service", self.port)
@@ -298,6 +302,6 @@ def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
 
 def _explained(error: BaseException, target: type | None) -> str:
     """Return the message of our own class if that refused the value; else cattrs' description."""
-    if type(error) in {TypeError, ValueError, Exception} and error.args:
+    if type(error) in {TypeError, ValueError, Exception, InvalidRequest} and error.args:
         return str(error)
     return cattrs.v.format_exception(error, target)

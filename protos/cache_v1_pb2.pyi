@@ -201,7 +201,7 @@ class Version(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., key: _Optional[bytes] = ..., commit_id: _Optional[str] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "origin_commit_id", "version", "past")
+    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "origin_commit_id", "version", "past", "tenant")
     ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +211,7 @@ class Context(_message.Message):
     ORIGIN_COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     id: str
     fingerprint: str
     salt: str
@@ -220,7 +221,8 @@ class Context(_message.Message):
     origin_commit_id: str
     version: Version
     past: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., origin_commit_id: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., origin_commit_id: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("start", "end", "token_ids", "masked")
@@ -245,20 +247,22 @@ class Commit(_message.Message):
     def __init__(self, context: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ...) -> None: ...
 
 class CreateContextRequest(_message.Message):
-    __slots__ = ("fingerprint", "salt", "token_ids", "masked", "commit_id", "author")
+    __slots__ = ("fingerprint", "salt", "token_ids", "masked", "commit_id", "author", "tenant")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MASKED_FIELD_NUMBER: _ClassVar[int]
     COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     salt: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     masked: _containers.RepeatedScalarFieldContainer[int]
     commit_id: str
     author: str
-    def __init__(self, fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class CreateContextResponse(_message.Message):
     __slots__ = ("header", "context")

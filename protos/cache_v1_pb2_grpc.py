@@ -487,7 +487,8 @@ class ContextsServicer:
     """
 
     def Create(self, request, context):
-        """Adds one revision (CREATED) the first time that the commit id is used.
+        """Adds one revision (CREATED) the first time that the commit id is used. Refused with tenant-quota-exceeded or
+        total-quota-exceeded where the contexts would exceed a quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -509,7 +510,8 @@ class ContextsServicer:
 
     def Commit(self, request, context):
         """Adds one revision (COMMITTED), then one for each build (RELEASED) and each entry (WITHDRAWN) that this ends.
-        Refused with stale-epoch unless expected_epoch is the newest. A commit id that was accepted adds nothing again.
+        Refused with stale-epoch unless expected_epoch is the newest, and like Create where it adds tokens beyond a quota.
+        A commit id that was accepted adds nothing again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,6 +14,7 @@ from cache_service.client.watch import WatchStream
 from cache_service.core.events import Event
 from cache_service.core.types import (
     FIRST_EPOCH,
+    SOLE_TENANT,
     Build,
     Context,
     ContextId,
@@ -27,6 +28,7 @@ from cache_service.core.types import (
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
     Version,
 )
 from cache_service.rpc import convert
@@ -171,8 +173,12 @@ class CacheClient:
         masked: Sequence[int] = (),
         author: ReplicaId,
         edit_id: EditId | None = None,
+        tenant: TenantId = SOLE_TENANT,
     ) -> Context:
-        """Create a context at epoch 0 with holes at the positions `masked`. The same `edit_id` creates only one."""
+        """Create a context at epoch 0 with holes at the positions `masked`. The same `edit_id` creates only one.
+
+        Raises TenantQuotaExceeded, TotalQuotaExceeded.
+        """
         request = pb.CreateContextRequest(
             fingerprint=fingerprint,
             salt=salt,
@@ -180,6 +186,7 @@ class CacheClient:
             masked=masked,
             commit_id=edit_id or uuid.uuid4().hex,
             author=author,
+            tenant=tenant,
         )
         response = await self._connection.call("contexts", "Create", request)
         return convert.context_from_pb(response.context)
@@ -210,6 +217,7 @@ class CacheClient:
     ) -> Version:
         """Create epoch `expected_epoch` + 1. Raises StaleEpoch if another edit was faster: read, then try again.
 
+        Raises TenantQuotaExceeded or TotalQuotaExceeded if the edits add tokens beyond a quota.
         The same `edit_id` is accepted only once, so an edit whose answer was lost can be sent again with it.
         """
         request = pb.CommitRequest(

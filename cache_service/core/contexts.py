@@ -16,7 +16,9 @@ from itertools import islice
 
 from cache_service.core.events import Created, Deleted, Edited
 from cache_service.core.hashing import prefix_keys
+from cache_service.core.quotas import Usage, UsageLedger
 from cache_service.core.types import (
+    SOLE_TENANT,
     Context,
     ContextId,
     Edit,
@@ -25,6 +27,7 @@ from cache_service.core.types import (
     PrefixKey,
     ReplicaId,
     Revision,
+    TenantId,
     Version,
 )
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
@@ -36,6 +39,7 @@ MAX_TOKENS = 262_144
 MAX_EDITS = 65_536
 """The most edits in one epoch."""
 MAX_EDIT_ID = 64
+MAX_TENANT = 64
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -47,6 +51,7 @@ class Contexts:
         self._made_by: dict[EditId, ContextId] = {}
         self._current: dict[PrefixKey, set[ContextId]] = {}
         self._past: dict[PrefixKey, set[ContextId]] = {}
+        self.usage = UsageLedger()
 
     def create(
         self,
@@ -57,16 +62,20 @@ class Contexts:
         edit_id: EditId,
         author: ReplicaId,
         at: Revision,
+        *,
+        tenant: TenantId = SOLE_TENANT,
     ) -> tuple[Created, ...]:
         """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before."""
         _require_id(edit_id)
         if edit_id in self._made_by:
             return ()
+        if len(tenant) > MAX_TENANT:
+            raise InvalidRequest(f"tenant may have {MAX_TENANT} characters, got {len(tenant)}")
         tokens, holes = tuple(token_ids), tuple(sorted(set(masked)))
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
             raise InvalidRequest(f"masked positions must lie within the {len(tokens)} tokens of the context")
         version = Version(Epoch(0), _key(fingerprint, salt, tokens), edit_id)
-        context = Context(_id(at, edit_id), fingerprint, salt, tokens, holes, at, edit_id, version)
+        context = Context(_id(at, edit_id), fingerprint, salt, tokens, holes, at, edit_id, version, tenant=tenant)
         return (Created(at, author, context),)
 
     def edit(
@@ -140,6 +149,7 @@ class Contexts:
     def put(self, context: Context) -> None:
         if (replaced := self._contexts.get(context.id)) is not None:
             self._remove_from_index(replaced)
+        self.usage.add(context.tenant, _usage(context))
         self._contexts[context.id] = context
         self._made_by[context.origin] = context.id
         self._current.setdefault(context.key, set()).add(context.id)
@@ -151,11 +161,16 @@ class Contexts:
         del self._made_by[context.origin]
 
     def _remove_from_index(self, context: Context) -> None:
+        self.usage.subtract(context.tenant, _usage(context))
         _discard(self._current, {context.key}, context.id)
         _discard(self._past, {version.key for version in context.past}, context.id)
 
     def __len__(self) -> int:
         return len(self._contexts)
+
+
+def _usage(context: Context) -> Usage:
+    return Usage(1, len(context.token_ids))
 
 
 def _discard(index: dict[PrefixKey, set[ContextId]], keys: Iterable[PrefixKey], context: ContextId) -> None:
@@ -174,6 +189,11 @@ def apply_edits(context: Context, version: Version, edits: Sequence[Edit]) -> Co
     tokens, masked = splice(context, edits)
     past = (context.version, *context.past)[:MAX_STALENESS]
     return replace(context, token_ids=tokens, masked=masked, version=version, past=past)
+
+
+def growth_by(edits: Iterable[Edit]) -> int:
+    """Return the number of tokens that `edits` add to a context; it is negative where they shorten it."""
+    return sum(len(edit.token_ids) - (edit.end - edit.start) for edit in edits)
 
 
 def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:

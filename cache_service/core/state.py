@@ -12,12 +12,14 @@ from operator import attrgetter
 from typing import Self, assert_never
 
 from cache_service.core.builds import Builds
-from cache_service.core.contexts import MAX_STALENESS, Contexts
+from cache_service.core.contexts import MAX_STALENESS, Contexts, growth_by
 from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
 from cache_service.core.events import Event
 from cache_service.core.facts import Change, ChangeReader, Drop, Fact, Put
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas, Usage
 from cache_service.core.types import (
+    SOLE_TENANT,
     Build,
     Context,
     ContextId,
@@ -33,6 +35,7 @@ from cache_service.core.types import (
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
 )
 from cache_service.errors import FencedToken, InvalidRequest, StaleEpoch
 
@@ -252,6 +255,25 @@ class State:
 
     # Contexts
 
+    def create(
+        self,
+        fingerprint: str,
+        salt: str,
+        token_ids: Sequence[int],
+        masked: Sequence[int],
+        edit_id: EditId,
+        author: ReplicaId,
+        at: Revision,
+        *,
+        tenant: TenantId = SOLE_TENANT,
+        quotas: ContextQuotas = UNBOUNDED,
+    ) -> Events:
+        """Create a context within the quotas, unless `edit_id` has created one before: that one is counted already."""
+        created = self.contexts.create(fingerprint, salt, token_ids, masked, edit_id, author, at, tenant=tenant)
+        if created:
+            quotas.require_room(Usage(1, len(token_ids)), tenant, self.contexts.usage)
+        return created
+
     def edit(
         self,
         context_id: ContextId,
@@ -260,12 +282,18 @@ class State:
         edit_id: EditId,
         author: ReplicaId,
         at: Revision,
+        *,
+        quotas: ContextQuotas = UNBOUNDED,
     ) -> Events:
-        """Make a new epoch, end the builds of earlier ones, and withdraw the entries that are now too old to read."""
+        """Make a new epoch, end the builds of earlier ones, and withdraw the entries that are now too old to read.
+
+        What the edits add counts for the tenant that created the context, even if another one edits it.
+        """
         edited = self.contexts.edit(context_id, expected, edits, edit_id, author, at)
         if not edited:
             return ()
         context = self.contexts.get(context_id)
+        quotas.require_room(Usage(0, growth_by(edits)), context.tenant, self.contexts.usage)
         return (*edited, *self._end_stale(context, Epoch(expected + 1), _after(at, edited)))
 
     def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> Events:

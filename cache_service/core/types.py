@@ -17,12 +17,16 @@ LeaseId = NewType("LeaseId", int)
 """Names one registration of a replica, or one build, by the revision that began it, so it is never used twice."""
 ContextId = NewType("ContextId", str)
 """Names a shared context. It derives from revision and edit id of the creation, so it is never used twice."""
+TenantId = NewType("TenantId", str)
+"""Names the API key under which a context was created, by a digest of it; empty where no API key is required."""
 EditId = NewType("EditId", str)
 """Chosen by the author of an edit or a creation, so that one whose answer was lost can be sent again without harm."""
 FencingToken = NewType("FencingToken", int)
 """The revision at which a build was granted, so it rises at each grant."""
 
 FIRST_EPOCH = Epoch(0)
+SOLE_TENANT = TenantId("")
+"""The tenant of all contexts where no API key is required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Context:
     """The id under which it was created."""
     version: Version
     past: tuple[Version, ...] = ()
+    tenant: TenantId = SOLE_TENANT
+    """The tenant whose quotas count the context."""
 
     @property
     def epoch(self) -> Epoch:

@@ -37,6 +37,7 @@ from cache_service.core.types import (
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
     Version,
 )
 from protos import cache_v1_pb2 as pb
@@ -103,6 +104,7 @@ def context_to_pb(context: Context) -> pb.Context:
         origin_commit_id=context.origin,
         version=version_to_pb(context.version),
         past=map(version_to_pb, context.past),
+        tenant=context.tenant,
     )
 
 
@@ -117,6 +119,7 @@ def context_from_pb(message: pb.Context) -> Context:
         origin=EditId(message.origin_commit_id),
         version=version_from_pb(message.version),
         past=tuple(map(version_from_pb, message.past)),
+        tenant=TenantId(message.tenant),
     )
 
 

@@ -57,7 +57,7 @@ class CacheServer:
 
     def __init__(self, config: ServerConfig, store: Store) -> None:
         self._config = config
-        self.service = CacheService(store)
+        self.service = CacheService(store, config.contexts)
         self._health = health.aio.HealthServicer()
         self._status = health_pb2.HealthCheckResponse.UNKNOWN
         self._metrics_thread: threading.Thread | None = None

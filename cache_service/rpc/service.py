@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from cache_service.core.cursor import Update, batch_of, parts_of
 from cache_service.core.events import Event, Granted, Left, Released
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas
 from cache_service.core.types import Build, ContextId, Epoch, Lease, LeaseId, PrefixKey, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import MeasuredStore, Metrics
@@ -26,8 +27,9 @@ _Position = tuple[Revision, str, Revision]
 class CacheService:
     """Carries out the calls of all servicers on one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, quotas: ContextQuotas = UNBOUNDED) -> None:
         self.metrics = Metrics()
+        self.quotas = quotas
         self.store: Store = MeasuredStore(store, self.metrics.store)
         self._revisions: dict[object, Revision] = {}
         self._latest: tuple[_Position, Update] | None = None

@@ -10,8 +10,9 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
-from cache_service.core.types import FIRST_EPOCH, Edit
-from cache_service.errors import StaleEpoch
+from cache_service.core.quotas import ContextQuotas
+from cache_service.core.types import FIRST_EPOCH, Edit, EditId, TenantId
+from cache_service.errors import StaleEpoch, TenantQuotaExceeded, TotalQuotaExceeded
 from cache_service.rpc.server import CacheServer
 from cache_service.store.redis.store import RedisStore
 from tests.contract.conftest import Backend
@@ -22,7 +23,8 @@ from tests.unit.cache_service.builders import ANNA, key, placed
 async def clients(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[CacheClient]]:
     """Yield a client of each of two instances that don't follow the log, so they read it only for a call."""
     monkeypatch.setattr(RedisStore, "_follow", lambda store: asyncio.Event().wait())
-    config = ServerConfig(port=0, grace_s=0.0, tick_s=3600.0)
+    quotas = ContextQuotas(max_per_tenant=2, max_total=3)
+    config = ServerConfig(port=0, grace_s=0.0, tick_s=3600.0, contexts=quotas)
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(2):
@@ -54,3 +56,18 @@ async def test_an_epoch_that_one_instance_acknowledged_is_never_behind_on_the_ot
         assert context.version == version
         with pytest.raises(StaleEpoch):
             await two.edit_context(context.id, FIRST_EPOCH, [Edit(0, 1, (9,))], author=ANNA)
+
+
+async def test_contexts_that_were_created_through_either_instance_count_for_both(clients: list[CacheClient]) -> None:
+    one, two = clients
+    red, blue = TenantId("red"), TenantId("blue")
+    first = await one.create_context("m", "s", [1], author=ANNA, tenant=red, edit_id=EditId("first"))
+    await two.create_context("m", "s", [2], author=ANNA, tenant=red)
+    with pytest.raises(TenantQuotaExceeded, match=r"contexts\.max_per_tenant"):
+        await one.create_context("m", "s", [3], author=ANNA, tenant=red)
+    assert await two.create_context("m", "s", [1], author=ANNA, tenant=red, edit_id=EditId("first")) == first
+    await one.create_context("m", "s", [3], author=ANNA, tenant=blue)
+    with pytest.raises(TotalQuotaExceeded, match=r"contexts\.max_total"):
+        await two.create_context("m", "s", [4], author=ANNA, tenant=blue)
+    await two.delete_context(first.id, author=ANNA)
+    await one.create_context("m", "s", [4], author=ANNA, tenant=blue)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from grpc.aio import ServicerContext
 
 from cache_service.core.events import Created, Edited
-from cache_service.core.types import Context, ContextId, EditId, Epoch, ReplicaId, Revision
+from cache_service.core.types import Context, ContextId, EditId, Epoch, ReplicaId, Revision, TenantId
 from cache_service.errors import InvalidRequest
 from cache_service.rpc import convert
 from cache_service.rpc.servicers.base import Servicer
@@ -25,10 +25,12 @@ class ContextsServicer(Servicer):
     """Serves the calls that create, read, edit and delete contexts."""
 
     async def Create(self, request: pb.CreateContextRequest, _: ServicerContext) -> pb.CreateContextResponse:
-        edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
+        edit_id, author, tenant = EditId(request.commit_id), ReplicaId(request.author), TenantId(request.tenant)
+        fingerprint, salt, token_ids, masked = request.fingerprint, request.salt, request.token_ids, request.masked
+        quotas = self.service.quotas
         events = await self.append(
-            lambda state, at: state.contexts.create(
-                request.fingerprint, request.salt, request.token_ids, request.masked, edit_id, author, at
+            lambda state, at: state.create(
+                fingerprint, salt, token_ids, masked, edit_id, author, at, tenant=tenant, quotas=quotas
             )
         )
         created = next((event.context for event in events if isinstance(event, Created)), None)
@@ -60,7 +62,10 @@ class ContextsServicer(Servicer):
         context_id, expected = ContextId(request.context), Epoch(request.expected_epoch)
         edits = [convert.edit_from_pb(message) for message in request.edits]
         edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
-        events = await self.append(lambda state, at: state.edit(context_id, expected, edits, edit_id, author, at))
+        quotas = self.service.quotas
+        events = await self.append(
+            lambda state, at: state.edit(context_id, expected, edits, edit_id, author, at, quotas=quotas)
+        )
         made = next((event.version for event in events if isinstance(event, Edited)), None)
         version = made or self.service.store.state.contexts.version_by(context_id, edit_id)
         return pb.CommitResponse(header=self.header(), version=convert.version_to_pb(version))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TypeVar
@@ -13,14 +13,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from cache_service.client.client import CacheClient, ContextPage
 from cache_service.core.contexts import apply_edits, splice
-from cache_service.core.types import Context, ContextId, Edit, EditId, Epoch, ReplicaId
-from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
-from cluster.errors import (
-    ContextConflictError,
-    ContextNotFoundError,
-    ContextsUnavailableError,
-    RequestError,
-)
+from cache_service.core.types import SOLE_TENANT, Context, ContextId, Edit, EditId, Epoch, ReplicaId, TenantId
+from cache_service.errors import CacheServiceUnavailable, StaleEpoch, UnknownContext
+from cluster.errors import ContextConflictError, ContextNotFoundError, RequestError
 from cluster.generation.contexts.drafting import (
     Content,
     ContextDrafter,
@@ -29,6 +24,7 @@ from cluster.generation.contexts.drafting import (
     length_written,
     num_holes,
 )
+from cluster.generation.contexts.refusals import translate_cache_errors
 from cluster.generation.encoding import TextEncoder
 from cluster.generation.tokenization import Tokenizer
 from cluster.metrics import IngressMetrics
@@ -97,8 +93,11 @@ class ContextService:
         self._commits = metrics.context_commits
         self._patience_s = patience_s
 
-    async def create(self, content: Content, salt: str) -> Context:
-        """Create a context. Raises RequestError for content that the model can't hold."""
+    async def create(self, content: Content, salt: str, tenant: TenantId = SOLE_TENANT) -> Context:
+        """Create a context that counts for `tenant`.
+
+        Raises RequestError for content that the model can't hold, ContextQuotaError, and ContextsFullError.
+        """
         info = await self._model()
         draft = await self._run_draft([content], 0, info, lambda drafter: drafter.draft_whole(content))
         check_length(len(draft.token_ids), info)
@@ -106,7 +105,13 @@ class ContextService:
         with translate_cache_errors():
             return await self._call_with_retry(
                 lambda: self._client.create_context(
-                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
+                    info.fingerprint,
+                    salt,
+                    draft.token_ids,
+                    masked=draft.masked,
+                    author=AUTHOR,
+                    edit_id=edit_id,
+                    tenant=tenant,
                 )
             )
 
@@ -143,7 +148,8 @@ class ContextService:
     ) -> Context:
         """Edit the context at epoch `expected`, and return it as this change left it, at epoch `expected` + 1.
 
-        Raises ContextConflictError if `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
+        Raises ContextConflictError if `expected` isn't the newest epoch, ContextNotFoundError, RequestError, and, for
+        content that has grown beyond a quota, ContextQuotaError or ContextsFullError.
         """
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
@@ -253,21 +259,3 @@ def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextCo
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,
     )
-
-
-@contextmanager
-def translate_cache_errors() -> Iterator[None]:
-    """Raise the cache service's errors as our own; StaleEpoch passes, since only the caller can explain it."""
-    try:
-        yield
-    except StaleEpoch:
-        raise
-    except UnknownContext as error:
-        raise ContextNotFoundError(str(error)) from error
-    except InvalidRequest as error:
-        raise RequestError(str(error)) from error
-    except CacheServiceError as error:
-        raise ContextsUnavailableError(
-            "the cache service, where shared contexts live, doesn't answer; try again shortly, or see whether it runs "
-            "at cache_service.host and cache_service.port"
-        ) from error

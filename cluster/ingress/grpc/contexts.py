@@ -27,8 +27,8 @@ class ContextsServicer(pb_grpc.ContextsServicer):
         self._api_keys = api_keys
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
-        async with guarded_call(context, self._api_keys):
-            made = await self._contexts.create(content_of(request.content), request.cache_salt)
+        async with guarded_call(context, self._api_keys) as tenant:
+            made = await self._contexts.create(content_of(request.content), request.cache_salt, tenant)
             return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from cache_service.core.types import Context, ContextId
@@ -24,7 +24,7 @@ Salt = Annotated[str, Query(alias="cache_salt")]
 
 
 def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
-    """Return the routes, each behind the dependencies `guards`."""
+    """Return the routes, each behind the dependencies `guards`, one of which sets `request.state.tenant`."""
     router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
     contexts = service.contexts
 
@@ -36,8 +36,8 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
         }
 
     @router.post("", status_code=201)
-    async def create(body: CreateContextBody) -> Json:
-        return full_context(await contexts.create(body.to_content(), body.cache_salt or ""))
+    async def create(request: Request, body: CreateContextBody) -> Json:
+        return full_context(await contexts.create(body.to_content(), body.cache_salt or "", request.state.tenant))
 
     @router.get("")
     async def page(
