@@ -38,7 +38,8 @@ class ServerConfig:
     history: int = 65_536
     """The number of events kept for watchers that lag; one that falls further behind gets a snapshot."""
     tick_s: float = 0.25
-    """Seconds between checks for lapsed leases: a dead member is removed within its TTL plus this time."""
+    """Seconds between checks for lapsed leases and for contexts whose time to live has passed: a dead member is
+    removed within its TTL plus this time."""
     grace_s: float = 2.0
     """Seconds that calls in progress may take to end at shutdown."""
     contexts: ContextQuotas = field(default_factory=ContextQuotas)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cache_service.core.events import Created, Deleted, Edited, Event
+from cache_service.core.events import Created, Deleted, Edited, Event, Renewed
 from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 
@@ -65,7 +65,7 @@ def _weight(event: Event) -> int:
             return len(author) + content + len(context.salt) + len(context.fingerprint)
         case Edited(author=author, edits=edits):
             return len(author) + sum(2 + len(edit.token_ids) for edit in edits)
-        case Deleted(author=author):
+        case Deleted(author=author) | Renewed(author=author):
             return len(author)
         case _:
             return len(event.replica)

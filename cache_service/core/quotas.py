@@ -7,8 +7,9 @@ stay within the quotas however many instances decide.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from cache_service.core.lifetimes import require_ttl
 from cache_service.core.types import TenantId
 from cache_service.errors import InvalidRequest, TenantQuotaExceeded, TotalQuotaExceeded
 
@@ -55,7 +56,10 @@ class UsageLedger:
 
 @dataclass(frozen=True)
 class ContextQuotas:
-    """Bounds shared contexts. A tenant is an API key; without API keys, all clients are one tenant."""
+    """Bounds shared contexts. A tenant is an API key; without API keys, all clients are one tenant.
+
+    These are bounds on their number, their tokens, and the time for which they are kept.
+    """
 
     max_per_tenant: int = 1_000
     """Shared contexts that one tenant may have."""
@@ -66,11 +70,15 @@ class ContextQuotas:
     max_total_tokens: int = 8_000_000
     """Tokens of all shared contexts together; each takes about 40 bytes of the cache service's memory."""
 
+    default_ttl_s: float | None = None
+    """Seconds after its creation or last edit at which a context that names no `ttl_s` is deleted; None: never."""
+
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise InvalidRequest(f"contexts.{field.name} must be at least 1, got {value}")
+        for name in ("max_per_tenant", "max_tokens_per_tenant", "max_total", "max_total_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise InvalidRequest(f"contexts.{name} must be at least 1, got {value}")
+        if self.default_ttl_s is not None:
+            require_ttl(self.default_ttl_s, "contexts.default_ttl_s")
 
     def require_room(self, growth: Usage, tenant: TenantId, ledger: UsageLedger) -> None:
         """Raise TenantQuotaExceeded or TotalQuotaExceeded if `growth` of the tenant's contexts would exceed a quota.

@@ -78,6 +78,15 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Ends a context `ttl_s` seconds after its creation, its last edit or its last renewal."""
+
+    ttl_s: float
+    expires_at: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Holds a named prefix that can be edited. `past` lists its latest versions before this one, newest first."""
 
@@ -94,6 +103,8 @@ class Context:
     past: tuple[Version, ...] = ()
     tenant: TenantId = SOLE_TENANT
     """The tenant whose quotas count the context."""
+    lifetime: Lifetime | None = None
+    """When the context is deleted unless it is edited or renewed before; None: it stays until an author deletes it."""
 
     @property
     def epoch(self) -> Epoch:

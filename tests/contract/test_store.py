@@ -12,7 +12,8 @@ from typing import get_args
 
 import pytest
 
-from cache_service.core.events import Created, Event, Granted, Joined, Released
+from cache_service.core.events import Created, Deleted, Event, Granted, Joined, Released
+from cache_service.core.lifetimes import Renewal
 from cache_service.core.quotas import ContextQuotas, Usage
 from cache_service.core.state import State
 from cache_service.core.types import (
@@ -190,6 +191,36 @@ async def test_an_instance_that_starts_later_refuses_by_what_others_created(back
     assert await create(late, "first") == ()
 
 
+async def test_of_several_instances_one_ends_a_context_whose_time_has_passed(backend: Backend) -> None:
+    stores = [await backend.open(), await backend.open()]
+    events = await stores[0].append(
+        lambda state, at: state.create("m", "s", [1], [], EditId("c"), ANNA, at, renewal=Renewal(100.0, 5.0))
+    )
+    assert isinstance(events[0], Created)
+    context_id = events[0].context.id
+
+    async def end(store: Store) -> Sequence[Event]:
+        await store.sync()
+        return await store.append(lambda state, at: state.expire_context(context_id, 105.0, at))
+
+    ends = await asyncio.gather(*(end(stores[i % 2]) for i in range(6)))
+    assert [type(event) for events in ends for event in events] == [Deleted]
+    for store in (*stores, await backend.open()):
+        await store.sync()
+        assert store.state.contexts.find(context_id) is None
+        assert store.state.contexts.usage.total == Usage()
+
+
+async def test_a_late_instance_knows_when_contexts_end(backend: Backend) -> None:
+    store = await backend.open()
+    renewal = Renewal(100.0, 5.0)
+    await store.append(lambda state, at: state.create("m", "s", [1], [], EditId("c"), ANNA, at, renewal=renewal))
+    late = await backend.open()
+    [context] = late.state.contexts.all()
+    assert late.state.contexts.expired(104.0) == []
+    assert late.state.contexts.expired(105.0) == [context.id]
+
+
 async def test_a_lease_lapses_for_all_instances_and_for_good(backend: Backend) -> None:
     one, two = await backend.open(), await backend.open()
     lease = await joined(one, ANNA, ttl_s=0.3)
@@ -299,6 +330,7 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
         lambda state, at: state.acquire(lease, entry.key, epoch, entry.context, 60.0, at),
         lambda state, at: state.report_drift(lease, [DepthLimit(entry.key, 50, rng.randrange(9), i // 50)], at),
         lambda state, at: state.edit(context_id, epoch, [Edit(0, 1, (i,))], EditId(f"c{i}"), replica, at),
+        lambda state, at: state.contexts.renew(context_id, Renewal(float(i), 60.0), replica, at),
     ]
     if rng.random() < 0.1:
         decisions.append(lambda state, at: state.contexts.create("m", "s", [i, 2], [], EditId(f"n{i}"), replica, at))
