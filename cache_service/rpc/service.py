@@ -43,6 +43,10 @@ class CacheService:
                 "members": ("Members with a live lease", lambda: len(store.state.directory.members())),
                 "placements": ("Announced placements", lambda: store.state.directory.num_placements),
                 "contexts": ("Shared contexts", lambda: len(store.state.contexts)),
+                "context_tokens": (
+                    "Tokens of all shared contexts",
+                    lambda: store.state.contexts.usage.total.num_tokens,
+                ),
                 "builds": ("Builds under way", lambda: len(store.state.builds)),
                 "history_events": ("Events kept for watchers that lag", lambda: len(store.feed)),
                 "watcher_lag_revisions": ("Changes that the slowest watcher has not been sent", self._lag),

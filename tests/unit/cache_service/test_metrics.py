@@ -46,6 +46,7 @@ async def test_refusals_over_a_quota_are_counted_by_reason(clock: FakeClock) -> 
         await client.create_context("model", "salt", [1, 2], author=ANNA)
         with pytest.raises(TenantQuotaExceeded):
             await client.create_context("model", "salt", [1, 2], author=ANNA)
+        assert (read(server, "contexts"), read(server, "context_tokens")) == (1, 2)
         assert read(server, "refusals_total", method="Create", reason="tenant-quota-exceeded") == 1
 
 
