@@ -279,14 +279,16 @@ class CacheClient:
         request = pb.DeleteContextRequest(id=context, author=author)
         return _revision(await self._connection.call("contexts", "Delete", request))
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Event, None]:
+    async def watch(self, *, with_content: bool = True) -> AsyncGenerator[Snapshot | Event, None]:
         """Yield a snapshot, then every later event once and in order, without end.
 
         A broken connection is restored, with jittered back-off, and the watch continues where it stopped. If
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot follows,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
+
+        Without content, contexts come without tokens and holes; edits come whole.
         """
-        stream = WatchStream(self._connection)
+        stream = WatchStream(self._connection, with_content=with_content)
         try:
             while True:
                 items = deque(await stream.read())

@@ -219,8 +219,11 @@ def _find(context: Context, edit_id: EditId) -> Version | None:
 
 
 def apply_edits(context: Context, version: Version, edits: Sequence[Edit], lifetime: Lifetime | None) -> Context:
-    """Return `context` with `edits` carried out, at `version`, and with that lifetime."""
-    tokens, masked = splice(context, edits)
+    """Return `context` with `edits` carried out, at `version`, and with that lifetime.
+
+    A context of which only the versions are known, as in a watch without content, stays without tokens.
+    """
+    tokens, masked = splice(context, edits) if context.token_ids else ((), ())
     past = (context.version, *context.past)[:MAX_STALENESS]
     return replace(context, token_ids=tokens, masked=masked, version=version, past=past, lifetime=lifetime)
 

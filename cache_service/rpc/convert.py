@@ -274,6 +274,14 @@ def update_from_pb(message: pb.WatchResponse) -> Update:
     )
 
 
+def drop_content(message: pb.WatchResponse) -> None:
+    """Remove tokens and holes of the contexts in `message`; edits stay."""
+    created = (event.context for event in message.events.events if event.kind == pb.EVENT_KIND_CREATED)
+    for context in (*message.snapshot.contexts, *created):
+        del context.token_ids[:]
+        del context.masked[:]
+
+
 def _part_to_pb(part: Part) -> pb.SnapshotPart:
     return pb.SnapshotPart(
         members=part.snapshot.members,

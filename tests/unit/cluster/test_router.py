@@ -236,7 +236,7 @@ class WatchedService:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def watch(self) -> AsyncIterator[Snapshot]:
+    async def watch(self, *, with_content: bool) -> AsyncIterator[Snapshot]:
         yield snapshot((LONG, C))
         await asyncio.Event().wait()
 
