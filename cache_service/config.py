@@ -36,7 +36,8 @@ class ServerConfig:
     store_timeout_s: float = 1.0
     """Seconds that the store may take to answer."""
     history: int = 65_536
-    """The number of events kept for watchers that lag; one that falls further behind gets a snapshot."""
+    """The number of events kept for watchers that lag, as long as they hold no more than 4,000,000 tokens of contexts;
+    one that falls further behind gets a snapshot."""
     tick_s: float = 0.25
     """Seconds between checks for lapsed leases and for contexts whose time to live has passed: a dead member is
     removed within its TTL plus this time."""
