@@ -31,7 +31,7 @@ class ServerConfig:
     metrics_port: int | None = None
     """The port on which Prometheus can scrape metrics; None serves no metrics."""
     store: str = field(default="memory:", repr=False)
-    """Where the log is stored: memory:, or the URL of a Redis-protocol server, which several instances may share.
+    """Location of the log: memory:, or the URL of a Redis-protocol server, which several instances may share.
     It is never shown, since it may hold a password."""
     store_timeout_s: float = 1.0
     """Seconds that the store may take to answer."""
@@ -60,7 +60,7 @@ class ServerConfig:
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:
-    """Load the YAML file at `path`, with `overrides` before it. Raises InvalidRequest, which names what is wrong."""
+    """Load the YAML file at `path`; `overrides` take precedence. Raises InvalidRequest, which names the fault."""
     try:
         given = yaml.safe_load(path.read_text()) if path else None
     except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a password

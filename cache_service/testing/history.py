@@ -222,7 +222,7 @@ class WatchChecker:
 
 
 def require_falling_limit(event: Event, before: State) -> None:
-    """Raise Violation where `event` raises a depth limit that lives, under the same version of the depth table."""
+    """Raise Violation if `event` raises a depth limit in force, under the same version of the depth table."""
     if not isinstance(event, Limited):
         return
     for known in before.depths.lookup([event.limit.key]):

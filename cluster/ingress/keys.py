@@ -10,7 +10,7 @@ from cluster.errors import AuthenticationError
 
 
 def check_key(key: str | None, api_keys: frozenset[str]) -> TenantId:
-    """Return the tenant that `key` belongs to. Raises AuthenticationError if keys are configured, and this is none.
+    """Return the tenant that `key` belongs to. Raises AuthenticationError for a key that is not configured.
 
     Runs in constant time. Without configured keys all callers are one tenant, whatever key they send.
     """

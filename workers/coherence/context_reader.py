@@ -70,7 +70,7 @@ class ContextReader:
         return known if known is not None and newest is not None and known.epoch >= newest.epoch else None
 
     async def _fetch(self, context_id: ContextId) -> Context | None:
-        """Return the service's newest content, and keep it; None if there is none, or no answer in time."""
+        """Return the service's newest content, and keep it; None if it has none or doesn't answer in time."""
         try:
             newest = await self._client.get_context(context_id, known=self._contents.find(context_id))
         except UnknownContext:

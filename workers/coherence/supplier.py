@@ -18,7 +18,7 @@ from cache_service.core.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
-from workers.bicache.entry import PendingEntry, Report
+from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Costs
 from workers.coherence.faults import TaskFaults
@@ -64,7 +64,7 @@ class Supplier:
         self._extending: dict[PrefixKey, asyncio.Task[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
 
-    def apply(self, report: Report) -> None:
+    def apply(self, report: EntryReport) -> None:
         """Start and end the supply of entries after a report. Called before the inventory applies the report."""
         for key in (*report.abandoned, *report.gone):
             self._cancel(self._sourcing, key)

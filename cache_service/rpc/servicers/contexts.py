@@ -36,7 +36,7 @@ class ContextsServicer(Servicer):
             )
         )
         created = next((event.context for event in events if isinstance(event, Created)), None)
-        context = created or self.service.store.state.contexts.made_by(edit_id)
+        context = created or self.service.store.state.contexts.find_by_edit(edit_id)
         return pb.CreateContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
     async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:
@@ -72,7 +72,7 @@ class ContextsServicer(Servicer):
         )
         made = next((event for event in events if isinstance(event, Edited)), None)
         known = self.service.store.state.contexts
-        version = made.version if made else known.version_by(context_id, edit_id)
+        version = made.version if made else known.version_of_edit(context_id, edit_id)
         lifetime = made.lifetime if made else known.get(context_id).lifetime
         return pb.CommitResponse(
             header=self.header(), version=convert.version_to_pb(version), lifetime=convert.lifetime_to_pb(lifetime)

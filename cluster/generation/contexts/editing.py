@@ -33,19 +33,19 @@ from workers.api import ModelInfo
 
 T = TypeVar("T")
 
-AUTHOR = ReplicaId("ingress")
+EDIT_AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """Seconds for which a failed call is retried, so that clients don't notice a restart of the service."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Number of contexts in one page of a list: by default, and at most."""
 MAX_EDITS = 64
-"""The most edits in one change: each of them reads the whole context."""
+"""Maximum number of edits in one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Names the positions start..end-1 of the context's tokens."""
+    """Selects the tokens at positions start..end-1 of a context."""
 
     start: int
     end: int
@@ -53,7 +53,7 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class TextMatch:
-    """Names the positions of a text, which must occur exactly once in the context."""
+    """Selects a part of a context by its text, which must occur there exactly once."""
 
     text: str
 
@@ -114,7 +114,7 @@ class ContextService:
                     salt,
                     draft.token_ids,
                     masked=draft.masked,
-                    author=AUTHOR,
+                    author=EDIT_AUTHOR,
                     edit_id=edit_id,
                     tenant=tenant,
                     ttl_s=ttl_s,
@@ -147,7 +147,7 @@ class ContextService:
         """Delete the context. Raises ContextNotFoundError."""
         await self.read(context_id, salt)
         with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
-            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
+            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=EDIT_AUTHOR))
 
     async def renew(self, context_id: ContextId, salt: str, ttl_s: float, expected: Epoch | None = None) -> Context:
         """Begin the context's time to live again, with `ttl_s`, and return the context; its epoch stays.
@@ -157,9 +157,9 @@ class ContextService:
         check_ttl(ttl_s)
         context = await self.read(context_id, salt)
         if expected is not None and context.epoch != expected:
-            raise conflict(context_id, expected, context.epoch)
+            raise conflict_error(context_id, expected, context.epoch)
         with translate_cache_errors():
-            await self._call_with_retry(lambda: self._client.renew_context(context_id, author=AUTHOR, ttl_s=ttl_s))
+            await self._call_with_retry(lambda: self._client.renew_context(context_id, author=EDIT_AUTHOR, ttl_s=ttl_s))
         return await self.read(context_id, salt)
 
     async def change(
@@ -179,7 +179,7 @@ class ContextService:
         check_ttl(ttl_s)
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
-            raise conflict(context_id, expected, context.epoch)
+            raise conflict_error(context_id, expected, context.epoch)
         info = await self._model()
         contents = [changes.content] if isinstance(changes, FullRewrite) else [change.content for change in changes]
         if len(contents) > MAX_EDITS:
@@ -197,12 +197,14 @@ class ContextService:
         try:
             with translate_cache_errors():
                 edited = await self._call_with_retry(
-                    lambda: self._client.edit_known_context(context, edits, author=AUTHOR, edit_id=edit_id, ttl_s=ttl_s)
+                    lambda: self._client.edit_known_context(
+                        context, edits, author=EDIT_AUTHOR, edit_id=edit_id, ttl_s=ttl_s
+                    )
                 )
         except StaleEpoch as error:
             self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
-            raise conflict(context.id, context.epoch, newest.epoch) from error
+            raise conflict_error(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
         return edited
 
@@ -239,7 +241,7 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=replaced_range)
+    ordered = sorted((edits_of_change(context, change, drafter) for change in changes), key=replaced_range)
     return tuple(chain.from_iterable(ordered))
 
 
@@ -248,7 +250,7 @@ def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
     return edits[0].start, edits[0].end
 
 
-def change_edits(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
+def edits_of_change(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
     content = change.content
     if isinstance(change.place, TokenRange):
         start, end = change.place.start, change.place.end
@@ -258,7 +260,7 @@ def change_edits(context: Context, change: Replacement, drafter: ContextDrafter)
             content = TextContent((left, *content.parts, right))
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafter.draft_behind(context.token_ids[:start], content).edits(start, end)
+    return drafter.draft_after(context.token_ids[:start], content).edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:
@@ -289,7 +291,7 @@ def check_ttl(ttl_s: float | None) -> None:
         raise RequestError(str(error), param="ttl_s") from error
 
 
-def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
+def conflict_error(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
     return ContextConflictError(
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,

@@ -24,7 +24,7 @@ from cluster.errors import (
 
 @contextmanager
 def translate_cache_errors() -> Iterator[None]:
-    """Raise the cache service's errors as our own; StaleEpoch passes, since only the caller can explain it."""
+    """Translate the cache service's errors into ours, except StaleEpoch, which only the caller can explain."""
     try:
         yield
     except StaleEpoch:

@@ -116,7 +116,7 @@ def test_a_repeated_edit_changes_nothing_while_it_is_remembered() -> None:
     edit(state, context, 0, Edit(0, 1, (5,)), name="mine")
     for epoch in range(1, 1 + MAX_STALENESS):
         assert edit(state, context, 0, Edit(0, 1, (5,)), name="mine") == ()
-        assert state.contexts.version_by(context.id, EditId("mine")).epoch == 1
+        assert state.contexts.version_of_edit(context.id, EditId("mine")).epoch == 1
         edit(state, context, epoch, Edit(0, 1, (5 + epoch,)))
     edit(state, context, 1 + MAX_STALENESS, Edit(0, 1, (1,)))
     with pytest.raises(StaleEpoch):

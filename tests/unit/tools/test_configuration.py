@@ -11,7 +11,8 @@ import pytest
 
 from cache_service.config import ServerConfig
 from cache_service.core.quotas import ContextQuotas
-from cluster.config import ClusterConfig, parse_config, to_mapping
+from cluster.config import ClusterConfig
+from cluster.config_file import parse_config, to_mapping
 from tools.configuration import PAGE, Key, page, sections
 
 

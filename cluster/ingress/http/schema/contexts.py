@@ -25,7 +25,7 @@ from cluster.ingress.http.schema.generation import SamplingBody, TextPart
 
 
 class MaskPart(Body):
-    """Is a hole of `length` tokens."""
+    """Describes a hole of `length` tokens in a list of parts."""
 
     type: Literal["mask"]
     length: int = Field(ge=1, le=MAX_HOLE)
@@ -54,7 +54,7 @@ class TurnBody(Body):
 
 
 class PlainBody(Body):
-    """Holds text or token ids, with holes."""
+    """Holds content given as text or as token ids, either with holes."""
 
     text: Written | None = None
     token_ids: list[int | MaskPart] | None = None
@@ -78,7 +78,7 @@ class ContentBody(PlainBody):
 
 
 class CreateContextBody(ContentBody):
-    """Is the body of POST /v1/contexts."""
+    """Describes the body of POST /v1/contexts."""
 
     ttl_s: TimeToLive | None = None
 
@@ -99,7 +99,7 @@ class EditBody(PlainBody):
     def one_place(self) -> EditBody:
         require_one(self, "text", "token_ids")
         if (self.find is None) == (self.start is None) or (self.start is None) != (self.end is None):
-            raise ValueError("say where: either find, or start and end")
+            raise ValueError("an edit needs a position: either find, or start and end")
         return self
 
     def to_change(self) -> Replacement:
@@ -110,7 +110,7 @@ class EditBody(PlainBody):
 
 
 class ChangeContextBody(ContentBody):
-    """Is the body of PATCH /v1/contexts/{id}. One that has only `ttl_s` begins the time to live again."""
+    """Describes the body of PATCH /v1/contexts/{id}. A body that has only `ttl_s` begins the time to live again."""
 
     edits: list[EditBody] | None = Field(default=None, min_length=1)
     ttl_s: TimeToLive | None = None
@@ -121,7 +121,7 @@ class ChangeContextBody(ContentBody):
     def epoch_of_a_change(cls, value: int | None, info: ValidationInfo) -> int | None:
         """Require the epoch for all but a renewal. The fields above are validated before; an invalid one is absent."""
         if value is None and "ttl_s" in info.data and not is_renewal(info.data):
-            raise ValueError("say which epoch the change was made for")
+            raise ValueError("give the epoch for which the change was made")
         return value
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class ChangeContextBody(ContentBody):
 
 
 class DenoiseBody(SamplingBody):
-    """Is the body of POST /v1/contexts/{id}/denoise."""
+    """Describes the body of POST /v1/contexts/{id}/denoise."""
 
 
 def is_renewal(fields: Mapping[str, object]) -> bool:

@@ -31,7 +31,7 @@ from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from tests.support import waiting
-from workers.bicache.entry import LiveEntry, Report
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -114,9 +114,9 @@ async def syncing(
 async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
-        sync.apply(Report(live=(first, second)))
+        sync.apply(EntryReport(live=(first, second)))
         await until(held(client), [5, 9])
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         await until(held(client), [9])
         await sync.leave()
         assert await held(client)() == []
@@ -137,7 +137,7 @@ async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: C
 
 async def test_entries_are_announced_again_to_a_service_that_forgot_them(port: int, client: CacheClient) -> None:
     async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
-        sync.apply(Report(live=entries()))  # no server is up yet
+        sync.apply(EntryReport(live=entries()))  # no server is up yet
         for _ in range(2):
             async with server_on(port):
                 await until(held(client), [5, 9])
@@ -152,7 +152,7 @@ async def test_an_entry_built_under_a_lost_lease_is_announced_without_its_token(
         build = await client.acquire(sync.lease, first.key, 60.0)
         inventory.add_build(build)
         await client.release(sync.lease, build)
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
         assert placement.token is None
@@ -166,7 +166,7 @@ async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, cl
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
         inventory.add_build(build)
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
         assert placement.token == build.token
@@ -175,14 +175,14 @@ async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, cl
 async def test_drift_is_reported_once_for_each_announcement(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
-        sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
+        sync.apply(EntryReport(live=(replace(first, drifted=((60, 1),)), second)))
         await until(held(client), [5, 9])
         limit = DepthLimit(first.key, 60, 1, 0)
         assert await client.depth_limits(KEYS) == (limit,)
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         await until(held(client), [9])
         assert await client.depth_limits(KEYS) == ()
-        sync.apply(Report(live=(replace(first, drifted=((60, 1),)),)))
+        sync.apply(EntryReport(live=(replace(first, drifted=((60, 1),)),)))
         await until(held(client), [5, 9])
         await until(lambda: client.depth_limits(KEYS), (limit,))
 
@@ -196,5 +196,5 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     behind = Mirror()
     behind.take(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
     async with server_on(port), syncing(client, ClusterView(behind)) as sync:
-        sync.apply(Report(live=(first, second)))
+        sync.apply(EntryReport(live=(first, second)))
         await until(held(client), [9])
