@@ -7,22 +7,26 @@ import logging
 import signal
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache_service import config as configs
-from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceError
-from cache_service.heap import freeze_periodically
-from cache_service.rpc.server import CacheServer
-from cache_service.store import open_store
+from cache_service.extras import require_extra
+
+if TYPE_CHECKING:
+    from cache_service.config import ServerConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _log = logging.getLogger("cache_service")
 
 
 async def _serve(config: ServerConfig) -> None:
+    from cache_service.config import address_of
+    from cache_service.heap import freeze_periodically
+    from cache_service.rpc.server import CacheServer
+    from cache_service.store import open_store
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -31,7 +35,7 @@ async def _serve(config: ServerConfig) -> None:
         config.store, history=config.history, timeout_s=config.store_timeout_s, clock=time.monotonic
     )
     async with CacheServer(config, store) as server:
-        _log.info("serving on %s from %r", configs.address_of(config.host, server.port), store)
+        _log.info("serving on %s from %r", address_of(config.host, server.port), store)
         server.tasks.start("the freezing of the heap", freeze_periodically)
         await stop.wait()
         _log.info("stopping")
@@ -51,13 +55,16 @@ def main(
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
 ) -> None:
     """Serve the directory of cached prefixes: their holders, and every change in order."""
+    require_extra("cache", "cattrs", "grpc_health", "grpc_reflection", "prometheus_client", "tenacity", "yaml")
+    from cache_service.config import load
+
     if log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(f"{log_level!r} is not one of Python's logging levels", param_hint="--log-level")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given = {"host": host, "port": port, "metrics_port": metrics_port, "store": store, "history": history}
     overrides = {name: value for name, value in given.items() if value is not None}
     try:
-        asyncio.run(_serve(configs.load(config, overrides)))
+        asyncio.run(_serve(load(config, overrides)))
     except CacheServiceError as error:
         _log.error("%s", error)
         raise typer.Exit(1) from error

@@ -71,8 +71,10 @@ class Ingress:
             self._denoiser,
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
+            keepalive_s=self._config.http.keepalive_s,
             metrics=self._gather,
             lifespan=self._lifespan,
+            cors_origins=self._config.http.cors_origins,
         )
         app.add_middleware(ClientLeftMiddleware)
         return app

@@ -11,8 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
+from cache_service.extras import require_extra
 from cluster.errors import ClusterError
+
+SERVE_MODULES = ("cattrs", "fastapi", "psutil", "ray", "sse_starlette", "torch", "transformers", "yaml")
+"""Modules that the extra `serve` brings, and that its commands or their processes import."""
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Serve diffusion language models from a Ray cluster."
@@ -63,6 +66,8 @@ def serve(
     ),
 ) -> None:
     """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""
+    require_extra("serve", *SERVE_MODULES)
+    from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
     from cluster.supervisor import supervisor
 
     logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -101,6 +106,7 @@ def profile(
     ] = 0.97,
 ) -> None:
     """Measure how deep the model's prefixes can be reused: depth_table.json, and a heat map of it."""
+    require_extra("serve", *SERVE_MODULES)
     from rich.console import Console
 
     from cluster.profiling import PromptFileError, conversation_samples, output_directory

@@ -27,15 +27,25 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Configures the address at which Ray Serve's HTTP proxy listens."""
+    """Configures the address at which Ray Serve's HTTP proxy listens, and how it serves browsers and streams."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
     port: int = 8000
     """Port of the HTTP API."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://chat.example.org`) whose pages may call the API from a browser; `*` is any; none by default."""
+    keepalive_s: float = 15.0
+    """Seconds between two comment lines of a stream, which show clients and proxies that it is alive while there is no
+    text; a stream whose request no worker has accepted begins after as many."""
 
     def __post_init__(self) -> None:
         require_port("http", self.port)
+        for origin in self.cors_origins:
+            is_origin = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            require(is_origin, f"http.cors_origins must be * or SCHEME://HOST[:PORT] each, got {origin!r}")
+        keepalive_s = self.keepalive_s
+        require(0 < keepalive_s < math.inf, f"http.keepalive_s must be positive and finite, got {keepalive_s}")
 
 
 @dataclass(frozen=True)

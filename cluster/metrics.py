@@ -15,11 +15,36 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from cache_service.core.types import ReplicaId
+from cluster.errors import (
+    ContextConflictError,
+    ContextNotFoundError,
+    ContextsUnavailableError,
+    ModelNotFoundError,
+    NotReadyError,
+    ReplicaLostError,
+    RequestError,
+    RequestTimeoutError,
+)
 from cluster.generation.events import Answer, Event, Finished, Text
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
+from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 
+OUTCOMES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((RequestError, InvalidRequestError), "invalid_request"),
+    ((ModelNotFoundError, ContextNotFoundError), "not_found"),
+    ((ContextConflictError,), "conflict"),
+    ((RequestTimeoutError,), "timeout"),
+    ((OverloadedError,), "overloaded"),
+    ((NotReadyError, ContextsUnavailableError), "unavailable"),
+    ((ReplicaLostError,), "replica_lost"),
+    ((WorkerError,), "worker_error"),
+)
+"""Outcomes of failed requests; the first row that matches an error counts, and an error of no row is `internal`."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+CREATED = "_created"
 
 
 class RouterCollector(Collector):
@@ -115,7 +140,7 @@ class RequestObservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):
-            self.outcome = type(error).__name__
+            self.outcome = outcome_of(error)
         self.metrics.running.dec()
         self.metrics.requests.labels(self.outcome).inc()
         self.metrics.seconds.observe(time.perf_counter() - self.start)
@@ -136,6 +161,11 @@ class RequestObservation:
             self.metrics.tokens.labels(kind).inc(getattr(finished.usage, f"{kind}_tokens"))
 
 
+def outcome_of(error: Exception) -> str:
+    """Return the outcome of a request that ended with `error`, under a name that outlives the class of the error."""
+    return next((outcome for kinds, outcome in OUTCOMES if isinstance(error, kinds)), "internal")
+
+
 class Federation(Collector):
     """Exports several registries as one; no two of them may have the same metric name."""
 
@@ -148,7 +178,10 @@ class Federation(Collector):
 
 
 class Expositions(Collector):
-    """Merges the workers' texts in Prometheus' format into one, in which all samples of a metric are together."""
+    """Merges the workers' texts in Prometheus' format into one, in which all samples of a metric are together.
+
+    Times of creation are left out: the text has them as metrics of their own, whose names OpenMetrics reserves.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)
@@ -157,6 +190,8 @@ class Expositions(Collector):
         families: dict[str, Metric] = {}
         for text in self._texts:
             for family in text_string_to_metric_families(text):
+                if family.name.endswith(CREATED):
+                    continue
                 if family.name in families:
                     families[family.name].samples.extend(family.samples)
                 else:

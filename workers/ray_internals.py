@@ -16,6 +16,15 @@ SERVE_SETTINGS: Mapping[str, str] = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0
 """Environment of Serve's processes: one thread less for each request to pass through, and no Ray objects between
 Serve's HTTP proxy and the ingress.
 """
+PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""The variable that names a function, MODULE:NAME, whose Starlette middlewares wrap Serve's HTTP servers."""
+REQUEST_ID: Final = "x-request-id"
+"""The header whose value Serve logs and returns; one that isn't text is an internal error of its proxy."""
+STEERING: Final = frozenset(
+    {"x-request-timeout-seconds", "x-request-disconnect-disabled", "x-session-id", "serve-multiplexed-model-id"}
+)
+"""Headers that steer Serve, whichever client sent them; it takes some of them with underscores, too."""
+STEERING_PREFIX: Final = "x-serve-router-"
 LOCKED_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
@@ -28,6 +37,12 @@ BY_VALUE: Mapping[str, Any] = {"_by_reference": False}
 NIXL: Final = "nixl"
 READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 """Options of `ray.put` for a tensor that stays in its holder's memory until it is read from there."""
+
+
+def steers_serve(header: str) -> bool:
+    """Return whether Serve would obey a request's header of this name, which is in lower case."""
+    name = header.replace("_", "-")
+    return name in STEERING or name.startswith(STEERING_PREFIX)
 
 
 class ReplicaCall(Protocol):

@@ -19,7 +19,7 @@ from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
 from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
-from cluster.generation.events import Answer, Event, FilledBlock
+from cluster.generation.events import Accepted, Answer, Event, FilledBlock
 from cluster.generation.prompts import GenerationCall, RequestBuilder
 from cluster.generation.readers import AnswerReader, BlockReader, Reader, TextReader
 from cluster.generation.tokenization import Conversation
@@ -105,9 +105,9 @@ class InferenceService:
         return self._tokenizer.text_within(token_ids, positions)
 
     def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
-        """Yield texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
+        """Yield an Accepted, texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
+        A replica that is lost before the first text is replaced by another one. Raises ModelNotFoundError,
         NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
         """
         reader = partial(self._text_reader, call)
@@ -125,13 +125,13 @@ class InferenceService:
         build = partial(self._requests.build, call)
         return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
 
-    async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock:
-        """Return the tokens of the request's holes. Raises what `generate` raises."""
+    def fill(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Accepted | FilledBlock, None]:
+        """Yield an Accepted, then the tokens of the request's holes. Raises what `generate` raises."""
 
         async def build() -> GenerateRequest:
             return request
 
-        return await only_item(self.run(build, lambda _: BlockReader(), NullObservation(), deadline))
+        return self.run(build, lambda _: BlockReader(), NullObservation(), deadline)
 
     def deadline(self, timeout_s: float | None) -> float:
         """Return the deadline on the event loop's clock: in `timeout_s`, or earlier if the service's limit is lower."""
@@ -147,18 +147,23 @@ class InferenceService:
     ) -> AsyncGenerator[T, None]:
         """Yield the results that the reader makes of the workers' chunks.
 
-        If a replica is lost before anything was delivered, another attempt follows. The last delivery
-        waits until the workers' stream has ended: the replica is then known to be free again.
+        If a replica is lost before it delivered more than its acceptance, another attempt follows, whose acceptance
+        isn't delivered again. The last delivery waits until the workers' stream has ended: the replica is then known
+        to be free again.
         """
         with observation:
-            request = await build()
+            request, is_accepted = await build(), False
             for attempts_left in reversed(range(ATTEMPTS)):
                 reader, is_silent = new_reader(request), True
                 try:
                     async with aclosing(self._workers.generate(request)) as chunks:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
-                                is_silent = False
+                                if not isinstance(delivered, Accepted):
+                                    is_silent = False
+                                elif is_accepted:
+                                    continue
+                                is_accepted = True
                                 observation.observe(delivered)
                                 yield delivered
                     last = reader.finish()

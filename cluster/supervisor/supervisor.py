@@ -30,10 +30,12 @@ from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 from cluster.config import ClusterConfig
 from cluster.config_file import to_mapping
 from cluster.errors import ClusterError, StartError
-from workers.ray_internals import LOCKED_SETTINGS, LONGEST_SOCKET_PATH, SERVE_SETTINGS, TOKEN
+from workers.ray_internals import LOCKED_SETTINGS, LONGEST_SOCKET_PATH, PROXY_CALLBACK, SERVE_SETTINGS, TOKEN
 
 logger = logging.getLogger(__name__)
 
+SERVE_ENVIRONMENT: Mapping[str, str] = {**SERVE_SETTINGS, PROXY_CALLBACK: "cluster.ingress.http.proxy:middlewares"}
+"""Environment of Serve's processes, unless the user's own sets the same names; the image sets it for Kubernetes."""
 SOCKET_PATH_LIMIT = 107
 GRACE_S, KILL_GRACE_S = 6.0, 1.5
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -195,7 +197,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
     locked = {**LOCKED_SETTINGS, TOKEN: secrets.token_hex(32)}
-    return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
+    return {**SERVE_ENVIRONMENT, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:

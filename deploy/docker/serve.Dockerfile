@@ -30,8 +30,10 @@ COPY cluster cluster
 COPY deploy/palimpsest.yaml deploy/palimpsest.yaml
 # The root file system is read-only in the cluster: everything written, compiled kernels included, goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/palimpsest PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
-# `palimpsest serve` sets the same on one machine: they take some of Ray from the way between client and worker.
+# `palimpsest serve` sets the same on one machine: they take some of Ray from the way between client and worker, and
+# guard Serve's proxy.
 ENV RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 RAY_SERVE_PROXY_USE_GRPC=1
+ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cluster.ingress.http.proxy:middlewares
 RUN python -m compileall -q .
 USER 1000:1000
 EXPOSE 8000 9000

@@ -13,18 +13,22 @@ from cache_service.core.types import TenantId
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
-from cluster.ingress.keys import check_key
+from cluster.ingress.keys import check_keys, keys_of
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams, Usage
 
 logger = logging.getLogger(__name__)
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer by which a server directs gRPC's own retries (proposal A6)."""
+NO_RETRY = -1
 
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[TenantId]:
     """Check the API key, yield its tenant, and end the call with the status of any error that is raised inside."""
     try:
-        yield check_key(bearer_of(context.invocation_metadata()), api_keys)
+        yield check_keys(keys_of(context.invocation_metadata() or ()), api_keys)
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:
@@ -34,16 +38,14 @@ async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[
         await context.abort(reply.status.grpc, details_of(reply.message), trailer_of(reply))
 
 
-def bearer_of(metadata: Any) -> str | None:
-    values = [str(value) for key, value in metadata or () if key == "authorization"]
-    return values[0].removeprefix("Bearer ") if values else None
-
-
 def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
     """Return the trailers for values that HTTP reports in a header or field."""
-    trailer: list[tuple[str, str]] = []
+    pushback_ms = NO_RETRY if reply.retry_after_s is None else math.ceil(1000 * reply.retry_after_s)
+    trailer = [(PUSHBACK, str(pushback_ms))]
     if reply.retry_after_s is not None:
         trailer.append(("retry-after", str(math.ceil(reply.retry_after_s))))
+    if reply.param is not None:
+        trailer.append(("param", reply.param))
     if reply.current_epoch is not None:
         trailer.append(("current-epoch", str(reply.current_epoch)))
     return tuple(trailer)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -113,14 +113,21 @@ def connect(
     async def gather() -> Collector:
         return metrics.registry
 
-    def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
+    def connect(
+        api_keys: frozenset[str] = frozenset(),
+        max_body_bytes: int = 10_000,
+        cors_origins: Sequence[str] = (),
+        keepalive_s: float = 15.0,
+    ) -> TestClient:
         app = create_app(
             service,
             denoiser,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
+            keepalive_s=keepalive_s,
             metrics=gather,
             lifespan=lifespan,
+            cors_origins=cors_origins,
         )
         return TestClient(app, raise_server_exceptions=False)
 

@@ -12,12 +12,15 @@ import ray
 from ray._common.usage import usage_constants
 from ray._private import node, worker
 from ray._private.authentication import authentication_token_setup
-from ray.serve._private import constants, replica
+from ray.serve._private import constants, http_util, replica
 from ray.serve._private.replica_result import ReplicaResult
+from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter
 
 from cluster.app import Ingress
+from cluster.ingress.http.proxy import ProxyGuard
+from cluster.supervisor.supervisor import SERVE_ENVIRONMENT
 from workers import ray_internals
 
 ROOT = Path(__file__).parents[3]
@@ -83,6 +86,32 @@ def test_serve_asks_the_ingress_for_its_application() -> None:
 @pytest.mark.parametrize("name", ray_internals.SERVE_SETTINGS)
 def test_serve_reads_its_settings(name: str) -> None:
     assert hasattr(constants, name)
+
+
+def test_serve_wraps_its_http_servers_in_our_middlewares(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hasattr(constants, ray_internals.PROXY_CALLBACK)
+    path = SERVE_ENVIRONMENT[ray_internals.PROXY_CALLBACK]
+    monkeypatch.setattr(http_util, ray_internals.PROXY_CALLBACK, path)
+
+    [middleware] = http_util.configure_http_middlewares(HTTPOptions()).middlewares
+
+    assert middleware.cls is ProxyGuard
+    assert "http_options.middlewares" in inspect.getsource(http_util.start_asgi_http_server)
+
+
+def test_the_headers_that_steer_serve_are_known() -> None:
+    steering = {
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+        constants.SERVE_SESSION_ID,
+        constants.SERVE_MULTIPLEXED_MODEL_ID.replace("_", "-"),
+    }
+    headers = {value for name, value in vars(constants).items() if name.startswith("SERVE_HTTP_") and "HEADER" in name}
+
+    assert steering == ray_internals.STEERING
+    assert headers <= steering | {ray_internals.REQUEST_ID}
+    assert constants.SERVE_INGRESS_ROUTER_HEADER_PREFIX == ray_internals.STEERING_PREFIX
+    assert constants.SERVE_HTTP_REQUEST_ID_HEADER == ray_internals.REQUEST_ID
 
 
 def test_ray_reads_how_it_is_locked() -> None:
