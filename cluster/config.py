@@ -8,6 +8,7 @@ from typing import Literal
 
 from cache_service.config import address_of
 from cache_service.core.quotas import ContextQuotas
+from cache_service.logs import LogsConfig
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from workers.config import WorkerConfig, require
@@ -100,6 +101,8 @@ class LimitsConfig:
 
     request_timeout_s: float = 120.0
     """Seconds that an answer may take; after that its work is stopped."""
+    shutdown_grace_s: float = 30.0
+    """Seconds that running requests get to end when the server or a replica is stopped; new ones are refused."""
     max_queued: int = 1024
     """Maximum number of requests that wait at the ingress for a replica; the next one is refused as overload."""
     max_ongoing: int = 512
@@ -112,6 +115,8 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         timeout = self.request_timeout_s
         require(0 < timeout < math.inf, f"limits.request_timeout_s must be positive and finite, got {timeout}")
+        grace = self.shutdown_grace_s
+        require(0 <= grace < math.inf, f"limits.shutdown_grace_s must not be negative, and finite, got {grace}")
         for name in ("max_queued", "max_ongoing", "max_body_bytes", "default_max_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"limits.{name} must be at least 1, got {value}")
@@ -158,6 +163,7 @@ class ClusterConfig:
     router: RouterWeights = field(default_factory=RouterWeights)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    logs: LogsConfig = field(default_factory=LogsConfig)
 
     def __post_init__(self) -> None:
         if self.replicas != "auto" and self.replicas < 1:

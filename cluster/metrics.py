@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -14,11 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
 from cluster.errors import (
     ContextConflictError,
     ContextNotFoundError,
     ContextsUnavailableError,
+    DrainingError,
     ModelNotFoundError,
     NotReadyError,
     ReplicaLostError,
@@ -36,7 +38,7 @@ OUTCOMES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((ContextConflictError,), "conflict"),
     ((RequestTimeoutError,), "timeout"),
     ((OverloadedError,), "overloaded"),
-    ((NotReadyError, ContextsUnavailableError), "unavailable"),
+    ((NotReadyError, DrainingError, ContextsUnavailableError), "unavailable"),
     ((ReplicaLostError,), "replica_lost"),
     ((WorkerError,), "worker_error"),
 )
@@ -53,9 +55,11 @@ class RouterCollector(Collector):
     Serve creates routers without our arguments, so this registers itself with the process's default registry.
     """
 
-    def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
-        self._view = view
-        self._ledger = ledger
+    def __init__(
+        self, view: PlacementView, ledger: WorkLedger, contact: WatchContact, clock: Callable[[], float]
+    ) -> None:
+        """Read `clock`, that of the ledger, to leave out work that has expired."""
+        self._view, self._ledger, self._contact, self._clock = view, ledger, contact, clock
         self._routed: Tally[tuple[ReplicaId, str]] = Tally()
         REGISTRY.register(self)
 
@@ -77,12 +81,22 @@ class RouterCollector(Collector):
         queued = GaugeMetricFamily(
             "palimpsest_router_queued_tokens", "Tokens of work sent and not finished", labels=["replica"]
         )
-        for replica in self._ledger.replicas:
-            queued.add_metric([replica], self._ledger.sent_tokens(replica))
+        for replica, tokens in self._ledger.unexpired_tokens(self._clock()).items():
+            queued.add_metric([replica], tokens)
         yield routed
         yield queued
         yield GaugeMetricFamily("palimpsest_router_placements", "Placements known", self._view.num_placements)
         yield GaugeMetricFamily("palimpsest_router_revision", "Revision of the placement view", self._view.revision)
+        yield GaugeMetricFamily(
+            "palimpsest_router_cache_service_reachable",
+            "1 while the router's watch of the cache service runs, else 0",
+            float(self._contact.is_reachable),
+        )
+        yield GaugeMetricFamily(
+            "palimpsest_router_cache_service_silence_seconds",
+            "Seconds since the router's watch heard from the cache service; a few at most while it runs",
+            self._contact.silence_s,
+        )
 
 
 class IngressMetrics:
@@ -94,6 +108,12 @@ class IngressMetrics:
             "palimpsest_requests",
             "Finished requests by outcome: a finish reason, an error or cancelled",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.responses = Counter(
+            "palimpsest_responses",
+            "Responses to requests of any kind, refused ones included; status 499: the client left",
+            ["transport", "endpoint", "status", "reason"],
             registry=self.registry,
         )
         self.running = Gauge("palimpsest_requests_running", "Requests in flight", registry=self.registry)

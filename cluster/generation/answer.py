@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cluster.background import BackgroundTasks
 from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
+from cluster.generation.admission import Admission
 from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
@@ -76,12 +78,13 @@ class InferenceService:
         timeout_s: float,
         background: BackgroundTasks,
         contexts_patience_s: float = PATIENCE_S,
+        contact: WatchContact | None = None,
     ) -> None:
         """Serve the workers' model under `name`.
 
         `max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` calls
         the cache service, which keeps shared contexts; calls are retried for `contexts_patience_s`. If a `background`
-        task ends, the service isn't healthy.
+        task ends, the service isn't healthy. `contact` says whether the router hears from the cache service.
         """
         self.catalogue = ModelCatalogue(workers, name)
         model = self.catalogue.model
@@ -89,10 +92,15 @@ class InferenceService:
         self._requests = RequestBuilder(self.catalogue, encoder, self.contexts, max_tokens)
         self._workers, self._tokenizer, self._metrics = workers, encoder.tokenizer, metrics
         self._timeout_s, self.background = timeout_s, background
+        self.contact = contact or WatchContact()
+        self.admission = Admission()
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, DrainingError if new requests are refused, or
+        NotReadyError if no worker answers now.
+        """
         self.background.check()
+        self.admission.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")
 
@@ -107,11 +115,12 @@ class InferenceService:
     def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
         """Yield an Accepted, texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        A replica that is lost before the first text is replaced by another one. Raises ModelNotFoundError,
-        NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
+        A replica that is lost before the first text is replaced by another one. Raises DrainingError,
+        ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and the workers' errors.
         """
         reader = partial(self._text_reader, call)
-        return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
+        observation = self.admission.admit(self._metrics.request())
+        return self.run(partial(self._requests.build, call), reader, observation, self.deadline(timeout_s))
 
     async def answer(self, call: GenerationCall, *, timeout_s: float | None = None) -> Answer:
         """Return everything that `generate` yields as one value; raises what it raises.
@@ -122,8 +131,9 @@ class InferenceService:
         def reader(request: GenerateRequest) -> AnswerReader:
             return AnswerReader(self._text_reader(call, request))
 
+        observation = self.admission.admit(self._metrics.request())
         build = partial(self._requests.build, call)
-        return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
+        return await only_item(self.run(build, reader, observation, self.deadline(timeout_s)))
 
     def fill(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Accepted | FilledBlock, None]:
         """Yield an Accepted, then the tokens of the request's holes. Raises what `generate` raises."""
@@ -142,7 +152,7 @@ class InferenceService:
         self,
         build: Callable[[], Awaitable[GenerateRequest]],
         new_reader: Callable[[GenerateRequest], Reader[T]],
-        observation: Observation[T],
+        observation: AbstractContextManager[Observation[T]],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
         """Yield the results that the reader makes of the workers' chunks.
@@ -151,7 +161,7 @@ class InferenceService:
         isn't delivered again. The last delivery waits until the workers' stream has ended: the replica is then known
         to be free again.
         """
-        with observation:
+        with observation as observed:
             request, is_accepted = await build(), False
             for attempts_left in reversed(range(ATTEMPTS)):
                 reader, is_silent = new_reader(request), True
@@ -164,7 +174,7 @@ class InferenceService:
                                 elif is_accepted:
                                     continue
                                 is_accepted = True
-                                observation.observe(delivered)
+                                observed.observe(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -178,7 +188,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.observe(last)
+                    observed.observe(last)
                     yield last
                     return
 

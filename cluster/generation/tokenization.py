@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from cache_service.core.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
@@ -24,6 +25,8 @@ from cluster.generation.control_tokens import PlainEncoder
 from cluster.generation.detokenization import BROKEN, Detokenizer
 from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
+
+transformers_logging.set_verbosity_error()  # its warnings advise on use of the library, and we check lengths ourselves
 
 TOKEN_GRID = 128
 """Number of tokens of which a prompt of bare token ids, which shows no structure, is cut at a multiple."""

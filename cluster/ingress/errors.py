@@ -29,6 +29,10 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.RequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
     (InvalidRequestError, Status(400, StatusCode.INVALID_ARGUMENT, "invalid_request_error")),
     (
+        errors.MessageTooLongError,
+        Status(413, StatusCode.RESOURCE_EXHAUSTED, "invalid_request_error", "request_entity_too_large"),
+    ),
+    (
         errors.AuthenticationError,
         Status(401, StatusCode.UNAUTHENTICATED, "authentication_error", "invalid_api_key"),
     ),
@@ -47,6 +51,7 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),
     ),
     (errors.NotReadyError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "not_ready", 5.0)),
+    (errors.DrainingError, Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "shutting_down", 1.0)),
     (
         errors.ContextsUnavailableError,
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "contexts_unavailable", 1.0),

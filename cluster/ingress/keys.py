@@ -45,4 +45,4 @@ def check_keys(keys: Iterable[str], api_keys: frozenset[str]) -> TenantId:
 
 def tenant_of(key: str) -> TenantId:
     """Return a digest that names the key's tenant in the cache service, which must not learn the key."""
-    return TenantId(hashlib.blake2b(key.encode(), digest_size=16, person=b"tenant").hexdigest())
+    return TenantId(hashlib.blake2b(key.encode(errors="replace"), digest_size=16, person=b"tenant").hexdigest())

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from cache_service.core.types import Context, ContextId, Edit
 from cluster.errors import ContextConflictError, RequestError
+from cluster.generation.admission import Admission
 from cluster.generation.contexts.editing import ContextService
 from cluster.generation.events import Accepted, FilledBlock
 from cluster.metrics import IngressMetrics
@@ -65,6 +66,7 @@ class DenoisingService(Protocol):
     """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
+    admission: Admission
 
     def fill(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Accepted | FilledBlock, None]: ...
 
@@ -87,7 +89,7 @@ class ContextDenoiser:
         Raises what `InferenceService.generate` and `ContextService` raise.
         """
         deadline = self._service.deadline(timeout_s)
-        with self._metrics.request() as observed:
+        with self._service.admission.admit(self._metrics.request()) as observed:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)
             length = call.params.block_length or self._block_length

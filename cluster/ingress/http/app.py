@@ -22,6 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.errors import ClusterError, ModelNotFoundError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.ingress.access import AccessLog
+from cluster.ingress.http.access import AccessMiddleware
 from cluster.ingress.http.chat import generation_routes
 from cluster.ingress.http.contexts import context_routes
 from cluster.ingress.http.errors import SHOULD_RETRY, refuse
@@ -29,6 +31,9 @@ from cluster.ingress.http.shapes import Json
 from cluster.ingress.keys import check_keys, keys_of
 from workers.errors import WorkerError
 
+WITHOUT_SERVICE = (
+    "requests are answered without it, but shared contexts and copies of cached prefixes are not available"
+)
 BEARER = HTTPBearer(auto_error=False)
 """Describes the API key in the OpenAPI document; `keys_of` reads it."""
 
@@ -46,6 +51,7 @@ def create_app(
     keepalive_s: float,
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    access: AccessLog,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """Return the application that serves `service`; `metrics` gathers the metrics for /metrics.
@@ -64,6 +70,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=CORS_EXPOSED,
         )
+    app.add_middleware(AccessMiddleware, log=access)
     app.state.max_body_size = max_body_bytes
     created = int(time.time())
 
@@ -101,7 +108,10 @@ def create_app(
     @app.get("/health")
     async def health() -> Json:
         await service.check_health()
-        return {"status": "ok"}
+        reason = service.contact.reason
+        if reason is None:
+            return {"status": "ok"}
+        return {"status": "degraded", "reason": f"{reason}; {WITHOUT_SERVICE}"}
 
     @app.get("/metrics")
     async def exposition(request: Request) -> Response:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cluster.generation.answer import InferenceService
+from cluster.ingress.access import note_request_id
 from cluster.ingress.errors import at_paths
 from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
@@ -47,10 +48,12 @@ async def respond(
     """Answer one request, whole or as server-sent events."""
     unique = uuid.uuid4().hex
     name = request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH]
+    request_id = f"{name}-{unique}" if name else unique
+    note_request_id(request_id)
     shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.catalogue.name))
     paths = body.paths()
     with at_paths(paths):
-        call = body.to_call(f"{name}-{unique}" if name else unique)
+        call = body.to_call(request_id)
         if not body.stream:
             return JSONResponse(shape.full_response(await service.answer(call)))
         answer = StreamedAnswer(shape, body.usage_reports)

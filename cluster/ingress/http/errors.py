@@ -14,6 +14,7 @@ from grpc import StatusCode
 from starlette.exceptions import HTTPException
 
 from cluster.errors import RequestError
+from cluster.ingress.access import note_reply
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,13 @@ async def refuse(_request: Request, error: Exception) -> Response:
 
 
 def error_response(error: Exception) -> Reply:
+    """Return the response to an error, and note it in the access log."""
+    reply = _reply_to(error)
+    note_reply(reply)
+    return reply
+
+
+def _reply_to(error: Exception) -> Reply:
     """Return the response to an error; the text of an internal error goes to the log instead."""
     match error:
         case RequestValidationError():

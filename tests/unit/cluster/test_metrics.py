@@ -11,8 +11,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge, generate_lates
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import parser as openmetrics
 
+from cache_service.client.contact import WatchContact
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
+from cache_service.testing import FakeClock
 from cluster import errors as cluster_errors
 from cluster.errors import RequestTimeoutError
 from cluster.ledger import WorkLedger
@@ -40,10 +42,20 @@ def worker_text(replica: str, requests: int) -> str:
 
 
 @pytest.fixture
-def router() -> Iterator[RouterCollector]:
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def contact(clock: FakeClock) -> WatchContact:
+    return WatchContact(clock)
+
+
+@pytest.fixture
+def router(clock: FakeClock, contact: WatchContact) -> Iterator[RouterCollector]:
     ledger = WorkLedger()
-    ledger.open("r", A, 70, expires_at=60.0)
-    router = RouterCollector(PlacementView(Mirror()), ledger)
+    ledger.open("r", A, 70, expires_at=clock() + 60.0)
+    router = RouterCollector(PlacementView(Mirror()), ledger, contact, clock)
     yield router
     REGISTRY.unregister(router)
 
@@ -58,6 +70,30 @@ def test_a_routers_decisions_are_in_the_processs_exposition(router: RouterCollec
     assert 'palimpsest_router_requests_total{affinity="miss",replica="b"} 1.0' in text
     assert 'palimpsest_router_queued_tokens{replica="a"} 70.0' in text
     assert "palimpsest_router_placements 0.0" in text
+
+
+def test_expired_work_is_not_shown_even_if_no_request_follows(router: RouterCollector, clock: FakeClock) -> None:
+    clock.advance(61.0)
+
+    assert 'palimpsest_router_queued_tokens{replica="a"} 0.0' in generate_latest(REGISTRY).decode()
+
+
+def test_a_router_out_of_sight_of_the_cache_service_shows_it(
+    router: RouterCollector, clock: FakeClock, contact: WatchContact
+) -> None:
+    contact.record_message()
+    clock.advance(4.0)
+    assert reachable_and_silence() == (1.0, 4.0)
+    contact.record_failure(ConnectionError("refused"))
+    assert reachable_and_silence() == (0.0, 4.0)
+    contact.record_message()
+    clock.advance(16.0)  # a service that hangs closes no connection
+    assert reachable_and_silence() == (0.0, 16.0)
+
+
+def reachable_and_silence() -> tuple[float | None, float | None]:
+    reachable = REGISTRY.get_sample_value("palimpsest_router_cache_service_reachable")
+    return reachable, REGISTRY.get_sample_value("palimpsest_router_cache_service_silence_seconds")
 
 
 def test_the_workers_samples_of_one_metric_stand_together() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import logging.handlers
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
+from ray import _raylet
 from ray._common.usage import usage_constants
-from ray._private import node, worker
+from ray._private import node, ray_constants, ray_logging, services, worker
 from ray._private.authentication import authentication_token_setup
+from ray.autoscaler._private import constants as autoscaler
 from ray.serve._private import constants, http_util, replica
 from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter
 
@@ -123,3 +128,41 @@ def test_ray_keeps_its_files_in_the_given_directory() -> None:
     [option] = ray_internals.init_options(Path("/run"))
     assert option in inspect.getsource(worker.init)
     assert Path(ray_internals.LONGEST_SOCKET_PATH).name in inspect.getsource(node)
+
+
+def test_vital_processes_are_executables_of_ray() -> None:
+    executables = {Path(path).stem for path in (services.GCS_SERVER_EXECUTABLE, services.RAYLET_EXECUTABLE)}
+    assert executables == ray_internals.VITAL_PROCESSES
+
+
+@pytest.mark.parametrize("name", [*ray_internals.LOG_SETTINGS, *ray_internals.UNSCALED])
+def test_ray_reads_how_much_it_logs(name: str) -> None:
+    """Names of Ray's native code are its configuration's, with `RAY_` before them."""
+    python_sources = (inspect.getsource(module) for module in (ray_constants, ray_logging, node, worker, autoscaler))
+    native = Path(_raylet.__file__).read_bytes()
+
+    assert any(name in source for source in python_sources) or name.removeprefix("RAY_").encode() in native
+
+
+def test_serves_warnings_at_a_full_queue_are_recognised() -> None:
+    dropped = BackPressureError(num_queued_requests=1, max_queued_requests=1).message
+    sources = [inspect.getsource(replica), dropped]
+    assert all(any(start in source for source in sources) for start in ray_internals.REFUSAL_WARNINGS)
+
+    logger = logging.getLogger(ray_internals.SERVE_LOGGER)
+    records = [
+        logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None) for text in (dropped, "a replica died")
+    ]
+    assert [ray_internals.is_no_refusal(record) for record in records] == [False, True]
+
+
+def test_serves_lines_get_our_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger(ray_internals.SERVE_LOGGER)
+    to_stderr, to_file = logging.StreamHandler(), logging.handlers.MemoryHandler(1)
+    monkeypatch.setattr(logger, "handlers", [to_stderr, to_file])
+    monkeypatch.setattr(logger, "filters", [])
+
+    ray_internals.adapt_serve_logs(formatter := logging.Formatter())
+
+    assert (to_stderr.formatter, to_file.formatter) == (formatter, None)
+    assert logger.filters == [ray_internals.is_no_refusal]

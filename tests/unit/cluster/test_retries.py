@@ -23,6 +23,8 @@ from cluster.errors import (
     ContextQuotaError,
     ContextsFullError,
     ContextsUnavailableError,
+    DrainingError,
+    MessageTooLongError,
     ModelNotFoundError,
     NotReadyError,
     ReplicaLostError,
@@ -42,6 +44,7 @@ CHAT = "/v1/chat/completions"
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "How old is Mira?"}]}
 HOPELESS: list[Exception] = [
     RequestError("no"),
+    MessageTooLongError("long"),
     InvalidRequestError("no", param="seed"),
     AuthenticationError("no"),
     ModelNotFoundError("no"),
@@ -57,6 +60,7 @@ HOPELESS: list[Exception] = [
 HOPEFUL: list[tuple[Exception, float]] = [
     (OverloadedError("full", retry_after_s=2.4), 2.4),
     (NotReadyError("starting"), 5.0),
+    (DrainingError("stopping"), 1.0),
     (ContextsUnavailableError("away"), 1.0),
     (ReplicaLostError("gone"), 1.0),
     (StepFailedError("step"), 1.0),
