@@ -27,8 +27,8 @@ MAX_BACKOFF_S = 2.0
 class WatchStream:
     """Reads successive Watch calls, to any of the instances, as if they were one call."""
 
-    def __init__(self, connection: Connection, contact: WatchContact) -> None:
-        self._connection, self._contact = connection, contact
+    def __init__(self, connection: Connection, contact: WatchContact, *, with_content: bool = True) -> None:
+        self._connection, self._contact, self._with_content = connection, contact, with_content
         contact.record_begin()
         self._cursor = Cursor()
         self._instance: Instance | None = None
@@ -53,6 +53,8 @@ class WatchStream:
         try:
             response = await self._receive()
             self._contact.record_message()
+            if not self._with_content:
+                convert.drop_content(response)
             return self._cursor.take(update_of(response))
         except Compacted:
             self._cursor.reset()

@@ -5,7 +5,6 @@ A line has neither the query, nor a header or a body: they may hold secrets and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 
 from cache_service.logs import FIELDS
 from cluster.ingress.errors import Reply
-from cluster.ingress.keys import keys_of
+from cluster.ingress.keys import keys_of, tenant_of
 from cluster.metrics import IngressMetrics
 
 logger = logging.getLogger("palimpsest.access")
@@ -26,7 +25,8 @@ PROBES = frozenset({"/health", "/metrics"})
 OK, CLIENT_LEFT = "ok", "client_left"
 LINE = "%(method)s %(path)s %(status)s %(ms)s ms request_id=%(request_id)s tenant=%(tenant)s reason=%(reason)s"
 SHOWN_LENGTH = 200
-HASH_BYTES = 4
+TENANT_LENGTH = 8
+"""Number of characters of a tenant's id in a line."""
 
 
 @dataclass
@@ -101,11 +101,9 @@ class AccessLog:
             logger.log(level, LINE, fields, extra={FIELDS: fields})
 
 
-def tenant_of(headers: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return a short hash of the first API key that a request presents, valid or not."""
-    for key in keys_of(headers):
-        return hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=HASH_BYTES).hexdigest()
-    return "-"
+def presented_tenant(headers: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the beginning of the id of the tenant to whom the first API key of a request belongs, valid or not."""
+    return next((tenant_of(key)[:TENANT_LENGTH] for key in keys_of(headers)), "-")
 
 
 def printable(text: str) -> str:

@@ -153,9 +153,10 @@ class Machine:
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and restart it whenever it ends, after increasing delays."""
-        where = self._config.cache_service
+        where, config_file = self._config.cache_service, self._directory / "cache_service.json"
+        config_file.write_text(json.dumps({"contexts": to_mapping(self._config)["cache_service"]["contexts"]}))
         logs = ("--log-level", self._config.logs.level, "--log-format", self._config.logs.format)
-        options = ("--host", where.host, "--port", where.port, *logs)
+        options = ("--config", config_file, "--host", where.host, "--port", where.port, *logs)
         async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
             with attempt:
                 async with self._child("cache_service", *options) as self._cache_service:

@@ -54,11 +54,11 @@ def reads_that_forget_epochs(patch: pytest.MonkeyPatch) -> None:
 def edits_of_any_epoch(patch: pytest.MonkeyPatch) -> None:
     whole = Contexts.edit
 
-    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any) -> tuple[Event, ...]:
+    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any, renewal: Any) -> tuple[Event, ...]:
         try:
-            return whole(self, context_id, expected, *rest)
+            return whole(self, context_id, expected, *rest, renewal=renewal)
         except StaleEpoch:
-            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest)
+            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest, renewal=renewal)
             return (replace(event, version=replace(event.version, epoch=expected + 1)),)
 
     patch.setattr(Contexts, "edit", edit)

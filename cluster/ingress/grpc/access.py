@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from cluster.errors import MessageTooLongError, RequestError
-from cluster.ingress.access import CLIENT_LEFT, UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
+from cluster.ingress.access import CLIENT_LEFT, UNMATCHED, AccessLog, Exchange, begin, note_request_id, presented_tenant
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]]
 
@@ -29,7 +29,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> grpc.RpcMethodHandler | None:
         path = handler_call_details.method
         metadata = {str(key): value for key, value in handler_call_details.invocation_metadata or ()}
-        exchange = Exchange(self._log, "grpc", "RPC", path, tenant=tenant_of(metadata.items()))
+        exchange = Exchange(self._log, "grpc", "RPC", path, tenant=presented_tenant(metadata.items()))
         begin(exchange)
         note_request_id(metadata.get("x-request-id") or "-")
         handler: Any = await continuation(handler_call_details)

@@ -11,6 +11,7 @@ from typing import Any
 
 from grpc import StatusCode
 
+from cache_service.core.types import TenantId
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.access import CLIENT_LEFT, Exchange, current_exchange, note_reply
@@ -29,14 +30,17 @@ NO_RETRY = -1
 
 
 @asynccontextmanager
-async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Check the API key, end the call with the status of any error raised inside, and note it in the access log."""
+async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[TenantId]:
+    """Check the API key and yield its tenant; end the call with the status of any error that is raised inside.
+
+    The outcome is noted in the access log.
+    """
     exchange = current_exchange()
     try:
-        check_keys(keys_of(context.invocation_metadata() or ()), api_keys)
+        tenant = check_keys(keys_of(context.invocation_metadata() or ()), api_keys)
         if exchange is not None and exchange.refusal is not None:
             raise exchange.refusal
-        yield
+        yield tenant
     except (asyncio.CancelledError, GeneratorExit):
         end_exchange(exchange, cancelled_status(context))
         raise

@@ -10,7 +10,16 @@ from starlette.datastructures import Headers
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.ingress.access import CLIENT_LEFT, OK, UNMATCHED, AccessLog, Exchange, begin, note_request_id, tenant_of
+from cluster.ingress.access import (
+    CLIENT_LEFT,
+    OK,
+    UNMATCHED,
+    AccessLog,
+    Exchange,
+    begin,
+    note_request_id,
+    presented_tenant,
+)
 
 LEFT_STATUS = 499
 """The status that stands for a client that left before its response was complete."""
@@ -28,7 +37,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        exchange = Exchange(self._log, "http", scope["method"], scope["path"], tenant=tenant_of(headers.items()))
+        exchange = Exchange(self._log, "http", scope["method"], scope["path"], tenant=presented_tenant(headers.items()))
         begin(exchange)
         note_request_id(headers.get("x-request-id") or "-")
         progress = ResponseProgress(receive, send)

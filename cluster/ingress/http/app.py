@@ -75,7 +75,7 @@ def create_app(
     created = int(time.time())
 
     async def authorized(request: Request) -> None:
-        check_keys(keys_of(request.headers.items()), api_keys)
+        request.state.tenant = check_keys(keys_of(request.headers.items()), api_keys)
 
     guards = [Depends(BEARER), Depends(authorized)]
     catalogue = service.catalogue

@@ -92,8 +92,10 @@ def written_path(fault: Any, body: Any) -> list[str]:
     if source != "body":
         return [str(part) for part in location]
     path: list[str] = []
+    is_written = True
     for part in location:
-        if part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body)):
+        is_written = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if is_written:
             body = body[part]
             path.append(str(part))
-    return [*path, str(location[-1])] if fault["type"] == "missing" and location else path
+    return path if is_written or fault["type"] != "missing" else [*path, str(location[-1])]

@@ -20,6 +20,8 @@ from cluster.errors import (
     ClusterError,
     ContextConflictError,
     ContextNotFoundError,
+    ContextQuotaError,
+    ContextsFullError,
     ContextsUnavailableError,
     DrainingError,
     MessageTooLongError,
@@ -52,6 +54,8 @@ HOPELESS: list[Exception] = [
     BackgroundTaskError("ended"),
     NonFiniteLogitsError("nan"),
     KeyError("bug"),
+    ContextQuotaError("many"),
+    ContextsFullError("full"),
 ]
 HOPEFUL: list[tuple[Exception, float]] = [
     (OverloadedError("full", retry_after_s=2.4), 2.4),
