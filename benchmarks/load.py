@@ -29,6 +29,8 @@ class Workload:
     num_steps: int = 128
     block: int = 32
     seed: int = 0
+    ends_early: bool = False
+    """True where the model can end an answer before the canvas is full, which the load then prevents."""
 
     @property
     def suffix(self) -> int:
@@ -61,7 +63,8 @@ class ConstantLoad:
 
     def __init__(self, engine: Engine, vocab_size: int, workload: Workload, params: DecodingParams) -> None:
         self._engine, self._workload = engine, workload
-        self._params = replace(params, num_steps=workload.num_steps, block_length=workload.block)
+        min_tokens = workload.canvas if workload.ends_early else 0
+        self._params = replace(params, num_steps=workload.num_steps, block_length=workload.block, min_tokens=min_tokens)
         rng = Random(f"{workload.prefix} {workload.seed}")
         self._prefixes = [
             tuple(rng.randrange(vocab_size // 2) for _ in range(workload.prefix)) for _ in range(workload.num_prefixes)

@@ -31,6 +31,7 @@ from benchmarks.timeline import GAPS, HEAD, LAYER, STEP, Event, split
 from workers.config import BiCacheConfig, KVConfig
 from workers.engine.engine import Engine
 from workers.models.base import DiffusionLM, Layer, ModelConfig
+from workers.models.bundle import bundled_models
 from workers.models.loader import LoadedModel
 from workers.scheduler.plan import ScheduledPass, StepPlan
 
@@ -187,7 +188,12 @@ def main(
     check_device(model, device)
     platform = Platform.of(device, dtype)
     loaded = load_or_randomize(model, platform)
-    workload = Workload(prefix or loaded.config.context_length // 2, batch or (4 if quick else 16), 1)
+    workload = Workload(
+        prefix or loaded.config.context_length // 2,
+        batch or (4 if quick else 16),
+        1,
+        ends_early=model in bundled_models(),
+    )
     with Progress(transient=True) as progress:
         bench = Bench(loaded, platform, workload)
         rows = [

@@ -83,7 +83,7 @@ def test_a_trace_without_a_step_is_refused() -> None:
 
 def test_the_bundled_models_steps_are_split_into_all_their_parts() -> None:
     platform = Platform(torch.device("cpu"), torch.float32)
-    bench = Bench(platform.load("factbook"), platform, Workload(64, 2, 1))
+    bench = Bench(platform.load("factbook"), platform, Workload(64, 2, 1, ends_early=True))
     with Progress(disable=True) as progress:
         rows = list(bench.rows(2, progress))
     for step, requests, num_rows in ((INSIDE, 2, 64), (OPENING, 1, 64 + 320)):
