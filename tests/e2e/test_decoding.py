@@ -89,7 +89,7 @@ def test_guidance_costs_a_second_forward(system: System, client: OpenAI) -> None
 
     assert report["policy"] == "none"
     assert report["forwards"] == 2 * report["steps"]
-    assert refused.value.param == "guidance"
+    assert refused.value.param == "diffusion.guidance"
 
 
 def test_top_k_of_one_is_greedy_at_any_temperature(system: System, client: OpenAI) -> None:
