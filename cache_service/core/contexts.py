@@ -36,6 +36,8 @@ MAX_TOKENS = 262_144
 MAX_EDITS = 65_536
 """The most edits in one epoch."""
 MAX_EDIT_ID = 64
+MAX_REMEMBERED_DELETIONS = 4096
+"""How many deleted contexts' creations are remembered, so that a late copy of one makes no context again."""
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -45,6 +47,8 @@ class Contexts:
     def __init__(self) -> None:
         self._contexts: dict[ContextId, Context] = {}
         self._made_by: dict[EditId, ContextId] = {}
+        self._deleted: dict[EditId, None] = {}
+        """The creations of the contexts that were deleted last, oldest first."""
         self._current: dict[PrefixKey, set[ContextId]] = {}
         self._past: dict[PrefixKey, set[ContextId]] = {}
 
@@ -58,9 +62,12 @@ class Contexts:
         author: ReplicaId,
         at: Revision,
     ) -> tuple[Created, ...]:
-        """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before."""
+        """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before.
+
+        That context may have been deleted since: see `made_by`.
+        """
         _require_id(edit_id)
-        if edit_id in self._made_by:
+        if edit_id in self._made_by or edit_id in self._deleted:
             return ()
         tokens, holes = tuple(token_ids), tuple(sorted(set(masked)))
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
@@ -149,6 +156,9 @@ class Contexts:
     def drop(self, context: Context) -> None:
         self._remove_from_index(self._contexts.pop(context.id))
         del self._made_by[context.origin]
+        self._deleted[context.origin] = None
+        if len(self._deleted) > MAX_REMEMBERED_DELETIONS:
+            del self._deleted[next(iter(self._deleted))]
 
     def _remove_from_index(self, context: Context) -> None:
         _discard(self._current, {context.key}, context.id)

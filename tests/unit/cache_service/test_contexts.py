@@ -130,6 +130,19 @@ def test_a_repeated_creation_makes_no_second_context() -> None:
 
 
 @pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
+def test_a_late_copy_of_a_creation_makes_no_deleted_context_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache_service.core.contexts.MAX_REMEMBERED_DELETIONS", 2)
+    state = State()
+    for name in "abc":
+        context = created(state, 1, edit_id=name)
+        carry_out(state, state.delete(context.id, ANNA, state.next_revision))
+    for name, is_remembered in (("a", False), ("b", True), ("c", True)):
+        events = state.contexts.create("m", "s", [1], [], EditId(name), ANNA, state.next_revision)
+        assert (events == ()) == is_remembered
+    with pytest.raises(UnknownContext, match="created under 'c'"):
+        state.contexts.made_by(EditId("c"))
+
+
 def test_an_epoch_of_no_edits_or_too_many_is_refused(num_edits: int) -> None:
     state = State()
     with pytest.raises(InvalidRequest, match=f"1 to {MAX_EDITS} edits"):
