@@ -129,7 +129,6 @@ def test_a_repeated_creation_makes_no_second_context() -> None:
     assert state.contexts.create("m", "s", [1], [], EditId("once"), ANNA, state.next_revision) == ()
 
 
-@pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
 def test_a_late_copy_of_a_creation_makes_no_deleted_context_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache_service.core.contexts.MAX_REMEMBERED_DELETIONS", 2)
     state = State()
@@ -143,6 +142,7 @@ def test_a_late_copy_of_a_creation_makes_no_deleted_context_again(monkeypatch: p
         state.contexts.made_by(EditId("c"))
 
 
+@pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
 def test_an_epoch_of_no_edits_or_too_many_is_refused(num_edits: int) -> None:
     state = State()
     with pytest.raises(InvalidRequest, match=f"1 to {MAX_EDITS} edits"):
