@@ -30,10 +30,17 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "cache_service" / "core"
 LIBRARIES = ("grpc.aio", "hypothesis.stateful", "prometheus_client", "redis.asyncio", "yaml")
 """What every fork would load: the parent loads it once. None of them starts a thread when it is loaded."""
-SLOW = ("test_process.py", "test_heap.py", "test_metrics.py")
+QUICK = ("directory", "contexts", "refresh", "mirror", "cursor", "leases", "batching", "convert")
+"""Unit tests of pure code, which find most mutants within a second."""
+LATER = (
+    "tests/unit/cache_service/test_invariants.py",
+    "tests/faults/test_simulation.py",
+    "tests/contract/test_store.py",
+    "tests/contract/test_service.py",
+)
+UNRELATED = ("process", "heap", "metrics", "config", "background", "history", "watch_checker")
 """Unit tests that start processes, which don't see the mutant, or that aren't about the core."""
-LATER = ("tests/contract/test_store.py", "tests/contract/test_service.py", "tests/faults/test_simulation.py")
-SELECTION = "not redis and not seed0 and not planted and not no_invariant"
+SELECTION = "not redis and not planted and not no_invariant"
 """Tests of the memory store, and one short simulation."""
 NUM_PROCESSES = 2
 TIMEOUT_S = 180.0
@@ -73,12 +80,14 @@ def all_mutants() -> Iterator[Mutant]:
         yield from mutants_of(f"cache_service.core.{path.stem}", path.read_text())
 
 
-def tests_by_speed() -> list[str]:
-    """Return the files of unit tests, fast ones first, then the contract and the simulation."""
-    unit = (path for path in (ROOT / "tests/unit/cache_service").glob("test_*.py") if path.name not in SLOW)
-    servers = ("test_service", "test_client", "test_background", "test_feed", "test_config", "test_batching")
-    ordered = sorted(unit, key=lambda path: (path.name == "test_invariants.py", path.stem in servers, path.name))
-    return [*(str(path) for path in ordered), *(str(ROOT / path) for path in LATER)]
+def stages() -> Iterator[list[str]]:
+    """Yield the files of tests in the order in which they run, fast ones first."""
+    unit = sorted((ROOT / "tests/unit/cache_service").glob("test_*.py"))
+    quick = [path for path in unit if path.stem.removeprefix("test_") in QUICK]
+    later = [ROOT / path for path in LATER]
+    others = [path for path in unit if path.stem.removeprefix("test_") not in UNRELATED and path not in quick + later]
+    for files in (quick, later[:2], others, later[2:]):
+        yield list(map(str, files))
 
 
 def run_tests(mutant: Mutant | None, log: Path) -> int:
@@ -93,7 +102,10 @@ def run_tests(mutant: Mutant | None, log: Path) -> int:
         sys.meta_path.insert(0, MutantFinder(mutant))
     options = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # pytest finds libraries loaded that it rewrites
-    return int(pytest.main([*options, "-k", SELECTION, *tests_by_speed()]))
+    for files in stages():
+        if status := pytest.main([*options, "-k", SELECTION, *files]):
+            return int(status)
+    return 0
 
 
 def fork_tests(mutant: Mutant | None, logs: Path) -> int:

@@ -121,6 +121,8 @@ class Membership(LoopThread):
         async for update in self._client.watch():
             news = self._mirror.take(update)
             self._waits.take(news)
+            self._supplier.take(update)
+            self._sync.take(update)
             self._act(news)
             if news.is_restart or any(self._inventory.find_live(key) for key in news.renamed):
                 self._sync.wake()

@@ -14,7 +14,8 @@ from contextlib import suppress
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import FIRST_EPOCH, DepthLimit, Lease, Placement, ReplicaId
+from cache_service.core.events import Announced, Event
+from cache_service.core.types import FIRST_EPOCH, DepthLimit, Lease, Placement, ReplicaId, Snapshot
 from cache_service.errors import (
     CacheServiceError,
     FencedToken,
@@ -53,6 +54,7 @@ class PrefixSync:
         self._view, self._inventory, self._tally = view, inventory, tally
         self._depth_table_version = depth_table_version
         self._lease: Lease | None = None
+        self._registering: asyncio.Task[Lease] | None = None
         self.joined = asyncio.Event()
         """Set once the service has registered this replica."""
         self._wake = asyncio.Event()
@@ -66,6 +68,18 @@ class PrefixSync:
         """Take changes into the inventory, and push them to the service soon."""
         self._inventory.apply(report)
         self.wake()
+
+    def take(self, update: Snapshot | Event) -> None:
+        """Withdraw what the watch lists for this replica and is not here: a late copy of a call may have listed it."""
+        if isinstance(update, Snapshot):
+            listed = [placement.key for placement in self._view.held_by(self._replica)]
+        elif isinstance(update, Announced) and update.replica == self._replica:
+            listed = [update.placement.key]
+        else:
+            return
+        if absent := [key for key in listed if self._inventory.find_live(key) is None]:
+            self._inventory.mark_listed(absent)
+            self.wake()
 
     def wake(self) -> None:
         """Reconcile now instead of at the next keep-alive."""
@@ -93,10 +107,17 @@ class PrefixSync:
         """Leave the cluster, if the service is reachable."""
         await self._bid_farewell(self._client.leave)
 
+    async def _register(self) -> Lease:
+        """Register, to the end even if the caller is cancelled: `leave` must know the lease."""
+        self._registering = asyncio.create_task(self._client.register(self._replica, self._ttl_s))
+        return await asyncio.shield(self._registering)
+
     async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
         with suppress(CacheServiceError, TimeoutError):
-            if self._lease is not None:
-                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+            async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                if self._lease is None and self._registering is not None:
+                    self._lease = await self._registering
+                if self._lease is not None:
                     await call(self._lease)
 
     async def _reconcile(self) -> None:
@@ -104,7 +125,7 @@ class PrefixSync:
         try:
             if self._lease is None:
                 self._inventory.begin_lease()
-                self._lease = await self._client.register(self._replica, self._ttl_s)
+                self._lease = await self._register()
                 self.joined.set()
             else:
                 await self._client.keep_alive(self._lease)
@@ -121,6 +142,7 @@ class PrefixSync:
         live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
         placements = {entry.key: self._placement(entry) for entry in live}
         if gone := self._inventory.announced_beside(placements):
+            self._inventory.mark_uncertain(gone)
             await self._client.withdraw(lease, gone)
             self._inventory.mark_withdrawn(gone)
         new = self._inventory.unannounced(placements)
@@ -136,6 +158,7 @@ class PrefixSync:
         build = self._inventory.find_build(placement.key)
         if build is None:
             return False
+        self._inventory.mark_uncertain([placement.key])
         try:
             await self._client.complete(lease, build, placement)
         except (FencedToken, *OUT_OF_DATE_ERRORS):
@@ -150,6 +173,7 @@ class PrefixSync:
         """Announce placements together; if one is refused as out of date, announce the others one by one."""
         if not placements:
             return
+        self._inventory.mark_uncertain(placement.key for placement in placements)
         try:
             await self._client.announce(lease, placements)
         except OUT_OF_DATE_ERRORS:

@@ -12,6 +12,7 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import (
     Context,
@@ -19,6 +20,7 @@ from cache_service.core.types import (
     DepthLimit,
     EditId,
     Epoch,
+    Lease,
     Placement,
     PrefixKey,
     ReplicaId,
@@ -198,3 +200,106 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     async with server_on(port), syncing(client, ClusterView(behind)) as sync:
         sync.apply(Report(live=(first, second)))
         await until(held(client), [9])
+
+
+class DeafClient(CacheClient):
+    """Carries out the calls whose names are in `unanswered`, and loses the first answer to each."""
+
+    def __init__(self, port: int, *unanswered: str) -> None:
+        super().__init__(f"127.0.0.1:{port}", timeout_s=5.0)
+        self.unanswered = list(unanswered)
+
+    def _lose(self, name: str) -> None:
+        if name in self.unanswered:
+            self.unanswered.remove(name)
+            raise CacheServiceUnavailable("no answer within the timeout")
+
+    async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
+        revision = await super().announce(lease, placements)
+        self._lose("announce")
+        return revision
+
+    async def withdraw(self, lease: Lease, keys: Sequence[PrefixKey]) -> Revision:
+        revision = await super().withdraw(lease, keys)
+        self._lose("withdraw")
+        return revision
+
+
+@asynccontextmanager
+async def reconciled(client: CacheClient) -> AsyncIterator[PrefixSync]:
+    """Offer a sync whose rounds a test calls itself."""
+    sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+    yield sync
+    await sync.leave()
+
+
+async def test_an_entry_whose_announcement_got_no_answer_is_withdrawn_once_it_is_gone(
+    port: int, client: CacheClient
+) -> None:
+    first, _ = entries()
+    async with server_on(port), DeafClient(port, "announce") as own, reconciled(own) as sync:
+        sync.apply(Report(live=(first,)))
+        with pytest.raises(CacheServiceUnavailable):
+            await sync._reconcile()
+        assert await held(client)() == [5]
+        sync.apply(Report(gone=(first.key,)))
+        await sync._reconcile()
+        assert await held(client)() == []
+
+
+async def test_an_entry_whose_withdrawal_got_no_answer_is_announced_once_it_is_back(
+    port: int, client: CacheClient
+) -> None:
+    first, _ = entries()
+    async with server_on(port), DeafClient(port, "withdraw") as own, reconciled(own) as sync:
+        sync.apply(Report(live=(first,)))
+        await sync._reconcile()
+        sync.apply(Report(gone=(first.key,)))
+        with pytest.raises(CacheServiceUnavailable):
+            await sync._reconcile()
+        assert await held(client)() == []
+        sync.apply(Report(live=(first,)))
+        await sync._reconcile()
+        assert await held(client)() == [5]
+
+
+async def test_a_late_copy_of_an_announcement_is_withdrawn_when_the_watch_brings_it(
+    port: int, client: CacheClient
+) -> None:
+    first, second = entries()
+    async with server_on(port), reconciled(client) as sync:
+        sync.apply(Report(live=(first,)))
+        await sync._reconcile()
+        assert sync.lease is not None
+        for entry in (first, second):
+            placement = sync._placement(entry)
+            await client.announce(sync.lease, [placement])
+            sync.take(Announced(Revision(9), placement))
+        await sync._reconcile()
+        assert await held(client)() == [5]
+
+
+class SlowClient(CacheClient):
+    """Holds back the answer to a registration until a test lets it go."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"127.0.0.1:{port}", timeout_s=5.0)
+        self.is_registered, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
+        lease = await super().register(replica, ttl_s)
+        self.is_registered.set()
+        await self.may_answer.wait()
+        return lease
+
+
+async def test_a_registration_that_was_cancelled_is_ended_by_leaving(port: int) -> None:
+    async with server_on(port) as server, SlowClient(port) as own:
+        sync = PrefixSync(own, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+        running = asyncio.create_task(sync.run())
+        await own.is_registered.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        own.may_answer.set()
+        await sync.leave()
+        assert server.service.store.state.directory.members() == ()
