@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -96,19 +97,41 @@ class ContextService:
         self._client, self._encoder, self._model = client, encoder, model
         self._commits = metrics.context_commits
         self._patience_s = patience_s
+        self._undoing: set[asyncio.Task[None]] = set()
 
     async def create(self, content: Content, salt: str) -> Context:
-        """Create a context. Raises RequestError for content that the model can't hold."""
+        """Create a context. Raises RequestError for content that the model can't hold.
+
+        A creation whose answer its author can't get, since the call was cancelled or took too long, is undone.
+        """
         info = await self._model()
         draft = await self._run_draft([content], 0, info, lambda drafter: drafter.draft_whole(content))
         check_length(len(draft.token_ids), info)
         edit_id = EditId(uuid.uuid4().hex)
-        with translate_cache_errors():
-            return await self._call_with_retry(
-                lambda: self._client.create_context(
-                    info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
-                )
+
+        def create() -> Awaitable[Context]:
+            return self._client.create_context(
+                info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
             )
+
+        with translate_cache_errors():
+            try:
+                return await self._call_with_retry(create)
+            except (asyncio.CancelledError, CacheServiceUnavailable):
+                self._undo_soon(create)
+                raise
+
+    def _undo_soon(self, create: Callable[[], Awaitable[Context]]) -> None:
+        """Delete the context that `create` may have made, without keeping its caller waiting."""
+        undoing = asyncio.create_task(self._undo(create))
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, create: Callable[[], Awaitable[Context]]) -> None:
+        """Ask again, under the same id, which context it is, and delete that."""
+        with suppress(CacheServiceError):
+            made = await self._call_with_retry(create)
+            await self._call_with_retry(lambda: self._client.delete_context(made.id, author=AUTHOR))
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
         """Return the context at its newest epoch. Raises ContextNotFoundError."""
