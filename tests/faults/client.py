@@ -12,6 +12,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     EditId,
     Lease,
     LeaseId,
@@ -21,7 +22,7 @@ from cache_service.core.types import (
     Revision,
     Version,
 )
-from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused
+from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused, StaleEpoch, UnknownContext
 from tests.faults.edits import some_edits
 from tests.faults.world import STRAYS_S, World, run
 
@@ -35,6 +36,7 @@ KEYS = [PrefixKey(bytes([i]) * 20) for i in range(12)]
 LASTING_KEYS = KEYS[:4]
 """Keys that are seldom withdrawn."""
 SALTS = ("red", "blue")
+TABLE = DepthTable(version=1, num_layers=8)
 
 Request = Callable[[], Coroutine[Any, Any, Any]]
 Script = Generator[Request, Any, None]
@@ -111,7 +113,7 @@ class Client:
         began = self._world.service_time()
         self._unsure_until = self._world.time() + STRAYS_S
         self._checker.begin_register(self.replica)
-        events = yield lambda: self._service.append(lambda s, at: s.register(self.replica, MEMBER_TTL_S, at))
+        events = yield lambda: self._service.append(lambda s, at: s.register(self.replica, MEMBER_TTL_S, at, TABLE))
         if isinstance(events, tuple):
             self._lease = next(event.lease for event in events if isinstance(event, Joined))
             self._safe_until = began + MEMBER_TTL_S
@@ -175,6 +177,8 @@ class Client:
         outcome = yield lambda: self._service.append(lambda s, at: s.report_drift(lease, limits, at))
         if isinstance(outcome, tuple):
             self._checker.entries.end_report(began, self.replica, limits)
+        elif isinstance(outcome, (StaleEpoch, UnknownContext)):
+            raise AssertionError(f"a report is only ever refused for its lease or its entry, not {outcome}")
 
     def _look_up_limits(self) -> Script:
         began = self._checker.begin()

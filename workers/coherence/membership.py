@@ -10,7 +10,7 @@ from cache_service.background import run_forever
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
 from cache_service.core.mirror import Mirror, Moved, News
-from cache_service.core.types import Context, PrefixKey, ReplicaId
+from cache_service.core.types import Context, DepthTable, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entry import Changes, Report
@@ -61,7 +61,8 @@ class Membership(LoopThread):
         self._config, self._engine, self._tally = config, engine, tally
         self._mirror, self._inventory = Mirror(), Inventory()
         self._view, self._waits = ClusterView(self._mirror), BuildWaits(self._mirror)
-        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, config.profile, tally)
+        depth_table = DepthTable(config.profile, entry_format.num_layers)
+        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, depth_table, tally)
         self._reader = ContextReader(self._follow_client, self._view, self._faults)
         self._supplier = Supplier(
             replica,

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from cache_service.client.client import CacheClient
 from cache_service.core.events import Announced, Event
-from cache_service.core.types import FIRST_EPOCH, DepthLimit, Lease, Placement, ReplicaId, Snapshot
+from cache_service.core.types import FIRST_EPOCH, DepthLimit, DepthTable, Lease, Placement, ReplicaId, Snapshot
 from cache_service.errors import (
     CacheServiceError,
     FencedToken,
@@ -47,12 +47,12 @@ class PrefixSync:
         ttl_s: float,
         view: ClusterView,
         inventory: Inventory,
-        depth_table_version: int,
+        depth_table: DepthTable,
         tally: Tally,
     ) -> None:
         self._client, self._replica, self._ttl_s = client, replica, ttl_s
         self._view, self._inventory, self._tally = view, inventory, tally
-        self._depth_table_version = depth_table_version
+        self._depth_table = depth_table
         self._lease: Lease | None = None
         self._registering: asyncio.Task[Lease] | None = None
         self.joined = asyncio.Event()
@@ -109,7 +109,9 @@ class PrefixSync:
 
     async def _register(self) -> Lease:
         """Register, to the end even if the caller is cancelled: `leave` must know the lease."""
-        self._registering = asyncio.create_task(self._client.register(self._replica, self._ttl_s))
+        self._registering = asyncio.create_task(
+            self._client.register(self._replica, self._ttl_s, depth_table=self._depth_table)
+        )
         return await asyncio.shield(self._registering)
 
     async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
@@ -187,15 +189,27 @@ class PrefixSync:
     async def _report_drift(self, lease: Lease) -> None:
         """Report the drift of announced entries; the service keeps limits only of those."""
         found = {
-            DepthLimit(live.key, bucket, depth, self._depth_table_version)
+            DepthLimit(live.key, bucket, depth, self._depth_table.version)
             for live in self._inventory.live_entries()
             if self._inventory.is_announced(live.key)
             for bucket, depth in live.drifted
         }
-        if new := self._inventory.unreported(found):
-            await self._client.report_drift(lease, tuple(new))
-            self._inventory.mark_reported(new)
-            self._tally.drift_reports += len(new)
+        await self._report(lease, tuple(self._inventory.unreported(found)))
+
+    async def _report(self, lease: Lease, limits: tuple[DepthLimit, ...]) -> None:
+        """Report limits together; if one is refused, report the others one by one."""
+        if not limits:
+            return
+        try:
+            await self._client.report_drift(lease, limits)
+            self._tally.drift_reports += len(limits)
+        except InvalidRequest as error:
+            if len(limits) > 1:
+                for limit in limits:
+                    await self._report(lease, (limit,))
+                return
+            logger.info("a report of drift is refused, and counts only here: %s", error)
+        self._inventory.mark_reported(limits)
 
     def _placement(self, live: LiveEntry) -> Placement:
         content_of = self._view.context_of(live.key)

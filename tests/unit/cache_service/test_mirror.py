@@ -3,7 +3,7 @@ from __future__ import annotations
 from cache_service.core.events import Event, Left
 from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.state import State
-from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, Edit, EditId, Lease, Revision
+from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, DepthTable, Edit, EditId, Lease, Revision
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
@@ -12,7 +12,7 @@ class Service:
 
     def __init__(self) -> None:
         self.state, self.mirror = State(), Mirror()
-        self.append(self.state.register(ANNA, 9.0, self.state.next_revision))
+        self.append(self.state.register(ANNA, 9.0, self.state.next_revision, DepthTable(1, 8)))
 
     @property
     def lease(self) -> Lease:

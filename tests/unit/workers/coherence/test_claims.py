@@ -12,7 +12,7 @@ import pytest
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
 from cache_service.core.mirror import Mirror
-from cache_service.core.types import FIRST_EPOCH, Build, Lease, PrefixKey, ReplicaId
+from cache_service.core.types import FIRST_EPOCH, Build, DepthTable, Lease, PrefixKey, ReplicaId
 from cache_service.errors import CacheServiceUnavailable
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
@@ -25,6 +25,7 @@ from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
 
 US, OTHER = ReplicaId("us"), ReplicaId("other")
+TABLE = DepthTable(0, 2)
 KEY = PrefixKey(b"k" * 20)
 LONG_S = 60.0
 
@@ -60,7 +61,7 @@ class Claimant:
     def __init__(self, client: DeafClient) -> None:
         self.client, self.mirror, self.inventory = client, Mirror(), Inventory()
         view = ClusterView(self.mirror)
-        self.sync = PrefixSync(client, US, LONG_S, view, self.inventory, 0, Tally())
+        self.sync = PrefixSync(client, US, LONG_S, view, self.inventory, TABLE, Tally())
         self.claims = BuildClaims(US, LONG_S, client=client, sync=self.sync, inventory=self.inventory, view=view)
 
     @property

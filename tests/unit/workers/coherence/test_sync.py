@@ -18,6 +18,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     EditId,
     Epoch,
     Lease,
@@ -41,6 +42,7 @@ from workers.coherence.view import ClusterView
 
 REPLICA = ReplicaId("worker#1")
 TTL_S, LONG_S = 0.6, 60.0
+TABLE = DepthTable(0, 2)
 KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
 
@@ -105,7 +107,7 @@ class WatchedEvent(asyncio.Event):
 async def syncing(
     client: CacheClient, view: ClusterView | None = None, inventory: Inventory | None = None
 ) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), inventory or Inventory(), 0, Tally())
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), inventory or Inventory(), TABLE, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -126,7 +128,7 @@ async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(
 
 async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: CacheClient) -> None:
     async with server_on(port):
-        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
         sync._wake = wake = WatchedEvent()
         running = asyncio.create_task(sync.run())
         await wake.is_awaited.wait()  # it has pushed all changes
@@ -189,6 +191,15 @@ async def test_drift_is_reported_once_for_each_announcement(port: int, client: C
         await until(lambda: client.depth_limits(KEYS), (limit,))
 
 
+async def test_a_report_that_is_refused_holds_up_no_other(port: int, client: CacheClient) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(Report(live=(replace(first, drifted=((50, 7), (60, 1))), second)))  # of a model of two layers
+        limit = DepthLimit(first.key, 60, 1, 0)
+        await until(lambda: client.depth_limits(KEYS), (limit,))
+        assert sync._inventory.unreported({limit, DepthLimit(first.key, 50, 7, 0)}) == set()
+
+
 async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_no_other(
     port: int, client: CacheClient
 ) -> None:
@@ -228,7 +239,7 @@ class DeafClient(CacheClient):
 @asynccontextmanager
 async def reconciled(client: CacheClient) -> AsyncIterator[PrefixSync]:
     """Offer a sync whose rounds a test calls itself."""
-    sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+    sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
     yield sync
     await sync.leave()
 
@@ -286,8 +297,8 @@ class SlowClient(CacheClient):
         super().__init__(f"127.0.0.1:{port}", timeout_s=5.0)
         self.is_registered, self.may_answer = asyncio.Event(), asyncio.Event()
 
-    async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
-        lease = await super().register(replica, ttl_s)
+    async def register(self, replica: ReplicaId, ttl_s: float, *, depth_table: DepthTable | None = None) -> Lease:
+        lease = await super().register(replica, ttl_s, depth_table=depth_table)
         self.is_registered.set()
         await self.may_answer.wait()
         return lease
@@ -295,7 +306,7 @@ class SlowClient(CacheClient):
 
 async def test_a_registration_that_was_cancelled_is_ended_by_leaving(port: int) -> None:
     async with server_on(port) as server, SlowClient(port) as own:
-        sync = PrefixSync(own, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+        sync = PrefixSync(own, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
         running = asyncio.create_task(sync.run())
         await own.is_registered.wait()
         running.cancel()
