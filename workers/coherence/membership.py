@@ -131,10 +131,13 @@ class Membership(LoopThread):
     def _act(self, news: News) -> None:
         """Record other replicas' depth limits, and retire a context's entry of an old epoch.
 
+        A snapshot replaces all limits: none outlives the incarnation of the service that it came from.
         With `eager` refreshes, the entry of the new epoch is built at once.
         """
         with suppress(WorkerError):  # the engine has ended
-            if news.lifted or news.limits:
+            if news.is_restart:
+                self._engine.call(lambda entries: entries.replace_limits(news.limits))
+            elif news.lifted or news.limits:
                 self._engine.call(lambda entries: entries.update_limits(news.lifted, news.limits))
             for moved in news.moved:
                 if self._inventory.has(moved.old):
