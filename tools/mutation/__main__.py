@@ -1,7 +1,7 @@
 """Run a seeded sample of mutants against the tests, and report those that no test notices.
 
 `python -m tools.mutation [--seed N] [--sample N] [--results FILE]` continues where an earlier run with the same file
-stopped: a mutant is run again only if its module has changed since.
+stopped: a mutant is run again only if its module has changed since, or if it survived.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "cache_service" / "core"
 LIBRARIES = ("grpc.aio", "hypothesis.stateful", "prometheus_client", "redis.asyncio", "yaml")
 """What every fork would load: the parent loads it once. None of them starts a thread when it is loaded."""
-QUICK = ("directory", "contexts", "refresh", "mirror", "cursor", "leases", "batching", "convert")
+QUICK = ("bounds", "directory", "contexts", "refresh", "mirror", "cursor", "leases", "batching", "convert")
 """Unit tests of pure code, which find most mutants within a second."""
 LATER = (
     "tests/unit/cache_service/test_invariants.py",
@@ -135,7 +135,9 @@ class Runner:
         self._running: dict[int, tuple[Mutant, float]] = {}
         lines = results.read_text().splitlines() if results.exists() else []
         self.outcomes: dict[str, dict[str, str | float]] = {
-            record["mutant"]: record for record in map(json.loads, lines) if record["source"] == digest_of(record)
+            record["mutant"]: record
+            for record in map(json.loads, lines)
+            if record["source"] == digest_of(record) and record["outcome"] in ("killed", "timeout")
         }
 
     def run(self, mutants: Sequence[Mutant]) -> None:

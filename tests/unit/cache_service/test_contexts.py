@@ -237,3 +237,22 @@ def test_deleting_a_context_ends_its_builds_and_entries() -> None:
     events = carry_out(state, state.delete(context.id, BORIS, state.next_revision))
     assert [type(event) for event in events] == [Deleted, Released, Withdrawn]
     assert (state.directory.num_placements, len(state.builds)) == (0, 0)
+
+
+def test_a_content_is_current_or_stale_or_neither() -> None:
+    state = State()
+    first, twin = created(state, 1, 2, edit_id="a"), created(state, 1, 2, edit_id="b")
+    old = first.key
+    assert state.contexts.with_content(old) == first
+    assert not state.contexts.is_stale(old)
+    edit(state, first, 0, Edit(0, 1, (7,)))
+    assert state.contexts.with_content(old) == twin
+    assert not state.contexts.is_stale(old)
+    edit(state, twin, 0, Edit(0, 1, (8,)))
+    assert state.contexts.with_content(old) is None
+    assert state.contexts.is_stale(old)
+    assert not state.contexts.is_stale(PrefixKey(b"never seen"))
+    for context in (first, twin):
+        carry_out(state, state.delete(context.id, ANNA, state.next_revision))
+    assert not state.contexts.is_stale(old)
+    assert state.contexts.with_content(old) is None

@@ -89,3 +89,34 @@ def test_an_event_that_is_known_already_is_no_news() -> None:
     service = Service()
     assert service.mirror.take(Left(Revision(1), ANNA)) == News()
     assert service.mirror.state.directory.members() == (service.lease,)
+
+
+def test_a_snapshot_reports_what_moved_between_two_watches() -> None:
+    service = Service()
+    for salt, edit_id in (("edited", "c1"), ("deleted", "c2"), ("kept", "c3"), ("twin", "c4"), ("twin", "c5")):
+        service.append(
+            service.state.contexts.create("m", salt, [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    edited, deleted, _, twin, _ = service.state.contexts.all()
+    late = Mirror()
+    late.take(service.state.snapshot())
+    events = service.state.edit(
+        edited.id, FIRST_EPOCH, [Edit(0, 1, (5,))], EditId("d"), BORIS, service.state.next_revision
+    )
+    service.append(events)
+    for gone in (deleted, twin):
+        service.append(service.state.delete(gone.id, BORIS, service.state.next_revision))
+    news = late.take(service.state.snapshot())
+    after = service.state.contexts.get(edited.id)
+    assert set(news.moved) == {Moved(edited.key, after), Moved(deleted.key, None)}
+
+
+def test_a_member_that_drained_and_left_takes_work_when_it_joins_again() -> None:
+    service = Service()
+    service.append(service.state.directory.drain(service.lease, service.state.next_revision))
+    assert service.state.directory.is_draining(ANNA)
+    service.append(service.state.leave(service.lease, service.state.next_revision))
+    service.append(service.state.register(ANNA, 9.0, service.state.next_revision))
+    for state in (service.state, service.mirror.state):
+        assert not state.directory.is_draining(ANNA)
+        assert state.snapshot().draining == ()

@@ -1,0 +1,119 @@
+"""The bounds of requests and messages, each at its edge."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import pytest
+
+from cache_service.core.contexts import MAX_EDIT_ID
+from cache_service.core.cursor import BATCH_TOKENS, batch_of
+from cache_service.core.events import Edited, Left
+from cache_service.core.hashing import prefix_keys
+from cache_service.core.leases import Leases
+from cache_service.core.state import State
+from cache_service.core.types import (
+    FIRST_EPOCH,
+    ContextId,
+    DepthLimit,
+    DepthTable,
+    Edit,
+    EditId,
+    LeaseId,
+    PrefixKey,
+    Revision,
+    Version,
+)
+from cache_service.errors import InvalidRequest
+from tests.unit.cache_service.builders import ANNA, key, placed
+
+
+def accepted_or_refused(is_accepted: bool, named: str) -> AbstractContextManager[object]:
+    return nullcontext() if is_accepted else pytest.raises(InvalidRequest, match=named)
+
+
+def state_with_anna() -> State:
+    state = State()
+    for event in state.register(ANNA, 5.0, state.next_revision, DepthTable(1, num_layers=4)):
+        state.apply(event)
+    return state
+
+
+@pytest.mark.parametrize(("ttl_s", "is_accepted"), [(0.09, False), (0.1, True), (3600.0, True), (3600.1, False)])
+def test_a_members_lease_has_bounds(ttl_s: float, is_accepted: bool) -> None:
+    with accepted_or_refused(is_accepted, "ttl_s"):
+        State().register(ANNA, ttl_s, Revision(1))
+
+
+@pytest.mark.parametrize(("ttl_s", "is_accepted"), [(0.09, False), (0.1, True), (600.0, True), (600.1, False)])
+def test_a_builds_lease_has_bounds(ttl_s: float, is_accepted: bool) -> None:
+    state = state_with_anna()
+    with accepted_or_refused(is_accepted, "ttl_s of a build"):
+        state.acquire(state.directory.lease_of(ANNA), key("a"), FIRST_EPOCH, None, ttl_s, state.next_revision)
+
+
+@pytest.mark.parametrize(
+    ("length", "is_accepted"), [(0, False), (1, True), (MAX_EDIT_ID, True), (MAX_EDIT_ID + 1, False)]
+)
+def test_the_id_of_a_change_has_bounds(length: int, is_accepted: bool) -> None:
+    state = State()
+    with accepted_or_refused(is_accepted, "commit_id"):
+        state.contexts.create("m", "s", [1], [], EditId("x" * length), ANNA, state.next_revision)
+
+
+@pytest.mark.parametrize(("length", "is_accepted"), [(0, False), (1, True), (64, True), (65, False)])
+def test_a_key_has_bounds(length: int, is_accepted: bool) -> None:
+    state = state_with_anna()
+    lease, wide = state.directory.lease_of(ANNA), PrefixKey(b"k" * length)
+    with accepted_or_refused(is_accepted, "key needs 1 to 64 bytes"):
+        state.announce(lease, [replace(placed("a", ANNA), key=wide)], state.next_revision)
+    with accepted_or_refused(is_accepted, "key needs 1 to 64 bytes"):
+        state.acquire(lease, wide, FIRST_EPOCH, None, 1.0, state.next_revision)
+
+
+@pytest.mark.parametrize(("length", "is_accepted"), [(0, False), (1, True), (1024, True), (1025, False)])
+def test_a_name_has_bounds(length: int, is_accepted: bool) -> None:
+    with accepted_or_refused(is_accepted, "replica needs 1 to 1024"):
+        State().register(type(ANNA)("n" * length), 5.0, Revision(1))
+
+
+@pytest.mark.parametrize(
+    ("bucket", "depth", "is_accepted"),
+    [(0, 0, True), (100, 4, True), (-1, 0, False), (101, 0, False), (0, -1, False), (0, 5, False)],
+)
+def test_a_depth_limit_has_bounds(bucket: int, depth: int, is_accepted: bool) -> None:
+    state = state_with_anna()
+    lease = state.directory.lease_of(ANNA)
+    for event in state.announce(lease, [placed("a", ANNA)], state.next_revision):
+        state.apply(event)
+    with accepted_or_refused(is_accepted, "within 0 and"):
+        state.report_drift(lease, [DepthLimit(key("a"), bucket, depth, 1)], state.next_revision)
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [4], [0, 4]])
+def test_prefixes_that_do_not_ascend_within_the_tokens_have_no_keys(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="must ascend within 3 tokens"):
+        prefix_keys("m", "s", [1, 2, 3], lengths)
+
+
+def test_prefixes_may_be_empty_equal_or_whole() -> None:
+    empty, again, whole = prefix_keys("m", "s", [1, 2, 3], [0, 0, 3])
+    assert empty == again != whole
+
+
+@pytest.mark.parametrize(("spare", "num_events"), [(0, 2), (-1, 1)])
+def test_a_message_holds_exactly_so_many_tokens(spare: int, num_events: int) -> None:
+    """A name weighs as many tokens as it has characters, and an edit two tokens more than it inserts."""
+    num_tokens = BATCH_TOKENS - 2 * len(ANNA) - 2 - spare
+    version = Version(FIRST_EPOCH, key("v"), EditId("e"))
+    edited = Edited(Revision(2), ANNA, ContextId("c"), version, (Edit(0, 0, (1,) * num_tokens),))
+    assert len(batch_of([Left(Revision(1), ANNA), edited])) == num_events
+
+
+def test_leases_are_counted_until_they_are_revoked() -> None:
+    leases = Leases()
+    for number in range(3):
+        leases.grant(LeaseId(number), 1.0, 0.0)
+    leases.revoke(LeaseId(1))
+    assert len(leases) == 2
