@@ -9,7 +9,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve unit test system lint type protos manifests docs bench charts clean
+.PHONY: help setup serve unit test system mutation lint type protos manifests docs bench charts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test: lint type ## Lint, types, import contracts and every test that this machin
 
 system: setup ## Every test without lint and types: real processes, injected faults, Ray, clients
 	$(BIN)/pytest $(ARGS)
+
+mutation: setup ## Do tests notice changes of the cache service's core? Up to half an hour; continues where it stopped
+	$(BIN)/python -m tools.mutation $(ARGS)
 
 lint: setup ## ruff, import contracts, declared dependencies, docstrings that are sentences
 	$(BIN)/ruff check .
