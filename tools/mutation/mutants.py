@@ -115,7 +115,7 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, str, object]]:
 
 
 def _removals(node: ast.AST) -> Iterator[tuple[str, str, object]]:
-    """Yield the same for each statement below `node` that can be left out."""
+    """Yield the same for each statement of a block below `node` that can be left out."""
     for field in ("body", "orelse"):
         statements = getattr(node, field, None)
         if isinstance(statements, list):

@@ -22,6 +22,7 @@ from cache_service.store.feed import Feed
 from cache_service.store.redis import codec, scripts
 from cache_service.store.redis.batching import Proposal, batch_of
 from cache_service.store.redis.connect import connect
+from cache_service.store.redis.eviction import require_lasting
 from cache_service.store.redis.scripts import Script
 from cache_service.store.redis.single_flight import SharedFlight
 
@@ -77,7 +78,7 @@ class RedisStore:
         store = cls(url, history=history, timeout_s=timeout_s, namespace=namespace, allow_eviction=allow_eviction)
         try:
             async with _store_errors():
-                await store._require_lasting()
+                store.may_evict = await require_lasting(store._redis, store._keys.meta, allow_eviction=allow_eviction)
                 await store._reload()
         except BaseException:
             await store.close()
@@ -197,7 +198,7 @@ class RedisStore:
     async def _attach(self) -> None:
         """Begin a new incarnation on a server that is new, was restarted or emptied, or has lost a table."""
         try:
-            await self._require_lasting()
+            self.may_evict = await require_lasting(self._redis, self._keys.meta, allow_eviction=self._allow_eviction)
         except InvalidRequest as error:
             raise CacheServiceUnavailable(str(error)) from error
         for script in scripts.REMEMBERED:
@@ -206,23 +207,6 @@ class RedisStore:
         keys = self._keys.all
         await self._redis.eval(scripts.ATTACH, len(keys), *keys, incarnation, jump, self._keys.contexts)
         _log.info("a new incarnation begins: %s", incarnation)
-
-    async def _require_lasting(self) -> None:
-        """Raise InvalidRequest for a server that may evict what it holds, unless that is allowed."""
-        policy = (await self._redis.eval(scripts.POLICY, 1, self._keys.meta)).decode()
-        self.may_evict = policy.startswith(scripts.EVICTING)
-        if not self.may_evict:
-            return
-        if not self._allow_eviction:
-            raise InvalidRequest(
-                f"the store's server evicts keys once its memory is full (maxmemory-policy {policy}), and shared "
-                "contexts with them: set its maxmemory-policy to noeviction, or allow_evicting_store of this instance"
-            )
-        _log.warning(
-            "the store's server evicts keys once its memory is full (maxmemory-policy %s): shared contexts may vanish "
-            "at any time",
-            policy,
-        )
 
     async def _read(self, script: Script, keys: list[str], args: list[Any]) -> Any:
         """Run a read-only script, and repeat it if the connection turns out to be lost."""
