@@ -97,6 +97,10 @@ def test_prefixes_that_do_not_ascend_within_the_tokens_have_no_keys(lengths: lis
         prefix_keys("m", "s", [1, 2, 3], lengths)
 
 
+def test_fingerprint_and_salt_do_not_run_into_one_another() -> None:
+    assert prefix_keys("ab", "c", [1], [1]) != prefix_keys("a", "bc", [1], [1])
+
+
 def test_prefixes_may_be_empty_equal_or_whole() -> None:
     empty, again, whole = prefix_keys("m", "s", [1, 2, 3], [0, 0, 3])
     assert empty == again != whole

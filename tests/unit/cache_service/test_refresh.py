@@ -216,6 +216,7 @@ def test_a_limit_ends_with_the_last_placement_of_its_key(state: State) -> None:
     assert state.depths.all() == ()
     hold(state, "a")
     assert state.depths.all() == ()
+    assert not state.depths._limits, "a key without limits takes memory"
     state.check_integrity()
 
 
