@@ -256,3 +256,13 @@ def test_a_content_is_current_or_stale_or_neither() -> None:
         carry_out(state, state.delete(context.id, ANNA, state.next_revision))
     assert not state.contexts.is_stale(old)
     assert state.contexts.with_content(old) is None
+
+
+def test_only_the_latest_edits_are_remembered_by_their_ids() -> None:
+    state = State()
+    context = created(state, 1)
+    for epoch in range(MAX_STALENESS + 1):
+        edit(state, context, epoch, Edit(0, 1, (epoch,)), name=f"e{epoch}")
+    assert state.contexts.version_by(context.id, EditId("e0")).epoch == 1
+    with pytest.raises(StaleEpoch, match="edited too often since edit 'make'"):
+        state.contexts.version_by(context.id, EditId("make"))
