@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from cache_service.core.contexts import MAX_EDIT_ID
+from cache_service.core.contexts import MAX_EDIT_ID, MAX_EDITS, MAX_TOKEN_ID, MAX_TOKENS
 from cache_service.core.cursor import BATCH_TOKENS, batch_of
-from cache_service.core.events import Edited, Left
+from cache_service.core.events import Created, Edited, Left
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.leases import Leases
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
+    Context,
     ContextId,
     DepthLimit,
     DepthTable,
@@ -113,6 +114,49 @@ def test_a_message_holds_exactly_so_many_tokens(spare: int, num_events: int) -> 
     version = Version(FIRST_EPOCH, key("v"), EditId("e"))
     edited = Edited(Revision(2), ANNA, ContextId("c"), version, (Edit(0, 0, (1,) * num_tokens),))
     assert len(batch_of([Left(Revision(1), ANNA), edited])) == num_events
+
+
+@pytest.mark.parametrize("field", ["token_ids", "masked", "salt", "fingerprint"])
+@pytest.mark.parametrize(("spare", "num_events"), [(0, 2), (-1, 1)])
+def test_every_part_of_a_created_context_has_its_weight(field: str, spare: int, num_events: int) -> None:
+    version = Version(FIRST_EPOCH, key("v"), EditId("e"))
+    small = Context(ContextId("c"), "m", "s", (1,), (0,), Revision(2), EditId("e"), version)
+    length = BATCH_TOKENS - 2 * len(ANNA) - 3 - spare
+    full = replace(small, **{field: "x" * length if field in ("salt", "fingerprint") else (1,) * length})
+    assert len(batch_of([Left(Revision(1), ANNA), Created(Revision(2), ANNA, full)])) == num_events
+
+
+@pytest.mark.parametrize(
+    ("length", "is_accepted"), [(0, False), (1, True), (MAX_TOKENS, True), (MAX_TOKENS + 1, False)]
+)
+def test_a_context_has_bounds(length: int, is_accepted: bool) -> None:
+    with accepted_or_refused(is_accepted, f"1 to {MAX_TOKENS} tokens"):
+        State().contexts.create("m", "s", [1] * length, [], EditId("c"), ANNA, Revision(1))
+
+
+@pytest.mark.parametrize(
+    ("token", "is_accepted"), [(-1, False), (0, True), (MAX_TOKEN_ID, True), (MAX_TOKEN_ID + 1, False)]
+)
+def test_a_token_id_has_bounds(token: int, is_accepted: bool) -> None:
+    with accepted_or_refused(is_accepted, f"within 0 and {MAX_TOKEN_ID}"):
+        State().contexts.create("m", "s", [token], [], EditId("c"), ANNA, Revision(1))
+
+
+@pytest.mark.parametrize(("hole", "is_accepted"), [(-1, False), (0, True), (2, True), (3, False)])
+def test_a_hole_lies_within_its_context(hole: int, is_accepted: bool) -> None:
+    with accepted_or_refused(is_accepted, "within the 3 tokens"):
+        State().contexts.create("m", "s", [1, 2, 3], [hole], EditId("c"), ANNA, Revision(1))
+
+
+@pytest.mark.parametrize(("number", "is_accepted"), [(0, False), (1, True), (MAX_EDITS, True), (MAX_EDITS + 1, False)])
+def test_an_epoch_is_made_by_a_bounded_number_of_edits(number: int, is_accepted: bool) -> None:
+    state = State()
+    for event in state.contexts.create("m", "s", [1], [], EditId("c"), ANNA, state.next_revision):
+        state.apply(event)
+    assert len(state.contexts) == 1
+    (context,) = state.contexts.all()
+    with accepted_or_refused(is_accepted, f"1 to {MAX_EDITS} edits"):
+        state.edit(context.id, FIRST_EPOCH, [Edit(0, 0, ())] * number, EditId("e"), ANNA, state.next_revision)
 
 
 def test_leases_are_counted_until_they_are_revoked() -> None:
