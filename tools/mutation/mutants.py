@@ -28,6 +28,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
+REMOVABLE = (ast.Expr, ast.Raise, ast.AugAssign, ast.Delete, ast.Continue, ast.Break)
 SKIPPED = ("__repr__", "check_integrity")
 """Functions that only describe, or only check in tests."""
 
@@ -67,12 +68,10 @@ Change = tuple[str, Callable[[], None]]
 def _changes(tree: ast.Module) -> Iterator[Change]:
     """Yield a name for each possible change, and a function that makes it in `tree`."""
     for where, function in _functions(tree, ""):
-        body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-        for statement in body:
-            for node in ast.walk(statement):
-                for before, field, value in (*_replacements(node), *_removals(node)):
-                    label = f"{where}: {before}"
-                    yield label, _setter(node, field, value)
+        nodes = (node for statement in function.body for node in ast.walk(statement))
+        for node in (function, *nodes):
+            for before, field, value in (*_replacements(node), *_removals(node)):
+                yield f"{where}: {before}", _setter(node, field, value)
 
 
 def _functions(node: ast.AST, where: str) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -120,12 +119,23 @@ def _removals(node: ast.AST) -> Iterator[tuple[str, str, object]]:
         statements = getattr(node, field, None)
         if isinstance(statements, list):
             for i, statement in enumerate(statements):
-                if isinstance(statement, ast.Expr | ast.Raise | ast.AugAssign | ast.Delete | ast.Continue | ast.Break):
+                if _is_removable(statement):
                     yield (
                         _label(statement, "is left out", ""),
                         field,
                         [*statements[:i], ast.Pass(), *statements[i + 1 :]],
                     )
+
+
+def _is_removable(statement: ast.stmt) -> bool:
+    """Return whether the function may work without `statement`: neither a docstring nor a name's first value."""
+    match statement:
+        case ast.Expr(value=ast.Constant()):
+            return False
+        case ast.Assign(targets=targets):
+            return all(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
+        case _:
+            return isinstance(statement, REMOVABLE)
 
 
 def _is_empty(value: ast.expr) -> bool:

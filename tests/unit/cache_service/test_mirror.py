@@ -72,6 +72,19 @@ def test_an_edit_moves_content_and_renames_every_key_of_the_context() -> None:
     assert news == News(moved=(Moved(before.key, after),), renamed=frozenset({before.key, after.key}))
 
 
+def test_a_deletion_moves_content_unless_another_context_has_it() -> None:
+    service = Service()
+    for edit_id in ("c1", "c2"):
+        service.append(
+            service.state.contexts.create("m", "s", [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    first, second = service.state.contexts.all()
+    [news] = service.append(service.state.delete(first.id, BORIS, service.state.next_revision))
+    assert news == News(renamed=frozenset({first.key}))
+    [news] = service.append(service.state.delete(second.id, BORIS, service.state.next_revision))
+    assert news == News(moved=(Moved(first.key, None),), renamed=frozenset({first.key}))
+
+
 def test_a_limit_is_news_and_so_is_its_end() -> None:
     service = Service()
     service.append(service.state.announce(service.lease, [placed("a", ANNA)], service.state.next_revision))
