@@ -266,3 +266,11 @@ def test_only_the_latest_edits_are_remembered_by_their_ids() -> None:
     assert state.contexts.version_by(context.id, EditId("e0")).epoch == 1
     with pytest.raises(StaleEpoch, match="edited too often since edit 'make'"):
         state.contexts.version_by(context.id, EditId("make"))
+
+
+def test_a_context_that_does_not_exist_can_be_neither_read_nor_deleted() -> None:
+    contexts = State().contexts
+    for call in (contexts.get, lambda unknown: contexts.delete(unknown, ANNA, Revision(1))):
+        with pytest.raises(UnknownContext, match="there is no context 'ctx-0'"):
+            call(ContextId("ctx-0"))
+    assert contexts.find(ContextId("ctx-0")) is None
