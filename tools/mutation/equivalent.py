@@ -12,5 +12,11 @@ EQUIVALENT: dict[str, str] = {
     "cache_service.core.builds.Builds.before_epoch: `build.epoch < epoch` compares with LtE": (
         "when an edit is decided, no build can be of the epoch that it makes"
     ),
+    "cache_service.core.builds.Builds.before_epoch: `epoch is None or build.epoch < epoch` is left out": (
+        "the same: all builds of the context are of earlier epochs then"
+    ),
+    "cache_service.core.cursor.Cursor.__init__: `Revision | None` computes with BitAnd": (
+        "an annotation decides nothing"
+    ),
     "cache_service.core.contexts._id: `4` becomes 5": "an id may have any length; only its uniqueness counts",
 }

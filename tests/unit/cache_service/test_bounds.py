@@ -61,6 +61,11 @@ def test_the_id_of_a_change_has_bounds(length: int, is_accepted: bool) -> None:
     state = State()
     with accepted_or_refused(is_accepted, "commit_id"):
         state.contexts.create("m", "s", [1], [], EditId("x" * length), ANNA, state.next_revision)
+    for event in state.contexts.create("m", "s", [1], [], EditId("c"), ANNA, state.next_revision):
+        state.apply(event)
+    (context,) = state.contexts.all()
+    with accepted_or_refused(is_accepted, "commit_id"):
+        state.edit(context.id, FIRST_EPOCH, [Edit(0, 0, (1,))], EditId("y" * length), ANNA, state.next_revision)
 
 
 @pytest.mark.parametrize(("length", "is_accepted"), [(0, False), (1, True), (64, True), (65, False)])
@@ -96,6 +101,12 @@ def test_a_depth_limit_has_bounds(bucket: int, depth: int, is_accepted: bool) ->
 def test_prefixes_that_do_not_ascend_within_the_tokens_have_no_keys(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="must ascend within 3 tokens"):
         prefix_keys("m", "s", [1, 2, 3], lengths)
+
+
+def test_a_key_stays_the_same_from_version_to_version() -> None:
+    """Stores keep keys, and workers of two versions may serve one cluster."""
+    [found] = prefix_keys("model", "salt", [1, 2, 3], [3])
+    assert found.hex() == "e4f73b3877e6bdaef39a085bdd4f8cdaf44905c5"
 
 
 def test_fingerprint_and_salt_do_not_run_into_one_another() -> None:

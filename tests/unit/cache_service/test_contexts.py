@@ -274,3 +274,11 @@ def test_a_context_that_does_not_exist_can_be_neither_read_nor_deleted() -> None
         with pytest.raises(UnknownContext, match="there is no context 'ctx-0'"):
             call(ContextId("ctx-0"))
     assert contexts.find(ContextId("ctx-0")) is None
+
+
+def test_an_edit_that_was_accepted_before_has_no_events() -> None:
+    state = State()
+    context = created(state, 1)
+    edit(state, context, 0, Edit(0, 1, (5,)), name="mine")
+    again = state.contexts.edit(context.id, FIRST_EPOCH, [Edit(0, 1, (5,))], EditId("mine"), BORIS, state.next_revision)
+    assert again == ()

@@ -124,6 +124,18 @@ def test_a_snapshot_reports_what_moved_between_two_watches() -> None:
     assert set(news.moved) == {Moved(edited.key, after), Moved(deleted.key, None)}
 
 
+def test_a_snapshot_reports_no_move_of_content_that_another_context_has() -> None:
+    service = Service()
+    for edit_id in ("c1", "c2"):
+        service.append(
+            service.state.contexts.create("m", "s", [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    first, _ = service.state.contexts.all()
+    edits = [Edit(0, 1, (5,))]
+    service.append(service.state.edit(first.id, FIRST_EPOCH, edits, EditId("d"), BORIS, service.state.next_revision))
+    assert Mirror().take(service.state.snapshot()).moved == ()
+
+
 def test_a_member_that_drained_and_left_takes_work_when_it_joins_again() -> None:
     service = Service()
     service.append(service.state.directory.drain(service.lease, service.state.next_revision))

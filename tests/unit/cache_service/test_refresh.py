@@ -16,6 +16,7 @@ from cache_service.core.types import (
     Epoch,
     FencingToken,
     Lease,
+    LeaseId,
     PrefixKey,
     ReplicaId,
 )
@@ -91,6 +92,15 @@ def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: Sta
     carry_out(state, state.expire({old.lease.id}, state.next_revision))
     with pytest.raises(FencedToken):
         complete(state, anna, old)
+
+
+def test_even_a_completion_that_changes_nothing_needs_the_present_lease(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    complete(state, anna, build)
+    assert complete(state, anna, build) == []
+    with pytest.raises(LeaseRefused):
+        complete(state, replace(anna, id=LeaseId(anna.id + 1)), build)
 
 
 def test_an_announcement_may_not_bring_a_token(state: State) -> None:
