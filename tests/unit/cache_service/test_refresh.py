@@ -103,6 +103,13 @@ def test_even_a_completion_that_changes_nothing_needs_the_present_lease(state: S
         complete(state, replace(anna, id=LeaseId(anna.id + 1)), build)
 
 
+def test_a_release_needs_the_present_lease(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    with pytest.raises(LeaseRefused):
+        state.release(replace(anna, id=LeaseId(anna.id + 1)), build.key, build.epoch, build.token, state.next_revision)
+
+
 def test_an_announcement_may_not_bring_a_token(state: State) -> None:
     anna = joined(state, ANNA)
     build = acquire(state, anna)
