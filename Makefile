@@ -5,8 +5,20 @@ BIN := $(VENV)/bin
 PACKAGES := protos cache_service workers cluster
 # How many docstrings may be no sentences.
 MAX_CLAUSES := 0
+# How many processes share the unit and contract tests.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 MODEL ?=
 ARGS ?=
+
+PARALLEL := -n $(JOBS) --dist worksteal
+# $(call run_tests,MARKS) runs the unit and contract tests in parallel, then the others one after the other. pytest exits
+# with 5 if ARGS selects none of its tests, which is an error only if both halves do.
+define run_tests
+	@$(BIN)/pytest $(PARALLEL) -o testpaths="tests/unit tests/contract" -m "not serial$(1)" $(ARGS); parallel=$$?; \
+	case $$parallel in 0 | 5) ;; *) exit $$parallel ;; esac; \
+	$(BIN)/pytest -o testpaths="tests/e2e tests/faults tests/gpu" -m "serial$(1)" $(ARGS); serial=$$?; \
+	[ $$serial -ne 5 ] || exit $$parallel; exit $$serial
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve unit test system mutation lint type protos manifests docs bench charts clean
@@ -27,14 +39,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 serve: setup ## Start the whole system: make serve [MODEL=DIR] [ARGS="--replicas 1"]
 	@exec $(BIN)/palimpsest serve $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-unit: setup ## The unit tests alone: make unit [ARGS="-k scheduler"]
-	$(BIN)/pytest tests/unit $(ARGS)
+unit: setup ## The unit tests alone, 3 minutes on two cores: make unit [ARGS="-k scheduler"]
+	$(BIN)/pytest $(PARALLEL) -o testpaths=tests/unit -m "not serial" $(ARGS)
 
-test: lint type ## Lint, types, import contracts and every test that this machine can run
-	$(BIN)/pytest $(ARGS)
+test: lint type ## Lint, types, unit and contract tests, short system tests: 10 minutes [ARGS="-k scheduler"]
+	$(call run_tests, and not system)
 
-system: setup ## Every test without lint and types: real processes, injected faults, Ray, clients
-	$(BIN)/pytest $(ARGS)
+system: setup ## Every test, with all of the system tests and injected faults: an hour at most [ARGS="-k e2e"]
+	$(call run_tests)
 
 mutation: setup ## Do tests notice changes of the cache service's core? Up to half an hour; continues where it stopped
 	$(BIN)/python -m tools.mutation $(ARGS)

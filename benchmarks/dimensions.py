@@ -12,7 +12,7 @@ from benchmarks.drive import Platform
 from workers.models.base import ModelConfig
 from workers.models.dream import DECODING
 from workers.models.layers import RMSNorm, Transformer
-from workers.models.loader import LoadedModel, fastest
+from workers.models.loader import LoadedModel, fastest_form
 
 WEIGHT_SCALE = 0.02
 
@@ -75,7 +75,11 @@ def make_random_model(name: str, platform: Platform) -> LoadedModel:
         for parameter in module.parameters(recurse=False):
             parameter.fill_(1) if isinstance(module, RMSNorm) else parameter.normal_(0, WEIGHT_SCALE)
     return LoadedModel(
-        name=name, config=config, model=fastest(model, platform.device), fingerprint=f"random {name}", depth_table=None
+        name=name,
+        config=config,
+        model=fastest_form(model, platform.device),
+        fingerprint=f"random {name}",
+        depth_table=None,
     )
 
 

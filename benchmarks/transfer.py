@@ -28,7 +28,7 @@ from cache_service.core.hashing import prefix_keys
 from cache_service.core.types import ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from cluster.app import worker_deployment
-from cluster.config import located, parse_config
+from cluster.config_file import parse_config, resolve_model_directory
 from workers.api import CopyRequest, DecodingParams, GenerateRequest, PrefixCandidate
 from workers.bicache.copies import EntryCopy, check_copy
 from workers.bicache.entry import PrefixEntry
@@ -126,7 +126,7 @@ def holder(directory: Path, transport: TensorTransport) -> Iterator[tuple[Any, R
     with ServiceProcess(directory / "service") as service:
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, log_to_driver=False)
         worker = {"dtype": "float32", "device": "cpu", "num_threads": 1, "coherence": {"tensor_transport": transport}}
-        config = located(
+        config = resolve_model_directory(
             parse_config({"replicas": 1, "worker": worker, "cache_service": {"port": service.port, "spawn": False}})
         )
         try:

@@ -1,4 +1,4 @@
-"""The cache service keeps, in order, which replica holds which prefix entry at which version.
+"""Run the cache service, which keeps the holders and the versions of prefix entries.
 
 Terms: docs/glossary.md.
 """

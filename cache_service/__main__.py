@@ -54,7 +54,7 @@ def main(
     history: Annotated[int | None, typer.Option(help="Events kept for watchers that lag.")] = None,
     log_level: Annotated[str, typer.Option(envvar="PALIMPSEST_LOG_LEVEL", help="As in Python's logging.")] = "INFO",
 ) -> None:
-    """Serve the directory of cached prefixes: which replica holds which, and every change in order."""
+    """Serve the directory of cached prefixes: their holders, and every change in order."""
     if log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(f"{log_level!r} is not one of Python's logging levels", param_hint="--log-level")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")

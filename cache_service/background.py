@@ -1,4 +1,4 @@
-"""Keep tasks running that should run as long as their process, and notice one that has ended all the same."""
+"""Restart failed background tasks, and report those that have ended for good."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from cache_service.errors import CacheServiceUnavailable
 _log = logging.getLogger(__name__)
 
 RESTART_S = 2.0
-"""How long a task that failed rests before it begins again."""
+"""Seconds before a failed task begins again."""
 
 Run = Callable[[], Awaitable[None]]
 
 
-def ignore(_: BaseException) -> None:
-    """Do nothing about a failure that is logged already."""
+def ignore_failure(_: BaseException) -> None:
+    """Ignore a failure, which is logged already."""
 
 
-async def run_forever(run: Run, on_failure: Callable[[BaseException], None] = ignore) -> None:
-    """Run what never ends by itself, and again after every failure, until this task is cancelled.
+async def run_forever(run: Run, on_failure: Callable[[BaseException], None] = ignore_failure) -> None:
+    """Run `run` again and again, after every failure, until this task is cancelled.
 
-    A return counts as a failure, and so does a cancellation that nobody asked this task for, as a library may raise
-    it. `on_failure` gets each failure.
+    A return counts as a failure, and so does a CancelledError without a request to cancel this task, as a library may
+    raise it. `on_failure` gets each failure.
     """
     while True:
         try:
@@ -66,7 +66,7 @@ class BackgroundTasks:
         return task
 
     def check(self) -> None:
-        """Raise CacheServiceUnavailable where a task has ended for good."""
+        """Raise CacheServiceUnavailable if a task has ended for good."""
         if self._ended:
             reasons = (f"{name} has ended ({reason})" for name, reason in self._ended.items())
             raise CacheServiceUnavailable(f"{'; '.join(reasons)}: restart this instance, and see its log")

@@ -30,15 +30,15 @@ class ServerConfig:
     metrics_port: int | None = None
     """The port on which Prometheus can scrape metrics; None serves no metrics."""
     store: str = field(default="memory:", repr=False)
-    """Where the log is stored: memory:, or the URL of a Redis-protocol server, which several instances may share.
+    """Location of the log: memory:, or the URL of a Redis-protocol server, which several instances may share.
     It is never shown, since it may hold a password."""
     allow_evicting_store: bool = False
-    """Whether to serve from a Redis-protocol server that evicts keys once its memory is full (`maxmemory-policy`
-    allkeys-...). It may lose shared contexts at any time, and every loss begins a new incarnation."""
+    """Accept a Redis-protocol server that evicts keys once its memory is full (`maxmemory-policy` allkeys-...). It may
+    lose shared contexts at any time, and every loss begins a new incarnation."""
     store_timeout_s: float = 1.0
     """Seconds that the store may take to answer."""
     history: int = 65_536
-    """The number of events kept for watchers that lag; one that falls further behind gets a snapshot."""
+    """The number of events kept for watchers that lag; a watcher further behind gets a snapshot."""
     tick_s: float = 0.25
     """Seconds between checks for lapsed leases: a dead member is removed within its TTL plus this time."""
     grace_s: float = 2.0
@@ -58,7 +58,7 @@ class ServerConfig:
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> ServerConfig:
-    """Load the YAML file at `path`, with `overrides` before it. Raises InvalidRequest, which names what is wrong."""
+    """Load the YAML file at `path`; `overrides` take precedence. Raises InvalidRequest, which names the fault."""
     try:
         given = yaml.safe_load(path.read_text()) if path else None
     except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a password

@@ -1,4 +1,4 @@
-"""Keep Python's cycle collector from traversing all facts repeatedly.
+"""Keep Python's garbage collector from traversing all facts again and again.
 
 Facts and events have no cycles: the last reference frees them. But the collector can't know that, and each of its full
 passes traverses all of them while calls wait: tenths of a second for hundreds of thousands. So the live objects are
@@ -13,14 +13,14 @@ import gc
 from itertools import cycle
 
 FREEZE_S = 5.0
-WHOLE_EVERY = 360
+FREEZES_PER_FULL_PASS = 360
 """Number of freezes between two whole passes: half an hour."""
 
 
 async def freeze_periodically() -> None:
     """Freeze until cancelled, in a process that only serves: the collector belongs to the whole process."""
     try:
-        for turn in cycle(range(WHOLE_EVERY)):
+        for turn in cycle(range(FREEZES_PER_FULL_PASS)):
             collect_and_freeze(whole=turn == 0)
             await asyncio.sleep(FREEZE_S)
     finally:

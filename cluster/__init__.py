@@ -1,4 +1,4 @@
-"""The cluster is a Ray Serve application: ingress, router, command line and supervisor.
+"""Run the Ray Serve application: ingress, router, command line and supervisor.
 
 Terms: docs/glossary.md.
 """

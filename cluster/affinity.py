@@ -18,7 +18,7 @@ from workers.api import PrefixCandidate
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """Sets the relative cost of a token of each kind of work."""
+    """Configures the router's cost of a token, by kind of work."""
 
     uncached: float = 1.0
     """Cost of a prompt token that is in none of the replica's prefix entries."""
@@ -45,7 +45,7 @@ class Demand:
 
     @property
     def keys(self) -> tuple[PrefixKey, ...]:
-        """Return the keys whose holders matter."""
+        """Return the keys of the prefixes whose holders can save work."""
         return (self.cut.key,) if self.cut else ()
 
     def work(self, cached_tokens: int) -> int:
@@ -54,7 +54,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class RankedReplica:
-    """Names a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
+    """Holds a candidate replica, with the request's cost there in weighted tokens and its number of cached tokens."""
 
     replica: ReplicaId
     cost: float
@@ -96,5 +96,5 @@ def cached_tokens(
 
 
 def rendezvous(anchor: bytes, replica: ReplicaId) -> bytes:
-    """Return the replica's score for `anchor`: the smallest wins."""
+    """Return the replica's rendezvous score for `anchor`; the smallest score wins."""
     return hashlib.blake2b(anchor, key=replica.encode()[:64], digest_size=8).digest()

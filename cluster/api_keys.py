@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 
 @dataclass(frozen=True)
 class ApiKeysConfig:
-    """Names where accepted API keys are read from; without either source, no key is required."""
+    """Configures the sources of accepted API keys; without a source, no key is required."""
 
     env: str | None = None
     """Environment variable that holds keys, separated by commas."""
@@ -26,17 +26,17 @@ class ApiKeysConfig:
         """Return the configured keys. Raises ConfigError if a named source is missing or empty."""
         keys: set[str] = set()
         if self.env is not None:
-            keys |= keys_in(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")
+            keys |= parse_keys(environ.get(self.env, "").split(","), f"api_keys.env: variable {self.env}")
         if self.file is not None:
             try:
                 lines = self.file.read_text().splitlines()
             except OSError as error:
                 raise ConfigError(f"api_keys.file: {error}") from error
-            keys |= keys_in(lines, f"api_keys.file: {self.file}")
+            keys |= parse_keys(lines, f"api_keys.file: {self.file}")
         return frozenset(keys)
 
 
-def keys_in(texts: Iterable[str], source: str) -> set[str]:
+def parse_keys(texts: Iterable[str], source: str) -> set[str]:
     keys = {key for text in texts if (key := text.strip())}
     if not keys:
         raise ConfigError(f"{source} holds no API key; set it, or remove it from the configuration")

@@ -1,4 +1,4 @@
-"""The Ray Serve application: one ingress for HTTP and gRPC, and the workers behind the prefix-affinity router.
+"""Build the Ray Serve application: one ingress for HTTP and gRPC, and the workers behind the prefix-affinity router.
 
 `cluster.app:build` is the import path that a serveConfigV2 names; its args are the content of the configuration file.
 """
@@ -23,7 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
 from cluster.background import tasks_of_process
-from cluster.config import ClusterConfig, default_max_tokens, located, parse_config
+from cluster.config import ClusterConfig
+from cluster.config_file import default_max_tokens, parse_config, resolve_model_directory
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
@@ -35,10 +36,10 @@ from cluster.metrics import Expositions, Federation, IngressMetrics
 
 WORKERS = "DiffusionWorker"
 """Name of the workers' deployment."""
-UNBOUNDED = 1_000_000
+UNBOUNDED_REQUESTS = 1_000_000
 """Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
-"""How often Serve tries to start a replica: few times, since a model that fails to load once usually fails again."""
+"""Number of attempts to start a replica: few, since a model that fails to load once usually fails again."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
 
 
@@ -90,13 +91,13 @@ class Ingress:
 
 def build(args: Mapping[str, Any]) -> Application:
     """Return the application for the content of a configuration file. Raises ConfigError."""
-    config = located(parse_config(args))
+    config = resolve_model_directory(parse_config(args))
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
     workers = worker_deployment(config, num_gpus=gpus)
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
-        max_ongoing_requests=UNBOUNDED,
+        max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": config.resources.ingress_cpus},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,

@@ -17,7 +17,7 @@ Work = Coroutine[Any, Any, None]
 
 
 class BackgroundTasks:
-    """Starts such tasks and remembers which of them have ended, and why."""
+    """Starts tasks that should never end, and remembers why any of them has ended."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
@@ -32,7 +32,7 @@ class BackgroundTasks:
 
     @asynccontextmanager
     async def running(self, name: str, work: Work) -> AsyncIterator[None]:
-        """Run `work` as `start` does, for as long as the context lasts."""
+        """Run `work` as `start` does, and cancel it when the context is left."""
         task = self.start(name, work)
         try:
             yield
@@ -43,7 +43,7 @@ class BackgroundTasks:
                 await task
 
     def check(self) -> None:
-        """Raise BackgroundTaskError if a task has ended that should run."""
+        """Raise BackgroundTaskError if a task has ended by itself."""
         if self._failures:
             raise BackgroundTaskError("; ".join(self._failures.values()))
 

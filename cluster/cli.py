@@ -1,4 +1,4 @@
-"""The command line: `palimpsest serve` and `palimpsest profile`."""
+"""Define the command line: `palimpsest serve` and `palimpsest profile`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config import default_max_tokens, load_config, located
+from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
 from cluster.errors import ClusterError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 class LogLevel(enum.Enum):
-    """Names the levels of Python's logging that have an effect here."""
+    """Lists the log levels."""
 
     DEBUG = "DEBUG"
     INFO = "INFO"
@@ -74,7 +74,7 @@ def serve(
         "cache_service": {"port": cache_port},
     }
     try:
-        located_config = located(load_config(config, without_none(given)))
+        located_config = resolve_model_directory(load_config(config, drop_none(given)))
         located_config.api_keys.read(os.environ)
         default_max_tokens(located_config)
         code = supervisor.run(located_config, os.environ, log_level.value)
@@ -122,9 +122,9 @@ def profile(
         raise typer.Exit(2) from error
 
 
-def without_none(options: dict[str, Any]) -> dict[str, Any]:
+def drop_none(options: dict[str, Any]) -> dict[str, Any]:
     """Return nested options without those that are None."""
-    nested = {name: without_none(value) if isinstance(value, dict) else value for name, value in options.items()}
+    nested = {name: drop_none(value) if isinstance(value, dict) else value for name, value in options.items()}
     return {name: value for name, value in nested.items() if value is not None and value != {}}
 
 

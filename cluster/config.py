@@ -1,34 +1,22 @@
-"""Read a YAML file as frozen dataclasses. Every key has a default, so that an empty file serves the bundled model."""
+"""Declare the configuration as frozen dataclasses. Every key has a default: an empty file serves the bundled model."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
-
-import cattrs
-import yaml
-from cattrs.strategies import configure_union_passthrough
+from dataclasses import dataclass, field
+from typing import Literal
 
 from cache_service.config import address_of
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
-from cluster.errors import ConfigError
 from workers.config import WorkerConfig, require
-from workers.errors import UnsupportedModelError
-from workers.models.bundle import model_directory
 
 APPLICATION = "palimpsest"
 """Name of the application in Serve."""
-DEFAULT_MAX_TOKENS = 128
-LEAST_STORE_BYTES = 75 << 20
+MIN_STORE_BYTES = 75 << 20
 """The minimum that Ray itself requires."""
 LAST_PORT = 65535
-INJECTED = ("model", "cache_service")
+DERIVED_WORKER_KEYS = ("model", "cache_service")
 """Keys of `WorkerConfig` that the file sets at its top level."""
 
 
@@ -38,7 +26,7 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Says where Ray Serve's HTTP proxy listens."""
+    """Configures the address at which Ray Serve's HTTP proxy listens."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
@@ -51,7 +39,7 @@ class HttpConfig:
 
 @dataclass(frozen=True)
 class GrpcConfig:
-    """Says where the gRPC server listens."""
+    """Configures the address at which the gRPC server listens."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
@@ -64,7 +52,7 @@ class GrpcConfig:
 
 @dataclass(frozen=True)
 class CacheServiceConfig:
-    """Says where the cache service is; `spawn` lets `palimpsest serve` run it as a child on this machine."""
+    """Configures the addresses of the cache service, and whether `palimpsest serve` starts it."""
 
     host: str = "127.0.0.1"
     """Host of the first instance."""
@@ -95,14 +83,14 @@ class CacheServiceConfig:
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """Limits what clients may ask for."""
+    """Configures the limits on clients' requests."""
 
     request_timeout_s: float = 120.0
     """Seconds that an answer may take; after that its work is stopped."""
     max_queued: int = 1024
-    """Requests that may wait at the ingress for a replica; the next one is refused, to be tried again later."""
+    """Maximum number of requests that wait at the ingress for a replica; the next one is refused as overload."""
     max_ongoing: int = 512
-    """Most requests that one replica has at a time, running or waiting in its engine."""
+    """Maximum number of requests that one replica has at a time, running or waiting in its engine."""
     max_body_bytes: int = 1 << 20
     """Length of an HTTP body or a gRPC message; a context of 8,192 tokens is rarely longer than 40,000 characters."""
     default_max_tokens: int | None = None
@@ -118,7 +106,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True)
 class ResourcesConfig:
-    """Says what Ray reserves, in its own units."""
+    """Configures the CPUs and the memory that Ray reserves."""
 
     worker_cpus: float = 1.0
     """CPUs of each worker replica; a fraction lets several replicas share one."""
@@ -133,9 +121,9 @@ class ResourcesConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"resources.{name} must be finite and not negative, got {value}")
         size = self.object_store_bytes
-        if size != "auto" and size < LEAST_STORE_BYTES:
+        if size != "auto" and size < MIN_STORE_BYTES:
             raise ValueError(
-                f"resources.object_store_bytes must be at least {LEAST_STORE_BYTES} (75 MiB), or auto; got {size}"
+                f"resources.object_store_bytes must be at least {MIN_STORE_BYTES} (75 MiB), or auto; got {size}"
             )
 
 
@@ -175,129 +163,3 @@ class ClusterConfig:
     @property
     def name(self) -> str:
         return self.served_name or self.worker.model.name
-
-
-def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> ClusterConfig:
-    """Return the configuration in the YAML file at `path`, with `overrides` (nested like the file) on top.
-
-    Raises ConfigError, which names the file and every key at fault.
-    """
-    content: Any = {}
-    if path is not None:
-        try:
-            content = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping of keys is expected at the top")
-    try:
-        return parse_config(_merged(content, overrides or {}))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
-
-
-def parse_config(content: Mapping[str, Any]) -> ClusterConfig:
-    """Return the configuration that a parsed YAML file holds. Raises ConfigError, which names every key at fault.
-
-    This looks at no file: `worker.model` stays as it was written until `located` resolves it.
-    """
-    options = content.get("worker") or {}
-    if isinstance(options, dict):
-        if clash := [key for key in INJECTED if key in options]:
-            raise ConfigError(f"worker.{clash[0]}: give {clash[0]} at the top level, once")
-        options = {**options, **dict.fromkeys(INJECTED, "")}
-    converter = _converter()
-    try:
-        config = converter.structure({**content, "worker": options}, ClusterConfig)
-    except cattrs.BaseValidationError as error:
-        raise ConfigError(
-            "; ".join(cattrs.transform_error(error, path="config", format_exception=_explained))
-        ) from error
-    worker = replace(config.worker, model=Path(config.model), cache_service=config.cache_service.target)
-    return replace(config, worker=worker)
-
-
-def located(config: ClusterConfig) -> ClusterConfig:
-    """Return the configuration with the model's directory on this machine. Raises ConfigError if it is missing."""
-    try:
-        directory = model_directory(config.model)
-    except UnsupportedModelError as error:
-        raise ConfigError(f"{error}; set `model` or --model") from error
-    return replace(config, worker=replace(config.worker, model=directory))
-
-
-def to_mapping(config: ClusterConfig) -> dict[str, Any]:
-    """Return the configuration as plain values, as in YAML or JSON, from which `parse_config` restores it."""
-    mapping: dict[str, Any] = _converter().unstructure(config)
-    for key in INJECTED:
-        del mapping["worker"][key]
-    return mapping
-
-
-def default_max_tokens(config: ClusterConfig) -> int:
-    """Return the default canvas length of a request. Raises ConfigError for an unreadable generation_config.json."""
-    if config.limits.default_max_tokens is not None:
-        return config.limits.default_max_tokens
-    path = config.worker.model / "generation_config.json"
-    if not path.exists():
-        return DEFAULT_MAX_TOKENS
-    try:
-        return int(json.loads(path.read_text()).get("max_new_tokens", DEFAULT_MAX_TOKENS))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-
-
-def serve_config_v2(config: ClusterConfig) -> dict[str, Any]:
-    """Return the input of `serve deploy` and of a RayService's `serveConfigV2`, with the args of `cluster.app:build`.
-
-    In a cluster every node runs a proxy, and both servers listen on all interfaces of their pod.
-    """
-    everywhere = replace(config, http=replace(config.http, host="0.0.0.0"), grpc=replace(config.grpc, host="0.0.0.0"))
-    return {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": everywhere.http.host, "port": everywhere.http.port},
-        "applications": [
-            {
-                "name": APPLICATION,
-                "route_prefix": "/",
-                "import_path": "cluster.app:build",
-                "args": to_mapping(everywhere),
-            }
-        ],
-    }
-
-
-def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `top` into `base`. A value that should be a mapping is kept, so that the converter refuses it by name."""
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        if not isinstance(value, Mapping):
-            merged[key] = value
-        elif below is None or isinstance(below, Mapping):
-            merged[key] = _merged(below or {}, value)
-    return merged
-
-
-def _converter() -> cattrs.Converter:
-    """Return a strict converter: an unknown key is an error, and no value is turned into another type."""
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kinds in ((bool,), (int,), (float, int), (str,)):
-        converter.register_structure_hook(kinds[0], partial(_exactly, kinds))
-    configure_union_passthrough(str | int | float | bool | None, converter)
-    converter.register_structure_hook(Path, lambda value, _: Path(_exactly((str,), value, str)))
-    converter.register_unstructure_hook(Path, str)
-    return converter
-
-
-def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
-    if type(value) not in kinds:
-        raise TypeError(f"expected {kinds[0].__name__}, got {value!r}")
-    return value
-
-
-def _explained(error: BaseException, target: type | None) -> str:
-    """Return the message of our own class if that refused the value; else cattrs' description."""
-    if type(error) in {TypeError, ValueError, Exception} and error.args:
-        return str(error)
-    return cattrs.v.format_exception(error, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ClusterError(Exception):
-    """Is the root of the cluster's errors."""
+    """Is the base class of the cluster's errors."""
 
 
 class ConfigError(ClusterError):

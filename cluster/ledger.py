@@ -22,7 +22,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """Holds a replica's latest report of its load."""
 
     num_others: int
@@ -31,11 +31,11 @@ class Report:
 
 
 class WorkLedger:
-    """Keeps open requests by replica. Only the number of other routers' requests is known; each counts as the mean."""
+    """Keeps the open requests by replica. Each request of another router counts as one of mean size."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, dict[str, Work]] = {}
-        self._reports: dict[ReplicaId, Report] = {}
+        self._reports: dict[ReplicaId, LoadReport] = {}
         self._mean = 0.0
 
     def __repr__(self) -> str:
@@ -48,7 +48,7 @@ class WorkLedger:
         self._mean = EMA_DECAY * self._mean + (1 - EMA_DECAY) * tokens if self._mean else float(tokens)
 
     def close(self, request_id: str, replica: ReplicaId) -> None:
-        """Stop counting the request; ignore one that isn't open there."""
+        """Stop counting the request's work on `replica`. A request that isn't open there is ignored."""
         requests = self._open.get(replica, {})
         requests.pop(request_id, None)
         if not requests:
@@ -74,7 +74,7 @@ class WorkLedger:
     def record_load(self, replica: ReplicaId, num_ongoing: int, now: float) -> None:
         """Record how many requests, of all routers, the replica works on."""
         num_others = max(0, num_ongoing - len(self._open.get(replica, {})))
-        self._reports[replica] = Report(num_others, now + REPORT_LIFE_S)
+        self._reports[replica] = LoadReport(num_others, now + REPORT_LIFE_S)
 
     def sent_tokens(self, replica: ReplicaId) -> int:
         """Return the tokens of this router's own work open on `replica`."""

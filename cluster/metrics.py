@@ -23,7 +23,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 
 class RouterCollector(Collector):
-    """Shows one router's decisions and view.
+    """Exports one router's decisions and view as metrics.
 
     Serve creates routers without our arguments, so this registers itself with the process's default registry.
     """
@@ -99,7 +99,7 @@ class IngressMetrics:
 
 @dataclass
 class RequestObservation:
-    """Counts one request. One that is left before its outcome is known counts as cancelled."""
+    """Counts one request by its outcome. A request that ends without one counts as cancelled."""
 
     metrics: IngressMetrics
     start: float = 0.0
@@ -120,7 +120,7 @@ class RequestObservation:
         self.metrics.requests.labels(self.outcome).inc()
         self.metrics.seconds.observe(time.perf_counter() - self.start)
 
-    def see(self, delivered: Event | Answer) -> None:
+    def observe(self, delivered: Event | Answer) -> None:
         match delivered:
             case Text() if not self.has_text:
                 self.has_text = True
@@ -137,7 +137,7 @@ class RequestObservation:
 
 
 class Federation(Collector):
-    """Shows several registries as one; no two of them may have the same metric name."""
+    """Exports several registries as one; no two of them may have the same metric name."""
 
     def __init__(self, *parts: Collector) -> None:
         self._parts = parts

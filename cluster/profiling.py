@@ -39,11 +39,11 @@ def conversation_samples(path: Path, directory: Path, canvas: int) -> Iterator[P
             prompt = tokenizer.encode(Conversation(messages_of(line, f"{path}, line {number}")))
             if prompt.boundaries:
                 cut = cut_length(prompt.boundaries, BiCacheConfig.cut_share)
-                yield ProfileSample(prompt.token_ids, cut, canvas, has_turns_behind=cut < prompt.boundaries[-1])
+                yield ProfileSample(prompt.token_ids, cut, canvas, has_later_turns=cut < prompt.boundaries[-1])
 
 
 def output_directory(path: Path) -> Path:
-    """Return `path`, which is created if it is missing. Raises OutputError, before anything is measured."""
+    """Create the directory `path` if it is missing, and return it. Raises OutputError if it can't be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

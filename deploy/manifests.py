@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cluster.config import load_config, parse_config, serve_config_v2, to_mapping
+from cluster.config_file import load_config, parse_config, serve_config_v2, to_mapping
 from cluster.errors import ConfigError
 
 DEPLOY = Path(__file__).parent

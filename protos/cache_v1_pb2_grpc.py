@@ -740,15 +740,15 @@ class RefreshServicer:
     """
 
     def Acquire(self, request, context):
-        """Adds one revision (GRANTED) where no build of (key, epoch) is under way. Else none: the answer tells whose is,
-        and where that is the asker's own, its lease begins again.
+        """Adds one revision (GRANTED) if no build of (key, epoch) is in progress. Else none: the answer holds the build in
+        progress, and if that is the caller's own, its lease begins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Extend(self, request, context):
-        """Adds no revision: puts the end of the build's lease off by its TTL. Refused with fenced-token once it has ended.
+        """Adds no revision: extends the build's lease by its TTL. Refused with fenced-token once it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -977,7 +977,7 @@ class EventsServicer:
     def Watch(self, request, context):
         """Adds no revision. With after_revision: every later event, once and in order, or compacted where history or
         incarnation no longer match. Without: a snapshot in parts first, then every event after it. The stream has
-        no end; a response with neither snapshot nor events tells an idle watcher the current revision.
+        no end; a response with neither snapshot nor events gives an idle watcher the current revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

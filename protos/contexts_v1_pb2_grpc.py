@@ -106,7 +106,7 @@ class ContextsServicer:
 
     def Denoise(self, request, context):
         """Fills the holes, a block at a time; every block is a commit, and an epoch. A message for each block, then one that
-        says what was done. A block that lost its race is denoised anew on what the winner wrote. What is committed stays,
+        says what was done. A block that lost its race is denoised again on what the winner wrote. What is committed stays,
         also where an error, a deadline or a cancellation ends the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from cache_service.config import ServerConfig
-from cluster.config import INJECTED, ClusterConfig
+from cluster.config import DERIVED_WORKER_KEYS, ClusterConfig
 from workers.config import WorkerConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -71,7 +71,7 @@ class Section:
 def sections(config: type, path: str = "") -> Iterator[Section]:
     """Yield the section of a dataclass, then those of its fields that are dataclasses themselves."""
     hints, meanings = get_type_hints(config), attribute_docstrings(config)
-    hidden = INJECTED if config is WorkerConfig else ()
+    hidden = DERIVED_WORKER_KEYS if config is WorkerConfig else ()
     shown = [field for field in fields(config) if field.name not in hidden]
     keys = tuple(
         Key(field.name, type_text(hints[field.name]), default_text(field), meanings.get(field.name, ""))

@@ -1,4 +1,4 @@
-"""The interface between cluster/ and a worker: the request, the chunks that answer it, and statistics."""
+"""Declares the interface between `cluster` and a worker: requests, the chunks that answer them, and statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEED_BITS = 63
 
 
 class FinishReason(enum.Enum):
-    """Says why an answer ended."""
+    """Lists the reasons why an answer ends."""
 
     STOP = "stop"
     """The model ended its answer: EOS is committed and no position before it is masked."""
@@ -22,7 +22,7 @@ class FinishReason(enum.Enum):
 
 
 class DepthLimiter(enum.Enum):
-    """Names the evidence that lowered a reuse depth."""
+    """Lists the kinds of evidence that may lower a reuse depth."""
 
     PROBE = "probe"
     """A probe found that the prefix's states differ too much from the true ones in deeper layers."""
@@ -32,7 +32,7 @@ class DepthLimiter(enum.Enum):
 
 @dataclass(frozen=True)
 class ContextEpoch:
-    """Names a shared context at one of its epochs."""
+    """Identifies a shared context at one of its epochs."""
 
     context: ContextId
     epoch: Epoch
@@ -40,7 +40,7 @@ class ContextEpoch:
 
 @dataclass(frozen=True)
 class PrefixCandidate:
-    """Names a boundary at which the prompt may be cut: `key` identifies its first `num_tokens` tokens."""
+    """Describes a boundary at which the prompt may be cut: `key` identifies its first `num_tokens` tokens."""
 
     num_tokens: int
     key: PrefixKey
@@ -48,7 +48,7 @@ class PrefixCandidate:
 
 @dataclass(frozen=True)
 class DecodingParams:
-    """Says how the canvas is denoised. None means the worker's default.
+    """Holds the parameters of denoising the canvas. None stands for the worker's default.
 
     The HTTP body, the gRPC decoder and the worker's check of bounds derive from these declarations.
     """
@@ -124,7 +124,7 @@ PARAMETERS = parameters_of(DecodingParams)
 
 
 class ContextMode(enum.Enum):
-    """Says which epoch of a shared context a request reads."""
+    """Lists the ways in which a request chooses the epochs of a shared context that it reads."""
 
     PIN = "pin"
     """The epoch with which the request began, until its end."""
@@ -134,13 +134,13 @@ class ContextMode(enum.Enum):
 
 @dataclass(frozen=True)
 class ContextRead:
-    """Says that the first `num_tokens` token ids of a request are a shared context's content at `at.epoch`."""
+    """Declares that the first `num_tokens` token ids of a request are a shared context's content at `at.epoch`."""
 
     at: ContextEpoch
     num_tokens: int
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """In mode `follow`: how many epochs old the request's content may be before a block start adopts the newest."""
+    """Maximum age in epochs, in mode `follow`, of the request's content before a block start adopts the newest."""
 
     @property
     def follows(self) -> bool:
@@ -163,7 +163,7 @@ class GenerateRequest:
     request_id: str
     token_ids: tuple[int, ...]
     max_tokens: int
-    """Canvas length in tokens; may be 0 where there are holes."""
+    """Canvas length in tokens; may be 0 if there are holes."""
     prefixes: tuple[PrefixCandidate, ...] = ()
     """Candidate boundaries, shortest first."""
     params: DecodingParams = field(default_factory=DecodingParams)
@@ -186,7 +186,7 @@ class CopyRequest:
     depths: tuple[int, ...] | None
     """Ascending reuse depths that the copy must serve; None for all that the entry serves."""
     direct: bool = False
-    """Whether the requesting replica can read the copy directly from the holder's memory."""
+    """True if the requesting replica can read the copy directly from the holder's memory."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A worker's configuration: frozen, checked at once, in the units that the names give."""
+"""Declares a worker's configuration: frozen dataclasses that check their values."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sets how many requests run together, and the decoding defaults of requests."""
+    """Configures how many requests run together, and the decoding defaults of requests."""
 
     max_batch: int = 8
-    """Requests that are denoised together."""
+    """Maximum number of requests that are denoised together."""
     max_waiting: int = 256
-    """Requests that may wait for admission; the next one is refused as overload."""
+    """Maximum number of requests that wait for admission; the next one is refused as overload."""
     max_heavy_rows: int = 2048
-    """Most rows of refreshes, full passes and entry builds in one step while no cheap pass waits for that step."""
+    """Maximum number of rows of refreshes, full passes and builds in one step while no cheap pass waits for it."""
     policy: str = "lean"
     """Cache policy."""
     block_length: int = 32
@@ -48,7 +48,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class KVConfig:
-    """Sizes the page pool, which private K/V of running requests and prefix entries share."""
+    """Configures the size of the page pool, which private K/V of running requests and prefix entries share."""
 
     pool_bytes: int | None = None
     """None: `device_share` of a GPU's free memory once the model is loaded; 1 GiB on a CPU."""
@@ -74,7 +74,7 @@ class KVConfig:
 
 @dataclass(frozen=True)
 class BiCacheConfig:
-    """Says how far, and for how long, prefix states are reused."""
+    """Configures how deep, and for how many steps, prefix states are reused."""
 
     cut_share: float = 1 / 3
     """A prompt is cut at its shortest boundary that covers this share of its longest one. Part of the fingerprint."""
@@ -90,15 +90,15 @@ class BiCacheConfig:
     """Prefix positions at which an entry is compared with the true states before its depth is trusted (policy `lean`);
     0 trusts the depth table alone."""
     probe_similarity: float = 0.9
-    """Least cosine similarity of K/V at these positions, in every reused layer and in the next one."""
+    """Minimum cosine similarity of K/V at these positions, in every reused layer and in the next one."""
     anchors: float = 1.0
     """Share of the prefix rows, the most attended ones, that refreshes after a request's first recompute."""
     skip_refresh: bool = False
     """Skip a due refresh while attention to the prefix is unchanged."""
     skip_similarity: float = 0.95
-    """Least cosine similarity to the attention at the last refresh for it to count as unchanged."""
+    """Minimum cosine similarity to the attention at the last refresh for attention to count as unchanged."""
     max_skips: int = 3
-    """Most consecutive refreshes that may be skipped."""
+    """Maximum number of consecutive refreshes that may be skipped."""
     follow_timeout_s: float = 0.5
     """Seconds that a request in follow mode waits, at a block start, for the newest epoch of its context, before it
     continues with the one that it has."""
@@ -125,10 +125,10 @@ RefreshPolicy = Literal["lazy", "eager"]
 
 @dataclass(frozen=True)
 class CoherenceConfig:
-    """Says how replicas share the work of building prefix entries, and what they learn of the entries' drift."""
+    """Configures how replicas share prefix entries and the work of building them."""
 
     transfer: Transfer = "auto"
-    """Whether to fetch entries that other replicas hold; auto does so if that should be quicker than building them."""
+    """Fetch entries that other replicas hold: always, never, or (auto) if that should be quicker than a build."""
     tensor_transport: TensorTransport = "auto"
     """How copies travel: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
     hosts' memory; auto, by nixl on a GPU with neighbours, if nixl runs."""
@@ -143,7 +143,7 @@ class CoherenceConfig:
     refresh: RefreshPolicy = "lazy"
     """When a shared context has a new epoch, rebuild its entry for the next request (lazy), or at once (eager)."""
     prewarm: int = 16
-    """Hottest prefixes of the cluster that a new replica fetches while it begins to serve; 0 begins empty."""
+    """Number of the cluster's hottest prefixes that a new replica fetches while it begins to serve; 0 begins empty."""
     profile: int = 0
     """Version of the depth table. Depth limits that replicas found under an older one no longer count."""
 
@@ -173,7 +173,7 @@ class WorkerConfig:
 
     model: Path
     device: Device = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA if there is a GPU, else the CPU."""
     dtype: DType = "auto"
     """auto: bfloat16 on CUDA, float32 on the CPU."""
     num_threads: int | None = None

@@ -26,8 +26,8 @@ from workers.ray_internals import NIXL, READ_IN_PLACE
 from workers.worker import Worker, device_of
 
 OBJECT_STORE: Final = "object_store"
-NOTHING = torch.empty(0, dtype=torch.uint8)
-TRIED_BYTES = 1024
+EMPTY_BODY = torch.empty(0, dtype=torch.uint8)
+TRIAL_BYTES = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class NoDirectTransportError(WorkerError):
 
 
 @dataclass(frozen=True)
-class Reference:
+class BodyReference:
     """Refers to a body that stays in its holder's memory until it is read there or can no longer be read.
 
     The wrapper prevents Ray from resolving the reference as if it were the reply itself.
@@ -51,18 +51,18 @@ class PackedCopy:
     """Carries a copy between two replicas, with its body in a form that can be sent."""
 
     copy: EntryCopy
-    body: Reference | NDArray[Any]
+    body: BodyReference | NDArray[Any]
 
     @classmethod
     def pack(cls, copy: EntryCopy, *, direct: bool) -> PackedCopy:
-        rest = replace(copy, body=NOTHING)
+        rest = replace(copy, body=EMPTY_BODY)
         if direct:
-            return cls(rest, Reference(ray.put(copy.body, **READ_IN_PLACE)))
+            return cls(rest, BodyReference(ray.put(copy.body, **READ_IN_PLACE)))
         return cls(rest, copy.body.cpu().numpy())
 
     def unpack(self, timeout_s: float) -> EntryCopy:
         """Return the copy, in newly allocated memory. Raises any error of the transport."""
-        if isinstance(self.body, Reference):
+        if isinstance(self.body, BodyReference):
             return replace(self.copy, body=ray.get(self.body.body, timeout=timeout_s), transport=NIXL)
         return replace(self.copy, body=torch.from_numpy(self.body.copy()), transport=OBJECT_STORE)
 
@@ -83,7 +83,7 @@ class ServeTransport:
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:
         """Return the holder's copy; None if it has none. Raises TransferError."""
         direct = self._direct and request.holder not in self._out_of_reach
-        response = self._handle.hand_out.remote(replace(request, direct=direct))
+        response = self._handle.send_packed_copy.remote(replace(request, direct=direct))
         try:
             packed: PackedCopy | None = await response
         except asyncio.CancelledError:
@@ -101,7 +101,7 @@ class ServeTransport:
 
 
 class DiffusionWorker(Worker):
-    """A `Worker` to deploy, which gets its identity from Serve."""
+    """Is the `Worker` that Serve deploys; it gets its identity from Serve."""
 
     def __init__(self, config: WorkerConfig) -> None:
         context = serve.get_replica_context()
@@ -115,7 +115,7 @@ class DiffusionWorker(Worker):
         super().__init__(config, ReplicaId(context.replica_id.unique_id), context.world_size, transport)
 
     async def replies(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk | WorkerError, None]:
-        """Yield what `generate` yields, and any error as the last value: Serve logs a raised exception as a fault."""
+        """Yield the chunks of `generate`. Yield an error instead of raising it, which Serve would log as a fault."""
         async with aclosing(self.generate(request)) as chunks:
             try:
                 async for chunk in chunks:
@@ -123,8 +123,8 @@ class DiffusionWorker(Worker):
             except WorkerError as error:
                 yield error
 
-    async def hand_out(self, request: CopyRequest) -> PackedCopy | None:
-        """Return what `send_copy` returns, for replicas in other processes."""
+    async def send_packed_copy(self, request: CopyRequest) -> PackedCopy | None:
+        """Return the copy of `send_copy`, packed for another process."""
         copy = await self.send_copy(request)
         if copy is None:
             return None
@@ -142,7 +142,7 @@ def has_direct_transport(config: CoherenceConfig, device: torch.device, num_repl
     if wanted == "auto" and (device.type != "cuda" or num_replicas < 2):  # a trial starts a thread that never rests
         return False
     try:
-        ray.get(ray.put(torch.zeros(TRIED_BYTES, dtype=torch.uint8, device=device), **READ_IN_PLACE))
+        ray.get(ray.put(torch.zeros(TRIAL_BYTES, dtype=torch.uint8, device=device), **READ_IN_PLACE))
     except Exception as error:  # whatever nixl, its plugins or the driver object to
         if wanted == NIXL:
             raise NoDirectTransportError(

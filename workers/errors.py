@@ -6,7 +6,7 @@ from typing import Self
 
 
 class WorkerError(Exception):
-    """Root of the worker's errors."""
+    """Is the base class of the worker's errors."""
 
 
 class UnsupportedModelError(WorkerError):

@@ -20,8 +20,8 @@ REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A field of `WorkerStats` that is exported as a metric."""
+class ExportedStat:
+    """Describes a field of `WorkerStats` that is exported as a metric."""
 
     field: str
     name: str
@@ -29,23 +29,29 @@ class Exported:
     family: type[CounterMetricFamily] | type[GaugeMetricFamily]
 
 
-EXPORTED = (
-    Exported("num_running", "palimpsest_worker_running", "Requests being denoised", GaugeMetricFamily),
-    Exported("num_waiting", "palimpsest_worker_waiting", "Requests that wait to run", GaugeMetricFamily),
-    Exported("num_requests", "palimpsest_worker_requests", "Requests taken in", CounterMetricFamily),
-    Exported("num_aborted", "palimpsest_worker_aborted", "Requests that their callers abandoned", CounterMetricFamily),
-    Exported(
+EXPORTED_STATS = (
+    ExportedStat("num_running", "palimpsest_worker_running", "Requests being denoised", GaugeMetricFamily),
+    ExportedStat("num_waiting", "palimpsest_worker_waiting", "Requests that wait to run", GaugeMetricFamily),
+    ExportedStat("num_requests", "palimpsest_worker_requests", "Requests taken in", CounterMetricFamily),
+    ExportedStat(
+        "num_aborted", "palimpsest_worker_aborted", "Requests that their callers abandoned", CounterMetricFamily
+    ),
+    ExportedStat(
         "num_moved",
         "palimpsest_worker_moved",
         "Moves of requests to a newer epoch of their context",
         CounterMetricFamily,
     ),
-    Exported("num_forwards", "palimpsest_worker_forwards", "Passes of requests and builds", CounterMetricFamily),
-    Exported("num_canvas_tokens", "palimpsest_worker_canvas_tokens", "Tokens committed", CounterMetricFamily),
-    Exported("num_prefix_hits", "palimpsest_worker_prefix_hits", "Requests that found an entry", CounterMetricFamily),
-    Exported("num_prefix_misses", "palimpsest_worker_prefix_misses", "Requests that built one", CounterMetricFamily),
-    Exported("prefix_entries", "palimpsest_worker_prefix_entries", "Prefix entries held", GaugeMetricFamily),
-    Exported("prefix_bytes", "palimpsest_worker_prefix_bytes", "Bytes of prefix entries", GaugeMetricFamily),
+    ExportedStat("num_forwards", "palimpsest_worker_forwards", "Passes of requests and builds", CounterMetricFamily),
+    ExportedStat("num_canvas_tokens", "palimpsest_worker_canvas_tokens", "Tokens committed", CounterMetricFamily),
+    ExportedStat(
+        "num_prefix_hits", "palimpsest_worker_prefix_hits", "Requests that found an entry", CounterMetricFamily
+    ),
+    ExportedStat(
+        "num_prefix_misses", "palimpsest_worker_prefix_misses", "Requests that built one", CounterMetricFamily
+    ),
+    ExportedStat("prefix_entries", "palimpsest_worker_prefix_entries", "Prefix entries held", GaugeMetricFamily),
+    ExportedStat("prefix_bytes", "palimpsest_worker_prefix_bytes", "Bytes of prefix entries", GaugeMetricFamily),
 )
 
 
@@ -57,15 +63,15 @@ class StatsCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
-        for exported in EXPORTED:
+        for exported in EXPORTED_STATS:
             metric = exported.family(exported.name, exported.help, labels=LABELS)
             metric.add_metric([stats.replica], getattr(stats, exported.field))
             yield metric
 
 
 @dataclass(frozen=True)
-class Counted:
-    """A field of `Tally` that is exported as a metric; a field that counts by name has the name as a label."""
+class ExportedCount:
+    """Describes a field of `Tally` that is exported as a metric; a field with counts by name has a label."""
 
     field: str
     name: str
@@ -73,19 +79,27 @@ class Counted:
     label: str | None = None
 
 
-COUNTED = (
-    Counted("built", "palimpsest_worker_entries_built", "Prefix entries that the model computed here"),
-    Counted("fetched", "palimpsest_worker_entries_fetched", "Prefix entries copied from other replicas for requests"),
-    Counted("prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before any request needed them"),
-    Counted("fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole", "transport"),
-    Counted("sent", "palimpsest_worker_entries_sent", "Copies of prefix entries handed out"),
-    Counted("sent_bytes", "palimpsest_worker_sent_bytes", "Bytes of copies handed out"),
-    Counted("refused", "palimpsest_worker_fetches_refused", "Fetches that came to nothing", "reason"),
-    Counted("waits", "palimpsest_worker_build_waits", "Waits for another replica's build", "outcome"),
-    Counted("fenced", "palimpsest_worker_builds_fenced", "Builds whose lease had ended before they were complete"),
-    Counted("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and reported to all"),
-    Counted("retired", "palimpsest_worker_entries_retired", "Entries dropped because their context moved on"),
-    Counted(
+EXPORTED_COUNTS = (
+    ExportedCount("built", "palimpsest_worker_entries_built", "Prefix entries that the model computed here"),
+    ExportedCount(
+        "fetched", "palimpsest_worker_entries_fetched", "Prefix entries copied from other replicas for requests"
+    ),
+    ExportedCount(
+        "prewarmed", "palimpsest_worker_entries_prewarmed", "Prefix entries copied before any request needed them"
+    ),
+    ExportedCount(
+        "fetched_bytes", "palimpsest_worker_fetched_bytes", "Bytes of copies that arrived whole", "transport"
+    ),
+    ExportedCount("sent", "palimpsest_worker_entries_sent", "Copies of prefix entries handed out"),
+    ExportedCount("sent_bytes", "palimpsest_worker_sent_bytes", "Bytes of copies handed out"),
+    ExportedCount("refused", "palimpsest_worker_fetches_refused", "Fetches that came to nothing", "reason"),
+    ExportedCount("waits", "palimpsest_worker_build_waits", "Waits for another replica's build", "outcome"),
+    ExportedCount(
+        "fenced", "palimpsest_worker_builds_fenced", "Builds whose lease had ended before they were complete"
+    ),
+    ExportedCount("drift_reports", "palimpsest_worker_drift_reports", "Depth limits found here and reported to all"),
+    ExportedCount("retired", "palimpsest_worker_entries_retired", "Entries dropped because their context moved on"),
+    ExportedCount(
         "task_errors",
         "palimpsest_worker_task_errors",
         "Exceptions in tasks beside the engine; the worker's log has their stacks",
@@ -101,7 +115,7 @@ class TallyCollector(Collector):
         self._replica, self._tally = replica, tally
 
     def collect(self) -> Iterator[Metric]:
-        for counted in COUNTED:
+        for counted in EXPORTED_COUNTS:
             value = getattr(self._tally, counted.field)
             labels = (*LABELS, counted.label) if counted.label else LABELS
             metric = CounterMetricFamily(counted.name, counted.help, labels=labels)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-DECLARATION = "parameter"
+METADATA_KEY = "parameter"
 """The key of a field's metadata."""
 
 
@@ -22,8 +22,8 @@ class Bounds:
     most: float = math.inf
     excludes_least: bool = False
 
-    def admit(self, number: float) -> bool:
-        """Return whether `number` lies within them."""
+    def contains(self, number: float) -> bool:
+        """Return whether `number` lies within these bounds."""
         above = number > self.least if self.excludes_least else number >= self.least
         return above and number <= self.most and math.isfinite(number)
 
@@ -51,15 +51,15 @@ class Parameter:
 
     @property
     def path(self) -> str:
-        """Return its path in a request body: at the top level for OpenAI's own parameters, else in `diffusion`."""
+        """Return the parameter's path in a request body: below `diffusion`, unless it is OpenAI's own."""
         return self.client_name if self.is_openai else f"diffusion.{self.client_name}"
 
-    def number_beyond(self, value: Any) -> float | None:
-        """Return a number in `value` that is out of bounds; in a map, the bounds apply to the values."""
+    def find_out_of_bounds(self, value: Any) -> float | None:
+        """Return a number in `value` that is out of bounds, or None. In a map, the bounds apply to the values."""
         if value is None or self.bounds is None:
             return None
         numbers = [number for _, number in value] if isinstance(value, tuple) else [value]
-        return next((number for number in numbers if not self.bounds.admit(number)), None)
+        return next((number for number in numbers if not self.bounds.contains(number)), None)
 
 
 def parameter(
@@ -75,13 +75,13 @@ def parameter(
     def declare(field_name: str) -> Parameter:
         return Parameter(field_name, name or field_name, default, bounds, is_openai, help_text)
 
-    return field(default=default, metadata={DECLARATION: declare})
+    return field(default=default, metadata={METADATA_KEY: declare})
 
 
 def parameters_of(kind: type) -> tuple[Parameter, ...]:
     """Return the parameters that a dataclass declares, in order."""
     declared: list[Parameter] = []
     for each in fields(kind):
-        declare: Callable[[str], Parameter] = each.metadata[DECLARATION]
+        declare: Callable[[str], Parameter] = each.metadata[METADATA_KEY]
         declared.append(declare(each.name))
     return tuple(declared)

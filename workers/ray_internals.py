@@ -1,6 +1,6 @@
 """Defines, in one place, Ray's private names that this project uses. Another version of Ray may move any of them.
 
-They were read from Ray `READ_FROM`; `tests/unit/cluster/test_ray_internals.py` fails if the installed Ray is another
+They were read from Ray `RAY_VERSION`; `tests/unit/cluster/test_ray_internals.py` fails if the installed Ray is another
 version or a name has moved. Nothing here imports Ray, so that the supervisor can read it too.
 """
 
@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-READ_FROM: Final = "2.60.0"
+RAY_VERSION: Final = "2.60.0"
 
 SERVE_SETTINGS: Mapping[str, str] = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_PROXY_USE_GRPC": "1"}
 """Environment of Serve's processes: one thread less for each request to pass through, and no Ray objects between
 Serve's HTTP proxy and the ingress.
 """
-LOCKED: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+LOCKED_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 """Environment in which Ray reports no usage and accepts only clients with its token."""
 TOKEN: Final = "RAY_AUTH_TOKEN"
-LONGEST_SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+LONGEST_SOCKET_PATH: Final = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """The longest path of a Unix socket that Ray creates below its directory."""
 ASGI_APP_METHOD: Final = "__serve_build_asgi_app__"
 """The method of an ingress class that Serve calls for its application; it can only be defined under this name."""
@@ -31,7 +31,7 @@ READ_IN_PLACE: Mapping[str, Any] = {"_tensor_transport": NIXL}
 
 
 class ReplicaCall(Protocol):
-    """Is the call to one replica, as part of a call to all of them."""
+    """Represents the call to one replica, as part of a call to all of them."""
 
     async def get_async(self) -> object:
         """Wait for the replica's answer."""

@@ -1,4 +1,4 @@
-"""Holds one replica in one object: model, engine thread, metrics, and membership in the cache service. No Ray here."""
+"""Runs one replica: model, engine thread, metrics, and membership in the cache service. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from cache_service.core.types import ReplicaId
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest, ModelInfo, WorkerStats
-from workers.bicache.copies import EntryCopy, Transport, Unreachable
+from workers.bicache.copies import EntryCopy, Transport, UnreachableTransport
 from workers.coherence.estimate import CostModel, Prior
 from workers.coherence.membership import Membership
 from workers.coherence.tally import Tally
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs from `__init__` to `__del__`: Serve starts and stops a replica by these."""
+    """Runs one replica, from `__init__` to `__del__`, which Serve calls."""
 
     def __init__(
         self,
         config: WorkerConfig,
         replica: ReplicaId,
         num_replicas: int,
-        transport: Transport = Unreachable(),  # noqa: B008 (it has no state)
+        transport: Transport = UnreachableTransport(),  # noqa: B008 (it has no state)
     ) -> None:
         """Load the model and start; `transport` fetches copies from other replicas. Raises UnsupportedModelError."""
         device = device_of(config.device)
@@ -91,11 +91,11 @@ class Worker:
             self._resources = resources.pop_all()
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Return the chunks up to the one with a finish reason. Raises WorkerError; closing it stops the work."""
+        """Generate the chunks of an answer; closing the generator stops the work. Raises WorkerError."""
         return self._engine.generate(request)
 
     async def send_copy(self, request: CopyRequest) -> EntryCopy | None:
-        """Return a copy of an entry, for another replica; None if this one has no entry that serves the depths."""
+        """Return a copy of an entry for another replica; None if no entry here serves the depths."""
         copying = self._engine.call(lambda entries: entries.export(request.key, request.depths))
         copy = await asyncio.wrap_future(copying)
         if copy is None:

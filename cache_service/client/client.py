@@ -43,7 +43,7 @@ class ContextPage:
 
 
 class CacheClient:
-    """Calls the instances of one service, given as HOST:PORT or several with commas between.
+    """Calls the instances of one service, given as HOST:PORT, separated by commas.
 
     Unary calls try the instances in turn. They raise CacheServiceUnavailable if no instance answers within
     `timeout_s`, and otherwise the service's refusals: see `cache_service.errors`. After CacheServiceUnavailable the
@@ -66,7 +66,7 @@ class CacheClient:
         await self._connection.close()
 
     async def register(self, replica: ReplicaId, ttl_s: float, *, depth_table: DepthTable | None = None) -> Lease:
-        """Become a member for `ttl_s` seconds; `keep_alive` extends this. An older lease and its placements end.
+        """Become a member for `ttl_s` seconds; `keep_alive` extends this. A lease of an earlier registration ends.
 
         A member without `depth_table` can't report drift.
         """
@@ -76,7 +76,7 @@ class CacheClient:
         return convert.lease_from_pb(response.lease)
 
     async def keep_alive(self, lease: Lease) -> Lease:
-        """Postpone the lease's deadline by its TTL. Raises LeaseRefused once it has ended: register again."""
+        """Extend the lease by its TTL from now. Raises LeaseRefused once it has ended: register again."""
         request = pb.KeepAliveRequest(lease=convert.lease_to_pb(lease))
         response = await self._connection.call("members", "KeepAlive", request)
         return convert.lease_from_pb(response.lease)
@@ -92,13 +92,13 @@ class CacheClient:
         return _revision(await self._connection.call("members", "Leave", request))
 
     async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
-        """State that the member holds these entries, all or none. Raises StaleEpoch if one has an old epoch."""
+        """Announce atomically that the member holds these entries. Raises StaleEpoch if one has an old epoch."""
         messages = map(convert.placement_to_pb, placements)
         request = pb.AnnounceRequest(lease=convert.lease_to_pb(lease), placements=messages)
         return _revision(await self._connection.call("directory", "Announce", request))
 
     async def withdraw(self, lease: Lease, keys: Sequence[PrefixKey]) -> Revision:
-        """State that the member no longer holds these entries. Keys that it never held change nothing."""
+        """Withdraw the member's entries under `keys`; unknown keys are ignored."""
         request = pb.WithdrawRequest(lease=convert.lease_to_pb(lease), keys=keys)
         return _revision(await self._connection.call("directory", "Withdraw", request))
 
@@ -135,7 +135,7 @@ class CacheClient:
         epoch: Epoch = FIRST_EPOCH,
         context: ContextId | None = None,
     ) -> Build:
-        """Return the build of (key, epoch) that is in progress: the caller's own, if its `replica` is the caller.
+        """Ask for the build of (key, epoch), and return the build in progress, which may be another replica's.
 
         It ends `ttl_s` seconds after this call or the last `extend`. Raises StaleEpoch for an old epoch.
         """
@@ -146,12 +146,12 @@ class CacheClient:
         return convert.build_from_pb(response.build)
 
     async def extend(self, lease: Lease, build: Build) -> None:
-        """Postpone the end of the build by its TTL. Raises FencedToken once it has ended."""
+        """Extend the build's lease by its TTL from now. Raises FencedToken once it has ended."""
         request = pb.ExtendRequest(lease=convert.lease_to_pb(lease), build=convert.build_to_pb(build))
         await self._connection.call("refresh", "Extend", request)
 
     async def complete(self, lease: Lease, build: Build, placement: Placement) -> Revision:
-        """Announce what was built. Raises FencedToken once the build has ended or was granted again."""
+        """End the build and announce its entry. Raises FencedToken once the build has ended or was granted again."""
         request = pb.CompleteRequest(
             lease=convert.lease_to_pb(lease), token=build.token, placement=convert.placement_to_pb(placement)
         )
@@ -163,7 +163,7 @@ class CacheClient:
         return _revision(await self._connection.call("refresh", "Release", request))
 
     async def report_drift(self, lease: Lease, limits: Sequence[DepthLimit]) -> Revision:
-        """Lower the depth to which all members may reuse prefixes; a limit that is not lower changes nothing.
+        """Limit the depth to which members may reuse prefixes; limits that aren't lower are ignored.
 
         Raises InvalidRequest for limits that the member can't have found: see `State.report_drift`.
         """

@@ -22,7 +22,7 @@ OPTIONS = (
 
 
 class Instance:
-    """Holds the stubs of one instance."""
+    """Holds the channel and the stubs of one instance."""
 
     def __init__(self, target: str) -> None:
         self.target = target

@@ -21,8 +21,8 @@ from protos import cache_v1_pb2 as pb
 _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
-SILENCE_S = 15.0
-"""Seconds without a message after which an instance counts as hanging; it sends one every 5 s. gRPC holds its own
+MAX_SILENCE_S = 15.0
+"""Seconds without a message after which an instance counts as hanging; a message is due every 5 s. gRPC holds its own
 pings back while no data flows, so they would take more than a minute to notice."""
 
 
@@ -69,12 +69,12 @@ class WatchStream:
             after, incarnation = self._cursor.resume(), self._cursor.incarnation
             self._call = self._instance.events.Watch(pb.WatchRequest(after_revision=after, incarnation=incarnation))
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(MAX_SILENCE_S):
                 response = await self._call.read()
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
         except TimeoutError as silence:
-            raise CacheServiceUnavailable(f"the service has sent nothing for {SILENCE_S:g} s") from silence
+            raise CacheServiceUnavailable(f"the service has sent nothing for {MAX_SILENCE_S:g} s") from silence
         if not isinstance(response, pb.WatchResponse):
             raise CacheServiceUnavailable("the service ended the watch")
         return response

@@ -1,4 +1,4 @@
-"""The cores decide: pure functions of a state and a call return events.
+"""Decide what the service does: pure functions of a state and a call return events.
 
 Terms: docs/glossary.md.
 """

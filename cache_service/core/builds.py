@@ -40,7 +40,7 @@ class Builds:
     def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float, at: Revision
     ) -> tuple[Granted, ...]:
-        """Grant the build to the member; return no event if one is in progress, even its own: see `under_way`."""
+        """Grant the build to the member; return no event if one is in progress, even its own: see `in_progress`."""
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s of a build must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
         require_key(key)
@@ -53,8 +53,8 @@ class Builds:
     def get(self, key: PrefixKey, epoch: Epoch) -> Build | None:
         return self._builds.get((key, epoch))
 
-    def under_way(self, key: PrefixKey, epoch: Epoch) -> Build:
-        """Return the build of (key, epoch). Raises KeyError if no member builds it."""
+    def in_progress(self, key: PrefixKey, epoch: Epoch) -> Build:
+        """Return the build of (key, epoch) in progress. Raises KeyError if there is none."""
         return self._builds[key, epoch]
 
     def require(self, replica: ReplicaId, key: PrefixKey, epoch: Epoch, token: FencingToken) -> Build:
@@ -74,11 +74,11 @@ class Builds:
         """Return the events that end `builds` without an entry."""
         return tuple(Released(Revision(at + i), build) for i, build in enumerate(builds))
 
-    def of_replicas(self, replicas: Collection[ReplicaId]) -> list[Build]:
+    def held_by_replicas(self, replicas: Collection[ReplicaId]) -> list[Build]:
         """Return the builds of the members `replicas`."""
         return [build for build in self._builds.values() if build.replica in replicas]
 
-    def under_leases(self, leases: Collection[LeaseId]) -> list[Build]:
+    def with_leases(self, leases: Collection[LeaseId]) -> list[Build]:
         """Return the builds that depend on one of `leases`."""
         return [build for build in self._builds.values() if build.lease.id in leases]
 

@@ -1,4 +1,4 @@
-"""Let shared contexts, which are named prefixes, be edited one epoch at a time. Pure.
+"""Decide about edits of shared contexts, which are named prefixes. Pure.
 
     epoch 0          epoch 1            epoch 2              an edit names the epoch that it was made for;
     [A B _ _ C] ---> [A B x _ C] -----> [A B x y C]          only one that names the newest is accepted,
@@ -30,14 +30,14 @@ from cache_service.core.types import (
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
 
 MAX_STALENESS = 4
-"""How many epochs behind the newest a reader may ask for; entries of older epochs are withdrawn."""
+"""Maximum number of epochs behind the newest that a reader may ask for; entries of older epochs are withdrawn."""
 MAX_TOKENS = 262_144
-"""The most tokens in one context; a context with so many still fits one gRPC message."""
+"""Maximum number of tokens in one context; a context of that length still fits one gRPC message."""
 MAX_EDITS = 65_536
-"""The most edits in one epoch."""
-MAX_EDIT_ID = 64
+"""Maximum number of edits in one epoch."""
+MAX_EDIT_ID_LENGTH = 64
 MAX_REMEMBERED_DELETIONS = 4096
-"""How many deleted contexts' creations are remembered, so that a late copy of one makes no context again."""
+"""Number of deleted contexts whose creations are remembered, so that a late copy of a creation has no effect."""
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -64,7 +64,7 @@ class Contexts:
     ) -> tuple[Created, ...]:
         """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before.
 
-        That context may have been deleted since: see `made_by`.
+        That context may have been deleted since: see `find_by_edit`.
         """
         _require_id(edit_id)
         if edit_id in self._made_by or edit_id in self._deleted:
@@ -113,14 +113,14 @@ class Contexts:
     def find(self, context_id: ContextId) -> Context | None:
         return self._contexts.get(context_id)
 
-    def made_by(self, edit_id: EditId) -> Context:
+    def find_by_edit(self, edit_id: EditId) -> Context:
         """Return the context that was created under `edit_id`. Raises UnknownContext."""
         context_id = self._made_by.get(edit_id)
         if context_id is None:
             raise UnknownContext(f"there is no context that was created under {edit_id!r}")
         return self._contexts[context_id]
 
-    def version_by(self, context_id: ContextId, edit_id: EditId) -> Version:
+    def version_of_edit(self, context_id: ContextId, edit_id: EditId) -> Version:
         """Return the version that `edit_id` made, if it is among the latest. Raises UnknownContext, StaleEpoch."""
         version = _find(self.get(context_id), edit_id)
         if version is None:
@@ -187,7 +187,7 @@ def apply_edits(context: Context, version: Version, edits: Sequence[Edit]) -> Co
 
 
 def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return tokens and holes after `edits`, which ascend, don't overlap and name positions before all of them."""
+    """Return the tokens and holes after `edits`, which ascend and don't overlap; positions count before all edits."""
     tokens: list[int] = []
     masked: list[int] = []
     holes = iter(context.masked)
@@ -213,7 +213,7 @@ def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tu
 
 
 def _id(at: Revision, edit_id: EditId) -> ContextId:
-    """Make an id that no other context gets, even if a store that lost its data restarts revisions at 1."""
+    """Return an id for a new context that stays unique even if a store that lost its data restarts revisions at 1."""
     return ContextId(f"ctx-{at}-{hashlib.blake2b(edit_id.encode(), digest_size=4).hexdigest()}")
 
 
@@ -227,5 +227,5 @@ def _key(fingerprint: str, salt: str, token_ids: tuple[int, ...]) -> PrefixKey:
 
 
 def _require_id(edit_id: EditId) -> None:
-    if not 0 < len(edit_id) <= MAX_EDIT_ID:
-        raise InvalidRequest(f"commit_id needs 1 to {MAX_EDIT_ID} characters, got {len(edit_id)}")
+    if not 0 < len(edit_id) <= MAX_EDIT_ID_LENGTH:
+        raise InvalidRequest(f"commit_id needs 1 to {MAX_EDIT_ID_LENGTH} characters, got {len(edit_id)}")

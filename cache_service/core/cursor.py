@@ -9,11 +9,11 @@ from cache_service.core.events import Created, Deleted, Edited, Event
 from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 
-PART_PLACEMENTS = 4096
-"""The most placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
+MAX_PART_PLACEMENTS = 4096
+"""Maximum number of placements or depth limits in one part of a snapshot: about 400 KB of gRPC's 4 MB."""
 
-BATCH_TOKENS = 262_144
-"""The maximum total of context tokens and name characters in the events of one message."""
+MAX_BATCH_TOKENS = 262_144
+"""Maximum number of context tokens and name characters, in all, in the events of one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Carries a part of a snapshot, or events, or neither: then it only tells an idle watcher the newest `revision`."""
+    """Carries a part of a snapshot, or events, or neither: then it only gives an idle watcher the newest `revision`."""
 
     incarnation: str
     revision: Revision
@@ -38,10 +38,10 @@ def parts_of(snapshot: Snapshot) -> Iterator[Part]:
     """Yield `snapshot` in pieces that each fit a message; a context has a piece of its own."""
     pieces = [replace(snapshot, placements=(), contexts=(), limits=())]
     empty = Snapshot(snapshot.revision, (), ())
-    for start in range(0, len(snapshot.placements), PART_PLACEMENTS):
-        pieces.append(replace(empty, placements=snapshot.placements[start : start + PART_PLACEMENTS]))
-    for start in range(0, len(snapshot.limits), PART_PLACEMENTS):
-        pieces.append(replace(empty, limits=snapshot.limits[start : start + PART_PLACEMENTS]))
+    for start in range(0, len(snapshot.placements), MAX_PART_PLACEMENTS):
+        pieces.append(replace(empty, placements=snapshot.placements[start : start + MAX_PART_PLACEMENTS]))
+    for start in range(0, len(snapshot.limits), MAX_PART_PLACEMENTS):
+        pieces.append(replace(empty, limits=snapshot.limits[start : start + MAX_PART_PLACEMENTS]))
     pieces.extend(replace(empty, contexts=(context,)) for context in snapshot.contexts)
     for i, piece in enumerate(pieces):
         yield Part(piece, last=i == len(pieces) - 1)
@@ -52,7 +52,7 @@ def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
     num_tokens = 0
     for i, event in enumerate(events):
         num_tokens += _weight(event)
-        if num_tokens > BATCH_TOKENS and i > 0:
+        if num_tokens > MAX_BATCH_TOKENS and i > 0:
             return tuple(events[:i])
     return tuple(events)
 

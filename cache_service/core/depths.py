@@ -1,4 +1,4 @@
-"""Decide how deep a prefix may be reused after drift was measured on it. Pure.
+"""Decide the depth limits of prefixes on which drift was measured. Pure.
 
 A limit ends with the last placement of its key, so the limits are no more than the placements allow.
 """

@@ -67,7 +67,7 @@ class Directory:
             return ()
         return (Draining(at, lease.replica),)
 
-    def under_leases(self, leases: Collection[LeaseId]) -> list[ReplicaId]:
+    def with_leases(self, leases: Collection[LeaseId]) -> list[ReplicaId]:
         """Return the members whose lease is among `leases`."""
         return [replica for replica, lease in self._members.items() if lease.id in leases]
 

@@ -37,7 +37,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A member left or expired, and all its placements went with it."""
+    """A member left or expired; its placements have ended, too."""
 
     kind: ClassVar = "left"
     revision: Revision

@@ -39,7 +39,7 @@ class Put:
 
     fact: Fact
     replaced: Context | None = None
-    """The context as it was before, where `fact` is an edited one."""
+    """The earlier version of the context, if `fact` is an edited context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class ChangeReader:
         self._withdrawn: set[tuple[PrefixKey, ReplicaId]] = set()
 
     def changes_of(self, event: Event) -> Iterator[Change]:
-        """Yield what the next event changes."""
+        """Yield the changes that the next event makes."""
         match event:
             case (
                 Joined(lease=fact)
@@ -94,13 +94,13 @@ class ChangeReader:
                 assert_never(event)
 
     def _withdraw(self, placement: Placement) -> Iterator[Change]:
-        """Drop the placement, and with the last one of its key the key's depth limits."""
+        """Drop the placement and, if it is the last one of its key, the key's depth limits."""
         yield Drop(placement)
         key = placement.key
         self._withdrawn.add((key, placement.replica))
-        holders = self._directory.lookup([key]).get(key, ())
-        if all((key, holder.replica) in self._withdrawn for holder in holders):
-            for limit in self._depths.lookup([key]):
+        limits = self._depths.lookup([key])
+        if limits and all((key, p.replica) in self._withdrawn for p in self._directory.lookup([key]).get(key, ())):
+            for limit in limits:
                 yield Drop(limit)
 
 

@@ -6,7 +6,7 @@ from cache_service.core.types import LeaseId
 
 
 class Leases:
-    """Knows which leases are active. A lapsed lease never becomes active again: its holder needs a new one."""
+    """Keeps the active leases. A lapsed lease never becomes active again: its holder needs a new one."""
 
     def __init__(self) -> None:
         self._deadlines: dict[LeaseId, float] = {}
@@ -15,7 +15,7 @@ class Leases:
         self._deadlines[lease] = now + ttl_s
 
     def renew(self, lease: LeaseId, ttl_s: float, now: float) -> bool:
-        """Postpone the deadline to `now + ttl_s`; return False if the lease has ended."""
+        """Set the deadline to `now + ttl_s`; return False if the lease has ended already."""
         deadline = self._deadlines.get(lease)
         if deadline is None or deadline <= now:
             return False

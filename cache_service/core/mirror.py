@@ -15,7 +15,7 @@ from cache_service.core.types import Build, Context, DepthLimit, FencingToken, P
 
 @dataclass(frozen=True)
 class Moved:
-    """States that no context still has the content `old`."""
+    """Reports that no context has the content `old` any more."""
 
     old: PrefixKey
     context: Context | None
@@ -27,15 +27,15 @@ class News:
     """Lists the changes in an update that matter to members and routers."""
 
     lifted: frozenset[PrefixKey] = frozenset()
-    """The keys whose earlier depth limits have ended. A snapshot names all keys that were limited before it."""
+    """Keys whose earlier depth limits have ended; with a snapshot, all keys that were limited before."""
     limits: tuple[DepthLimit, ...] = ()
     """The depth limits that hold from now on."""
     moved: tuple[Moved, ...] = ()
     renamed: frozenset[PrefixKey] = frozenset()
-    """Keys whose context may have changed: they may now be the content of another context, or of none."""
+    """Keys that may now be the content of another context, or of none."""
     ended_builds: frozenset[FencingToken] = frozenset()
     is_restart: bool = False
-    """The update is a snapshot, which replaced all that was known."""
+    """True if the update is a snapshot, which replaced the whole state."""
 
 
 class Mirror:
@@ -67,8 +67,8 @@ class Mirror:
         ]
         deleted = (context for context in before.contexts.all() if contexts.find(context.id) is None)
         moved += [Moved(context.key, None) for context in deleted if contexts.with_content(context.key) is None]
-        under_way = {build.token for build in snapshot.builds}
-        ended = frozenset(build.token for build in before.builds.all() if build.token not in under_way)
+        in_progress = {build.token for build in snapshot.builds}
+        ended = frozenset(build.token for build in before.builds.all() if build.token not in in_progress)
         lifted = frozenset(limit.key for limit in before.depths.all())
         limits = self.state.depths.all()
         return News(lifted, limits, tuple(moved), ended_builds=ended, is_restart=True)

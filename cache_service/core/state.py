@@ -1,4 +1,4 @@
-"""Hold all that the service knows at one revision, and make decisions that concern several cores. Pure.
+"""Hold the service's facts at one revision, and make decisions that concern several cores. Pure.
 
 A decision takes a request and the revision `at` that its first event would get, and returns events or raises what
 it refuses; see `cache_service.core.directory`.
@@ -97,11 +97,11 @@ class State:
         return changes
 
     def change_reader(self) -> ChangeReader:
-        """Return a reader of the events of one decision on this state."""
+        """Return a ChangeReader for the events of one decision on this state."""
         return ChangeReader(self.directory, self.contexts, self.depths)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where facts contradict each other."""
+        """Raise AssertionError if facts contradict each other."""
         self.directory.check_integrity()
         for limit in self.depths.all():
             if not self.directory.has_holder(limit.key):
@@ -157,7 +157,7 @@ class State:
 
     def register(self, replica: ReplicaId, ttl_s: float, at: Revision, depth_table: DepthTable | None = None) -> Events:
         """Grant `replica` a new lease; placements and builds of an older registration end."""
-        ended = self.builds.release(self.builds.of_replicas({replica}), at)
+        ended = self.builds.release(self.builds.held_by_replicas({replica}), at)
         return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended), depth_table))
 
     def leave(self, lease: Lease, at: Revision) -> Events:
@@ -167,10 +167,10 @@ class State:
 
     def expire(self, lapsed: Collection[LeaseId], at: Revision) -> Events:
         """End the members and builds whose lease is among `lapsed`; leases that have ended already change nothing."""
-        return self._remove(self.directory.under_leases(lapsed), self.builds.under_leases(lapsed), at)
+        return self._remove(self.directory.with_leases(lapsed), self.builds.with_leases(lapsed), at)
 
     def _remove(self, replicas: list[ReplicaId], builds: list[Build], at: Revision) -> Events:
-        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.of_replicas(replicas))), at)
+        ended = self.builds.release(dict.fromkeys((*builds, *self.builds.held_by_replicas(replicas))), at)
         return (*ended, *self.directory.remove(replicas, _after(at, ended)))
 
     # Entries
@@ -185,7 +185,7 @@ class State:
         return self.directory.announce(lease, placements, at)
 
     def _require_made(self, placement: Placement, token: FencingToken) -> None:
-        """Require that a placement with a token is already listed under that token."""
+        """Raise FencedToken unless a placement with a token is already listed under that token."""
         known = self.directory.find(placement.key, placement.replica)
         if known is None or known.token != token:
             raise FencedToken(f"token {token} made no listed entry: announce it without a token")

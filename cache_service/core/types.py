@@ -8,17 +8,17 @@ from typing import NewType
 PrefixKey = NewType("PrefixKey", bytes)
 """The content address of a prefix: see `cache_service.core.hashing`."""
 ReplicaId = NewType("ReplicaId", str)
-"""Names one replica of the worker in Ray Serve; unique over restarts."""
+"""The id of one replica of the worker in Ray Serve; unique over restarts."""
 Revision = NewType("Revision", int)
-"""Counts the events of one store: every event gets the next revision."""
+"""The number of an event in its store: every event gets the next revision."""
 Epoch = NewType("Epoch", int)
-"""Counts the versions of a context; a prefix without a context has epoch 0."""
+"""The number of a context's version; a prefix without a context has epoch 0."""
 LeaseId = NewType("LeaseId", int)
-"""Names one registration of a replica, or one build, by the revision that began it, so it is never used twice."""
+"""The id of one registration of a replica, or of one build: the revision that began it, so it is never used twice."""
 ContextId = NewType("ContextId", str)
-"""Names a shared context. It derives from revision and edit id of the creation, so it is never used twice."""
+"""The id of a shared context. It derives from revision and edit id of the creation, so it is never used twice."""
 EditId = NewType("EditId", str)
-"""Chosen by the author of an edit or a creation, so that one whose answer was lost can be sent again without harm."""
+"""An id that the author of an edit or a creation chooses, so that a request can be sent again without harm."""
 FencingToken = NewType("FencingToken", int)
 """The revision at which a build was granted, so it rises at each grant."""
 
@@ -33,7 +33,7 @@ class Placement:
     replica: ReplicaId
     num_tokens: int
     safe_depth: int
-    """How many layers of the entry, from the first on, may be reused."""
+    """Number of leading layers of the entry that may be reused."""
     size_bytes: int
     epoch: Epoch = FIRST_EPOCH
     context: ContextId | None = None
@@ -72,7 +72,7 @@ class Edit:
     end: int
     token_ids: tuple[int, ...]
     masked: bool = False
-    """The new positions are holes, still to be denoised; `token_ids` then repeats the model's mask id."""
+    """True if the new positions are holes, still to be denoised; `token_ids` then repeats the model's mask id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class DepthLimit:
-    """Forbids all members to reuse more than `depth` layers of the prefix at prefix ratios of this bucket."""
+    """Limits the reuse of one prefix to `depth` layers, for all members, at the prefix ratios of one bucket."""
 
     key: PrefixKey
     bucket: int

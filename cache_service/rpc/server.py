@@ -51,8 +51,8 @@ _SERVICERS: tuple[tuple[Callable[[Any, grpc.aio.Server], None], type[Servicer]],
 class CacheServer:
     """Serves `store` while its context is open, then closes it.
 
-    Its background tasks begin again after every failure. Where one has ended for good, or the thread that serves
-    metrics has, the instance reports NOT_SERVING until it is restarted, and logs the reason.
+    Its background tasks begin again after every failure. If one has ended for good, or the thread that serves metrics
+    has, the instance reports NOT_SERVING until it is restarted, and logs the reason.
     """
 
     def __init__(self, config: ServerConfig, store: Store) -> None:
@@ -132,7 +132,7 @@ class CacheServer:
         self.service.metrics.task_failures.labels(task).inc()
 
     def _on_task_end(self) -> None:
-        """Let the health follow at once: the tick itself may be what has ended."""
+        """Update the health at once, since the task that has ended may be the one that updates it periodically."""
         self._last_tick = asyncio.get_running_loop().create_task(self._tick())
 
     async def _tick_forever(self) -> None:
@@ -159,7 +159,7 @@ class CacheServer:
             self._status = status
 
     def _require_tasks(self) -> None:
-        """Raise CacheServiceUnavailable where something has ended that should run."""
+        """Raise CacheServiceUnavailable if a task or a thread has ended that should run."""
         self.tasks.check()
         if self._metrics_thread is not None and not self._metrics_thread.is_alive():
             raise CacheServiceUnavailable("the thread that serves metrics has ended: restart this instance")

@@ -16,8 +16,8 @@ from cache_service.store.base import Decision, Store
 _log = logging.getLogger(__name__)
 
 EVENT_BATCH = 1024
-PROGRESS_S = 5.0
-"""How often an idle watcher gets the newest revision."""
+IDLE_UPDATE_S = 5.0
+"""Seconds between two updates of an idle watcher with the newest revision."""
 
 _Position = tuple[Revision, str, Revision]
 """The revision that a watcher has reached, the store's incarnation, and the store's newest revision."""
@@ -56,7 +56,7 @@ class CacheService:
         return events
 
     async def keep_alive(self, lease: Lease) -> Lease:
-        """Postpone the lease's deadline. Raises LeaseRefused once it has ended."""
+        """Extend the lease by its TTL from now. Raises LeaseRefused once it has ended."""
         await self.store.sync()
         granted = self.store.state.directory.require(lease)
         if not await self.store.renew(granted):
@@ -66,18 +66,21 @@ class CacheService:
     async def acquire(
         self, lease: Lease, key: PrefixKey, epoch: Epoch, context: ContextId | None, ttl_s: float
     ) -> Build:
-        """Return the build of (key, epoch) that is in progress; renew its lease if it is the member's own."""
+        """Grant the member the build of (key, epoch), or return the build that is in progress already.
+
+        If that is the member's own, its lease is extended.
+        """
         for _ in range(2):
             events = await self.append(lambda state, at: state.acquire(lease, key, epoch, context, ttl_s, at))
             granted = next((event.build for event in events if isinstance(event, Granted)), None)
-            build = granted or self.store.state.builds.under_way(key, epoch)
+            build = granted or self.store.state.builds.in_progress(key, epoch)
             if granted or build.replica != lease.replica or await self.store.renew(build.lease):
                 return build
             await self.tick()  # the member's own build has lapsed: end it, then grant it again
         raise CacheServiceUnavailable(f"build {build.token} has lapsed but can't be ended yet, try again")
 
     async def extend(self, lease: Lease, build: Build) -> None:
-        """Postpone the end of a build. Raises LeaseRefused or FencedToken once either lease has ended."""
+        """Extend a build's lease. Raises LeaseRefused or FencedToken if the member's or the build's has ended."""
         await self.store.sync()
         self.store.state.directory.require(lease)
         granted = self.store.state.builds.require(lease.replica, build.key, build.epoch, build.token)
@@ -99,7 +102,7 @@ class CacheService:
                 _log.info("replica %s lost a build: its lease lapsed", event.replica)
 
     async def watch(self, after: Revision | None, incarnation: str) -> AsyncIterator[Update]:
-        """Yield a snapshot where `after` is None, then all later events.
+        """Yield a snapshot if `after` is None, then all later events.
 
         Raises Compacted if some of them are no longer known, and CacheServiceUnavailable if the store is not
         reachable.
@@ -122,7 +125,7 @@ class CacheService:
                     after = update.events[-1].revision
                     continue
                 try:
-                    async with asyncio.timeout(PROGRESS_S):
+                    async with asyncio.timeout(IDLE_UPDATE_S):
                         await store.feed.wait(after)
                 except TimeoutError:
                     await store.sync()  # an instance without its store can't know that there were no events

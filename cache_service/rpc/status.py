@@ -17,8 +17,8 @@ from cache_service.errors import (
 
 REASON_KEY = "palimpsest-reason"
 MAX_DETAILS = 500
-"""The most characters of details. A status is a header: beyond 8 KiB gRPC drops the metadata beside it, and beyond
-16 KiB clients refuse it."""
+"""Maximum number of characters in a status's details. They are sent in a header: beyond 8 KiB gRPC drops the metadata
+beside it, and beyond 16 KiB clients refuse it."""
 
 CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     CacheServiceUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -38,15 +38,15 @@ class Store(Protocol):
         """Return True for a store that may lose what it holds once its memory is full."""
 
     async def append(self, decide: Decision) -> Sequence[Event]:
-        """Append the events of `decide` for the newest state, all or none; on return `state` includes them."""
+        """Append atomically the events that `decide` returns for the newest state. On return `state` includes them."""
 
     async def sync(self) -> None:
         """Wait until `state` includes every event that was appended before this call."""
 
     async def renew(self, lease: Lease) -> bool:
-        """Postpone the lease's deadline by its `ttl_s`; return False if it has ended.
+        """Extend the lease by its `ttl_s` from now; return False if it has ended already.
 
-        A lease begins with the event that grants it.
+        The event that grants a lease starts its first `ttl_s`.
         """
 
     async def lapsed(self) -> frozenset[LeaseId]:

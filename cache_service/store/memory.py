@@ -41,7 +41,7 @@ class MemoryStore:
         return events
 
     def _update_lease(self, change: Change) -> None:
-        """Begin or end the lease of a member or build with it."""
+        """Begin or end the lease of a member or build that `change` adds or removes."""
         lease = lease_of(change.fact)
         if lease is None:
             return

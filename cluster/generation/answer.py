@@ -28,7 +28,7 @@ from cluster.metrics import IngressMetrics
 from workers.api import GenerateChunk, GenerateRequest
 
 ATTEMPTS = 3
-"""Most replicas on which one request is tried, as long as no part of its answer has been delivered."""
+"""Maximum number of replicas on which one request is tried, before any part of its answer is delivered."""
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -43,11 +43,11 @@ class Observation(Protocol[T_contra]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def see(self, delivered: T_contra) -> None: ...
+    def observe(self, delivered: T_contra) -> None: ...
 
 
-class Unobserved:
-    """Observes nothing: the run is part of another one, which is observed as a whole."""
+class NullObservation:
+    """Ignores a run that is part of another run, which is observed as a whole."""
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +57,7 @@ class Unobserved:
     ) -> None:
         pass
 
-    def see(self, delivered: object) -> None:
+    def observe(self, delivered: object) -> None:
         pass
 
 
@@ -131,7 +131,7 @@ class InferenceService:
         async def build() -> GenerateRequest:
             return request
 
-        return await only_item(self.run(build, lambda _: BlockReader(), Unobserved(), deadline))
+        return await only_item(self.run(build, lambda _: BlockReader(), NullObservation(), deadline))
 
     def deadline(self, timeout_s: float | None) -> float:
         """Return the deadline on the event loop's clock: in `timeout_s`, or earlier if the service's limit is lower."""
@@ -145,7 +145,7 @@ class InferenceService:
         observation: Observation[T],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the reader of one attempt delivers.
+        """Yield the results that the reader makes of the workers' chunks.
 
         If a replica is lost before anything was delivered, another attempt follows. The last delivery
         waits until the workers' stream has ended: the replica is then known to be free again.
@@ -159,7 +159,7 @@ class InferenceService:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
                                 is_silent = False
-                                observation.see(delivered)
+                                observation.observe(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -173,7 +173,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.see(last)
+                    observation.observe(last)
                     yield last
                     return
 

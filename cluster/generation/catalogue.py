@@ -10,7 +10,7 @@ from workers.api import ModelInfo
 
 
 class ModelCatalogue:
-    """Learns from the workers which model they serve."""
+    """Asks the workers which model they serve, and remembers it."""
 
     def __init__(self, workers: Workers, name: str) -> None:
         """Serve the model under `name`."""
@@ -36,6 +36,6 @@ class ModelCatalogue:
         return self._info
 
     def check(self, name: str | None) -> None:
-        """Raise ModelNotFoundError unless `model` is the served one; None and an empty name stand for that."""
+        """Raise ModelNotFoundError unless `name` is the served model's, or None or empty."""
         if name not in {None, "", self.name}:
             raise ModelNotFoundError(f"model {name!r} is not served here; this server has {self.name!r}")

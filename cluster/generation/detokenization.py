@@ -30,7 +30,7 @@ class Detokenizer:
         return "".join(self._step(token_id) for token_id in token_ids)
 
     def finish(self) -> str:
-        """Return what was held back; a broken character at the end becomes U+FFFD."""
+        """Return the text that was held back; a broken character at the end becomes U+FFFD."""
         return self._new_text()
 
     def _step(self, token_id: int) -> str:

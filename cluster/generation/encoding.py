@@ -13,8 +13,8 @@ from workers.config import BiCacheConfig
 
 T = TypeVar("T")
 
-LONG = 1 << 15
-"""Number of characters, or token ids, from which on encoding would block the event loop for too long."""
+LONG_TEXT_LENGTH = 1 << 15
+"""Minimum number of characters or token ids of a text whose encoding would block the event loop for too long."""
 
 
 class TextEncoder:
@@ -32,6 +32,6 @@ class TextEncoder:
 
     async def run(self, length: int, work: Callable[[Tokenizer], T]) -> T:
         """Run `work`, which encodes text of this length, and return its result. Raises what it raises."""
-        if length < LONG:
+        if length < LONG_TEXT_LENGTH:
             return work(self.tokenizer)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._for_long)

@@ -10,12 +10,12 @@ from workers.api import ContextMode, FinishReason, Usage
 
 @dataclass(frozen=True)
 class ContextChoice:
-    """Names the shared context that is a request's prefix."""
+    """Identifies the shared context that is a request's prefix."""
 
     id: ContextId
     mode: ContextMode = ContextMode.PIN
     max_staleness: int = 0
-    """How many epochs old the request's content may be at a block start; a request always begins with the newest."""
+    """Maximum age in epochs of the request's content at a block start; a request always begins with the newest."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Finished:
-    """Ends an answer."""
+    """Reports the end of an answer, with its reason and usage."""
 
     reason: FinishReason
     usage: Usage

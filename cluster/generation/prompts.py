@@ -15,7 +15,7 @@ from workers.api import ContextEpoch, ContextRead, DecodingParams, GenerateReque
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """Says what a client asks for."""
+    """Describes a client's call to generate text."""
 
     request_id: str
     """Unique over all requests."""
@@ -77,7 +77,9 @@ class RequestBuilder:
             return ResolvedPrompt(await self._encoder.run(length, lambda tokenizer: tokenizer.encode(call.prompt)))
         context = await self._contexts.read_to_generate(call.context.id, call.cache_salt)
         num_tokens, at = len(context.token_ids), ContextEpoch(context.id, context.epoch)
-        behind = await self._encoder.run(length, lambda tokenizer: tokenizer.encode_behind(call.prompt, num_tokens))
+        behind = await self._encoder.run(
+            length, lambda tokenizer: tokenizer.encode_after_context(call.prompt, num_tokens)
+        )
         whole = EncodedPrompt(
             context.token_ids + behind.token_ids, (num_tokens, *(num_tokens + length for length in behind.boundaries))
         )

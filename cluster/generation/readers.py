@@ -26,11 +26,11 @@ class Reader(Protocol[T_co]):
         ...
 
     def read(self, chunk: GenerateChunk) -> Sequence[T_co]:
-        """Return what can be delivered now."""
+        """Take the next chunk, and return the results that can be delivered now."""
         ...
 
     def finish(self) -> T_co:
-        """Return the last results. Raises ReplicaLostError if the last chunk is missing."""
+        """Return the last result. Raises ReplicaLostError if the last chunk is missing."""
         ...
 
 

@@ -21,10 +21,10 @@ PROBE_TIMEOUT_S = 5.0
 
 
 class WorkerReplicas:
-    """Reaches all replicas of the worker deployment through its router."""
+    """Calls the replicas of the worker deployment through Serve's router."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        """Request answers by value, directly from the replica: many small messages are expensive as Ray objects."""
+        """Ask for answers by value, directly from the replica: Ray objects are expensive for many small messages."""
         self._handle = handle
         self._generate: Any = handle.options(
             method_name="replies",

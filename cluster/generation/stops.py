@@ -8,13 +8,13 @@ MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 
 
 class StopStrings:
-    """Passes on the text before the stop string that is completed first.
+    """Cuts streamed text at the first stop string.
 
     A possible beginning of a stop string is held back, so that the result doesn't depend on how the text was split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Stop at the first of `stops`, of which none is empty."""
+        """Stop at any of `stops`, none of which is empty."""
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
@@ -32,7 +32,7 @@ class StopStrings:
         return self._release(len(self._held) - self._longest_beginning())
 
     def finish(self) -> str:
-        """Return what is held back, when no more text comes."""
+        """Return the text that was held back, once no more text follows."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -40,6 +40,6 @@ class StopStrings:
         return text
 
     def _longest_beginning(self) -> int:
-        """Return the length of the longest end of the held text with which a stop string begins."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop string."""
         lengths = (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
         return max(lengths, default=0)

@@ -24,11 +24,11 @@ from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
 
 TOKEN_GRID = 128
-"""A prompt of bare token ids shows no structure: it is cut at a multiple of this."""
+"""Number of tokens of which a prompt of bare token ids, which shows no structure, is cut at a multiple."""
 GRID_STEPS = 4
-"""The least length of such a prompt, in grid steps."""
+"""Minimum length of such a prompt, in grid steps."""
 MAX_BOUNDARIES = 4
-"""Up to this many boundaries of a conversation are all computed; of more, only those that decide the cut."""
+"""Maximum number of a conversation's boundaries that are all computed; of more, only those that decide the cut."""
 ANCHOR = "."
 """A placeholder for the text that a suffix follows."""
 
@@ -151,7 +151,7 @@ class Tokenizer:
         """Return the token ids of text in which no special token is read as such."""
         return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
 
-    def encode_behind(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
+    def encode_after_context(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
         """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
 
         Raises RequestError as `encode`.
@@ -191,7 +191,7 @@ class Tokenizer:
         return [detokenizer.push([token_id]) for token_id in token_ids]
 
     def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
-        """Return which tokens, whose `pieces` are given, end inside a character that a later one completes."""
+        """Return the indices of the tokens, whose texts are `pieces`, that end inside a character."""
         silent = (index for index, piece in enumerate(pieces) if not piece)
         return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
 
@@ -202,7 +202,7 @@ class Tokenizer:
     def check_ids(self, token_ids: Iterable[int], param: str = "prompt") -> None:
         """Raise RequestError for ids beyond the vocabulary."""
         if (bad := next((i for i in token_ids if not 0 <= i < self.vocab_size), None)) is not None:
-            raise RequestError(f"token id {bad} is outside the vocabulary of {self.vocab_size} tokens", param=param)
+            raise RequestError(f"token id {bad} is beyond the vocabulary of {self.vocab_size} tokens", param=param)
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """Return a detokenizer for text that continues that of the tokens `before`."""
@@ -233,12 +233,12 @@ class Tokenizer:
         return _encoded(token_ids, (len(prefix(turn)) for turn in turns if is_boundary(turn)))
 
     def _continue_conversation(self, messages: Sequence[Message], num_context: int) -> EncodedPrompt:
-        """Encode turns as if after others, whose text doesn't matter: a system turn replaces them, then is removed."""
+        """Encode turns that follow earlier ones, by rendering them after a short system turn that is then cut off."""
         others = (Message("system", ANCHOR),)
         before = self._render(others, add_generation_prompt=False)
         whole = self._encode_conversation((*others, *messages), num_context - len(before))
         if list(whole.token_ids[: len(before)]) != before:
-            raise RequestError("the model's chat template can't put these messages behind a context", param="messages")
+            raise RequestError("the model's chat template can't put these messages after a context", param="messages")
         boundaries = tuple(length - len(before) for length in whole.boundaries if length > len(before))
         return EncodedPrompt(whole.token_ids[len(before) :], boundaries)
 
@@ -260,7 +260,7 @@ class Tokenizer:
         return list(ids)
 
     def _encode_text(self, text: str) -> EncodedPrompt:
-        """Encode text, with boundaries after its first and its last blank line, as few-shot prompts are laid out."""
+        """Encode text, with boundaries after its first and its last blank line, which suits few-shot prompts."""
         token_ids = list(self._tokenizer(text)["input_ids"])
         ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
         prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))

@@ -9,7 +9,7 @@ from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 
 
 class Workers(Protocol):
-    """Reaches the worker replicas through whatever routes to them."""
+    """Declares the calls that generation makes to the worker replicas."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Yield the chunks in order; closing the generator stops the work."""

@@ -30,7 +30,8 @@ from ray.serve.schema import LoggingConfig
 
 from cache_service.config import address_of
 from cluster.app import build
-from cluster.config import APPLICATION, ClusterConfig, located, parse_config, to_mapping
+from cluster.config import APPLICATION, ClusterConfig
+from cluster.config_file import parse_config, resolve_model_directory, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
@@ -38,7 +39,7 @@ from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
-from workers.models.loader import architecture_of, check_dimensions, opened, read_json, shard_files
+from workers.models.loader import architecture_of, check_dimensions, open_shard, read_json, shard_files
 from workers.ray_internals import init_options
 from workers.worker import dtype_of
 
@@ -57,7 +58,7 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
 
     Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
-    config = located(parse_config(json.loads(config_file.read_text())))
+    config = resolve_model_directory(parse_config(json.loads(config_file.read_text())))
     model = checked_model(config.worker.model)
     level = "INFO" if log_level == "DEBUG" else "WARNING"
     logging.getLogger("ray.serve").setLevel(level)
@@ -70,25 +71,25 @@ def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
     try:
         serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
-        raise StartError(f"{error} {reasons()}") from error
+        raise StartError(f"{error} {failure_reasons()}") from error
     typer.echo(greeting(config))
     signal.pause()
 
 
 def checked_model(directory: Path) -> ModelConfig:
-    """Check the model as far as possible before the start. Raises UnsupportedModelError or TokenizerError."""
+    """Check the model's files before the start. Raises UnsupportedModelError or TokenizerError."""
     raw = read_json(directory / "config.json")
     model = architecture_of(raw, directory).parse_config(raw)
     check_dimensions(model, directory)
     for shard in shard_files(directory):
-        with opened(shard):  # reads the header, which shows whether the file was cut off
+        with open_shard(shard):  # reads the header, which shows whether the file was cut off
             pass
     Tokenizer(directory)
     return model
 
 
 def object_store_bytes(config: ClusterConfig, model: ModelConfig, num_gpus: int, memory: Memory) -> int:
-    """Return the size of Ray's object store; warns where copies will be slow. Raises StartError."""
+    """Return the size of Ray's object store; warns if copies will be slow. Raises StartError."""
     worker, on_gpus = config.worker, config.is_on_gpus(num_gpus)
     itemsize = dtype_of(worker.dtype, torch.device("cuda" if on_gpus else "cpu")).itemsize
     entry_bytes = worker.kv.entry_bytes
@@ -111,15 +112,15 @@ def memory_of_machine(limit_files: Iterable[Path] = LIMIT_FILES) -> Memory:
     return Memory(total, psutil.disk_usage(str(SHARED_MEMORY)).free if SHARED_MEMORY.exists() else total)
 
 
-def reasons() -> str:
-    """Return the reasons why deployments failed: the last line of each message."""
+def failure_reasons() -> str:
+    """Return the last line of each failed deployment's message."""
     deployments = serve.status().applications[APPLICATION].deployments.items()
     messages = {name: status.message.strip().splitlines() for name, status in deployments}
     return "; ".join(f"{name}: {lines[-1]}" for name, lines in messages.items() if lines)
 
 
 def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_bytes: int) -> None:
-    """Start our own Ray cluster: it joins no other one on this machine, and reserves no more than is configured."""
+    """Start a separate Ray cluster on this machine, which reserves no more than is configured."""
     needed = math.ceil(num_replicas * config.resources.worker_cpus + config.resources.ingress_cpus)
     try:
         ray.init(
@@ -135,7 +136,7 @@ def start_ray(config: ClusterConfig, directory: Path, num_replicas: int, store_b
 
 
 def greeting(config: ClusterConfig) -> str:
-    """Return the text with which a user can send a first request."""
+    """Return the start-up message, with a command that sends a first request."""
     url = f"http://{address_of(reachable(config.http.host), config.http.port)}"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     body = json.dumps({"model": config.name, "messages": messages})
@@ -156,7 +157,7 @@ def reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def end_with(parent: int) -> None:
+def end_after_parent(parent: int) -> None:
     """End this process and Ray some seconds after `parent` has ended: Ray may miss the signal while it starts."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
@@ -166,7 +167,7 @@ def end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_after_parent, args=(os.getppid(),), daemon=True).start()
     with no_orphans():
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import StartError
 from workers.models.base import ModelConfig
 
-LEAST_BYTES = 128 << 20
+MIN_BYTES = 128 << 20
 """Enough for everything but copies: chunks are small and travel inline."""
 COPIES_A_REPLICA = 2
 """Copies of one replica that are in progress at a time: one for a request, and one prefetched."""
@@ -31,7 +31,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StoreSize:
-    """Says how large the store becomes."""
+    """Holds the chosen size of the object store."""
 
     num_bytes: int
     warning: str | None = None
@@ -48,8 +48,8 @@ def heaviest_copy_bytes(model: ModelConfig, entry_depths: int, itemsize: int, en
     return heaviest if entry_bytes is None else min(heaviest, entry_bytes)
 
 
-def passes_copies(config: ClusterConfig, num_replicas: int) -> bool:
-    """Return whether copies may go through the object store."""
+def carries_copies(config: ClusterConfig, num_replicas: int) -> bool:
+    """Return whether the configuration lets copies go through the object store."""
     coherence = config.worker.coherence
     return num_replicas > 1 and coherence.transfer != "never" and coherence.tensor_transport != "nixl"
 
@@ -59,17 +59,17 @@ def store_size(config: ClusterConfig, num_replicas: int, copy_bytes: int, memory
 
     Raises StartError for a size that this machine doesn't have.
     """
-    copied_bytes = copy_bytes if passes_copies(config, num_replicas) else 0
+    copied_bytes = copy_bytes if carries_copies(config, num_replicas) else 0
     asked = config.resources.object_store_bytes
     if asked == "auto":
-        wanted = max(LEAST_BYTES, COPIES_A_REPLICA * num_replicas * copied_bytes)
+        wanted = max(MIN_BYTES, COPIES_A_REPLICA * num_replicas * copied_bytes)
         room = int(min(SHARE_OF_MEMORY * memory.total_bytes, SHARE_OF_SHARED * memory.shared_bytes))
-        num_bytes = max(LEAST_BYTES, min(wanted, room))
+        num_bytes = max(MIN_BYTES, min(wanted, room))
     else:
         check_room(asked, memory)
         num_bytes = asked
     if num_bytes < copied_bytes:
-        return StoreSize(num_bytes, too_small(num_bytes, copied_bytes, memory))
+        return StoreSize(num_bytes, size_error(num_bytes, copied_bytes, memory))
     return StoreSize(num_bytes)
 
 
@@ -82,7 +82,7 @@ def check_room(asked: int, memory: Memory) -> None:
             )
 
 
-def too_small(num_bytes: int, copied_bytes: int, memory: Memory) -> str:
+def size_error(num_bytes: int, copied_bytes: int, memory: Memory) -> str:
     return (
         f"copies of prefix entries may take up to {mib(copied_bytes)}, and Ray's object store has {mib(num_bytes)}: "
         "what finds no room there goes through files, and is slow. Set resources.object_store_bytes, with more room in "

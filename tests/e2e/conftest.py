@@ -13,6 +13,7 @@ from openai import OpenAI
 from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.system import System, running
 from tests.support.checkpoints import write_random_checkpoint
+from tests.support.requirements import require_bundled_model
 from tests.support.waiting import PATIENCE_S
 from workers.models.bundle import bundled_models
 
@@ -42,8 +43,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, random_model: Path) -> Iter
 @pytest.fixture
 def knowing_system(system: System) -> System:
     """Return a system whose model knows answers."""
-    if system.model != BUNDLED:
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     return system
 
 

@@ -27,7 +27,7 @@ def a_copy(device: str) -> EntryCopy:
 class Holder:
     """An actor that hands out a copy."""
 
-    def hand_out(self, device: str) -> PackedCopy:
+    def send_packed_copy(self, device: str) -> PackedCopy:
         return PackedCopy.pack(a_copy(device), direct=True)
 
 

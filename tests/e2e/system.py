@@ -57,6 +57,13 @@ class System:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if words in command_of(child)]
 
+    def logged(self) -> str:
+        """Return what the system's processes have logged, Ray's read at the source: the system's log lags behind."""
+        files = {file.path for process in self.processes("ray::") for file in process.open_files()}
+        logs = [self.log, *(path for path in map(Path, sorted(files)) if path.name.startswith("worker-"))]
+        assert len(logs) > 1, f"no process of Ray has a log among {files}"
+        return "\n".join(log.read_text() for log in logs)
+
     def worker(self, replica: str) -> psutil.Process:
         """Return the process of one worker replica, found by the name of its log file."""
         for child in self.processes("ServeReplica:palimpsest:DiffusionWorker"):

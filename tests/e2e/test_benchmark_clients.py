@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.clients import Address, clients
 from benchmarks.stack import TRANSPORTS
 from benchmarks.traffic import Traffic
 from tests.e2e.system import System
+
+pytestmark = pytest.mark.system
 
 TRAFFIC = Traffic(
     streams=2, rounds=1, prefix=24, user=8, canvas=16, num_steps=8, block=8, vocab_size=64, ends_early=True

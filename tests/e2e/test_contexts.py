@@ -77,6 +77,7 @@ def test_a_question_about_a_context_and_about_what_it_became(knowing_system: Sys
     assert [reply.context["epochs"] for reply in (first, second, third)] == [[0], [0], [1]]
 
 
+@pytest.mark.system
 def test_no_answer_after_an_edit_is_of_the_content_before(knowing_system: System) -> None:
     context = create(knowing_system, "Rada is 34, lives in Rome and has a fox. Tobin is 29, lives in Bern.")
     city = "Rome"
@@ -89,6 +90,7 @@ def test_no_answer_after_an_edit_is_of_the_content_before(knowing_system: System
         assert reply["context"]["epochs"] == [context["epoch"]]
 
 
+@pytest.mark.system
 def test_a_request_after_an_accepted_edit_reads_it_or_a_newer_one(system: System) -> None:
     """Requests of both modes run on both replicas while a writer never pauses."""
     context = create(system, "Sanna is 34, lives in Rome.")
@@ -137,6 +139,7 @@ def test_an_edit_reaches_requests_that_follow_and_no_others(system: System, mode
     assert last["context"] == {"id": context["id"], "mode": mode, "epochs": epochs}
 
 
+@pytest.mark.system
 def test_a_followed_context_that_grows_too_long_ends_the_request(system: System) -> None:
     context = create(system, sheet("Pavo"))
     with streaming(system, asking(context, "Where does Ada live?", mode="follow") | SLOW) as chunks:
@@ -161,6 +164,7 @@ def test_a_deleted_context_is_read_to_the_end(system: System) -> None:
     assert system.post(CHAT, asking(context, "Who?")).status_code == 404
 
 
+@pytest.mark.system
 def test_two_denoisers_of_one_context_lose_no_edit(system: System) -> None:
     holes = [{"type": "mask", "length": 24}, {"type": "text", "text": " Tobin is 29."}]
     context = create(system, "Mira is 34. Anna", holes=holes)

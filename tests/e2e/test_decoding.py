@@ -13,6 +13,8 @@ from protos.inference_v1_pb2_grpc import InferenceStub
 from tests.e2e.prompts import SHEET, chat
 from tests.e2e.system import System
 
+pytestmark = pytest.mark.system
+
 BEFORE, BEHIND = "Mira is 34, lives in Oslo and has a", " Tobin is 29, lives in Lima and has a parrot."
 
 PUNCTUATION = (20, 22)

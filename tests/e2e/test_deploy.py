@@ -30,6 +30,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.system
+
 Json = dict[str, Any]
 
 KUSTOMIZE = Path(__file__).parents[2] / "deploy" / "kustomize"
@@ -217,7 +219,7 @@ def test_grpc_reports_its_health(deployed: Deployed) -> None:
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.skipif(shutil.which("wget") is None, reason="the probe runs wget, which the image has and this host lacks")
+@pytest.mark.skipif(shutil.which("wget") is None, reason="the probe runs wget: apt install wget")
 def test_the_pods_readiness_probe_passes_only_while_both_ports_serve(deployed: Deployed, rayservice: Json) -> None:
     (group,) = rayservice["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]

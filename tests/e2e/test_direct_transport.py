@@ -11,10 +11,13 @@ import ray
 from ray.exceptions import RayError
 
 from tests.e2e.direct import Holder, Reader, WithoutNixl, a_copy
+from tests.support.requirements import NO_NIXL
 from workers.config import CoherenceConfig
-from workers.deployment import NIXL, Reference
+from workers.deployment import NIXL, BodyReference
 
-pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
+pytest.importorskip("nixl", reason=NO_NIXL)
+
+pytestmark = pytest.mark.system
 
 TIMEOUT_S = 60.0
 
@@ -32,8 +35,8 @@ def actor(kind: type) -> Any:
 
 def test_a_body_is_read_out_of_its_holders_memory(cluster: None) -> None:
     holder, reader = actor(Holder), actor(Reader)
-    parcel = ray.get(holder.hand_out.remote("cpu"))
-    assert isinstance(parcel.body, Reference)
+    parcel = ray.get(holder.send_packed_copy.remote("cpu"))
+    assert isinstance(parcel.body, BodyReference)
     assert parcel.copy.num_bytes == 0
     found = ray.get(reader.read.remote(parcel, TIMEOUT_S))
     assert found == (NIXL, "cpu", parcel.copy.seal)
@@ -42,7 +45,7 @@ def test_a_body_is_read_out_of_its_holders_memory(cluster: None) -> None:
 
 def test_a_body_whose_holder_died_is_given_up_in_time(cluster: None) -> None:
     holder, reader = actor(Holder), actor(Reader)
-    parcel = ray.get(holder.hand_out.remote("cpu"))
+    parcel = ray.get(holder.send_packed_copy.remote("cpu"))
     ray.kill(holder)
     with pytest.raises(RayError):
         ray.get(reader.read.remote(parcel, 1.0))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psutil
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -41,6 +42,7 @@ def test_a_killed_worker_fails_no_request(system: System) -> None:
     eventually(lambda: all(process.cpu_percent(interval=1.0) < 50 for process in system.processes(WORKER)))  # at rest
 
 
+@pytest.mark.system
 def test_a_worker_that_hangs_hides_no_other(system: System) -> None:
     replica = replica_of(system.post("/v1/chat/completions", {"messages": chat(sheet("Ruth")), "max_tokens": 8}).json())
     others = {name for name in replicas_in(system) if name != replica}
@@ -62,6 +64,7 @@ def replicas_in(system: System) -> set[str]:
     return {sample.labels["replica"] for sample in running}
 
 
+@pytest.mark.system
 def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(system: System) -> None:
     body = {"messages": chat(sheet("Stella")), "max_tokens": 8}
     first = system.post("/v1/chat/completions", body).json()
@@ -80,6 +83,7 @@ def test_requests_are_served_while_the_cache_service_is_away_and_it_comes_back(s
     assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
+@pytest.mark.system
 def test_a_request_that_follows_a_context_outlives_the_cache_service(system: System) -> None:
     """The request goes on with its epoch; the memory store's contexts are gone with the process."""
     made = system.post("/v1/contexts", {"messages": chat(sheet("Tilda"))[:1]}).json()

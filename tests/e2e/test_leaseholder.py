@@ -21,8 +21,10 @@ from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
 from tests.e2e.prompts import SHEET, chat, sheet
 from tests.e2e.system import System, await_ready, start, stop
+from tests.support.requirements import require_bundled_model
 from tests.support.waiting import PATIENCE_S, eventually
-from workers.models.bundle import bundled_models
+
+pytestmark = pytest.mark.system
 
 LONG_SHEET = " ".join([sheet("Otto"), *[SHEET] * 14])
 """A sheet so long that building its entry takes far longer than a signal."""
@@ -54,8 +56,7 @@ class Service(ServiceProcess):
 @pytest.fixture(scope="module")
 def service_and_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, System]]:
     """Start two replicas that copy whatever they can and wait for each other's builds."""
-    if "factbook" not in bundled_models():
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     directory: Path = tmp_path_factory.mktemp("leaseholder")
     coherence = {"transfer": "always", "max_wait_s": MAX_WAIT_S, "fetch_timeout_s": 30.0}
     config = {

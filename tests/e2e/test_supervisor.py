@@ -45,6 +45,7 @@ def test_control_c_ends_everything(tmp_path: Path, random_model: Path) -> None:
     assert "Traceback" not in system.log.read_text()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_model: Path, number: int) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
@@ -57,6 +58,7 @@ def test_a_signal_while_it_starts_ends_everything_too(tmp_path: Path, random_mod
     assert left(started) == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("child", ["cluster.supervisor.driver", "cache_service"])
 def test_a_signal_while_it_imports_ends_it_without_a_stack(tmp_path: Path, random_model: Path, child: str) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
@@ -70,6 +72,7 @@ def test_a_signal_while_it_imports_ends_it_without_a_stack(tmp_path: Path, rando
     assert "Traceback" not in system.log.read_text()
 
 
+@pytest.mark.system
 def test_a_killed_supervisor_leaves_nothing(tmp_path: Path, random_model: Path) -> None:
     system = start(str(random_model), tmp_path / "serve.log")
     eventually(lambda: len(descendants(system)) > 4)

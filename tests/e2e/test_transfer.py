@@ -13,15 +13,17 @@ import yaml
 
 from tests.e2e.prompts import LONG, chat, sheet
 from tests.e2e.system import System, running
+from tests.support.requirements import NO_NIXL, require_bundled_model
 from tests.support.waiting import eventually
-from workers.models.bundle import bundled_models
+
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module", params=["object_store", "nixl", None])
 def transport(request: pytest.FixtureRequest) -> str | None:
     """Return how copies travel; None if they don't."""
     if request.param == "nixl":
-        pytest.importorskip("nixl", reason="nixl isn't installed (palimpsest[rdt])")
+        pytest.importorskip("nixl", reason=NO_NIXL)
         if len(os.sched_getaffinity(0)) < 4:
             pytest.skip("nixl keeps one core of each replica busy: needs 4 cores")
     return request.param  # type: ignore[no-any-return]
@@ -30,8 +32,7 @@ def transport(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(scope="module")
 def system(transport: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Start two replicas that copy whatever they can, or nothing."""
-    if "factbook" not in bundled_models():
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     directory: Path = tmp_path_factory.mktemp("transfer")
     coherence: dict[str, Any] = {"transfer": "never"}
     if transport:

@@ -239,7 +239,7 @@ class Client:
             lambda s, at: s.edit(context.id, context.epoch, edits, edit_id, self.replica, at)
         )
         made = next((event.version for event in events if isinstance(event, Edited)), None)
-        return made or self._world.store.state.contexts.version_by(context.id, edit_id)
+        return made or self._world.store.state.contexts.version_of_edit(context.id, edit_id)
 
     def _create(self, edit_id: EditId) -> Script:
         salt = self._rng.choice(SALTS)
@@ -257,7 +257,7 @@ class Client:
             lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], edit_id, self.replica, at)
         )
         made = next((event.context for event in events if isinstance(event, Created)), None)
-        return made or self._world.store.state.contexts.made_by(edit_id)
+        return made or self._world.store.state.contexts.find_by_edit(edit_id)
 
     def _delete(self, context: ContextId) -> Script:
         if context in self._world.contexts:

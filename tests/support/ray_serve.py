@@ -144,7 +144,7 @@ class Handle:
     """Is a deployment handle: its streams, its copies and its broadcasts are what the test puts there."""
 
     streams: Method = field(default_factory=lambda: Method([]))
-    hand_out: Method = field(default_factory=lambda: Method([]))
+    send_packed_copy: Method = field(default_factory=lambda: Method([]))
     broadcasts: list[Callable[[], Awaitable[list[Response]]]] = field(default_factory=list)
     options_given: dict[str, Any] = field(default_factory=dict)
     methods_called: list[str] = field(default_factory=list)

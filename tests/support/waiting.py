@@ -18,16 +18,20 @@ async def until(
     reason: Callable[[], str] | None = None,
     *,
     poll_s: float = 0.01,
+    ignoring: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> None:
     """Wait on the event loop until `condition`, or what it returns when awaited, holds.
+
+    An exception that is named in `ignoring` counts as "not yet".
 
     Raises AssertionError with `reason` after `timeout_s`; without one, with the condition's source.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        result = condition()
-        if await result if inspect.isawaitable(result) else result:
-            return
+        with suppress(ignoring):
+            result = condition()
+            if await result if inspect.isawaitable(result) else result:
+                return
         require_time(deadline, timeout_s, condition, reason)
         await asyncio.sleep(poll_s)
 

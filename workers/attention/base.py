@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reader:
-    """One sequence of the batch, and the rows by which it reads keys and values."""
+    """Describes one sequence of the batch, and the rows by which it reads keys and values."""
 
     slots: Tensor
     """int64 [num_layers, T]: the key rows of its positions 0..T-1. The order matters only to a mask, since keys are

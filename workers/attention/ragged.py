@@ -21,7 +21,7 @@ FIXED_PARTS = ((256, 4), (128, 8), (0, 18))
 
 
 @dataclass(frozen=True)
-class Shape:
+class TileShape:
     """Sets how a tile is computed: rows and keys of one matrix product, and how Triton schedules it."""
 
     num_rows: int
@@ -30,14 +30,14 @@ class Shape:
     num_stages: int
 
 
-SMALL_SHAPE = Shape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
-LARGE_SHAPE = Shape(128, num_keys=128, num_warps=8, num_stages=3)
+SMALL_SHAPE = TileShape(SMALL_ROWS, num_keys=32, num_warps=2, num_stages=4)
+LARGE_SHAPE = TileShape(128, num_keys=128, num_warps=8, num_stages=3)
 """The fastest of the shapes measured on an H100 in bf16, at head dimension 128."""
 
 
 @dataclass(frozen=True)
-class Launch:
-    """A tiling on the device."""
+class UploadedTiling:
+    """Holds a tiling in the device's memory."""
 
     first_layer: int
     small: Tensor
@@ -55,7 +55,7 @@ class RaggedBackend:
         """Read `rows` [rows, kv_heads, head_dim], where a token's V is `page_tokens` rows behind its K."""
         self._kv, self._page_tokens, self._num_heads = rows, page_tokens, num_heads
         is_wide = rows.element_size() > 2
-        self._small = Shape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
+        self._small = TileShape(SMALL_ROWS, num_keys=32, num_warps=4, num_stages=2) if is_wide else SMALL_SHAPE
         self._large = self._small if is_wide else LARGE_SHAPE
         processors = torch.cuda.get_device_properties(rows.device).multi_processor_count if rows.is_cuda else 1
         self._num_programs = PROGRAMS_PER_PROCESSOR * processors
@@ -84,19 +84,19 @@ class RaggedBackend:
             )
         )
 
-    def _upload(self, found: Sequence[Tiling], num_rows: int) -> list[Launch]:
+    def _upload(self, found: Sequence[Tiling], num_rows: int) -> list[UploadedTiling]:
         """Copy all tables to the device at once."""
         tiles = [tile for one in found for tile in (*one.small, *one.large)]
         table = torch.tensor(tiles, dtype=torch.int64).view(-1, TILE_FIELDS).to(self._kv.device)
-        counts = torch.stack([parts_of_rows(one, num_rows) for one in found]).to(self._kv.device)
+        counts = torch.stack([num_parts_by_row(one, num_rows) for one in found]).to(self._kv.device)
         sizes = [size for one in found for size in (len(one.small), len(one.large))]
         pieces = iter(torch.split(table, sizes))
         return [
-            Launch(one.first_layer, next(pieces), next(pieces), one.num_parts, row_parts)
+            UploadedTiling(one.first_layer, next(pieces), next(pieces), one.num_parts, row_parts)
             for one, row_parts in zip(found, counts, strict=True)
         ]
 
-    def _attend(self, launch: Launch, layer: int, q: Tensor) -> Tensor:
+    def _attend(self, launch: UploadedTiling, layer: int, q: Tensor) -> Tensor:
         num_rows, heads, dim = q.shape
         out = q.new_empty(num_rows, heads * dim)
         if launch.num_parts <= 1:
@@ -106,11 +106,11 @@ class RaggedBackend:
         lse = torch.empty(parts.shape[:-1], dtype=torch.float32, device=q.device)
         self._run(launch, layer, q, parts, lse, in_parts=True)
         merge_parts[(num_rows,)](
-            out, parts, lse, launch.row_parts, num_rows, heads, dim, padded(heads), padded(dim), num_warps=4
+            out, parts, lse, launch.row_parts, num_rows, heads, dim, padded_size(heads), padded_size(dim), num_warps=4
         )
         return out
 
-    def _run(self, launch: Launch, layer: int, q: Tensor, out: Tensor, lse: Tensor, *, in_parts: bool) -> None:
+    def _run(self, launch: UploadedTiling, layer: int, q: Tensor, out: Tensor, lse: Tensor, *, in_parts: bool) -> None:
         num_rows, heads, dim = q.shape
         for tiles, shape in ((launch.small, self._small), (launch.large, self._large)):
             if len(tiles):
@@ -128,7 +128,7 @@ class RaggedBackend:
                     heads,
                     self._kv.shape[1],
                     dim,
-                    max(16, padded(dim)),
+                    max(16, padded_size(dim)),
                     shape.num_rows,
                     shape.num_keys,
                     in_parts,
@@ -162,9 +162,9 @@ class FixedPlan:
         starts = [one.first_layer for one in found]
         which = torch.tensor([sum(start <= layer for start in starts) - 1 for layer in range(self._num_layers)])
         tiles = torch.tensor(
-            [[*fill_up(one.small, self._num_small), *fill_up(one.large, self._num_large)] for one in found]
+            [[*pad_tiles(one.small, self._num_small), *pad_tiles(one.large, self._num_large)] for one in found]
         )
-        counts = torch.stack([parts_of_rows(one, self._num_rows) for one in found])
+        counts = torch.stack([num_parts_by_row(one, self._num_rows) for one in found])
         self._tiles.copy_(tiles[which], non_blocking=True)
         self._row_parts.copy_(counts[which], non_blocking=True)
         return True
@@ -172,12 +172,12 @@ class FixedPlan:
     def __call__(self, layer: int, q: Tensor) -> Tensor:
         tiles = self._tiles[layer]
         small, large = tiles[: self._num_small], tiles[self._num_small :]
-        launch = Launch(0, small, large, self._max_parts, self._row_parts[layer])
+        launch = UploadedTiling(0, small, large, self._max_parts, self._row_parts[layer])
         return self._backend._attend(launch, layer, q)
 
 
 def fixed_tiles(num_rows: int) -> tuple[int, int]:
-    """Return how many small and large tiles a fixed plan has room for.
+    """Return the numbers of small and large tiles in a fixed plan.
 
     Small tiles suffice for two a sequence and some for split keys; large ones are for sequences that share an entry.
     Unused tiles have a small cost.
@@ -185,21 +185,21 @@ def fixed_tiles(num_rows: int) -> tuple[int, int]:
     return 24 + num_rows // 16, 12 if num_rows > SMALL_ROWS else 0
 
 
-def fill_up(tiles: Sequence[Tile], count: int) -> list[Tile]:
+def pad_tiles(tiles: Sequence[Tile], count: int) -> list[Tile]:
     return [*tiles, *[NO_TILE] * (count - len(tiles))]
 
 
-def parts_of_rows(tiling: Tiling, num_rows: int) -> Tensor:
-    """Return how many parts each row has: int32 [num_rows]."""
+def num_parts_by_row(tiling: Tiling, num_rows: int) -> Tensor:
+    """Return the number of parts of each row: int32 [num_rows]."""
     counts = torch.zeros(num_rows, dtype=torch.int32)
     for rows, count in tiling.row_parts:
         counts[rows] = count
     return counts
 
 
-def first_layer(launch: Launch) -> int:
+def first_layer(launch: UploadedTiling) -> int:
     return launch.first_layer
 
 
-def padded(size: int) -> int:
+def padded_size(size: int) -> int:
     return int(triton.next_power_of_2(size))

@@ -15,7 +15,7 @@ from workers.models.base import AttentionMask
 
 
 class KeyValues(Protocol):
-    """A store of keys and values."""
+    """Stores keys and values."""
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return K and V [n, kv_heads, head_dim] at `slots` [n]."""
@@ -45,7 +45,7 @@ class SdpaBackend:
         return attend
 
     def _visible(self, reader: Reader) -> Tensor | None:
-        """Return which keys each of the reader's rows sees; None if it sees all."""
+        """Return the mask of the keys that each row sees, or None if all rows see all keys."""
         if self._mask is None:
             return None
         device = reader.slots.device

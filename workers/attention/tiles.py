@@ -4,7 +4,7 @@ r"""Cuts a batch's attention into equal pieces of work, for a range of layers in
     A, B (one entry) [ tiles over both ]        [ tiles of A ] [ tiles of B ]      below their depth
     C                [ tiles over all keys of C ]
 
-A tile is some rows of one sequence (or of several that share an entry) against a run of keys. Where a row's keys are
+A tile is some rows of one sequence (or of several that share an entry) against a run of keys. If a row's keys are
 cut into several runs, each gives a part, and the parts are merged by their log-sum-exp, which is exact. Keys are also
 cut if there would be too few tiles to fill the device.
 """
@@ -20,13 +20,13 @@ from workers.attention.base import Reader, num_rows
 
 SMALL_ROWS = 32
 """The height of a small tile, which suits a decoding block; a large one has the kernel's full height."""
-KEY_STEP = 64
-LEAST_RUN = 256
-"""The minimum number of keys in a tile when keys are split, so that merging stays cheap."""
+TILE_KEYS_STEP = 64
+MIN_TILE_KEYS = 256
+"""Minimum number of keys in a tile when keys are split, so that merging stays cheap."""
 
 
 class Tile(NamedTuple):
-    """Is one piece of work: some query rows against a run of keys, computed for each head."""
+    """Describes one piece of work: some query rows against a run of keys, computed for each head."""
 
     first_row: int
     num_rows: int
@@ -42,24 +42,24 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """Is a run of adjacent rows that see the same run of one sequence's keys."""
+    """Describes a run of adjacent rows that see the same run of one sequence's keys."""
 
     rows: slice
     reader: Reader
     keys: range
     is_last: bool = True
-    """Whether the rows see no keys after these."""
+    """True if the rows see no keys after these."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The work of the layers from `first_layer` up to the next tiling's."""
+    """Lists the tiles of attention for the layers from `first_layer` up to the next tiling's."""
 
     first_layer: int
     small: tuple[Tile, ...]
     large: tuple[Tile, ...]
     row_parts: tuple[tuple[slice, int], ...]
-    """Rows, and how many parts they have."""
+    """Pairs of rows and their number of parts."""
 
     @property
     def num_parts(self) -> int:
@@ -73,7 +73,7 @@ def tilings(
     changes = {0, num_layers - 1, *(reader.depth for reader in readers if reader.depth < num_layers)}
     for layer in sorted(changes):
         found = list(spans(readers, layer, num_layers))
-        yield tiling(layer, found, key_run(found, -(-num_programs // num_heads), large_rows), large_rows)
+        yield tiling(layer, found, max_tile_keys(found, -(-num_programs // num_heads), large_rows), large_rows)
 
 
 def spans(readers: Sequence[Reader], layer: int, num_layers: int) -> Iterator[Span]:
@@ -103,12 +103,12 @@ def merge_adjacent(slices: Iterable[slice]) -> Iterator[slice]:
     yield from merged
 
 
-def key_run(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
+def max_tile_keys(found: Sequence[Span], num_tiles: int, large_rows: int) -> int:
     """Return the maximum number of keys of a tile, chosen to give about `num_tiles` tiles."""
-    whole = sum(-(-num_rows(span.rows) // height(span, large_rows)) for span in found)
+    whole = sum(-(-num_rows(span.rows) // tile_height(span, large_rows)) for span in found)
     longest = max((len(span.keys) for span in found), default=0)
     cuts = -(-num_tiles // max(1, whole))
-    return max(LEAST_RUN, -(-longest // cuts // KEY_STEP) * KEY_STEP)
+    return max(MIN_TILE_KEYS, -(-longest // cuts // TILE_KEYS_STEP) * TILE_KEYS_STEP)
 
 
 def tiling(layer: int, found: Sequence[Span], run: int, large_rows: int) -> Tiling:
@@ -116,14 +116,14 @@ def tiling(layer: int, found: Sequence[Span], run: int, large_rows: int) -> Tili
     large: list[Tile] = []
     parts: list[tuple[slice, int]] = []
     for span in found:
-        kind = small if height(span, large_rows) == SMALL_ROWS else large
-        kind.extend(cut(span, run, height(span, large_rows)))
+        kind = small if tile_height(span, large_rows) == SMALL_ROWS else large
+        kind.extend(cut_span(span, run, tile_height(span, large_rows)))
         if span.is_last:
             parts.append((span.rows, num_runs(span.keys.start, run) + num_runs(len(span.keys), run)))
     return Tiling(layer, tuple(small), tuple(large), tuple(parts))
 
 
-def height(span: Span, large_rows: int) -> int:
+def tile_height(span: Span, large_rows: int) -> int:
     return SMALL_ROWS if num_rows(span.rows) <= SMALL_ROWS else large_rows
 
 
@@ -131,7 +131,7 @@ def num_runs(num_keys: int, run: int) -> int:
     return -(-num_keys // run)
 
 
-def cut(span: Span, run: int, rows: int) -> Iterator[Tile]:
+def cut_span(span: Span, run: int, rows: int) -> Iterator[Tile]:
     slots = span.reader.slots
     address, stride = slots.data_ptr(), slots.stride(0)
     first_part = num_runs(span.keys.start, run)

@@ -19,10 +19,8 @@ from collections.abc import Iterator, Mapping, Set
 from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
 from workers.bicache.depth import Finding
-from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry
+from workers.bicache.entry import SUCCESSORS, Changes, EntryState, PrefixEntry, PrefixHandle, eviction_order
 from workers.bicache.entry_memory import EntryAllocator
-from workers.bicache.eviction import eviction_order
-from workers.bicache.handle import PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
@@ -52,7 +50,7 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
-        """Return how many pages of the budget are in use; pages of private entries don't count."""
+        """Return the number of the budget's pages in use; pages of private entries don't count."""
         return self._allocator.num_shared
 
     @property
@@ -267,7 +265,7 @@ class PrefixCache:
         entry.state = state
 
     def _announce(self, entry: PrefixEntry, depths: Set[int]) -> None:
-        """Let the entry serve `depths`, and report it as changed where requests find it."""
+        """Let the entry serve `depths`, and report the change if other requests can find the entry."""
         entry.ready |= depths
         if entry.is_pending:
             self._enter(entry, EntryState.LIVE)

@@ -24,22 +24,22 @@ def checksum(body: Tensor) -> int:
     words, rest = body[:whole].view(torch.int64), body[whole:]
     total = torch.full((), body.numel(), dtype=torch.int64, device=body.device)
     for start in range(0, len(words), CHUNK_WORDS):
-        total += mixed(words[start : start + CHUNK_WORDS], start)
+        total += mixed_sum(words[start : start + CHUNK_WORDS], start)
     if len(rest):
-        total += mixed(pad(rest, (0, WORD_BYTES - len(rest))).view(torch.int64), len(words))
+        total += mixed_sum(pad(rest, (0, WORD_BYTES - len(rest))).view(torch.int64), len(words))
     return int(total)
 
 
-def mixed(words: Tensor, start: int) -> Tensor:
+def mixed_sum(words: Tensor, start: int) -> Tensor:
     """Return the sum over int64 words [n], of which the first is at position `start` of them all."""
     positions = torch.arange(start + 1, start + 1 + len(words), dtype=torch.int64, device=words.device)
     keyed = words ^ positions.mul_(KEY)
     for factor in (FIRST, SECOND):
-        keyed ^= shifted(keyed)
+        keyed ^= upper_bits(keyed)
         keyed *= factor
-    return (keyed ^ shifted(keyed)).sum()
+    return (keyed ^ upper_bits(keyed)).sum()
 
 
-def shifted(words: Tensor) -> Tensor:
+def upper_bits(words: Tensor) -> Tensor:
     """Return the upper bits of each word. A plain shift would bring in the sign, and lose a bit."""
     return (words >> MIXED_BITS) & ((1 << (64 - MIXED_BITS)) - 1)

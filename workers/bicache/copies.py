@@ -34,12 +34,12 @@ class CopyRefusedError(TransferError):
 
 @dataclass(frozen=True)
 class EntryFormat:
-    """Describes what two replicas must have in common to read the same bytes in the same way."""
+    """Describes the format of a copy, which must be equal on both replicas."""
 
     fingerprint: str
     """Digest over weights, dtype, tokenizer and the rule by which prompts are cut."""
     evidence: str
-    """Digest over what a probe's outcome depends on beside the prefix: device kind, depth table, settings of probes."""
+    """Digest over all else that a probe's outcome depends on: device kind, depth table, settings of probes."""
     dtype: str
     num_layers: int
     num_kv_heads: int
@@ -91,7 +91,7 @@ class EntryCopy:
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
     def sealed(self) -> EntryCopy:
-        """Return the copy with its digest."""
+        """Return this copy with `seal` set to its digest."""
         return replace(self, seal=self.digest())
 
 
@@ -103,7 +103,7 @@ class Transport(Protocol):
         ...
 
 
-class Unreachable:
+class UnreachableTransport:
     """Refuses every fetch: the transport of a replica that can't reach the others."""
 
     async def fetch(self, request: CopyRequest) -> EntryCopy | None:

@@ -1,4 +1,4 @@
-"""Decide how many shallow layers of a prefix may be reused, by the prefix's share of the sequence."""
+"""Decide the reuse depth of a prefix, by the prefix's share of the sequence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DepthTable:
         table = own if own is not None else published_table(config)
         return cls({ratio: min(depth, config.num_layers) for ratio, depth in (table or {0: 0}).items()})
 
-    def near(self, depth: int, count: int) -> frozenset[int]:
+    def depths_near(self, depth: int, count: int) -> frozenset[int]:
         """Return `depth` and the table's depths around it, `count` in all, for which a new entry keeps boundary states.
 
         Half of them are deeper, for requests whose prefix has a larger share. The rest are shallower, for when a probe
@@ -70,10 +70,10 @@ class Finding(NamedTuple):
     num_similar: int
     """Number of leading layers whose K/V, computed from the prefix alone, are similar to the true ones."""
     ends_there: bool
-    """Whether the next layer was compared too, and differs."""
+    """True if the next layer was compared too, and differs."""
 
     @classmethod
-    def of(cls, similarities: Sequence[float], threshold: float) -> Self:
+    def from_similarities(cls, similarities: Sequence[float], threshold: float) -> Self:
         """Return the finding that follows from the similarities of layers 0, 1, ..."""
         num_similar = sum(1 for _ in takewhile(lambda similarity: similarity >= threshold, similarities))
         return cls(num_similar, num_similar < len(similarities))
@@ -113,7 +113,7 @@ class Evidence:
 
 
 class DepthLimits:
-    """Remembers how many layers replicas found to be reusable, if the table allows more.
+    """Keeps the depth limits that replicas have reported.
 
     A limit counts unless it was found under an older version of the depth table; under one version it only falls. It
     ends once no replica holds its prefix any more.
@@ -140,12 +140,12 @@ class DepthLimits:
         self._limits.clear()
 
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
-        """Return the limit on the depth; None if no replica has reported one."""
+        """Return the depth limit of a prefix in one bucket; None if no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)
         return limit.depth if limit else None
 
 
-def nominal_suffix(num_prefix: int, bucket: int, context_length: int) -> int:
+def nominal_suffix_length(num_prefix: int, bucket: int, context_length: int) -> int:
     """Return the longest suffix with which a prefix makes up `bucket` percent or more, within the context."""
     room = context_length - num_prefix
     return max(1, min(room, num_prefix * (100 - bucket) // max(1, bucket)))

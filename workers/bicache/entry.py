@@ -1,11 +1,11 @@
-"""Define the prefix entry, and immutable snapshots of it for other threads."""
+"""Define the prefix entry, the handle for its readers, and the order in which idle entries are evicted. Pure."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 from cache_service.core.types import PrefixKey
 from workers.api import ContextEpoch
@@ -13,9 +13,12 @@ from workers.bicache.depth import Finding
 from workers.bicache.entry_memory import EntryMemory
 from workers.kv.page_table import EntryLayout, EntryTable
 
+PROTECTED_SHARE = 0.8
+"""The part of the budget whose entries are evicted last: those that have served more than one request."""
+
 
 class EntryState(enum.Enum):
-    """Says where an entry stands between its admission and the end of its pages."""
+    """Lists the states of an entry's life, from its admission until its pages are freed."""
 
     AWAITED = "awaited"
     """Pending, but not built here until `allow_build` is called: a copy may make it live instead."""
@@ -52,7 +55,7 @@ class PrefixEntry:
     memory: EntryMemory
     state: EntryState
     is_private: bool = False
-    """Whether it serves only one request. Its pages don't count in the entries' budget."""
+    """True if the entry serves only one request. Its pages don't count in the entries' budget."""
     content_of: ContextEpoch | None = None
     """The shared context whose content it is, according to the request that it was made for."""
     ready: frozenset[int] = frozenset()
@@ -61,7 +64,7 @@ class PrefixEntry:
     build_s: float | None = None
     """Seconds that its build took here."""
     is_copy: bool = False
-    """Whether it came from another replica."""
+    """True if the entry was copied from another replica."""
     num_served: int = 0
     """Requests that it has served."""
     findings: dict[int, Finding] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class PrefixEntry:
     to_probe: dict[int, int] = field(default_factory=dict)
     """Maps each ratio bucket that is still to be probed to the greatest depth that the probe covers."""
     drifted: dict[int, int] = field(default_factory=dict)
-    """By ratio bucket: safe depths found by probes, where they are below the depth table's."""
+    """Safe depths found by probes, by ratio bucket, if they are below the depth table's."""
 
     @property
     def is_pending(self) -> bool:
@@ -97,7 +100,7 @@ class PrefixEntry:
 
     @property
     def depths(self) -> frozenset[int]:
-        """Return the reuse depths that it serves, or will serve once it is complete."""
+        """Return the reuse depths that the entry serves, or will serve once it is complete."""
         return self.layout.depths
 
     @property
@@ -115,7 +118,7 @@ class PrefixEntry:
 
     @property
     def safe_depth(self) -> int:
-        """Return how many layers may be reused at any of the ratios that were probed."""
+        """Return the number of layers that may be reused at all ratios that were probed."""
         return min((self.layout.kv_depth, *self.drifted.values()))
 
     def __repr__(self) -> str:
@@ -143,80 +146,37 @@ class Changes:
         return bool(self.live or self.gone or self.pending or self.abandoned)
 
 
-@dataclass(frozen=True)
-class LiveEntry:
-    """Carries the values of a live entry that other replicas may know."""
+class PrefixHandle:
+    """Holds an entry for a reader, until `release` or the end of a `with`."""
 
-    key: PrefixKey
-    num_tokens: int
-    depths: frozenset[int]
-    safe_depth: int
-    size_bytes: int
-    heat: int
-    """Requests served, rounded down to a power of two, so that it does not change at every request."""
-    drifted: tuple[tuple[int, int], ...]
-    """Pairs of a ratio bucket and its depth."""
-    build_s: float | None
-    content_of: ContextEpoch | None = None
+    def __init__(self, entry: PrefixEntry, on_release: Callable[[PrefixEntry], None]) -> None:
+        self.entry = entry
+        self._on_release = on_release
+        self._is_held = True
 
-    @classmethod
-    def of(cls, entry: PrefixEntry) -> LiveEntry:
-        """Return the entry's present values."""
-        return cls(
-            key=entry.key,
-            num_tokens=len(entry.token_ids),
-            depths=entry.depths,
-            safe_depth=entry.safe_depth,
-            size_bytes=entry.size_bytes,
-            heat=1 << entry.num_served.bit_length() - 1 if entry.num_served else 0,
-            drifted=tuple(sorted(entry.drifted.items())),
-            build_s=entry.build_s,
-            content_of=entry.content_of,
-        )
+    def __enter__(self) -> PrefixHandle:
+        return self
 
-    @property
-    def token_layers(self) -> int:
-        return self.num_tokens * max(self.depths, default=0)
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """End the hold. A second call changes nothing."""
+        if self._is_held:
+            self._is_held = False
+            self._on_release(self.entry)
 
 
-@dataclass(frozen=True)
-class PendingEntry:
-    """Carries the values of a pending entry with which another replica can be asked for a copy."""
+def eviction_order(by_last_use: Collection[PrefixEntry], budget_pages: int) -> list[PrefixEntry]:
+    """Return the idle entries of `by_last_use` (least recently used first) in the order of their eviction.
 
-    key: PrefixKey
-    token_ids: tuple[int, ...]
-    depths: tuple[int, ...]
-    """The depths that it is to serve, ascending."""
-    num_states: int
-
-    @classmethod
-    def of(cls, entry: PrefixEntry) -> PendingEntry:
-        """Return the entry's present values."""
-        return cls(entry.key, entry.token_ids, tuple(sorted(entry.depths)), len(entry.layout.state_depths))
-
-    @property
-    def token_layers(self) -> int:
-        return len(self.token_ids) * max(self.depths)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Carries immutable snapshots of changed entries to other threads."""
-
-    live: tuple[LiveEntry, ...] = ()
-    gone: tuple[PrefixKey, ...] = ()
-    pending: tuple[PrefixKey, ...] = ()
-    awaited: tuple[PendingEntry, ...] = ()
-    """The subset of the pending entries that are awaited."""
-    abandoned: tuple[PrefixKey, ...] = ()
-
-    @classmethod
-    def of(cls, changes: Changes) -> Report:
-        """Return the values of the changed entries. Runs on the thread that owns them."""
-        return cls(
-            live=tuple(LiveEntry.of(entry) for entry in changes.live),
-            gone=tuple(changes.gone),
-            pending=tuple(entry.key for entry in changes.pending),
-            awaited=tuple(PendingEntry.of(entry) for entry in changes.pending if entry.state is EntryState.AWAITED),
-            abandoned=tuple(changes.abandoned),
-        )
+    The order is that of a segmented LRU (Karedla et al. 1994). Entries that served more than one request come last,
+    up to `PROTECTED_SHARE` of the budget, so that prefixes which are requested once don't displace those which are
+    requested again.
+    """
+    room, protected = PROTECTED_SHARE * budget_pages, set[PrefixEntry]()
+    for entry in reversed(tuple(by_last_use)):
+        if entry.num_served > 1 and entry.num_pages <= room:
+            room -= entry.num_pages
+            protected.add(entry)
+    return sorted((entry for entry in by_last_use if not entry.num_readers), key=lambda entry: entry in protected)

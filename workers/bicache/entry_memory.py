@@ -44,22 +44,22 @@ class EntryAllocator:
 
     @property
     def num_free(self) -> int:
-        """Return how many pages of the pool are free."""
+        """Return the number of free pages in the pool."""
         return self._pool.num_free
 
     def lay_out(self, num_tokens: int, depths: Set[int]) -> EntryLayout:
-        """Return the least layout that serves `depths`."""
+        """Return the smallest layout that serves `depths`."""
         return EntryLayout.for_depths(num_tokens, depths, self._model.num_layers)
 
     def include(self, layout: EntryLayout, depths: Set[int]) -> EntryLayout:
-        """Return the least layout that serves `depths` and all that `layout` serves."""
+        """Return the smallest layout that serves `depths` and all depths of `layout`."""
         return layout.including(depths, self._model.num_layers)
 
     def num_pages(self, layout: EntryLayout) -> int:
         return layout.num_pages(self._storage, self._model.hidden_size)
 
     def shortage(self, num_pages: int, *, is_private: bool) -> int:
-        """Return how many pages must be freed before `num_pages` can be allocated; zero or less if none."""
+        """Return the number of pages to free before `num_pages` can be allocated; zero or less if none."""
         short = num_pages - self._pool.num_free
         return short if is_private else max(short, self.num_shared + num_pages - self.budget_pages)
 

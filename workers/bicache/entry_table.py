@@ -69,7 +69,7 @@ class EntryCommands:
             self._limits.record(limit)
 
     def export(self, key: PrefixKey, depths: Collection[int] | None) -> EntryCopy | None:
-        """Return a copy of the live entry that serves exactly `depths`, not sealed yet; None if it can't be made."""
+        """Return a copy of the entry, without digest, for `depths`; None if no live entry serves all of them."""
         entry = self._cache.find(key)
         if entry is None:
             return None

@@ -25,7 +25,7 @@ class Prior:
 
 
 @dataclass
-class Sums:
+class WeightedSums:
     """Keeps weighted sums over samples (x, y)."""
 
     w: float = 0.0
@@ -43,12 +43,12 @@ class Sums:
         self.xx, self.xy = self.xx + weight * x * x, self.xy + weight * x * y
 
 
-class Line:
+class LinearFit:
     """Fits seconds as a linear function of size. Neither intercept nor slope is ever negative."""
 
     def __init__(self, prior: Prior) -> None:
         self._scale = prior.size
-        self._prior, self._seen = Sums(), Sums()
+        self._prior, self._seen = WeightedSums(), WeightedSums()
         self._prior.add(0.0, prior.fixed_s, PRIOR_WEIGHT)
         self._prior.add(1.0, prior.fixed_s + prior.unit_s * prior.size, PRIOR_WEIGHT)
 
@@ -57,12 +57,12 @@ class Line:
         self._seen.scale(SAMPLE_DECAY)
         self._seen.add(size / self._scale, seconds, 1.0)
 
-    def fade(self) -> None:
+    def decay(self) -> None:
         """Reduce the weight of all samples: without new ones the line returns to the prior."""
         self._seen.scale(SKIP_DECAY)
 
     def seconds(self, size: float) -> float:
-        """Return the estimate for one size."""
+        """Return the estimated seconds for an item of this size."""
         a, b = self._prior, self._seen
         w, x, y, xx, xy = a.w + b.w, a.x + b.x, a.y + b.y, a.xx + b.xx, a.xy + b.xy
         slope = max(0.0, (w * xy - x * y) / (w * xx - x * x))
@@ -84,7 +84,7 @@ class CostModel:
     """Estimates builds by token-layers (tokens x layers kept), and fetches by bytes."""
 
     def __init__(self, build: Prior, fetch: Prior) -> None:
-        self._build, self._fetch = Line(build), Line(fetch)
+        self._build, self._fetch = LinearFit(build), LinearFit(fetch)
 
     def record_build(self, token_layers: int, seconds: float) -> None:
         self._build.add(token_layers, seconds)
@@ -94,7 +94,7 @@ class CostModel:
 
     def record_skipped_fetch(self) -> None:
         """Record that a fetch was skipped as too slow, so that fetches are tried again after a while."""
-        self._fetch.fade()
+        self._fetch.decay()
 
     def estimate(self, token_layers: int, num_bytes: int) -> Costs:
         return Costs(self._build.seconds(token_layers), self._fetch.seconds(num_bytes))

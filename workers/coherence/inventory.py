@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from cache_service.core.types import Build, DepthLimit, Placement, PrefixKey
-from workers.bicache.entry import LiveEntry, Report
+from workers.bicache.entry_report import EntryReport, LiveEntry
 
 
 class Inventory:
-    """Knows what is true here, and what the cache service knows of it under the present lease."""
+    """Records this replica's entries and builds, and those that the cache service knows under the present lease."""
 
     def __init__(self) -> None:
         self._present: set[PrefixKey] = set()
@@ -22,7 +22,7 @@ class Inventory:
 
     # The entries here
 
-    def apply(self, report: Report) -> None:
+    def apply(self, report: EntryReport) -> None:
         """Record the changes to this replica's entries."""
         for key in (*report.gone, *report.abandoned):
             self._present.discard(key)
@@ -34,7 +34,7 @@ class Inventory:
             self._live[live.key] = live
 
     def has(self, key: PrefixKey) -> bool:
-        """Return whether an entry of `key` is live or pending here, unless it is to retire."""
+        """Return whether an entry of `key` is live or pending here, and not about to retire."""
         return key in self._present
 
     def find_live(self, key: PrefixKey) -> LiveEntry | None:
@@ -44,7 +44,7 @@ class Inventory:
         return self._live.values()
 
     def replace(self, key: PrefixKey, successor: PrefixKey | None) -> None:
-        """Count the entry of `key` as absent and that of `successor` as present, ahead of the engine's report.
+        """Treat the entry of `key` as absent and that of `successor` as present, before the engine reports it.
 
         The next commit may be known before the engine has begun with the successor.
         """
@@ -72,7 +72,7 @@ class Inventory:
         self._reported.clear()
         self._builds.clear()
 
-    def announced_beside(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
+    def announced_except(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
         """Return the keys that the service may list and that are not among `placements`."""
         return [key for key in self._announced if key not in placements]
 
@@ -81,11 +81,11 @@ class Inventory:
         return [placement for key, placement in placements.items() if self._announced.get(key) != placement]
 
     def mark_uncertain(self, keys: Iterable[PrefixKey]) -> None:
-        """Note that the service may or may not list these entries: a call about them is under way."""
+        """Record that the service may or may not list these entries: a call about them is in progress."""
         self._announced.update((key, None) for key in keys)
 
     def mark_listed(self, keys: Iterable[PrefixKey]) -> None:
-        """Note that the service was seen to list these entries, of which those that nothing is known about may go."""
+        """Record that the service listed these entries; those that are unknown here can then be withdrawn."""
         for key in keys:
             self._announced.setdefault(key, None)
 
@@ -93,7 +93,7 @@ class Inventory:
         self._announced.update((placement.key, placement) for placement in placements)
 
     def mark_withdrawn(self, keys: Collection[PrefixKey]) -> None:
-        """Note that the service no longer lists these entries; their depth limits may have ended with them."""
+        """Record that the service no longer lists these entries; their depth limits may have ended with them."""
         for key in keys:
             self._announced.pop(key, None)
         gone = frozenset(keys)

@@ -45,11 +45,11 @@ class LoopThread(ABC):
 
     @property
     def end_reason(self) -> str | None:
-        """Return why the thread has ended without being asked to; None where it has not."""
+        """Return the reason why the thread has ended by itself; None otherwise."""
         return self._end_reason
 
     def _call(self, function: Callable[[], None]) -> bool:
-        """Run `function` on the thread soon. Return False where the thread has ended."""
+        """Run `function` on the thread soon. Return False if the thread has ended."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function)
             return True

@@ -13,7 +13,8 @@ from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.types import Context, DepthTable, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
-from workers.bicache.entry import Changes, Report
+from workers.bicache.entry import Changes
+from workers.bicache.entry_report import EntryReport
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.context_reader import ContextReader
 from workers.coherence.estimate import CostModel
@@ -54,7 +55,7 @@ class Membership(LoopThread):
         costs: CostModel,
         tally: Tally,
     ) -> None:
-        """Prepare the membership. A question about a context is answered with None after `follow_timeout_s`."""
+        """Prepare the membership; a question about a context gets the answer None after `follow_timeout_s`."""
         self._faults = TaskFaults(tally)
         super().__init__("membership", self._faults)
         self._client, self._follow_client = CacheClient(target), CacheClient(target, timeout_s=follow_timeout_s)
@@ -81,24 +82,24 @@ class Membership(LoopThread):
         )
 
     def check(self) -> None:
-        """Raise MembershipEndedError with the reason once this object's thread has ended, unless it was asked to."""
+        """Raise MembershipEndedError, with the reason, if this object's thread has ended by itself."""
         if self.end_reason is not None:
             raise MembershipEndedError(self.end_reason)
 
     def apply(self, changes: Changes) -> None:
         """Process changes to the entries. Called on the engine's thread; returns at once."""
-        self._call(partial(self._take, Report.of(changes)))
+        self._call(partial(self._take, EntryReport.of(changes)))
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called on this object's thread with the newest content. Called on the engine's thread.
+        """Read the newest content of a context, and call `reply` with it on this object's thread. Returns at once.
 
-        Where that thread has ended, `reply` is called with None at once.
+        If that thread has ended, `reply` is called with None at once.
         """
         if not self._call(partial(self._reader.ask, read, reply)):
             reply(None)
 
     def drain(self) -> None:
-        """Ask for no new work, if the service is reachable, and wait for its answer. Called from another thread."""
+        """Ask the service to route no new work here, and wait for its answer. Other threads may call this."""
         if not self.is_alive:
             return
         draining = asyncio.run_coroutine_threadsafe(self._sync.drain(), self._loop)
@@ -107,8 +108,8 @@ class Membership(LoopThread):
 
     # Below: this object's thread only.
 
-    def _take(self, report: Report) -> None:
-        """Pass a report on. Where no supply could begin, the awaited entries are built here."""
+    def _take(self, report: EntryReport) -> None:
+        """Pass a report on to supplier and sync. If that fails, the awaited entries are built here."""
         try:
             self._supplier.apply(report)
         except Exception as error:

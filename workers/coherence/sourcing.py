@@ -34,7 +34,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Copy the entry of `holder`."""
+    """Fetch a copy of the entry from `holder`."""
 
     holder: ReplicaId
 
@@ -52,7 +52,7 @@ Source = BuildAlone | Claim | Fetch | Wait
 
 @dataclass(frozen=True)
 class Situation:
-    """Says what is known about one entry that is awaited here."""
+    """Describes the known facts about one entry that is awaited here."""
 
     key: PrefixKey
     replica: ReplicaId

@@ -18,7 +18,7 @@ from cache_service.core.types import Build, PrefixKey, ReplicaId, Snapshot
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
-from workers.bicache.entry import PendingEntry, Report
+from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.claims import BuildClaims
 from workers.coherence.estimate import CostModel, Costs
@@ -68,7 +68,7 @@ class Supplier:
         """Take in an update of the watch."""
         self._claims.take(update)
 
-    def apply(self, report: Report) -> None:
+    def apply(self, report: EntryReport) -> None:
         """Start and end the supply of entries after a report. Called before the inventory applies the report."""
         for key in (*report.abandoned, *report.gone):
             self._cancel(key)

@@ -24,7 +24,7 @@ from cache_service.errors import (
     StaleEpoch,
     UnknownContext,
 )
-from workers.bicache.entry import LiveEntry, Report
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 from workers.coherence.tally import Tally
 from workers.coherence.view import ClusterView
@@ -64,7 +64,7 @@ class PrefixSync:
         """Return the present lease; None while the service doesn't know this replica."""
         return self._lease
 
-    def apply(self, report: Report) -> None:
+    def apply(self, report: EntryReport) -> None:
         """Take changes into the inventory, and push them to the service soon."""
         self._inventory.apply(report)
         self.wake()
@@ -143,7 +143,7 @@ class PrefixSync:
         """
         live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
         placements = {entry.key: self._placement(entry) for entry in live}
-        if gone := self._inventory.announced_beside(placements):
+        if gone := self._inventory.announced_except(placements):
             self._inventory.mark_uncertain(gone)
             await self._client.withdraw(lease, gone)
             self._inventory.mark_withdrawn(gone)

@@ -16,7 +16,7 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
 
 
 def adjust(logits: Tensor, positions: Sequence[int], sampling: Sampling) -> Tensor:
-    """Return logits [len(positions), vocab] with the request's bias, and without EOS where it isn't allowed yet."""
+    """Return logits [len(positions), vocab] with the request's bias, and without EOS before the minimum length."""
     decoding = sampling.decoding
     too_early = [index for index, position in enumerate(positions) if position < decoding.first_eos]
     if not (decoding.logit_bias or too_early):

@@ -31,7 +31,7 @@ class Canvas:
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id
 
-    def moved(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
+    def relocated(self, timetable: Timetable, token_ids: Iterable[int]) -> Canvas:
         """Return a canvas with the same progress and new fixed text; the timetables' positions correspond in order."""
         to = dict(zip(self.timetable.positions, timetable.positions, strict=True))
         canvas = Canvas(timetable, token_ids, mask_token_id=self._mask, eos_token_id=self._eos)
@@ -51,13 +51,13 @@ class Canvas:
     def all_masked(self) -> frozenset[int]:
         return frozenset(self._masked)
 
-    def unprompted(self, rows: range) -> list[int]:
+    def token_ids_without_prompt(self, rows: range) -> list[int]:
         """Return the token ids of `rows` with all given text masked: the unconditional input of guidance."""
         own = frozenset(self.timetable.positions)
         return [self.token_ids[row] if row in own else self._mask for row in rows]
 
     def commit(self, positions: Iterable[int], token_ids: Iterable[int], probabilities: Iterable[float] = ()) -> None:
-        """Commit tokens. Their `probabilities` are needed only where `remask` may follow."""
+        """Commit tokens. Their `probabilities` are needed only if `remask` may follow."""
         self._latest = frozenset(positions)
         for position, token_id in zip(positions, token_ids, strict=True):
             self._masked.remove(position)
@@ -65,9 +65,9 @@ class Canvas:
         self._probabilities.update(zip(positions, probabilities, strict=False))
 
     def remask(self, among: range, count: int) -> int:
-        """Mask up to `count` tokens of `among` again, and return how many.
+        """Mask up to `count` tokens of `among` again, and return their number.
 
-        It takes those that were least probable when they were committed, ties from the left. Tokens of the latest
+        The tokens that were least probable at their commitment come first, ties from the left. Tokens of the latest
         commitment, which no pass has seen as context yet, stay, and so do those that `take_committed` returned.
         """
         final = frozenset(self.timetable.positions[: self._num_taken])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.decoding.adjustment import adjust
-from workers.decoding.focus import Attention
+from workers.decoding.focus import ObservedAttention
 from workers.decoding.sampling import Sampling, predict
 from workers.decoding.timetable import Portion
 from workers.decoding.unmasking import rank
@@ -18,18 +18,18 @@ from workers.errors import NonFiniteLogitsError
 
 @dataclass(frozen=True)
 class Decision:
-    """The positions that one step commits for a request, and their tokens."""
+    """Holds the positions that one step commits for a request, and their tokens."""
 
     positions: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     """Probabilities of the tokens before temperature; empty unless the request remasks."""
-    attention: Attention | None = None
+    attention: ObservedAttention | None = None
     """Attention of the sequence's masked rows; None unless it is watched."""
 
 
 def decide(logits: Tensor, positions: Sequence[int], portion: Portion, sampling: Sampling) -> Decision:
-    """Commit a portion of `positions` (ascending), all of them masked; ties go to the left.
+    """Choose the tokens to commit at a portion of the masked `positions` (ascending); ties go to the left.
 
     Logits are [len(positions), vocab], guidance included. Raises NonFiniteLogitsError.
     """

@@ -24,7 +24,7 @@ class FocusConfig:
     skip_similarity: float
     """Cosine of attention to the prefix, now and at the last refresh, above which a due refresh is skipped."""
     max_skips: int
-    """Most consecutive refreshes that may be skipped."""
+    """Maximum number of consecutive refreshes that may be skipped."""
 
     @property
     def is_used(self) -> bool:
@@ -32,29 +32,29 @@ class FocusConfig:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Attention of some masked rows to the prefix."""
+class ObservedAttention:
+    """Holds the attention weights of some masked rows on the rows of the prefix."""
 
     positions: tuple[int, ...]
     weights: Tensor
     """[len(positions), prefix]: softmax weight over all keys, averaged over heads; one layer."""
 
-    def only(self, positions: frozenset[int]) -> Attention:
-        """Return the part of it that belongs to `positions`."""
+    def restrict_to(self, positions: frozenset[int]) -> ObservedAttention:
+        """Return the attention of the rows at `positions` alone."""
         kept = [index for index, position in enumerate(self.positions) if position in positions]
-        return Attention(tuple(self.positions[index] for index in kept), self.weights[kept])
+        return ObservedAttention(tuple(self.positions[index] for index in kept), self.weights[kept])
 
 
 class Focus:
     """Tracks one request's attention to its prefix over time.
 
-    Tensors are read when attention is observed and when a block ends, after a pass. What a schedule reads are
-    plain values, so that it needs no synchronisation with the device.
+    Tensors are read when attention is observed and when a block ends, after a pass. Schedules read only
+    plain values, so they need no synchronisation with the device.
     """
 
     def __init__(self, config: FocusConfig) -> None:
         self._config = config
-        self._at_refresh: Attention | None = None
+        self._at_refresh: ObservedAttention | None = None
         self._is_steady = False
         self._num_skipped = 0
         self._anchors: tuple[int, ...] | None = None
@@ -73,7 +73,7 @@ class Focus:
         """Return the prefix rows that the next refresh recomputes, ascending; None means all of them."""
         return self._anchors
 
-    def observe(self, attention: Attention, *, refreshed: bool) -> None:
+    def observe(self, attention: ObservedAttention, *, refreshed: bool) -> None:
         """Compare attention with that of the last refresh; if this pass `refreshed`, make it the new reference."""
         if refreshed:
             self._at_refresh, self._is_steady, self._num_skipped = attention, False, 0
@@ -88,16 +88,16 @@ class Focus:
         """Choose the most attended prefix rows, as the rows that are still `masked` saw them at the last refresh."""
         if self._config.anchor_share == 1 or self._at_refresh is None or not masked:
             return
-        attention = self._at_refresh.only(masked).weights.sum(0)
+        attention = self._at_refresh.restrict_to(masked).weights.sum(0)
         count = math.ceil(self._config.anchor_share * len(attention))
         self._anchors = tuple(attention.topk(count).indices.sort().values.tolist())
 
-    def _is_like_last_refresh(self, now: Attention) -> bool:
+    def _is_like_last_refresh(self, now: ObservedAttention) -> bool:
         then = self._at_refresh
         shared = frozenset(then.positions) & frozenset(now.positions) if then else frozenset()
         if then is None or not shared:
             return False
-        similarity = F.cosine_similarity(then.only(shared).weights, now.only(shared).weights).mean()
+        similarity = F.cosine_similarity(then.restrict_to(shared).weights, now.restrict_to(shared).weights).mean()
         return not similarity.item() < self._config.skip_similarity
 
 

@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Candidates:
-    """One request's masked positions and how many of them to commit."""
+    """Holds one request's masked positions, and the number of them to commit."""
 
     positions: tuple[int, ...]
     """Ascending."""
@@ -53,7 +53,7 @@ def greedy(
 
 
 def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Return float64 [2, n]: token ids, and their probabilities as the logits' type has them; NaN where a row isn't
+    """Return float64 [2, n]: token ids, and their probabilities as the logits' type has them; NaN if a row isn't
     finite. The logits [n, vocab] are overwritten.
     """
     lowest, highest = logits.aminmax(dim=-1)
@@ -68,7 +68,7 @@ def best_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
 def most_confident(
     asked: Candidates, tokens: Sequence[float], probabilities: Sequence[float]
 ) -> Decision | WorkerError:
-    """Commit a portion of the positions, those with the most probable tokens first."""
+    """Choose the positions whose tokens are the most probable, as many as the portion says."""
     if any(probability != probability for probability in probabilities):  # noqa: PLR0124 (NaN)
         return NonFiniteLogitsError()
     order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])[: asked.portion.count]

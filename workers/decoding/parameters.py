@@ -7,25 +7,29 @@ from typing import TypeVar
 
 from workers.api import PARAMETERS, DecodingParams, GenerateRequest
 from workers.decoding.rules import Decoding, Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 from workers.errors import check
 from workers.models.base import ModelConfig
 
 Named = TypeVar("Named", bound=enum.Enum)
 
 
-def timing_of(params: DecodingParams, model: ModelConfig) -> Timing:
-    return model.decoding.timing if params.timetable is None else named(Timing, params.timetable, "timetable")
+def resolve_schedule(params: DecodingParams, model: ModelConfig) -> CommitSchedule:
+    return (
+        model.decoding.timing
+        if params.timetable is None
+        else enum_member(CommitSchedule, params.timetable, "timetable")
+    )
 
 
-def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, keeps_kv: bool) -> Decoding:
+def resolve_decoding(request: GenerateRequest, model: ModelConfig, *, policy: str, keeps_kv: bool) -> Decoding:
     """Return the decoding rule of a request under `policy`; `keeps_kv` says whether that keeps K/V between steps.
 
     Raises InvalidRequestError.
     """
     params = request.params
     unmasking = (
-        model.decoding.unmasking if params.unmasking is None else named(Unmasking, params.unmasking, "unmasking")
+        model.decoding.unmasking if params.unmasking is None else enum_member(Unmasking, params.unmasking, "unmasking")
     )
     check_bounds(params)
     check_combination(params, unmasking, policy, keeps_kv=keeps_kv)
@@ -50,7 +54,7 @@ def decoding_of(request: GenerateRequest, model: ModelConfig, *, policy: str, ke
     )
 
 
-def named(kind: type[Named], name: str, param: str) -> Named:
+def enum_member(kind: type[Named], name: str, param: str) -> Named:
     """Return the member of `kind` with this name. Raises InvalidRequestError for an unknown one."""
     known = {member.value: member for member in kind}
     check(name in known, param, f"{name!r} is unknown; there are {', '.join(known)}")
@@ -60,7 +64,7 @@ def named(kind: type[Named], name: str, param: str) -> Named:
 def check_bounds(params: DecodingParams) -> None:
     """Raise InvalidRequestError for a number beyond its declared bounds."""
     for parameter in PARAMETERS:
-        beyond = parameter.number_beyond(getattr(params, parameter.name))
+        beyond = parameter.find_out_of_bounds(getattr(params, parameter.name))
         check(beyond is None, parameter.client_name, f"{parameter.bounds}, got {beyond}")
 
 

@@ -1,4 +1,4 @@
-"""Says how one request's logits become committed tokens, once every default is resolved. Values only."""
+"""Holds the rule by which one request's logits become committed tokens, with every default resolved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 
 class Unmasking(enum.Enum):
-    """Names the masked positions that a step commits first. p is the softmax of a position's logits, q the same after
-    temperature, top-p and top-k; x is the token that was chosen there.
+    """Lists the rules that choose which masked positions a step commits.
+
+    p is the softmax of a position's logits, q the same after temperature, top-p and top-k; x is the token that was
+    chosen for the position.
     """
 
     LOW_CONFIDENCE = "low_confidence"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workers.decoding.rules import Decoding
 
-LEAST_TEMPERATURE = 1e-30
+MIN_TEMPERATURE = 1e-30
 """Lower temperatures count as this one, which float32 still distinguishes from 0."""
 
 
@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The model's prediction at n masked positions, and the token that is chosen for each."""
+    """Holds the model's prediction at n masked positions, and the token that is chosen for each."""
 
     logits: Tensor
     """[n, vocab]"""
@@ -96,7 +96,7 @@ def temper(logits: Tensor, temperature: float) -> Tensor:
     """Divide logits by a temperature above 0, with the largest of a row at 0, so that nothing overflows."""
     if temperature == 0:
         return logits
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, MIN_TEMPERATURE)
 
 
 def sample(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -111,7 +111,7 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def in_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Mark the most probable tokens up to the first with which they exceed `top_p`, it included: bool [n, vocab]."""
+    """Mark the smallest set of most probable tokens whose total probability exceeds `top_p`: bool [n, vocab]."""
     if top_p >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
     ranked, order = logits.sort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Says which positions of a sequence are denoised, in which blocks, and how much of a block each step commits."""
+"""Holds the positions to denoise, cut into blocks, and the portion of a block that each step commits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 DREAM_END = 1e-3
-"""Where Dream's time ends; it begins at 1."""
+"""The end of Dream's time, which begins at 1."""
 
 
-class Timing(enum.Enum):
-    """Says how a block's masks are spread over its steps."""
+class CommitSchedule(enum.Enum):
+    """Lists the rules that decide how many tokens each step of a block commits."""
 
     QUOTA = "quota"
     """m masks in s steps: m // s a step, one more in the first m mod s (LLaDA's get_num_transfer_tokens)."""
@@ -22,7 +22,7 @@ class Timing(enum.Enum):
 
 @dataclass(frozen=True)
 class Portion:
-    """Says how many of the masked positions one step commits."""
+    """Holds the number of masked positions that one step commits."""
 
     count: int
     rate: float
@@ -41,7 +41,7 @@ class Timetable:
     block_length: int
     """Positions to denoise in one block."""
     num_steps: int
-    timing: Timing = Timing.QUOTA
+    timing: CommitSchedule = CommitSchedule.QUOTA
 
     @property
     def num_blocks(self) -> int:
@@ -57,8 +57,8 @@ class Timetable:
         return range(own[0], own[-1] + 1)
 
     def portion(self, index: int, step: int, num_masked: int) -> Portion:
-        """Return how many of the `num_masked` masked positions of block `index` step `step` commits."""
-        if self.timing is Timing.DREAM:
+        """Return the portion of block `index` that its step `step` commits, of `num_masked` masked positions."""
+        if self.timing is CommitSchedule.DREAM:
             return dream_portion(step, self.steps_per_block, num_masked)
         base, rest = divmod(len(self._positions_of(index)), self.steps_per_block)
         masked_after = len(self._positions_of(index)) - base * (step + 1) - min(step + 1, rest)
@@ -70,7 +70,7 @@ class Timetable:
 
 
 def dream_portion(step: int, num_steps: int, num_masked: int) -> Portion:
-    """Return what Dream's sampler commits, in float32 as there: times are evenly spaced from 1 to `DREAM_END`."""
+    """Return the portion that Dream's sampler commits in a step; times are evenly spaced from 1 to `DREAM_END`."""
     if step + 1 == num_steps:
         return Portion(num_masked, 1.0)
     times = torch.linspace(1, DREAM_END, num_steps + 1)

@@ -43,7 +43,7 @@ def negative_entropy(prediction: Prediction, _: Draw) -> Tensor:
     return (q * (q + LOG_GUARD).log()).sum(-1)
 
 
-def chance(prediction: Prediction, generator: Draw) -> Tensor:
+def random_score(prediction: Prediction, generator: Draw) -> Tensor:
     """Draw scores uniformly from [0, 1)."""
     device = prediction.token_ids.device
     return torch.rand(len(prediction.token_ids), dtype=torch.float64, device=device, generator=generator())
@@ -52,11 +52,11 @@ def chance(prediction: Prediction, generator: Draw) -> Tensor:
 SCORERS: Mapping[Unmasking, Scorer] = MappingProxyType(
     {
         Unmasking.LOW_CONFIDENCE: probability,
-        Unmasking.RANDOM: chance,
+        Unmasking.RANDOM: random_score,
         Unmasking.ENTROPY: negative_entropy,
         Unmasking.TOPK_MARGIN: margin,
         Unmasking.MASKGIT_PLUS: filtered_probability,
-        Unmasking.ORIGIN: chance,
+        Unmasking.ORIGIN: random_score,
         Unmasking.THRESHOLD: probability,
         Unmasking.FACTOR: probability,
     }
@@ -67,10 +67,10 @@ def rank(prediction: Prediction, portion: Portion, sampling: Sampling) -> list[i
     """Return indices of the positions to commit, the best first; equal scores go to the left."""
     scores = SCORERS[sampling.decoding.unmasking](prediction, sampling.generator)
     ranked, order = scores.sort(descending=True, stable=True)
-    return order[how_many(ranked, portion, sampling.decoding)].tolist()
+    return order[positions_to_commit(ranked, portion, sampling.decoding)].tolist()
 
 
-def how_many(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
+def positions_to_commit(ranked: Tensor, portion: Portion, decoding: Decoding) -> slice:
     """Return the slice of the ranked positions to commit, given their scores in descending order."""
     match decoding.unmasking:
         case Unmasking.ORIGIN:

@@ -20,7 +20,7 @@ from workers.engine.engine import Engine
 from workers.engine.faults import EngineFault, FaultRecorder
 from workers.engine.streams import Delivery, Stream, deliver
 from workers.errors import EngineClosedError, StepFailedError, WorkerError
-from workers.scheduler.plan import Failure, Question
+from workers.scheduler.plan import EpochQuestion, Failure
 from workers.scheduler.scheduler import Outcome
 
 Command = Callable[[], None]
@@ -38,7 +38,7 @@ class EngineObserver(Protocol):
         ...
 
     def ask(self, read: ContextRead, reply: ContextReply) -> None:
-        """Have `reply` called, once, with the newest content of the context that `read` reads."""
+        """Call `reply` once, later, with the newest content of the context that `read` names."""
         ...
 
 
@@ -103,7 +103,7 @@ class AsyncEngine:
 
     @property
     def end_reason(self) -> str:
-        """Return why the engine no longer accepts requests."""
+        """Return the reason why the engine no longer accepts requests."""
         return self._end_reason or "the worker is shutting down"
 
     @property
@@ -155,7 +155,7 @@ class AsyncEngine:
             self._commands.append(command)
             self._wake.notify()
 
-    def _reply(self, question: Question, newest: Context | None) -> None:
+    def _reply(self, question: EpochQuestion, newest: Context | None) -> None:
         with suppress(EngineClosedError):
             self._post(lambda: self._answer(question, newest))
 
@@ -231,7 +231,7 @@ class AsyncEngine:
             del self._streams[request_id]
             self._engine.abort(request_id)
 
-    def _ask(self, question: Question) -> None:
+    def _ask(self, question: EpochQuestion) -> None:
         """Pass a question on to the observer; if that fails, the request continues with its present content."""
         reply = partial(self._reply, question)
         try:
@@ -240,7 +240,7 @@ class AsyncEngine:
             self._faults.record(EngineFault.OBSERVER, error)
             reply(None)
 
-    def _answer(self, question: Question, newest: Context | None) -> None:
+    def _answer(self, question: EpochQuestion, newest: Context | None) -> None:
         try:
             self._deliver(self._engine.answer(question, newest))
         except Exception as error:

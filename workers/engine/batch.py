@@ -24,7 +24,7 @@ from workers.scheduler.task import RequestId
 
 @dataclass(frozen=True)
 class Join:
-    """Prefix rows that enter at a layer, with the states that the entry keeps for it."""
+    """Holds prefix rows that join at a layer, with the boundary states that the entry keeps for that layer."""
 
     layer: int
     states: Tensor
@@ -33,7 +33,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Lane:
-    """The part of the batch that belongs to one pass."""
+    """Describes the part of a batch that belongs to one pass."""
 
     scheduled: ScheduledPass
     base: slice
@@ -60,7 +60,7 @@ class Lane:
 
     @property
     def is_wide(self) -> bool:
-        """Return whether its probabilities are taken in float64."""
+        """Return whether the pass takes its probabilities in float64."""
         task = self.scheduled.sequence.task
         return task.policy.wide_confidence or task.decoding.unmasking.is_adaptive
 
@@ -97,7 +97,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of all passes: N base rows, and M rows once all prefix rows have joined."""
+    """Holds the rows of all passes: N base rows, and M rows once all prefix rows have joined."""
 
     token_ids: Tensor
     """int64 [N]"""

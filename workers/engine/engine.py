@@ -13,7 +13,7 @@ from workers.engine.memory import Memory
 from workers.engine.runner import Runner
 from workers.engine.validation import RequestResolver
 from workers.errors import WorkerError
-from workers.scheduler.plan import Question
+from workers.scheduler.plan import EpochQuestion
 from workers.scheduler.scheduler import Outcome, Scheduler
 from workers.scheduler.task import RequestId
 
@@ -77,11 +77,11 @@ class Engine:
         self.scheduler.wake()
         return command(self.entries)
 
-    def take_questions(self) -> list[Question]:
+    def take_questions(self) -> list[EpochQuestion]:
         """Return the new questions of requests in follow mode; the caller must answer each exactly once."""
         return self.scheduler.take_questions()
 
-    def answer(self, question: Question, newest: Context | None) -> list[Outcome]:
+    def answer(self, question: EpochQuestion, newest: Context | None) -> list[Outcome]:
         """Let the request that asked continue: with `newest` if its epoch is too old, else with its present content.
 
         None says that nothing newer is known: the context is gone, or could not be read. An answer that no request
@@ -94,7 +94,7 @@ class Engine:
             self.scheduler.continue_in_place(sequence)
             return []
         try:
-            self.scheduler.relocate(sequence, self._requests.rebase(sequence.task, newest))
+            self.scheduler.relocate(sequence, self._requests.replace_context(sequence.task, newest))
         except WorkerError as error:
             return [self.scheduler.fail(sequence, error)]
         return []
@@ -104,7 +104,7 @@ class Engine:
         return self.scheduler.fail_all(error)
 
     def take_changes(self) -> Changes:
-        """Return what has happened to prefix entries since the last call."""
+        """Return the changes to prefix entries since the last call."""
         return self._memory.cache.take_changes()
 
     def stats(self) -> WorkerStats:

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineFault(enum.Enum):
-    """Names the part of the engine's thread that raised an exception which no request caused."""
+    """Lists the parts of the engine's thread in which an exception can occur that no request caused."""
 
     STEP = "step"
     """A step: the requests that it worked on end with the error."""
@@ -26,7 +26,7 @@ class EngineFault(enum.Enum):
 
 
 class FaultRecorder:
-    """Logs faults with their stacks, and passes their kinds on to be counted."""
+    """Logs faults with their stacks, and counts them by kind."""
 
     def __init__(self, listeners: Sequence[Callable[[EngineFault], None]]) -> None:
         self._listeners = listeners

@@ -17,15 +17,15 @@ from workers.models.base import DiffusionLM
 
 logger = logging.getLogger(__name__)
 
-SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512)
+GRAPH_SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Numbers of rows that graphs are recorded for; a batch uses the next larger one. With more rows, kernels take
 longer than their launches.
 """
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One graph, with the tensors that it reads and writes."""
+class RecordedGraph:
+    """Holds one CUDA graph, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     token_ids: Tensor
@@ -43,24 +43,24 @@ class GraphedForward:
 
     def __init__(self, model: DiffusionLM, storage: PageStorage, attention: RaggedBackend) -> None:
         self._model, self._storage, self._attention = model, storage, attention
-        self._recordings: dict[int, Recording] = {}
+        self._recordings: dict[int, RecordedGraph] = {}
 
     def record(self) -> Iterator[int]:
         """Record a graph of each size, which takes seconds, and yield its number of rows."""
         before, _ = torch.cuda.mem_get_info(self._storage.device)
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(SIZES):  # the largest first: the others fit into its memory
+        for size in reversed(GRAPH_SIZES):  # the largest first: the others fit into its memory
             self._recordings[size] = self._record(size, pool)
             yield size
         after, _ = torch.cuda.mem_get_info(self._storage.device)
-        logger.info("CUDA graphs for up to %d rows take %d MiB", SIZES[-1], (before - after) >> 20)
+        logger.info("CUDA graphs for up to %d rows take %d MiB", GRAPH_SIZES[-1], (before - after) >> 20)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor | None:
         """Return the hidden states of the base rows [N, hidden]; None for a batch that no graph was recorded for."""
         if batch.joins or any(lane.watched for lane in batch.lanes):
             return None
-        size = next((size for size in SIZES if size >= batch.num_base), None)
+        size = next((size for size in GRAPH_SIZES if size >= batch.num_base), None)
         recording = self._recordings.get(size) if size else None
         if recording is None or not recording.plan.fill([lane.reader for lane in batch.lanes]):
             return None
@@ -73,7 +73,7 @@ class GraphedForward:
         return recording.hidden[:num_rows].clone()  # the next replay writes where this one did
 
     @torch.inference_mode()
-    def _record(self, size: int, pool: Any) -> Recording:
+    def _record(self, size: int, pool: Any) -> RecordedGraph:
         """Record with empty tables, and with all rows written to the scratch page."""
         device, num_layers = self._storage.device, self._model.config.num_layers
         token_ids = torch.zeros(size, dtype=torch.int64, device=device)
@@ -98,4 +98,4 @@ class GraphedForward:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             hidden = run()
-        return Recording(graph, token_ids, positions, slots, plan, hidden)
+        return RecordedGraph(graph, token_ids, positions, slots, plan, hidden)

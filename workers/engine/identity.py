@@ -1,4 +1,4 @@
-"""Names what two engines must have in common to exchange prefix entries, and the findings of probes."""
+"""Computes the digests that two engines must share to exchange prefix entries and the findings of probes."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def device_kind(device: torch.device) -> str:
 
 
 def digest(*parts: object) -> str:
-    """Return a hex digest of the values' `repr`."""
+    """Return a hex digest of the arguments, by their `repr`."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -25,7 +25,7 @@ class MemoryBudget:
 
 
 def memory_budget(kv: KVConfig, device: torch.device) -> MemoryBudget:
-    """Return what `kv` allows on a device that holds the model already."""
+    """Return the sizes that `kv` gives on `device`, which holds the model already."""
     pool_bytes = kv.pool_bytes
     if pool_bytes is None and device.type == "cuda":
         torch.cuda.empty_cache()
@@ -49,7 +49,7 @@ class Memory:
     def allocate(
         cls, model: ModelConfig, kv: KVConfig, *, device: torch.device, dtype: torch.dtype, awaits_builds: bool
     ) -> Self:
-        """Take the memory that `kv` allows. With `awaits_builds`, a new entry waits until it may be built."""
+        """Allocate the memory that `kv` allows. With `awaits_builds`, a new entry waits for `allow_build` or a copy."""
         budget = memory_budget(kv, device)
         storage = PageStorage(
             model, pool_bytes=budget.pool_bytes, page_tokens=kv.page_tokens, dtype=dtype, device=device

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.bicache.depth import nominal_suffix
+from workers.bicache.depth import nominal_suffix_length
 from workers.bicache.entry import PrefixEntry
 from workers.kv.storage import PageStorage
 from workers.models.base import DiffusionLM
@@ -26,7 +26,7 @@ def similarities(
     all masks, not the request's own, and as long as the bucket's ratios allow.
     """
     config, prefix, device = model.config, entry.layout.num_tokens, storage.device
-    num_suffix = nominal_suffix(prefix, bucket, config.context_length)
+    num_suffix = nominal_suffix_length(prefix, bucket, config.context_length)
     positions = torch.linspace(0, prefix - 1, min(num_positions, prefix), device=device).round().long()
     tokens = torch.tensor([*entry.token_ids, *[config.mask_token_id] * num_suffix], device=device)
     everywhere = range(len(tokens))
@@ -45,7 +45,7 @@ def similarities(
 def kv_alone(entry: PrefixEntry, layer: int, model: DiffusionLM, storage: PageStorage) -> tuple[Tensor, Tensor]:
     """Return K and V of the prefix alone [prefix, kv_heads, head_dim].
 
-    In the layer after those that the entry keeps they are computed as for a deeper entry: from all states at once.
+    For the first layer beyond the entry's, they are computed from all boundary states at once, as in a deeper entry.
     """
     if layer < entry.layout.kv_depth:
         return storage.read(entry.table.slots[layer])

@@ -11,7 +11,7 @@ from workers.api import SEED_BITS, ContextEpoch, DecodingParams, GenerateRequest
 from workers.bicache.cut import choose_cut
 from workers.config import BiCacheConfig, EngineConfig
 from workers.decoding.focus import FocusConfig
-from workers.decoding.parameters import decoding_of, timing_of
+from workers.decoding.parameters import resolve_decoding, resolve_schedule
 from workers.decoding.rules import Decoding
 from workers.decoding.timetable import Timetable
 from workers.errors import InvalidRequestError, check
@@ -21,7 +21,7 @@ from workers.scheduler.task import RequestId, Task
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MAX_STEPS = 1 << 16
-"""The most steps of a request: far more than any context has tokens. Even a step that commits nothing runs a pass."""
+"""Maximum number of steps of a request. Even a step that commits nothing runs a pass."""
 GUIDED_POLICY = "none"
 
 
@@ -39,9 +39,9 @@ class RequestResolver:
         params = request.params
         check_tokens(request, model)
         policy = policy_by_name(params.policy or (GUIDED_POLICY if params.guidance else engine.policy))
-        decoding = decoding_of(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
+        decoding = resolve_decoding(request, model, policy=policy.name, keeps_kv=policy.keeps_kv)
         interval = bicache.refresh_interval if params.refresh_interval is None else params.refresh_interval
-        focus = focus_of(params, policy, bicache)
+        focus = resolve_focus(params, policy, bicache)
         prefixes = usable_prefixes(request, model)
         seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
         return Task(
@@ -51,7 +51,7 @@ class RequestResolver:
             num_canvas=request.max_tokens,
             prefixes=prefixes,
             cut=choose_cut(prefixes, bicache.cut_share) if policy.reuses_prefix else None,
-            timetable=timetable(request, model, policy, decoding, engine),
+            timetable=resolve_timetable(request, model, policy, decoding, engine),
             policy=policy,
             refresh_interval=interval,
             reuse_depth=params.reuse_depth,
@@ -62,7 +62,7 @@ class RequestResolver:
             context=request.context,
         )
 
-    def rebase(self, task: Task, content: Context) -> Task:
+    def replace_context(self, task: Task, content: Context) -> Task:
         """Return `task` with `content` instead of its context's older epoch; all positions after the context move.
 
         Boundaries within the old context are dropped. Raises InvalidRequestError if the newer content is too long, or
@@ -133,7 +133,7 @@ def policy_by_name(name: str) -> Policy:
     return POLICIES[name]
 
 
-def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
+def resolve_focus(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> FocusConfig:
     """Resolve anchors and skipped refreshes; the worker's defaults apply only to policies that support them."""
     anchors = 1.0 if params.anchors is None else params.anchors
     adaptive = [other.name for other in POLICIES.values() if other.adaptive]
@@ -150,13 +150,13 @@ def focus_of(params: DecodingParams, policy: Policy, bicache: BiCacheConfig) -> 
     )
 
 
-def timetable(
+def resolve_timetable(
     request: GenerateRequest, model: ModelConfig, policy: Policy, decoding: Decoding, engine: EngineConfig
 ) -> Timetable:
     """Resolve blocks and steps.
 
     A request that gives no number of steps gets one for every `engine.tokens_per_step` tokens of each block, or one for
-    every token where confidence sets the pace, since that is then only the most steps that it may take.
+    every token if confidence sets the pace, since that number is then only an upper bound.
     """
     params, start = request.params, len(request.token_ids)
     positions = (*request.holes, *range(start, start + request.max_tokens))
@@ -174,7 +174,7 @@ def timetable(
         f"must be at least 1 for each of the {num_blocks} blocks, got {num_steps}; raise it, or raise block_length",
     )
     check(num_steps <= MAX_STEPS, "steps", f"must be at most {MAX_STEPS}, got {num_steps}")
-    return Timetable(positions, block_length, num_steps, timing_of(params, model))
+    return Timetable(positions, block_length, num_steps, resolve_schedule(params, model))
 
 
 def usable_prefixes(request: GenerateRequest, model: ModelConfig) -> tuple[PrefixCandidate, ...]:

@@ -1,4 +1,4 @@
-"""Store keys and values into their pages with a Triton kernel: one launch where indexed copies take three."""
+"""Store keys and values into their pages with a Triton kernel: one launch instead of the three of indexed copies."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class EntryLayout:
-    """Says what an entry keeps: K/V of layers 0..kv_depth-1, and the states that enter the layers `state_depths`."""
+    """Describes an entry's content: K/V of layers 0..kv_depth-1, and the states that enter layers `state_depths`."""
 
     num_tokens: int
     kv_depth: int
@@ -36,17 +36,17 @@ class EntryLayout:
 
     @classmethod
     def for_depths(cls, num_tokens: int, depths: Iterable[int], num_layers: int) -> EntryLayout:
-        """Return the least layout that serves all of `depths`: full depth needs no states, depth 0 no pages at all."""
+        """Return the smallest layout that serves `depths`: full depth needs no states, depth 0 no pages at all."""
         kept = sorted({depth for depth in depths if depth > 0})
         return cls(num_tokens, kept[-1] if kept else 0, tuple(depth for depth in kept if depth < num_layers))
 
     @property
     def depths(self) -> frozenset[int]:
-        """Return the reuse depths that it serves."""
+        """Return the reuse depths that an entry with this layout serves."""
         return frozenset({self.kv_depth, *self.state_depths} - {0})
 
     def including(self, depths: Iterable[int], num_layers: int) -> EntryLayout:
-        """Return the least layout that serves `depths` as well."""
+        """Return the smallest layout that serves `depths` as well as this layout's depths."""
         return EntryLayout.for_depths(self.num_tokens, self.depths.union(depths), num_layers)
 
     def num_pages(self, storage: PageStorage, hidden_size: int) -> int:
@@ -90,7 +90,7 @@ class EntryTable:
 
 @dataclass(frozen=True)
 class PrivateLayout:
-    """Says what a request keeps for itself."""
+    """Describes the K/V that a request keeps for itself."""
 
     num_layers: int
     num_tokens: int
@@ -98,7 +98,7 @@ class PrivateLayout:
     """The number of layers that read the first `shared_tokens` tokens from an entry."""
     shared_tokens: int
     keeps_kv: bool
-    """Whether K/V outlive a step; otherwise all layers use the same pages."""
+    """True if K/V outlive a step; otherwise all layers use the same pages."""
 
     def num_pages(self, page_tokens: int) -> int:
         whole = ceil_div(self.num_tokens, page_tokens)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.decoding.rules import Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 
 AttentionMask = Callable[[Tensor, Tensor], Tensor]
 """Positions of rows [n] and of keys [T] -> bool [n, T], true where the row sees the key."""
@@ -22,7 +22,7 @@ class DecodingDefaults:
     """Holds the decoding rules of a family's authors, for requests that name none; LLaDA's by default."""
 
     unmasking: Unmasking = Unmasking.LOW_CONFIDENCE
-    timing: Timing = Timing.QUOTA
+    timing: CommitSchedule = CommitSchedule.QUOTA
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelConfig:
     pad_token_id: int
     qkv_bias: bool = False
     prediction_shift: int = 0
-    """How many rows left of a position its logits are read (Dream: 1; position 0 reads its own row)."""
+    """Number of rows to the left of a position at which its logits are read (Dream: 1; none for position 0)."""
     decoding: DecodingDefaults = DecodingDefaults()
     attention_mask: AttentionMask | None = None
     """None if every row sees every key. Only the reference attention, on a CPU, computes anything else."""
@@ -75,7 +75,7 @@ class ModelConfig:
 
 
 class Layer(Protocol):
-    """Is one transformer layer, split in two: the engine computes attention in between."""
+    """Computes one transformer layer in two parts; the engine computes attention between them."""
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project rows `x` [..., hidden] to queries and keys, which are rotated, and values.
@@ -90,7 +90,7 @@ class Layer(Protocol):
 
 
 class DiffusionLM(Protocol):
-    """Is a bidirectional denoiser. Positions enter only through `rope`; rows interact only through attention."""
+    """Computes a bidirectional denoiser. Positions enter only through `rope`; rows interact only through attention."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -112,7 +112,7 @@ class DiffusionLM(Protocol):
 
 
 class TorchModel(nn.Module, ABC):
-    """Is the `DiffusionLM` that an architecture builds; its parameters are a checkpoint's tensors."""
+    """Implements `DiffusionLM` for an architecture; its parameters are a checkpoint's tensors."""
 
     config: ModelConfig
 
@@ -136,7 +136,7 @@ class TorchModel(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describes one family of checkpoints: how it is read and run."""
+    """Describes how checkpoints of one family are read and run."""
 
     name: str
     model_types: tuple[str, ...]

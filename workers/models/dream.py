@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.decoding.rules import Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 from workers.errors import UnsupportedModelError
 from workers.models.base import Architecture, DecodingDefaults, ModelConfig
 from workers.models.layers import Transformer
 
-REQUIRED = (
+REQUIRED_KEYS = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -22,7 +22,7 @@ REQUIRED = (
 )
 """The keys without which a Dream config.json is incomplete."""
 
-COMPUTED: Mapping[str, tuple[Any, ...]] = {
+SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "rope_scaling": (None,),
     "use_sliding_window": (False,),
@@ -33,14 +33,14 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
 TRAINED_CONTEXT = 2048
 """The context that Dream was trained on; its config has that of the Qwen2.5 weights that it started from."""
 
-DECODING = DecodingDefaults(Unmasking.ENTROPY, Timing.DREAM)
+DECODING = DecodingDefaults(Unmasking.ENTROPY, CommitSchedule.DREAM)
 """The rules that Dream's authors decode with."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
-    if missing := [key for key in REQUIRED if key not in raw]:
+    if missing := [key for key in REQUIRED_KEYS if key not in raw]:
         raise UnsupportedModelError(f"config.json lacks {', '.join(missing)}, which a Dream model needs")
-    for key, supported in COMPUTED.items():
+    for key, supported in SUPPORTED_VALUES.items():
         if raw.get(key, supported[0]) not in supported:
             raise UnsupportedModelError(f"config.json has {key}={raw[key]!r}; supported: {supported[0]!r}")
     return ModelConfig(
@@ -63,8 +63,8 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-TOP = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-IN_LAYER = {
+TOP_LEVEL_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -81,9 +81,9 @@ def checkpoint_name(parameter: str) -> str:
     """Translate `layers.3.q.bias` to `model.layers.3.self_attn.q_proj.bias`."""
     match parameter.split("."):
         case ["layers", index, module, kind]:
-            return f"model.layers.{index}.{IN_LAYER[module]}.{kind}"
+            return f"model.layers.{index}.{LAYER_NAMES[module]}.{kind}"
         case [module, kind]:
-            return f"{TOP[module]}.{kind}"
+            return f"{TOP_LEVEL_NAMES[module]}.{kind}"
         case _:
             raise KeyError(parameter)
 

@@ -1,6 +1,6 @@
 """Holds the Triton kernels between a layer's matrix products: one pass over memory each.
 
-They round where `workers.models.layers` does: the mean square, rotations and SiLU are taken in float32.
+They round at the same points as `workers.models.layers`: the mean square, rotations and SiLU are taken in float32.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from workers.errors import UnsupportedModelError
 from workers.models.base import Architecture, ModelConfig
 from workers.models.layers import Transformer
 
-REQUIRED = ("d_model", "n_layers", "n_heads", "vocab_size", "mask_token_id", "eos_token_id")
+REQUIRED_KEYS = ("d_model", "n_layers", "n_heads", "vocab_size", "mask_token_id", "eos_token_id")
 """The keys without which a LLaDA config.json is incomplete."""
 
-COMPUTED: Mapping[str, tuple[Any, ...]] = {
+SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "activation_type": ("silu", "swiglu"),
     "block_type": ("llama",),
     "layer_norm_type": ("rms",),
@@ -28,9 +28,9 @@ COMPUTED: Mapping[str, tuple[Any, ...]] = {
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
-    if missing := [key for key in REQUIRED if key not in raw]:
+    if missing := [key for key in REQUIRED_KEYS if key not in raw]:
         raise UnsupportedModelError(f"config.json lacks {', '.join(missing)}, which a LLaDA model needs")
-    for key, supported in COMPUTED.items():
+    for key, supported in SUPPORTED_VALUES.items():
         if raw.get(key, supported[0]) not in supported:
             raise UnsupportedModelError(
                 f"config.json has {key}={raw[key]!r}; supported: {', '.join(map(str, supported))}"
@@ -55,8 +55,8 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 STEM = "model.transformer"
-TOP = {"embedding": "wte", "norm": "ln_f", "head": "ff_out"}
-IN_LAYER = {
+TOP_LEVEL_NAMES = {"embedding": "wte", "norm": "ln_f", "head": "ff_out"}
+LAYER_NAMES = {
     "attention_norm": "attn_norm",
     "q": "q_proj",
     "k": "k_proj",
@@ -73,9 +73,9 @@ def checkpoint_name(parameter: str) -> str:
     """Translate `layers.3.q.weight` to `model.transformer.blocks.3.q_proj.weight`."""
     match parameter.split("."):
         case ["layers", index, module, kind]:
-            return f"{STEM}.blocks.{index}.{IN_LAYER[module]}.{kind}"
+            return f"{STEM}.blocks.{index}.{LAYER_NAMES[module]}.{kind}"
         case [module, kind]:
-            return f"{STEM}.{TOP[module]}.{kind}"
+            return f"{STEM}.{TOP_LEVEL_NAMES[module]}.{kind}"
         case _:
             raise KeyError(parameter)
 

@@ -30,7 +30,7 @@ FINGERPRINTED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json",
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, in eval mode, without gradients."""
+    """Holds a model on its device, in eval mode, without gradients."""
 
     name: str
     config: ModelConfig
@@ -54,18 +54,18 @@ def load_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> 
     shards = shard_files(directory)
     with torch.device("meta"):
         model = architecture.build(config)
-    fill(model, shards, architecture, device, dtype)
+    fill_parameters(model, shards, architecture, device, dtype)
     model.requires_grad_(requires_grad=False).eval()
     return LoadedModel(
         name=directory.resolve().name,
         config=config,
-        model=fastest(model, device),
+        model=fastest_form(model, device),
         fingerprint=fingerprint(directory, shards, dtype),
         depth_table=read_depth_table(directory),
     )
 
 
-def fastest(model: TorchModel, device: torch.device) -> DiffusionLM:
+def fastest_form(model: TorchModel, device: torch.device) -> DiffusionLM:
     """Return the same model in its fastest form for the device."""
     return model.fused() if device.type == "cuda" else model
 
@@ -117,7 +117,7 @@ def shard_files(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(shard: Path) -> Iterator[Any]:
+def open_shard(shard: Path) -> Iterator[Any]:
     """Open a safetensors file; a torn or foreign file becomes an UnsupportedModelError."""
     try:
         with safe_open(shard, framework="pt") as tensors:
@@ -126,14 +126,14 @@ def opened(shard: Path) -> Iterator[Any]:
         raise UnsupportedModelError(f"{shard} is no readable safetensors file: {error}") from error
 
 
-def fill(
+def fill_parameters(
     model: nn.Module, shards: Sequence[Path], architecture: Architecture, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Move every tensor of the shards into `model`, which is on the meta device."""
     wanted = {architecture.checkpoint_name(name): name for name, _ in model.named_parameters()}
     missing = set(wanted)
     for shard in shards:
-        with opened(shard) as tensors:
+        with open_shard(shard) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 if name not in wanted:
                     raise UnsupportedModelError(f"{shard} holds {name}, which architecture {architecture.name} lacks")

@@ -15,28 +15,27 @@ from dataclasses import dataclass
 
 from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable
-from workers.bicache.entry import PrefixEntry
-from workers.bicache.handle import PrefixHandle
+from workers.bicache.entry import PrefixEntry, PrefixHandle
 from workers.kv.page_table import EntryLayout, PrivateLayout, sequence_slots
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 from workers.models.base import ModelConfig
 from workers.scheduler.policy import Geometry
-from workers.scheduler.reuse import Reuse, ReuseRule
+from workers.scheduler.reuse import ReuseDecision, ReuseRule
 from workers.scheduler.task import Allocation, RequestId, Task
 
 
 @dataclass
 class Preparation:
-    """Says what a waiting request holds, and what it waits for."""
+    """Holds the state of a waiting request: its entry, and the conditions that it waits for."""
 
     handle: PrefixHandle | None = None
     is_hit: bool = True
-    """Whether the entry that it holds existed before it."""
+    """True if the entry that it holds existed before it."""
     is_waiting: bool = False
-    """Whether its entry must still be built, copied or probed, so that other requests may overtake it."""
+    """True if the entry must still be built, copied or probed, so that other requests may overtake this one."""
     is_alone: bool = False
-    """Whether it may use the whole pool; its entry then serves only its own depth."""
+    """True if the request may use the whole pool; its entry then serves only its own depth."""
 
     def release(self) -> None:
         if self.handle:
@@ -45,7 +44,7 @@ class Preparation:
 
 
 class Admission:
-    """Allocates memory to requests. An `ExitStack` frees an allocation; `forget` frees what a waiting request holds."""
+    """Allocates memory to requests. An `ExitStack` frees an allocation; `forget` frees a waiting request's entry."""
 
     def __init__(
         self,
@@ -58,13 +57,13 @@ class Admission:
         *,
         num_entry_depths: int,
     ) -> None:
-        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the needed one."""
+        """Begin without requests. A new entry serves `num_entry_depths` depths of `table` around the required depth."""
         self._model, self._storage, self._pool, self._cache = model, storage, pool, cache
         self._rule, self._table, self._num_entry_depths = rule, table, num_entry_depths
         self._preparations: dict[RequestId, Preparation] = {}
 
     def fits(self, task: Task) -> bool:
-        """Return whether the request, alone, fits into the whole pool at every depth that evidence may lower it to.
+        """Return whether the request, if it ran alone, would fit into the pool at every reuse depth that it may get.
 
         Deeper reuse takes more pages, except at full depth, where the entry needs no states.
         """
@@ -100,7 +99,7 @@ class Admission:
         return preparation is not None and preparation.handle is not None and preparation.handle.entry is entry
 
     def forget(self, task: Task) -> None:
-        """Free what a waiting request holds."""
+        """Free the entry and the pages that a waiting request holds."""
         if preparation := self._preparations.pop(task.id, None):
             preparation.release()
 
@@ -146,7 +145,7 @@ class Admission:
                 self._cache.count_served(handle.entry)
                 return handle
             handle.release()
-        kept = {depth} if task.reuse_depth is not None else self._table.near(depth, self._num_entry_depths)
+        kept = {depth} if task.reuse_depth is not None else self._table.depths_near(depth, self._num_entry_depths)
         read = task.context
         content_of = read.at if read and read.num_tokens == len(token_ids) else None
         for depths in (kept, {depth}):
@@ -161,7 +160,7 @@ class Admission:
         return depth in entry.depths or self._cache.widen(entry, {depth})
 
     def _add_private_pages(
-        self, task: Task, reuse: Reuse, preparation: Preparation
+        self, task: Task, reuse: ReuseDecision, preparation: Preparation
     ) -> tuple[Allocation, ExitStack] | None:
         """Add private pages to the entry. Return None, and keep the hold on the entry, while too few pages are free."""
         layout = self._private_layout(task, reuse.depth)
@@ -189,7 +188,7 @@ class Admission:
         return PrivateLayout(self._model.num_layers, task.total, depth, prefix, task.policy.keeps_kv)
 
     def _num_pages(self, task: Task, depth: int) -> int:
-        """Return how many pages the request and an entry for only this depth take together."""
+        """Return the number of pages of the request and of an entry for this depth alone, together."""
         return self._private_layout(task, depth).num_pages(self._storage.page_tokens) + self._num_entry_pages(
             task, depth
         )

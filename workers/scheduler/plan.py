@@ -22,12 +22,12 @@ class ScheduledPass:
 
     @property
     def num_rows(self) -> int:
-        """Return the number of rows that the model computes for it."""
+        """Return the number of rows that the model computes for the pass."""
         return self.run.num_rows * self.sequence.task.forwards_per_pass
 
 
 @dataclass(frozen=True)
-class Question:
+class EpochQuestion:
     """Asks for the newest content of a context.
 
     A sequence in follow mode asks it at a block start, and has no pass until `Scheduler.continue_in_place` or
@@ -50,7 +50,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Has a decision or an error for every pass of the plan, and an error for every entry whose build failed."""
+    """Holds a decision or an error for every pass of the plan, and an error for every entry whose build failed."""
 
     decisions: Mapping[RequestId, Decision | WorkerError]
     failed_builds: Mapping[PrefixEntry, WorkerError] = field(default_factory=dict)

@@ -53,7 +53,7 @@ class Geometry:
         """Return the prefix rows of a refresh; at full depth no row is recomputed."""
         return range(self.prefix) if self.depth < self.num_layers else NO_ROWS
 
-    def rows_for(self, block: range) -> range:
+    def rows_to_decode(self, block: range) -> range:
         """Return the rows that a pass over `block` alone computes: the block, and where its first logits are read."""
         return range(max(self.prefix, block.start - self.shift), block.stop)
 
@@ -73,14 +73,14 @@ class Progress:
     last_block_clock: int
     """The clock when the block before this one began."""
     opened: bool
-    """Whether the block's opening pass, which decodes nothing, is done."""
+    """True if the block's opening pass, which decodes nothing, is done."""
     refresh_interval: int
     anchors: tuple[int, ...] | None = None
     """Prefix rows that a refresh recomputes in place of all; None before the first refresh, or without anchors."""
     drifted: bool = True
-    """Whether attention to the prefix was seen to change since the last refresh, or was not watched."""
+    """True if attention to the prefix was seen to change since the last refresh, or was not watched."""
     is_cold: bool = False
-    """Whether no pass has run since the sequence got its pages, so that no K/V can be reused."""
+    """True if no pass has run since the sequence got its pages, so that no K/V can be reused."""
 
     @property
     def refresh_due(self) -> bool:
@@ -110,27 +110,27 @@ class Pass:
 
     @property
     def is_heavy(self) -> bool:
-        """Return whether it recomputes the prefix or, without one, all rows."""
+        """Return whether the pass recomputes the prefix or, without a prefix, all rows."""
         return bool(self.deep) or self.rows.start == 0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Names a schedule of passes, with the properties that the rest of the engine needs."""
+    """Holds a schedule of passes under its name, with the properties that the rest of the engine needs."""
 
     name: str
     next_pass: Callable[[Geometry, Progress], Pass]
     reuses_prefix: bool = True
     keeps_kv: bool = True
-    """Whether a pass reads K/V that an earlier pass computed."""
+    """True if a pass reads K/V that an earlier pass computed."""
     whole_canvas: bool = False
-    """Whether it decodes the canvas as one block, whatever the block length."""
+    """True if the policy decodes the canvas as one block, whatever the block length."""
     full_depth: bool = False
-    """Whether it reuses all layers, whatever the depth table says."""
+    """True if the policy reuses all layers, whatever the depth table says."""
     wide_confidence: bool = False
-    """Whether confidence is taken in float64 instead of the logits' dtype."""
+    """True if confidence is taken in float64 instead of the logits' dtype."""
     adaptive: bool = False
-    """Whether it has anchors and skips refreshes."""
+    """True if the policy supports anchors and skipped refreshes."""
 
 
 def none(geometry: Geometry, progress: Progress) -> Pass:
@@ -138,7 +138,7 @@ def none(geometry: Geometry, progress: Progress) -> Pass:
 
 
 def dual(geometry: Geometry, progress: Progress) -> Pass:
-    rows = geometry.everything if progress.step == 0 else geometry.rows_for(progress.block)
+    rows = geometry.everything if progress.step == 0 else geometry.rows_to_decode(progress.block)
     return Pass(rows=rows, decode=progress.block)
 
 
@@ -152,13 +152,13 @@ def bicache_dual(geometry: Geometry, progress: Progress) -> Pass:
         return Pass(rows=geometry.suffix, deep=geometry.deep if progress.refresh_due else NO_ROWS)
     inside = progress.refresh_due and progress.step > 0
     return Pass(
-        rows=geometry.rows_for(progress.block), deep=geometry.deep if inside else NO_ROWS, decode=progress.block
+        rows=geometry.rows_to_decode(progress.block), deep=geometry.deep if inside else NO_ROWS, decode=progress.block
     )
 
 
 def lean(geometry: Geometry, progress: Progress) -> Pass:
     if progress.step > 0:
-        return Pass(rows=geometry.rows_for(progress.block), decode=progress.block)
+        return Pass(rows=geometry.rows_to_decode(progress.block), decode=progress.block)
     deep: Sequence[int] = NO_ROWS
     if geometry.deep and progress.refresh_due_since_last_block and progress.drifted:
         deep = geometry.deep if progress.anchors is None else progress.anchors

@@ -1,4 +1,4 @@
-"""Decide how deep a request's prefix is reused. Pure: only the request, the depth table and evidence count.
+"""Decide the reuse depth of a request's prefix. Pure: only the request, the depth table and evidence count.
 
 The content of the cache, earlier requests and other replicas' entries affect only how long an answer takes, never the
 answer itself.
@@ -25,13 +25,13 @@ from workers.scheduler.task import Task
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """Says where a request is cut, and how deep its prefix is reused."""
+class ReuseDecision:
+    """Holds the cut of a request, and the depth to which its prefix is reused."""
 
     num_prefix: int
     depth: int
     limited_by: DepthLimiter | None = None
-    """The evidence that lowered the depth; None if it is what the table or the request says."""
+    """The evidence that lowered the depth; None if it is the table's or the request's depth."""
 
 
 class ReuseRule:
@@ -43,10 +43,10 @@ class ReuseRule:
         self._num_layers, self._table, self._evidence, self._limits = num_layers, table, evidence, limits
         self._has_probes, self._similarity = config.probe_positions > 0, config.probe_similarity
 
-    def decide(self, task: Task) -> Reuse | None:
+    def decide(self, task: Task) -> ReuseDecision | None:
         """Return the request's cut and depth; None until its prefix has been probed at its ratio."""
         if task.cut is None:
-            return Reuse(0, 0)
+            return ReuseDecision(0, 0)
         depth, limited_by = self.nominal_depth(task), None
         if depth and task.chooses_depth:
             key, bucket = task.cut.key, self.bucket(task)
@@ -57,7 +57,7 @@ class ReuseRule:
             for limit, limiter in ((probed, DepthLimiter.PROBE), (reported, DepthLimiter.REPORT)):
                 if limit is not None and limit < depth:
                     depth, limited_by = limit, limiter
-        return Reuse(task.cut.num_tokens, depth, limited_by)
+        return ReuseDecision(task.cut.num_tokens, depth, limited_by)
 
     def nominal_depth(self, task: Task) -> int:
         """Return the reuse depth before any evidence lowers it."""
@@ -68,12 +68,12 @@ class ReuseRule:
         return self._num_layers if task.policy.full_depth else self._table.lookup(self._ratio(task, task.cut))
 
     def bucket(self, task: Task) -> int:
-        """Return the bucket of ratios whose probe counts for the request."""
+        """Return the ratio bucket whose probe decides about the request."""
         return bucket_of(self._ratio(task, task.cut)) if task.cut else 0
 
     def judge_probe(self, key: PrefixKey, bucket: int, similarities: Sequence[float]) -> Finding:
         """Return and remember the finding of a probe, from the similarity of K/V to the true ones in each layer."""
-        finding = Finding.of(similarities, self._similarity)
+        finding = Finding.from_similarities(similarities, self._similarity)
         self._evidence.record(key, {bucket: finding})
         return finding
 

@@ -1,4 +1,4 @@
-"""Decide which requests run and what each does in the next step, and apply the result."""
+"""Decide which requests run and which pass each gets in the next step, and apply the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cache_service.core.types import ReplicaId
-from workers.api import GenerateChunk, Usage
+from workers.api import GenerateChunk
 from workers.bicache.cache import PrefixCache
 from workers.bicache.entry import PrefixEntry
 from workers.config import EngineConfig
@@ -17,7 +17,7 @@ from workers.decoding.decision import Decision
 from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 from workers.models.base import ModelConfig
 from workers.scheduler.admission import Admission
-from workers.scheduler.plan import Failure, Question, ScheduledPass, StepPlan, StepResult
+from workers.scheduler.plan import EpochQuestion, Failure, ScheduledPass, StepPlan, StepResult
 from workers.scheduler.reuse import ReuseRule
 from workers.scheduler.task import Allocation, RequestId, RunningRequest, Task
 
@@ -57,7 +57,7 @@ class Scheduler:
         self._running: dict[RequestId, RunningRequest] = {}
         self._relocating: dict[RequestId, RunningRequest] = {}
         """Waiting requests that ran before and gave up their pages."""
-        self._questions: list[Question] = []
+        self._questions: list[EpochQuestion] = []
         self._stalled = False
         self._num_steps = 0
         self.counters = Counters()
@@ -94,12 +94,12 @@ class Scheduler:
         self._stalled = False
         self.counters.num_requests += 1
 
-    def take_questions(self) -> list[Question]:
+    def take_questions(self) -> list[EpochQuestion]:
         """Return the questions asked since the last call. The caller must answer each exactly once."""
         taken, self._questions = self._questions, []
         return taken
 
-    def sequence_waiting_for(self, question: Question) -> RunningRequest | None:
+    def sequence_waiting_for(self, question: EpochQuestion) -> RunningRequest | None:
         """Return the sequence that still waits for the answer to `question`."""
         sequence = self._running.get(question.request_id)
         if sequence is None or sequence.block_index != question.block_index:
@@ -116,7 +116,7 @@ class Scheduler:
         Its committed tokens stay. If `task` can never fit, raises InvalidRequestError and changes nothing.
         """
         self._check_fits(task)
-        sequence.suspend(task, task.moved_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
+        sequence.suspend(task, task.relocated_canvas(sequence.canvas, mask_token_id=self._model.mask_token_id))
         del self._running[task.id]
         self._relocating[task.id] = sequence
         self.counters.num_moved += 1
@@ -235,7 +235,7 @@ class Scheduler:
             read = sequence.task.context
             if read and read.follows and not sequence.has_asked:
                 sequence.has_asked = True
-                self._questions.append(Question(sequence.id, sequence.block_index, read))
+                self._questions.append(EpochQuestion(sequence.id, sequence.block_index, read))
 
     def _apply_builds(self, plan: StepPlan, result: StepResult) -> list[Outcome]:
         failures: list[Outcome] = []
@@ -273,25 +273,9 @@ class Scheduler:
         reason = sequence.canvas.finish_reason
         if reason is None:
             self.counters.num_canvas_tokens -= sequence.remask()
-            return [GenerateChunk(sequence.id, token_ids, usage=self._usage(sequence))] if token_ids else []
+            return [GenerateChunk(sequence.id, token_ids, usage=sequence.usage(self._replica))] if token_ids else []
         self._end(sequence)
-        return [GenerateChunk(sequence.id, token_ids, reason, self._usage(sequence))]
-
-    def _usage(self, sequence: RunningRequest) -> Usage:
-        allocation = sequence.allocation
-        return Usage(
-            prompt_tokens=sequence.task.num_given,
-            completion_tokens=sequence.canvas.num_taken,
-            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
-            prefix_tokens=allocation.geometry.prefix,
-            depth_limited_by=allocation.limited_by,
-            num_steps=sequence.num_steps,
-            num_forwards=sequence.num_forwards + allocation.is_built_for_it,
-            policy=sequence.task.policy.name,
-            reuse_depth=allocation.geometry.depth,
-            replica=self._replica,
-            epochs=tuple(sequence.epochs),
-        )
+        return [GenerateChunk(sequence.id, token_ids, reason, sequence.usage(self._replica))]
 
     def _end(self, sequence: RunningRequest) -> None:
         del self._running[sequence.id]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NewType
 
-from cache_service.core.types import Epoch
-from workers.api import ContextRead, DepthLimiter, PrefixCandidate
+from cache_service.core.types import Epoch, ReplicaId
+from workers.api import ContextRead, DepthLimiter, PrefixCandidate, Usage
 from workers.bicache.entry import PrefixEntry
 from workers.decoding.canvas import Canvas
-from workers.decoding.focus import Attention, Focus, FocusConfig
+from workers.decoding.focus import Focus, FocusConfig, ObservedAttention
 from workers.decoding.rules import Decoding
 from workers.decoding.sampling import Generator, seeded_generator
 from workers.decoding.timetable import Portion, Timetable
@@ -41,7 +41,7 @@ class Task:
     reuse_depth: int | None
     """A depth that overrides the depth table."""
     deterministic: bool
-    """Whether the reuse depth ignores other replicas' reports."""
+    """True if the reuse depth ignores other replicas' reports."""
     decoding: Decoding
     seed: int
     focus: FocusConfig
@@ -54,7 +54,7 @@ class Task:
 
     @property
     def num_given(self) -> int:
-        """Return how many tokens the client gave, which stay as they are."""
+        """Return the number of tokens that the client gave, which stay as they are."""
         return self.total - len(self.timetable.positions)
 
     @property
@@ -70,28 +70,28 @@ class Task:
         token_ids = self._token_ids(mask_token_id)
         return Canvas(self.timetable, token_ids, mask_token_id=mask_token_id, eos_token_id=eos_token_id)
 
-    def moved_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
+    def relocated_canvas(self, canvas: Canvas, *, mask_token_id: int) -> Canvas:
         """Return a canvas with this task's text and the tokens committed to `canvas`."""
-        return canvas.moved(self.timetable, self._token_ids(mask_token_id))
+        return canvas.relocated(self.timetable, self._token_ids(mask_token_id))
 
     def _token_ids(self, mask_token_id: int) -> tuple[int, ...]:
         return (*self.prompt, *[mask_token_id] * self.num_canvas, *self.suffix)
 
     @property
     def forwards_per_pass(self) -> int:
-        """Return how many forwards a pass takes: guidance needs a second one, without the prompt."""
+        """Return the number of forwards in a pass: guidance needs a second one, without the prompt."""
         return 2 if self.decoding.is_guided else 1
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Holds what admission decided: the cut, the reuse depth of the prefix, and the pages of the K/V."""
+    """Holds the result of admission: the cut, the reuse depth of the prefix, and the pages of the K/V."""
 
     geometry: Geometry
     entry: PrefixEntry | None
     """The entry that serves the prefix, held until the sequence ends."""
     is_hit: bool
-    """Whether the entry existed before this request."""
+    """True if the entry existed before this request."""
     slots: SlotTable
     """int64 [num_layers, total]: key rows of all positions."""
     limited_by: DepthLimiter | None = None
@@ -114,7 +114,7 @@ class RunningRequest:
         self.num_steps, self.num_forwards = 0, 0
         self.focus = Focus(task.focus)
         self.is_cold = True
-        """Whether no pass has run since it got its pages."""
+        """True if no pass has run since it got its pages."""
         self.epochs: list[Epoch] = []
         """The epochs of its context that its passes read."""
         self.has_asked, self.has_answer = False, False
@@ -133,12 +133,12 @@ class RunningRequest:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether it may have a pass: in follow mode, once the newest epoch of its context is known."""
+        """Return whether the request may have a pass. In follow mode it waits for its context's newest epoch."""
         return self.has_answer or not self.task.follows
 
     @property
     def is_waiting_for_epoch(self) -> bool:
-        """Return whether its question about the context's newest epoch is unanswered."""
+        """Return whether the request still waits to learn the newest epoch of its context."""
         return self.has_asked and not self.has_answer
 
     @property
@@ -148,7 +148,7 @@ class RunningRequest:
 
     @property
     def progress(self) -> Progress:
-        """Return its progress as plain values: every schedule reads it, even for passes that then have to wait."""
+        """Return the request's progress as plain values, which the policies read."""
         return Progress(
             block=self.block,
             index=self.block_index,
@@ -166,13 +166,13 @@ class RunningRequest:
         return self.task.policy.next_pass(self.allocation.geometry, self.progress)
 
     def portion(self) -> Portion:
-        """Return how much the next decoding step commits."""
+        """Return the portion of the masks that the next decoding step commits."""
         num_masked = len(self.canvas.masked(self.block))
         return self.task.timetable.portion(self.block_index, self.step, num_masked)
 
     @property
     def is_watched(self) -> bool:
-        """Return whether the attention of its masked rows in this pass decides about a refresh.
+        """Return whether the next pass must report the attention of its masked rows, which decides about a refresh.
 
         This holds for the first pass of a block, which may refresh, and the last, after which a refresh may be skipped.
         """
@@ -181,7 +181,24 @@ class RunningRequest:
         is_last = self.portion().count >= len(self.canvas.masked(self.block))
         return self.step == 0 or is_last or self.task.decoding.unmasking.is_adaptive
 
-    def advance(self, done: Pass, attention: Attention | None) -> None:
+    def usage(self, replica: ReplicaId) -> Usage:
+        """Return the tokens and the work of the request so far."""
+        allocation = self.allocation
+        return Usage(
+            prompt_tokens=self.task.num_given,
+            completion_tokens=self.canvas.num_taken,
+            cached_tokens=allocation.geometry.prefix if allocation.is_hit else 0,
+            prefix_tokens=allocation.geometry.prefix,
+            depth_limited_by=allocation.limited_by,
+            num_steps=self.num_steps,
+            num_forwards=self.num_forwards + allocation.is_built_for_it,
+            policy=self.task.policy.name,
+            reuse_depth=allocation.geometry.depth,
+            replica=replica,
+            epochs=tuple(self.epochs),
+        )
+
+    def advance(self, done: Pass, attention: ObservedAttention | None) -> None:
         """Advance by one step after `done`, whose tokens are committed; go to the next block if no mask is left."""
         self.num_forwards += self.task.forwards_per_pass
         self._note_epoch()
@@ -210,7 +227,7 @@ class RunningRequest:
         self.task, self.canvas = task, canvas
 
     def resume(self, allocation: Allocation, resources: ExitStack) -> None:
-        """Continue with another allocation. It has none of the earlier K/V, so that the next pass must refresh."""
+        """Continue with another allocation. It has none of the earlier K/V, so the next pass must refresh."""
         self.allocation, self.resources = allocation, resources
         self.focus, self.is_cold = Focus(self.task.focus), True
 
@@ -220,7 +237,7 @@ class RunningRequest:
             self.epochs.append(context.at.epoch)
 
     def remask(self) -> int:
-        """Mask some tokens of the active block again, if the request sets `remask`. Return how many."""
+        """Mask some tokens of the active block again, if the request sets `remask`. Return their number."""
         count = self.task.decoding.remask
         return self.canvas.remask(self.block, count) if count and self.step else 0
 

@@ -1,4 +1,4 @@
-"""Each servicer decodes a call, lets a core decide, and encodes the answer. Servicers hold no rules.
+"""Decode a call, let a core decide, and encode the answer: one servicer for each gRPC service.
 
 Terms: docs/glossary.md.
 """

@@ -1,4 +1,4 @@
-"""Give every servicer the service and the answer's header."""
+"""Define the base class of the servicers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Servicer:
         self.service = service
 
     def header(self) -> pb.Header:
-        """Return the store's present position: the revision from which the answer was made, or a later one."""
+        """Return the answer's header, with the revision from which the answer was made, or a later one."""
         store = self.service.store
         return pb.Header(incarnation=store.incarnation, revision=store.state.revision)
 

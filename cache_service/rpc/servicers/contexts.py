@@ -32,7 +32,7 @@ class ContextsServicer(Servicer):
             )
         )
         created = next((event.context for event in events if isinstance(event, Created)), None)
-        context = created or self.service.store.state.contexts.made_by(edit_id)
+        context = created or self.service.store.state.contexts.find_by_edit(edit_id)
         return pb.CreateContextResponse(header=self.header(), context=convert.context_to_pb(context))
 
     async def Get(self, request: pb.GetContextRequest, _: ServicerContext) -> pb.GetContextResponse:
@@ -62,7 +62,7 @@ class ContextsServicer(Servicer):
         edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
         events = await self.append(lambda state, at: state.edit(context_id, expected, edits, edit_id, author, at))
         made = next((event.version for event in events if isinstance(event, Edited)), None)
-        version = made or self.service.store.state.contexts.version_by(context_id, edit_id)
+        version = made or self.service.store.state.contexts.version_of_edit(context_id, edit_id)
         return pb.CommitResponse(header=self.header(), version=convert.version_to_pb(version))
 
     async def Delete(self, request: pb.DeleteContextRequest, _: ServicerContext) -> pb.DeleteContextResponse:

@@ -16,7 +16,7 @@ from protos import cache_v1_pb2 as pb
 
 
 class Table(enum.Enum):
-    """Names one hash of the server for each type of fact."""
+    """Lists the Redis hashes that hold the facts, one for each type of fact."""
 
     MEMBERS = "members"
     DRAINING = "draining"
@@ -44,7 +44,7 @@ class Keys:
         return f"{self._prefix}lease:{lease}"
 
 
-def append_call(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
+def append_arguments(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
     """Return keys, encoded events and changes for the script that appends."""
     names = list(keys.all)
     payloads: list[Any] = []

@@ -101,7 +101,7 @@ APPEND = Script(
     _GUARD
     + """
 -- KEYS: meta, log, tables..., leases....  ARGV: incarnation, expected head, history, number of events, events...,
--- then changes, each a letter with its arguments. Compare and set: returns 1, or 0 where another writer was faster.
+-- then changes, each a letter with its arguments. Compare and set: returns 1, or 0 if another writer was faster.
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then
   return 0
 end

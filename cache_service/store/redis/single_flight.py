@@ -1,4 +1,4 @@
-"""Share one call among many callers: each gets the outcome of a run that began after its own call."""
+"""Coalesce concurrent calls: each caller gets the outcome of a run that began after its own call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 
 class SharedFlight:
-    """Runs `act` once for all calls that arrive during the previous run."""
+    """Runs `act` once for all callers that arrive during the previous run."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
         self._act = act

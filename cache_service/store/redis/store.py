@@ -29,14 +29,14 @@ from cache_service.store.redis.single_flight import SharedFlight
 _log = logging.getLogger(__name__)
 
 READ_BATCH = 1000
-BLOCK_S = 0.5
+READ_BLOCK_S = 0.5
 """Seconds that a read of the follower waits for new events; `close` waits as long if redis-py ignores cancellation."""
-GATHER_S = 0.003
+BURST_WAIT_S = 0.003
 """Seconds that the follower waits before it reads new events: it reads a burst at once, and not its own events."""
-PAUSE_S = 0.25
+RETRY_PAUSE_S = 0.25
 """Seconds that the follower of the log waits after a failure."""
 MAX_RENEWALS = 32
-"""The most renewals at once; each takes a connection, and redis-py refuses more than 100."""
+"""Maximum number of renewals at once; each takes a connection, and redis-py refuses more than 100."""
 
 
 class RedisStore:
@@ -48,7 +48,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str, allow_eviction: bool) -> None:
-        self._links = [connect(url, timeout_s), connect(url, timeout_s + BLOCK_S)]
+        self._links = [connect(url, timeout_s), connect(url, timeout_s + READ_BLOCK_S)]
         self._redis, self._follower = (link.client for link in self._links)
         self._keys = codec.Keys(namespace)
         self._history = history
@@ -129,7 +129,7 @@ class RedisStore:
         return True
 
     async def _append_events(self, events: Sequence[Event]) -> bool:
-        keys, payloads, changes = codec.append_call(self._keys, events, self.state)
+        keys, payloads, changes = codec.append_arguments(self._keys, events, self.state)
         incarnation, expected = self.incarnation, self.state.revision
         args = [incarnation, expected, self._history, len(payloads), *payloads, *changes]
         try:
@@ -189,7 +189,7 @@ class RedisStore:
         _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
 
     async def _prune(self, incarnation: bytes, head: bytes, changes: list[Any]) -> bool:
-        """Remove facts that an older version left behind; return False where another writer was faster.
+        """Remove facts that an older version left behind; return False if another writer was faster.
 
         If they stayed, an instance that loads the state later could count them again.
         """
@@ -236,7 +236,7 @@ class RedisStore:
             return frozenset(ids[position - 1] for position in positions)
 
     def _require_follower(self) -> None:
-        """Raise CacheServiceUnavailable where the follower has ended: watchers here would learn of nothing in time."""
+        """Raise CacheServiceUnavailable if the follower has ended: watchers here would get events too late."""
         if self._following is not None and self._following.done():
             raise CacheServiceUnavailable("the task that follows the log of the store has ended: restart this instance")
 
@@ -248,17 +248,17 @@ class RedisStore:
         while not self._closed:
             try:
                 reply = await self._follower.xread(
-                    {self._keys.log: f"{self.state.revision}-0"}, count=1, block=round(BLOCK_S * 1000)
+                    {self._keys.log: f"{self.state.revision}-0"}, count=1, block=round(READ_BLOCK_S * 1000)
                 )
                 entry_ids = [entry_id for _, entries in _streams(reply) for entry_id, _ in entries]
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(BURST_WAIT_S)
                 # This instance knows what it appended itself by then: an entry's id is its revision.
                 if any(_revision(entry_id) > self.state.revision for entry_id in entry_ids):
                     await self._catching_up()
             except (RedisError, RedisClusterException, OSError, CacheServiceError) as error:
                 # Calls and the tick meet it too, and report it.
                 _log.debug("can't follow the log of the store, trying again: %s", error)
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def close(self) -> None:
         self._closed = True

@@ -1,4 +1,4 @@
-"""Shared contexts: their drafting, editing and denoising.
+"""Draft, edit and denoise shared contexts.
 
 Terms: docs/glossary.md.
 """

@@ -25,7 +25,7 @@ SEEDS = 1 << SEED_BITS
 
 @dataclass(frozen=True)
 class DenoiseCall:
-    """Says what a client asks for."""
+    """Describes a client's call to denoise a context."""
 
     request_id: str
     """Unique over all requests."""
@@ -57,7 +57,7 @@ class Denoised:
     """The last block's usage, with the steps, forwards and tokens of all; None if the context had no hole."""
 
 
-class BlockService(Protocol):
+class DenoisingService(Protocol):
     """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
@@ -72,7 +72,7 @@ class BlockService(Protocol):
 class ContextDenoiser:
     """Denoises contexts through the workers."""
 
-    def __init__(self, service: BlockService, metrics: IngressMetrics, block_length: int) -> None:
+    def __init__(self, service: DenoisingService, metrics: IngressMetrics, block_length: int) -> None:
         """Denoise through `service`; a request that names no block length has `block_length`."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
@@ -89,7 +89,7 @@ class ContextDenoiser:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)
             length = call.params.block_length or self._block_length
-            params = replace(call.params, block_length=length, num_steps=steps_of(call.params, context, length))
+            params = replace(call.params, block_length=length, num_steps=steps_per_block(call.params, context, length))
             num_blocks, lost_races, usages = 0, 0, []
             while context.masked:
                 positions = context.masked[:length]
@@ -98,7 +98,7 @@ class ContextDenoiser:
                     f"{call.request_id}-{number}",
                     context.token_ids,
                     max_tokens=0,
-                    params=seeded(params, number),
+                    params=params_of_block(params, number),
                     holes=positions,
                 )
                 block = await self._service.fill(request, deadline)
@@ -112,10 +112,10 @@ class ContextDenoiser:
                     num_blocks += 1
                     yield BlockCommitted(context, positions, self._service.text_within(context.token_ids, positions))
             observed.outcome = FinishReason.STOP.value
-            yield Denoised(context, num_blocks, lost_races, total(usages))
+            yield Denoised(context, num_blocks, lost_races, total_usage(usages))
 
 
-def steps_of(params: DecodingParams, context: Context, block_length: int) -> int | None:
+def steps_per_block(params: DecodingParams, context: Context, block_length: int) -> int | None:
     """Return the number of steps of one block. Raises RequestError if there are fewer steps than blocks."""
     if params.num_steps is None or not context.masked:
         return None
@@ -129,7 +129,7 @@ def steps_of(params: DecodingParams, context: Context, block_length: int) -> int
     return params.num_steps // num_blocks
 
 
-def seeded(params: DecodingParams, number: int) -> DecodingParams:
+def params_of_block(params: DecodingParams, number: int) -> DecodingParams:
     """Return the parameters of block `number`, which has a seed of its own."""
     return params if params.seed is None else replace(params, seed=(params.seed + number) % SEEDS)
 
@@ -145,8 +145,8 @@ def edits_of(positions: Sequence[int], token_ids: Sequence[int]) -> tuple[Edit, 
     return tuple(edits)
 
 
-def total(usages: Sequence[Usage]) -> Usage | None:
-    """Return the usage of all blocks; discarded ones count too, since they were computed."""
+def total_usage(usages: Sequence[Usage]) -> Usage | None:
+    """Return the sum of the blocks' usage; discarded blocks count too, since they were computed."""
     if not usages:
         return None
     return replace(

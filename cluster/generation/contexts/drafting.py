@@ -107,7 +107,7 @@ class ContextDrafter:
         self._tokenizer, self._mask = tokenizer, mask_token_id
 
     def draft_whole(self, content: Content) -> Draft:
-        """Draft content by itself. Raises RequestError for content that the template or the vocabulary refuses."""
+        """Turn content that stands by itself into a draft. Raises RequestError if template or vocabulary refuse it."""
         match content:
             case TokenContent(parts):
                 return self._draft_tokens(parts)
@@ -116,8 +116,8 @@ class ContextDrafter:
             case TurnsContent(turns):
                 return self._draft_with_holes(lambda spell: self._render(turns, spell))
 
-    def draft_behind(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
-        """Draft content that follows the tokens `before`.
+    def draft_after(self, before: Sequence[int], content: TextContent | TokenContent) -> Draft:
+        """Turn content that follows the tokens `before` into a draft.
 
         A tokenizer may treat the first word of a text specially. So the content is tokenized after the text that
         precedes it, else after an anchor, else by itself: the first of these that decodes as written is taken.
@@ -142,7 +142,7 @@ class ContextDrafter:
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
-            raise RequestError(f"{text!r} stands {len(places)} times in the context, not once", param="edits")
+            raise RequestError(f"{text!r} occurs {len(places)} times in the context, not once", param="edits")
         [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
@@ -154,7 +154,10 @@ class ContextDrafter:
             start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
         if any(index in holes or not (pieces[index] or index in within) for index in range(start, end)):
-            raise RequestError(f"{text!r} is no one piece of text in the context", param="edits")
+            raise RequestError(
+                f"{text!r} has a hole or a special token in it",
+                param="edits",
+            )
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
     def _draft_tokens(self, parts: Sequence[int | Hole]) -> Draft:
@@ -174,15 +177,15 @@ class ContextDrafter:
         return self._tokenizer.render([Message(turn.role, spell(turn.parts)) for turn in turns])
 
     def _draft_with_holes(self, encode: Callable[[Callable[[Sequence[Part]], str]], Sequence[int]]) -> Draft:
-        """Draft text with holes, which go through the tokenizer as special tokens that no text can spell.
+        """Return the draft of a text with holes, which the tokenizer sees as special tokens that no text can spell.
 
         The text after a hole is tokenized as a continuation: an anchor is put before it and removed again, unless the
         tokenizer joins the anchor to that text.
         """
         hole = self._tokenizer.hole
         for anchor in (ANCHOR, ""):
-            read = encode(partial(spelled, hole=hole.text, anchor=anchor))
-            marked = without_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
+            read = encode(partial(spell_holes, hole=hole.text, anchor=anchor))
+            marked = remove_anchors(read, hole.token_id, hole.anchor_ids if anchor else ())
             if marked is not None:
                 return self._draft_runs([marked])
         raise AssertionError("without anchors, nothing can be joined to them")
@@ -195,12 +198,12 @@ class ContextDrafter:
         return self._tokenizer.text_of((*tail, *draft.token_ids[:end])) == self._tokenizer.text_of(tail) + text
 
 
-def spelled(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
+def spell_holes(parts: Sequence[Part], *, hole: str, anchor: str) -> str:
     return "".join(hole * part.length + anchor if isinstance(part, Hole) else part for part in parts)
 
 
-def without_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
-    """Return the tokens with holes as None, without the anchor after each run; None if an anchor is missing."""
+def remove_anchors(token_ids: Sequence[int], hole: int, anchor: Sequence[int]) -> list[int | None] | None:
+    """Remove the anchor after each run of holes, and replace each hole by None. Return None if an anchor is missing."""
     out: list[int | None] = []
     index = 0
     while index < len(token_ids):

@@ -37,19 +37,19 @@ from workers.api import ModelInfo
 
 T = TypeVar("T")
 
-AUTHOR = ReplicaId("ingress")
+EDIT_AUTHOR = ReplicaId("ingress")
 PATIENCE_S = 5.0
 """Seconds for which a failed call is retried, so that clients don't notice a restart of the service."""
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Number of contexts in one page of a list: by default, and at most."""
 MAX_EDITS = 64
-"""The most edits in one change: each of them reads the whole context."""
+"""Maximum number of edits in one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
 
 
 @dataclass(frozen=True)
 class TokenRange:
-    """Names the positions start..end-1 of the context's tokens."""
+    """Selects the tokens at positions start..end-1 of a context."""
 
     start: int
     end: int
@@ -57,7 +57,7 @@ class TokenRange:
 
 @dataclass(frozen=True)
 class TextMatch:
-    """Names the positions of a text, which must occur exactly once in the context."""
+    """Selects a part of a context by its text, which must occur there exactly once."""
 
     text: str
 
@@ -111,7 +111,7 @@ class ContextService:
 
         def create() -> Awaitable[Context]:
             return self._client.create_context(
-                info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=AUTHOR, edit_id=edit_id
+                info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=EDIT_AUTHOR, edit_id=edit_id
             )
 
         with translate_cache_errors():
@@ -131,7 +131,7 @@ class ContextService:
         """Ask again, under the same id, which context it is, and delete that."""
         with suppress(CacheServiceError):
             made = await self._call_with_retry(create)
-            await self._call_with_retry(lambda: self._client.delete_context(made.id, author=AUTHOR))
+            await self._call_with_retry(lambda: self._client.delete_context(made.id, author=EDIT_AUTHOR))
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
         """Return the context at its newest epoch. Raises ContextNotFoundError."""
@@ -159,7 +159,7 @@ class ContextService:
         """Delete the context. Raises ContextNotFoundError."""
         await self.read(context_id, salt)
         with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
-            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=AUTHOR))
+            await self._call_with_retry(lambda: self._client.delete_context(context_id, author=EDIT_AUTHOR))
 
     async def change(
         self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Replacement] | FullRewrite
@@ -170,7 +170,7 @@ class ContextService:
         """
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
-            raise conflict(context_id, expected, context.epoch)
+            raise conflict_error(context_id, expected, context.epoch)
         info = await self._model()
         contents = [changes.content] if isinstance(changes, FullRewrite) else [change.content for change in changes]
         if len(contents) > MAX_EDITS:
@@ -188,12 +188,14 @@ class ContextService:
         try:
             with translate_cache_errors():
                 version = await self._call_with_retry(
-                    lambda: self._client.edit_context(context.id, context.epoch, edits, author=AUTHOR, edit_id=edit_id)
+                    lambda: self._client.edit_context(
+                        context.id, context.epoch, edits, author=EDIT_AUTHOR, edit_id=edit_id
+                    )
                 )
         except StaleEpoch as error:
             self._commits.labels("lost").inc()
             newest = await self.read(context.id, context.salt)
-            raise conflict(context.id, context.epoch, newest.epoch) from error
+            raise conflict_error(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
         return apply_edits(context, version, edits)
 
@@ -230,7 +232,7 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((change_edits(context, change, drafter) for change in changes), key=replaced_range)
+    ordered = sorted((edits_of_change(context, change, drafter) for change in changes), key=replaced_range)
     return tuple(chain.from_iterable(ordered))
 
 
@@ -239,7 +241,7 @@ def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
     return edits[0].start, edits[0].end
 
 
-def change_edits(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
+def edits_of_change(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
     content = change.content
     if isinstance(change.place, TokenRange):
         start, end = change.place.start, change.place.end
@@ -249,7 +251,7 @@ def change_edits(context: Context, change: Replacement, drafter: ContextDrafter)
             content = TextContent((left, *content.parts, right))
         elif left or right:
             raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafter.draft_behind(context.token_ids[:start], content).edits(start, end)
+    return drafter.draft_after(context.token_ids[:start], content).edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:
@@ -271,7 +273,7 @@ def check_length(num_tokens: int, info: ModelInfo) -> None:
         )
 
 
-def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
+def conflict_error(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
     return ContextConflictError(
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,
@@ -280,7 +282,7 @@ def conflict(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextCo
 
 @contextmanager
 def translate_cache_errors() -> Iterator[None]:
-    """Raise the cache service's errors as our own; StaleEpoch passes, since only the caller can explain it."""
+    """Translate the cache service's errors into ours, except StaleEpoch, which only the caller can explain."""
     try:
         yield
     except StaleEpoch:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Check the API key, and end the call with the status of whatever is raised inside."""
+    """Check the API key, and end the call with the status of any error that is raised inside."""
     try:
         check_key(bearer_of(context.invocation_metadata()), api_keys)
         yield
@@ -49,7 +49,7 @@ def trailer_of(reply: Reply) -> tuple[tuple[str, str], ...]:
     return tuple(trailer)
 
 
-def params_of(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.DenoiseRequest) -> DecodingParams:
+def params_from_pb(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.DenoiseRequest) -> DecodingParams:
     """Return the decoding parameters that are set. Raises RequestError for a number out of bounds."""
     given: dict[str, Any] = {}
     for parameter in PARAMETERS:
@@ -59,7 +59,7 @@ def params_of(request: inference_v1_pb2.GenerateRequest | contexts_v1_pb2.Denois
             continue
         value = getattr(message, name)
         given[parameter.name] = value = tuple(value.items()) if isinstance(value, MutableMapping) else value
-        if (beyond := parameter.number_beyond(value)) is not None:
+        if (beyond := parameter.find_out_of_bounds(value)) is not None:
             raise RequestError(f"{parameter.path} {parameter.bounds}, got {beyond}", param=parameter.path)
     return DecodingParams(**given)
 

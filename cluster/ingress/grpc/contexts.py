@@ -13,8 +13,8 @@ from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
-from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
-from cluster.ingress.grpc.content import changes_of, content_of
+from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
+from cluster.ingress.grpc.content import changes_from_pb, content_from_pb
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 
@@ -28,7 +28,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
         async with guarded_call(context, self._api_keys):
-            made = await self._contexts.create(content_of(request.content), request.cache_salt)
+            made = await self._contexts.create(content_from_pb(request.content), request.cache_salt)
             return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
@@ -49,9 +49,11 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
         async with guarded_call(context, self._api_keys):
             if not request.HasField("expected_epoch"):
-                raise RequestError("say which epoch the change was made for", param="expected_epoch")
+                raise RequestError(
+                    "expected_epoch is missing: give the epoch for which the change was made", param="expected_epoch"
+                )
             name, expected = ContextId(request.id), Epoch(request.expected_epoch)
-            changed = await self._contexts.change(name, request.cache_salt, expected, changes_of(request))
+            changed = await self._contexts.change(name, request.cache_salt, expected, changes_from_pb(request))
             return pb.ChangeContextResponse(context=self._full_context(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
@@ -62,7 +64,7 @@ class ContextsServicer(pb_grpc.ContextsServicer):
     async def Denoise(self, request: pb.DenoiseRequest, context: Any) -> AsyncGenerator[pb.DenoiseResponse, None]:
         async with guarded_call(context, self._api_keys):
             self._service.catalogue.check(request.model)
-            call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_of(request))
+            call = DenoiseCall(uuid.uuid4().hex, ContextId(request.id), request.cache_salt, params_from_pb(request))
             async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:

@@ -16,8 +16,8 @@ from cluster.generation.events import ContextChoice, Finished, Text
 from cluster.generation.prompts import GenerationCall
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.grpc.calls import guarded_call, params_of, work_done
-from cluster.ingress.grpc.content import role_of
+from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
+from cluster.ingress.grpc.content import role_from_pb
 from protos import inference_v1_pb2 as pb
 from protos import inference_v1_pb2_grpc as pb_grpc
 from workers.api import ContextMode, FinishReason
@@ -36,7 +36,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
         async with guarded_call(context, self._api_keys):
-            call = call_of(request)
+            call = call_from_pb(request)
             answer = await self._service.answer(call, timeout_s=context.time_remaining())
             return pb.GenerateResponse(
                 id=call.request_id,
@@ -49,7 +49,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
         async with guarded_call(context, self._api_keys):
-            call = call_of(request)
+            call = call_from_pb(request)
             message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.catalogue.name)
             async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
@@ -68,7 +68,7 @@ class InferenceServicer(pb_grpc.InferenceServicer):
             return pb.ListModelsResponse(models=[model])
 
 
-def call_of(request: pb.GenerateRequest) -> GenerationCall:
+def call_from_pb(request: pb.GenerateRequest) -> GenerationCall:
     """Return the call that a request describes. Raises RequestError for one that is incomplete or contradictory."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
@@ -80,18 +80,18 @@ def call_of(request: pb.GenerateRequest) -> GenerationCall:
         raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
     return GenerationCall(
         request_id=uuid.uuid4().hex,
-        prompt=prompt_of(request),
+        prompt=prompt_from_pb(request),
         suffix=request.suffix,
         model=request.model or None,
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
-        params=params_of(request),
+        params=params_from_pb(request),
         stop=tuple(request.stop),
         cache_salt=request.cache_salt,
-        context=choice_of(request.context) if request.HasField("context") else None,
+        context=choice_from_pb(request.context) if request.HasField("context") else None,
     )
 
 
-def choice_of(context: pb.ContextChoice) -> ContextChoice:
+def choice_from_pb(context: pb.ContextChoice) -> ContextChoice:
     if not context.id:
         raise RequestError("context.id must not be empty", param="context.id")
     if context.max_staleness > MAX_STALENESS:
@@ -101,11 +101,11 @@ def choice_of(context: pb.ContextChoice) -> ContextChoice:
     return ContextChoice(ContextId(context.id), ASKED[context.mode], context.max_staleness)
 
 
-def prompt_of(request: pb.GenerateRequest) -> Prompt:
+def prompt_from_pb(request: pb.GenerateRequest) -> Prompt:
     match request.WhichOneof("prompt"):
         case "conversation" if request.conversation.messages:
             turns = request.conversation.messages
-            return Conversation(tuple(Message(role_of(turn.role, "conversation"), turn.content) for turn in turns))
+            return Conversation(tuple(Message(role_from_pb(turn.role, "conversation"), turn.content) for turn in turns))
         case "text":
             return TextPrompt(request.text)
         case "token_ids":

@@ -40,7 +40,10 @@ def create_app(
     metrics: Callable[[], Awaitable[Collector]],
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
-    """Return the application over `service`; without `api_keys` it is open. `metrics` gathers those of /metrics."""
+    """Return the application that serves `service`; `metrics` gathers the metrics for /metrics.
+
+    Without `api_keys` no key is required.
+    """
     app = FastAPI(title="Palimpsest", lifespan=lifespan)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_body_bytes)
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)

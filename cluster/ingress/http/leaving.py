@@ -1,4 +1,4 @@
-"""Report clients that disconnect."""
+"""Notify the application of clients that disconnect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class ClientLeftMiddleware:
-    """Reports a client that disconnected by ASGI's disconnect message.
+    """Sends ASGI's disconnect message to the application when a client disconnects.
 
     Serve's proxy cancels the call that asks it for the client's messages, which would be logged as a fault, with a
     stack trace.

@@ -134,7 +134,7 @@ def _accounts(finished: Finished) -> Json:
 
 
 def done(finished: Finished) -> Json:
-    """Return the work done, and which epochs of a named context were read."""
+    """Return the fields about the work done and, if the request named a context, about the epochs that it read."""
     named = finished.context
     if named is None:
         return {"diffusion": work_done(finished.usage)}

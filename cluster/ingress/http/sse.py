@@ -15,7 +15,7 @@ from cluster.generation.events import Finished
 from cluster.ingress.http.errors import error_response
 from cluster.ingress.http.shapes import Json
 
-LAST = Finished, Denoised
+LAST_EVENTS = Finished, Denoised
 """The events with which a stream ends."""
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ async def write_events(
             for chunk in encoder.first_chunks():
                 yield json.dumps(chunk)
             event = first
-            while not isinstance(event, LAST):
+            while not isinstance(event, LAST_EVENTS):
                 for chunk in encoder.chunks(event):
                     yield json.dumps(chunk)
                 event = await anext(events)

@@ -11,8 +11,8 @@ from benchmarks.report import Row
 from benchmarks.settings import bundled, configuration
 from benchmarks.stack import bars, medians, row
 from benchmarks.traffic import Timing, Traffic, percentile
-from cluster.config import parse_config
-from workers.models.bundle import bundled_models
+from cluster.config_file import parse_config
+from tests.support.requirements import require_bundled_model
 
 TRAFFIC = Traffic(
     streams=2, rounds=2, prefix=128, user=8, canvas=8, num_steps=4, block=8, vocab_size=1894, ends_early=True
@@ -28,16 +28,14 @@ def test_prompts_share_their_beginning_and_nothing_else() -> None:
 
 
 def test_the_server_is_configured_with_the_engine_that_is_measured_alone() -> None:
-    if "factbook" not in bundled_models():
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     setting = bundled("factbook", "cpu", 3, quick=True)
     worker = parse_config(configuration(setting)).worker
     assert (worker.engine, worker.bicache, worker.num_threads) == (setting.engine, setting.bicache, 1)
 
 
 def test_an_engine_alone_answers_every_stream_in_full() -> None:
-    if "factbook" not in bundled_models():
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     driver = EngineDriver(replace(bundled("factbook", "cpu", 2, quick=True), traffic=TRAFFIC))
     timing = driver.drive(TRAFFIC)
     stats = driver.engine.stats()

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cache_service.core.contexts import MAX_EDIT_ID, MAX_EDITS, MAX_TOKEN_ID, MAX_TOKENS
-from cache_service.core.cursor import BATCH_TOKENS, batch_of
+from cache_service.core.contexts import MAX_EDIT_ID_LENGTH, MAX_EDITS, MAX_TOKEN_ID, MAX_TOKENS
+from cache_service.core.cursor import MAX_BATCH_TOKENS, batch_of
 from cache_service.core.events import Created, Edited, Left
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.leases import Leases
@@ -55,7 +55,7 @@ def test_a_builds_lease_has_bounds(ttl_s: float, is_accepted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "is_accepted"), [(0, False), (1, True), (MAX_EDIT_ID, True), (MAX_EDIT_ID + 1, False)]
+    ("length", "is_accepted"), [(0, False), (1, True), (MAX_EDIT_ID_LENGTH, True), (MAX_EDIT_ID_LENGTH + 1, False)]
 )
 def test_the_id_of_a_change_has_bounds(length: int, is_accepted: bool) -> None:
     state = State()
@@ -121,7 +121,7 @@ def test_prefixes_may_be_empty_equal_or_whole() -> None:
 @pytest.mark.parametrize(("spare", "num_events"), [(0, 2), (-1, 1)])
 def test_a_message_holds_exactly_so_many_tokens(spare: int, num_events: int) -> None:
     """A name weighs as many tokens as it has characters, and an edit two tokens more than it inserts."""
-    num_tokens = BATCH_TOKENS - 2 * len(ANNA) - 2 - spare
+    num_tokens = MAX_BATCH_TOKENS - 2 * len(ANNA) - 2 - spare
     version = Version(FIRST_EPOCH, key("v"), EditId("e"))
     edited = Edited(Revision(2), ANNA, ContextId("c"), version, (Edit(0, 0, (1,) * num_tokens),))
     assert len(batch_of([Left(Revision(1), ANNA), edited])) == num_events
@@ -132,7 +132,7 @@ def test_a_message_holds_exactly_so_many_tokens(spare: int, num_events: int) -> 
 def test_every_part_of_a_created_context_has_its_weight(field: str, spare: int, num_events: int) -> None:
     version = Version(FIRST_EPOCH, key("v"), EditId("e"))
     small = Context(ContextId("c"), "m", "s", (1,), (0,), Revision(2), EditId("e"), version)
-    length = BATCH_TOKENS - 2 * len(ANNA) - 3 - spare
+    length = MAX_BATCH_TOKENS - 2 * len(ANNA) - 3 - spare
     full = replace(small, **{field: "x" * length if field in ("salt", "fingerprint") else (1,) * length})
     assert len(batch_of([Left(Revision(1), ANNA), Created(Revision(2), ANNA, full)])) == num_events
 

@@ -219,7 +219,7 @@ async def test_a_stale_entry_is_not_among_the_hottest(client: CacheClient) -> No
 
 async def test_a_watch_leaves_a_silent_instance(server: CacheServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network can reach the instance, as one that is stopped or that hangs."""
-    monkeypatch.setattr("cache_service.client.watch.SILENCE_S", 0.2)
+    monkeypatch.setattr("cache_service.client.watch.MAX_SILENCE_S", 0.2)
     async with (
         watchable(HangingEvents()) as target,
         CacheClient(f"{target},127.0.0.1:{server.port}") as client,

@@ -116,7 +116,7 @@ def test_a_repeated_edit_changes_nothing_while_it_is_remembered() -> None:
     edit(state, context, 0, Edit(0, 1, (5,)), name="mine")
     for epoch in range(1, 1 + MAX_STALENESS):
         assert edit(state, context, 0, Edit(0, 1, (5,)), name="mine") == ()
-        assert state.contexts.version_by(context.id, EditId("mine")).epoch == 1
+        assert state.contexts.version_of_edit(context.id, EditId("mine")).epoch == 1
         edit(state, context, epoch, Edit(0, 1, (5 + epoch,)))
     edit(state, context, 1 + MAX_STALENESS, Edit(0, 1, (1,)))
     with pytest.raises(StaleEpoch):
@@ -139,7 +139,7 @@ def test_a_late_copy_of_a_creation_makes_no_deleted_context_again(monkeypatch: p
         events = state.contexts.create("m", "s", [1], [], EditId(name), ANNA, state.next_revision)
         assert (events == ()) == is_remembered
     with pytest.raises(UnknownContext, match="created under 'c'"):
-        state.contexts.made_by(EditId("c"))
+        state.contexts.find_by_edit(EditId("c"))
 
 
 @pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
@@ -263,9 +263,9 @@ def test_only_the_latest_edits_are_remembered_by_their_ids() -> None:
     context = created(state, 1)
     for epoch in range(MAX_STALENESS + 1):
         edit(state, context, epoch, Edit(0, 1, (epoch,)), name=f"e{epoch}")
-    assert state.contexts.version_by(context.id, EditId("e0")).epoch == 1
+    assert state.contexts.version_of_edit(context.id, EditId("e0")).epoch == 1
     with pytest.raises(StaleEpoch, match="edited too often since edit 'make'"):
-        state.contexts.version_by(context.id, EditId("make"))
+        state.contexts.version_of_edit(context.id, EditId("make"))
 
 
 def test_a_context_that_does_not_exist_can_be_neither_read_nor_deleted() -> None:

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cache_service.core.cursor import BATCH_TOKENS, PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
+from cache_service.core.cursor import MAX_BATCH_TOKENS, MAX_PART_PLACEMENTS, Cursor, Part, Update, batch_of, parts_of
 from cache_service.core.events import Created, Deleted, Edited, Event, Left
 from cache_service.core.types import (
     Context,
@@ -91,9 +91,9 @@ def test_a_snapshot_has_nothing_of_one_before_it(cursor: Cursor) -> None:
 
 @settings(deadline=None)
 @given(
-    num_placements=st.sampled_from([0, 1, PART_PLACEMENTS, PART_PLACEMENTS + 1]),
+    num_placements=st.sampled_from([0, 1, MAX_PART_PLACEMENTS, MAX_PART_PLACEMENTS + 1]),
     num_contexts=st.integers(0, 2),
-    num_limits=st.sampled_from([0, 1, PART_PLACEMENTS + 1]),
+    num_limits=st.sampled_from([0, 1, MAX_PART_PLACEMENTS + 1]),
 )
 def test_a_snapshot_survives_being_cut_in_parts(num_placements: int, num_contexts: int, num_limits: int) -> None:
     whole = Snapshot(
@@ -108,11 +108,11 @@ def test_a_snapshot_survives_being_cut_in_parts(num_placements: int, num_context
     parts = list(parts_of(whole))
     taken = [cursor.take(Update("one", Revision(3), part=part)) for part in parts]
     assert taken == [()] * (len(parts) - 1) + [(whole,)]
-    assert all(len(part.snapshot.placements) + len(part.snapshot.limits) <= PART_PLACEMENTS for part in parts)
+    assert all(len(part.snapshot.placements) + len(part.snapshot.limits) <= MAX_PART_PLACEMENTS for part in parts)
 
 
 def test_a_message_is_full_when_its_contexts_are() -> None:
-    large = event(1, context(BATCH_TOKENS))
+    large = event(1, context(MAX_BATCH_TOKENS))
     small = event(2, context(1))
     assert batch_of([large, small]) == (large,)
     assert batch_of([small, small, large]) == (small, small)
@@ -123,10 +123,10 @@ def test_a_message_is_full_when_its_contexts_are() -> None:
 @pytest.mark.parametrize(
     "large",
     [
-        event(1, replace(context(1), salt="s" * BATCH_TOKENS)),
-        event(1, replace(context(1), masked=(0,) * BATCH_TOKENS)),
-        Deleted(Revision(1), ReplicaId("a" * BATCH_TOKENS), ContextId("c")),
-        Edited(Revision(1), ANNA, ContextId("c"), context(1).version, (Edit(0, 0, ()),) * BATCH_TOKENS),
+        event(1, replace(context(1), salt="s" * MAX_BATCH_TOKENS)),
+        event(1, replace(context(1), masked=(0,) * MAX_BATCH_TOKENS)),
+        Deleted(Revision(1), ReplicaId("a" * MAX_BATCH_TOKENS), ContextId("c")),
+        Edited(Revision(1), ANNA, ContextId("c"), context(1).version, (Edit(0, 0, ()),) * MAX_BATCH_TOKENS),
     ],
     ids=["salt", "holes", "author", "edits"],
 )

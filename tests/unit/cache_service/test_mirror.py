@@ -25,7 +25,7 @@ class Service:
 
     def acquire(self, name: str) -> Build:
         self.append(self.state.acquire(self.lease, key(name), FIRST_EPOCH, None, 2.0, self.state.next_revision))
-        return self.state.builds.under_way(key(name), FIRST_EPOCH)
+        return self.state.builds.in_progress(key(name), FIRST_EPOCH)
 
 
 def test_a_mirror_of_events_equals_a_mirror_of_their_snapshot() -> None:
@@ -52,13 +52,13 @@ def test_the_news_names_builds_that_ended_with_an_entry_or_without() -> None:
 
 def test_a_snapshot_tells_which_builds_have_ended_meanwhile() -> None:
     service = Service()
-    ended, under_way = service.acquire("a"), service.acquire("b")
+    ended, in_progress = service.acquire("a"), service.acquire("b")
     late = Mirror()
     late.take(service.state.snapshot())
     release = service.state.release(service.lease, ended.key, ended.epoch, ended.token, service.state.next_revision)
     service.append(release)
     assert late.take(service.state.snapshot()).ended_builds == {ended.token}
-    assert late.state.builds.all() == (under_way,)
+    assert late.state.builds.all() == (in_progress,)
 
 
 def test_an_edit_moves_content_and_renames_every_key_of_the_context() -> None:

@@ -37,7 +37,7 @@ def joined(state: State, replica: ReplicaId, version: int = 1) -> Lease:
 
 def acquire(state: State, lease: Lease, name: str = "a") -> Build:
     carry_out(state, state.acquire(lease, key(name), FIRST_EPOCH, None, 2.0, state.next_revision))
-    return state.builds.under_way(key(name), FIRST_EPOCH)
+    return state.builds.in_progress(key(name), FIRST_EPOCH)
 
 
 def complete(state: State, lease: Lease, build: Build, *, depth: int = 4) -> list[type[Event]]:
@@ -170,7 +170,7 @@ def test_builds_of_an_old_epoch_end_with_the_edit(state: State) -> None:
     carry_out(state, made)
     (context,) = state.contexts.all()
     carry_out(state, state.acquire(anna, context.key, context.epoch, context.id, 2.0, state.next_revision))
-    build = state.builds.under_way(context.key, context.epoch)
+    build = state.builds.in_progress(context.key, context.epoch)
     edits = [Edit(0, 1, (5,))]
     events = state.edit(context.id, FIRST_EPOCH, edits, EditId("d"), BORIS, state.next_revision)
     assert carry_out(state, events) == [Edited, Released]

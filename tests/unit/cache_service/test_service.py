@@ -306,7 +306,7 @@ async def test_a_watch_ends_when_the_service_loses_its_store(
     server: CacheServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The instance can't know what the others accept, so it must not call the watcher's view up to date."""
-    monkeypatch.setattr("cache_service.rpc.service.PROGRESS_S", 0.01)
+    monkeypatch.setattr("cache_service.rpc.service.IDLE_UPDATE_S", 0.01)
     watch = server.service.watch(Revision(0), server.service.store.incarnation)
     assert (await anext(watch)).events == ()
     monkeypatch.setattr(MemoryStore, "sync", AsyncMock(side_effect=CacheServiceUnavailable("away")))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app, without_none
+from cluster.cli import app, drop_none
 from cluster.config import ClusterConfig
 from cluster.supervisor import supervisor
 
@@ -61,4 +61,4 @@ def test_missing_api_keys_are_reported_before_anything_starts(tmp_path: Path) ->
 
 
 def test_absent_options_are_left_to_the_file() -> None:
-    assert without_none({"a": None, "b": {"c": None}, "d": {"e": 0, "f": None}}) == {"d": {"e": 0}}
+    assert drop_none({"a": None, "b": {"c": None}, "d": {"e": 0, "f": None}}) == {"d": {"e": 0}}

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from cluster.api_keys import ApiKeysConfig
-from cluster.config import (
-    ClusterConfig,
+from cluster.config import ClusterConfig
+from cluster.config_file import (
     default_max_tokens,
     load_config,
-    located,
     parse_config,
+    resolve_model_directory,
     serve_config_v2,
     to_mapping,
 )
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named(random_model: Path, content: dict[str, Any], wor
 
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no-such-model.*--model"):
-        located(parse_config({"model": "no-such-model"}))
+        resolve_model_directory(parse_config({"model": "no-such-model"}))
 
 
 def test_a_value_in_the_place_of_a_section_is_named_whatever_the_options(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_another_tenants_context_is_as_if_it_were_not_there(client: TestClient) 
         ({"text": "a", "token_ids": [1]}, "got text and token_ids"),
         ({"text": [{"type": "mask", "length": 0}]}, "greater than or equal to 1"),
         ({"text": ""}, "1 to"),
-        ({"token_ids": [1_000_000]}, "outside the vocabulary"),
+        ({"token_ids": [1_000_000]}, "beyond the vocabulary"),
         ({"token_ids": [5] * 4000}, "no room for an answer"),
         ({"token_ids": [{"type": "mask", "length": 4096}] * 2000}, "8192000 tokens leaves no room"),
         ({"text": [{"type": "mask", "length": 4096}] * 2000}, "8192000 tokens leaves no room"),

@@ -80,7 +80,7 @@ def test_replaced_text_encodes_as_if_it_had_been_there_from_the_start(
 ) -> None:
     before = drafter.draft_whole(sheet(SHEET))
     start, end, left, right = drafter.locate_text(before.token_ids, (), found)
-    put = drafter.draft_behind(before.token_ids[:start], TextContent((left + instead + right,)))
+    put = drafter.draft_after(before.token_ids[:start], TextContent((left + instead + right,)))
 
     after = (*before.token_ids[:start], *put.token_ids, *before.token_ids[end:])
     assert after == drafter.draft_whole(sheet(SHEET.replace(found, instead))).token_ids
@@ -95,7 +95,7 @@ def test_characters_of_several_tokens_are_replaced_whole(
 ) -> None:
     before = drafter.draft_whole(sheet(rest.format(found))).token_ids
     start, end, left, right = drafter.locate_text(before, (), found)
-    put = drafter.draft_behind(before[:start], TextContent((left, "an owl", right))).token_ids
+    put = drafter.draft_after(before[:start], TextContent((left, "an owl", right))).token_ids
 
     expected = tokenizer.text_of(drafter.draft_whole(sheet(rest.format("an owl"))).token_ids)
     assert tokenizer.text_of((*before[:start], *put, *before[end:])) == expected
@@ -138,13 +138,13 @@ def test_turns_behind_a_context_are_those_of_the_whole_conversation(tokenizer: T
     whole = tokenizer.encode(Conversation((Message("system", SHEET), *turns)))
     context = tokenizer.render([Message("system", SHEET)])
 
-    behind = tokenizer.encode_behind(Conversation(turns), 30)
+    behind = tokenizer.encode_after_context(Conversation(turns), 30)
 
     assert context + behind.token_ids == whole.token_ids
     assert [len(context) + length for length in (0, *behind.boundaries)] == list(whole.boundaries)
 
 
 def test_text_and_tokens_behind_a_context_continue_it(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode_behind(TextPrompt(" and"), 30).token_ids == tokenizer.encode_suffix(" and")
-    assert tokenizer.encode_behind(TokenPrompt((7, 8)), 30).token_ids == (7, 8)
-    assert tokenizer.encode_behind(TextPrompt(""), 30).token_ids == ()
+    assert tokenizer.encode_after_context(TextPrompt(" and"), 30).token_ids == tokenizer.encode_suffix(" and")
+    assert tokenizer.encode_after_context(TokenPrompt((7, 8)), 30).token_ids == (7, 8)
+    assert tokenizer.encode_after_context(TextPrompt(""), 30).token_ids == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.generation.encoding import LONG, TextEncoder
+from cluster.generation.encoding import LONG_TEXT_LENGTH, TextEncoder
 from cluster.generation.tokenization import (
     Conversation,
     Message,
@@ -30,8 +30,8 @@ def thread_of(tokenizer: Tokenizer) -> tuple[int, Tokenizer]:
 
 
 async def test_a_long_text_has_a_thread_and_a_tokenizer_of_its_own(encoder: TextEncoder) -> None:
-    assert await encoder.run(LONG - 1, thread_of) == (threading.get_ident(), encoder.tokenizer)
-    thread, tokenizer = await encoder.run(LONG, thread_of)
+    assert await encoder.run(LONG_TEXT_LENGTH - 1, thread_of) == (threading.get_ident(), encoder.tokenizer)
+    thread, tokenizer = await encoder.run(LONG_TEXT_LENGTH, thread_of)
     assert thread != threading.get_ident()
     assert tokenizer is not encoder.tokenizer
 
@@ -44,7 +44,7 @@ async def test_the_loop_runs_while_a_long_text_is_encoded(encoder: TextEncoder) 
         go_on.wait()
         return tokenizer.encode_plain("Mira is 34.")
 
-    long = asyncio.create_task(encoder.run(LONG, work))
+    long = asyncio.create_task(encoder.run(LONG_TEXT_LENGTH, work))
     await asyncio.to_thread(begun.wait)
     short = await encoder.run(11, lambda tokenizer: tokenizer.encode_plain("Mira is 34."))
     assert not long.done()

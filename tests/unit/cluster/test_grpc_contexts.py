@@ -147,7 +147,7 @@ async def test_a_deleted_context_is_gone_and_another_tenants_was_never_there(stu
         (pb.ContextContent(text=text(0)), "hole"),
         (pb.ContextContent(text=text(5000)), "hole"),
         (pb.ContextContent(text=text("")), "1 to"),
-        (pb.ContextContent(tokens=tokens([1_000_000])), "outside the vocabulary"),
+        (pb.ContextContent(tokens=tokens([1_000_000])), "beyond the vocabulary"),
         (pb.ContextContent(tokens=tokens([5] * 4000)), "no room for an answer"),
         (pb.ContextContent(turns=pb.Turns(turns=[pb.Turn(role="wizard")])), "wizard"),
     ],

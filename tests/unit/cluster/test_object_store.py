@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.dimensions import LLADA_8B
-from cluster.config import ClusterConfig, parse_config
+from cluster.config import ClusterConfig
+from cluster.config_file import parse_config
 from cluster.errors import StartError
 from cluster.supervisor.driver import checked_model, memory_of_machine, object_store_bytes
-from cluster.supervisor.object_store import LEAST_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
+from cluster.supervisor.object_store import MIN_BYTES, Memory, StoreSize, heaviest_copy_bytes, store_size
 from workers.bicache.copies import EntryFormat
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -41,7 +42,7 @@ def test_auto_has_room_for_the_concurrent_copies_of_all_replicas() -> None:
     ("coherence", "num_replicas"), [({}, 1), ({"transfer": "never"}, 4), ({"tensor_transport": "nixl"}, 4)]
 )
 def test_a_store_without_copies_is_small(coherence: dict[str, Any], num_replicas: int) -> None:
-    assert store_size(config_of(**coherence), num_replicas, 2 * GIB, LARGE) == StoreSize(LEAST_BYTES)
+    assert store_size(config_of(**coherence), num_replicas, 2 * GIB, LARGE) == StoreSize(MIN_BYTES)
 
 
 @given(
@@ -54,15 +55,15 @@ def test_auto_leaves_memory_to_others_and_warns_of_slow_copies(
     num_replicas: int, copy: int, total: int, shared: int
 ) -> None:
     size = store_size(config_of(), num_replicas, copy, Memory(total, shared))
-    assert size.num_bytes >= LEAST_BYTES
-    assert size.num_bytes == LEAST_BYTES or size.num_bytes <= min(0.3 * total, 0.9 * shared)
+    assert size.num_bytes >= MIN_BYTES
+    assert size.num_bytes == MIN_BYTES or size.num_bytes <= min(0.3 * total, 0.9 * shared)
     assert (size.warning is not None) == (num_replicas > 1 and size.num_bytes < copy)
 
 
 def test_the_warning_names_the_knobs() -> None:
     """A container without settings has 64 MiB of /dev/shm."""
     size = store_size(config_of(), 2, 2 * GIB, Memory(512 * GIB, 64 * MIB))
-    assert size.num_bytes == LEAST_BYTES
+    assert size.num_bytes == MIN_BYTES
     words = (KNOB, "2048 MiB", "128 MiB", "/dev/shm", "64 MiB", "--shm-size", "worker.coherence.transfer")
     assert [word for word in words if word not in (size.warning or "")] == []
 
@@ -87,6 +88,6 @@ def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
 def test_the_driver_sizes_it_by_the_served_model_and_its_pool(random_model: Path) -> None:
     model = checked_model(random_model)
     small = parse_config({"model": str(random_model), "replicas": 2, "worker": {"device": "cpu"}})
-    assert object_store_bytes(small, model, 0, LARGE) == LEAST_BYTES
+    assert object_store_bytes(small, model, 0, LARGE) == MIN_BYTES
     heavy = parse_config({"replicas": 2, "worker": {"device": "cpu", "kv": {"pool_bytes": 256 * MIB}}})
     assert object_store_bytes(heavy, LLADA_8B, 0, LARGE) == 4 * 128 * MIB

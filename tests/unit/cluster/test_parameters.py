@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cluster.errors import RequestError
-from cluster.ingress.grpc.calls import params_of
+from cluster.ingress.grpc.calls import params_from_pb
 from cluster.ingress.http.schema.generation import CompletionBody
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams
@@ -61,7 +61,7 @@ def test_a_number_beyond_its_bounds_is_refused_over_grpc_by_its_path(parameter: 
             except ValueError:
                 continue  # the field's own type excludes it
             with pytest.raises(RequestError, match=parameter.path) as refused:
-                params_of(request)
+                params_from_pb(request)
             assert refused.value.param == parameter.path
 
 
@@ -77,7 +77,7 @@ def test_a_number_beyond_its_bounds_is_refused_by_the_worker(parameter: Paramete
 def test_what_is_left_out_has_its_declared_default() -> None:
     assert CompletionBody(prompt="Mira").params() == DecodingParams()
     for request_type in REQUESTS:
-        assert params_of(request_type()) == DecodingParams()
+        assert params_from_pb(request_type()) == DecodingParams()
     check_bounds(DecodingParams())
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -18,15 +16,6 @@ from workers.models.loader import read_depth_table
 SHEET = {"role": "system", "content": "Mira is 34, lives in Oslo and has a fox. Tobin is 29."}
 QUESTION = {"role": "user", "content": "Who is older, Mira or Tobin?"}
 ANSWER = {"role": "assistant", "content": "Mira."}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: prompts this short gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -41,7 +30,7 @@ def test_a_conversation_is_cut_where_the_server_cuts_it(tmp_path: Path) -> None:
     short, later, long = conversation_samples(write(tmp_path / "p.jsonl", *lines), model_directory("factbook"), 16)
     assert later.token_ids[: short.prefix] == short.token_ids[: short.prefix]
     assert short.prefix == later.prefix < long.prefix < len(long.token_ids) - 16
-    assert [sample.has_turns_behind for sample in (short, later, long)] == [False, True, True]
+    assert [sample.has_later_turns for sample in (short, later, long)] == [False, True, True]
     assert short.canvas == 16
 
 

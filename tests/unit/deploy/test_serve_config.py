@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from cluster.config import load_config, parse_config, to_mapping
+from cluster.config_file import load_config, parse_config, to_mapping
 from cluster.errors import ConfigError
 from deploy import manifests as generator
 

@@ -9,15 +9,15 @@ import pytest
 from prometheus_client.core import CounterMetricFamily
 
 from cluster.metrics import IngressMetrics
-from workers.metrics import COUNTED, EXPORTED
+from workers.metrics import EXPORTED_COUNTS, EXPORTED_STATS
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 
 INGRESS = {
     family.name + ("_total" if family.type == "counter" else "") for family in IngressMetrics().registry.collect()
 }
-WORKER = {exported.name + ("_total" if exported.family is CounterMetricFamily else "") for exported in EXPORTED}
-WORKER |= {f"{counted.name}_total" for counted in COUNTED}
+WORKER = {exported.name + ("_total" if exported.family is CounterMetricFamily else "") for exported in EXPORTED_STATS}
+WORKER |= {f"{counted.name}_total" for counted in EXPORTED_COUNTS}
 
 
 @pytest.fixture(scope="module")

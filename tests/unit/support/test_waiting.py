@@ -19,6 +19,20 @@ async def test_until_returns_once_the_condition_holds() -> None:
     assert (next(calls), next(awaited)) == (4, 4)
 
 
+async def test_until_waits_while_the_condition_raises_what_is_ignored() -> None:
+    calls = count()
+
+    async def holds() -> bool:
+        if next(calls) < 3:
+            raise ConnectionError
+        return True
+
+    await until(holds, poll_s=0.0, ignoring=ConnectionError)
+    assert next(calls) == 4
+    with pytest.raises(ZeroDivisionError):
+        await until(lambda: 1 / 0, ignoring=ConnectionError)
+
+
 async def test_until_fails_with_the_reason_or_the_condition() -> None:
     with pytest.raises(AssertionError, match="the door is shut"):
         await until(lambda: False, 0.01, lambda: "the door is shut", poll_s=0.0)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from cache_service.config import ServerConfig
-from cluster.config import ClusterConfig, parse_config, to_mapping
+from cluster.config import ClusterConfig
+from cluster.config_file import parse_config, to_mapping
 from tools.configuration import PAGE, Key, page, sections
 
 

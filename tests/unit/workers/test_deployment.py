@@ -23,10 +23,10 @@ from workers.config import CoherenceConfig
 from workers.deployment import (
     NIXL,
     OBJECT_STORE,
+    BodyReference,
     DiffusionWorker,
     NoDirectTransportError,
     PackedCopy,
-    Reference,
     ServeTransport,
     has_direct_transport,
 )
@@ -92,7 +92,7 @@ async def test_a_copy_comes_through_the_object_store(handle: Handle) -> None:
     packed = PackedCopy.pack(a_copy(), direct=False)
     assert isinstance(packed.body, np.ndarray)
     packed.body.setflags(write=False)  # as Ray's object store hands it out
-    handle.hand_out.responses = [answering(packed)]
+    handle.send_packed_copy.responses = [answering(packed)]
 
     copy = await transport(direct=False).fetch(REQUEST)
 
@@ -100,16 +100,16 @@ async def test_a_copy_comes_through_the_object_store(handle: Handle) -> None:
     assert copy is not None
     copy.body.zero_()
     assert packed.body.any(), "the copy has memory of its own"
-    assert handle.hand_out.calls == [REQUEST]
+    assert handle.send_packed_copy.calls == [REQUEST]
 
 
 async def test_a_copy_is_read_out_of_its_holders_memory(handle: Handle, fake_ray: FakeRay) -> None:
-    handle.hand_out.responses = [answering(PackedCopy.pack(a_copy(), direct=True))]
+    handle.send_packed_copy.responses = [answering(PackedCopy.pack(a_copy(), direct=True))]
 
     copy = await transport(direct=True).fetch(REQUEST)
 
     assert_same(copy, NIXL)
-    assert handle.hand_out.calls == [replace(REQUEST, direct=True)]
+    assert handle.send_packed_copy.calls == [replace(REQUEST, direct=True)]
     assert (fake_ray.options, fake_ray.timeouts) == ([{"_tensor_transport": NIXL}], [3.0])
 
 
@@ -121,13 +121,13 @@ def test_a_parcel_carries_the_body_once() -> None:
 
 @pytest.mark.parametrize("direct", [False, True])
 async def test_a_holder_without_the_entry_has_no_copy(handle: Handle, direct: bool) -> None:
-    handle.hand_out.responses = [answering(None)]
+    handle.send_packed_copy.responses = [answering(None)]
     assert await transport(direct=direct).fetch(REQUEST) is None
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), BackPressureError(1, 1)])
 async def test_a_holder_that_is_gone_is_a_failed_transfer(handle: Handle, error: Exception) -> None:
-    handle.hand_out.responses = [answering(error), answering(None)]
+    handle.send_packed_copy.responses = [answering(error), answering(None)]
     fetching = transport(direct=True)
 
     with pytest.raises(TransferError, match="replica a didn't answer") as failure:
@@ -135,11 +135,11 @@ async def test_a_holder_that_is_gone_is_a_failed_transfer(handle: Handle, error:
     assert failure.value.__cause__ is error
 
     await fetching.fetch(REQUEST)
-    assert [call.direct for call in handle.hand_out.calls] == [True, True], "its memory may still be in reach"
+    assert [call.direct for call in handle.send_packed_copy.calls] == [True, True], "its memory may still be in reach"
 
 
 async def test_a_fault_of_ours_is_not_hidden_as_a_failed_transfer(handle: Handle) -> None:
-    handle.hand_out.responses = [answering(KeyError("bug"))]
+    handle.send_packed_copy.responses = [answering(KeyError("bug"))]
     with pytest.raises(KeyError):
         await transport(direct=False).fetch(REQUEST)
 
@@ -149,7 +149,7 @@ async def test_a_holder_whose_memory_cannot_be_read_is_asked_for_the_bytes_next(
 ) -> None:
     fake_ray.broken = RuntimeError("nixl: no such peer")
     by_reference, by_value = (PackedCopy.pack(a_copy(), direct=direct) for direct in (True, False))
-    handle.hand_out.responses = [answering(packed) for packed in (by_reference, by_value, by_value)]
+    handle.send_packed_copy.responses = [answering(packed) for packed in (by_reference, by_value, by_value)]
     fetching = transport(direct=True)
 
     with pytest.raises(TransferError, match="a's memory couldn't be read: nixl"):
@@ -157,7 +157,7 @@ async def test_a_holder_whose_memory_cannot_be_read_is_asked_for_the_bytes_next(
     assert_same(await fetching.fetch(REQUEST), OBJECT_STORE)
     await fetching.fetch(replace(REQUEST, holder=B))
 
-    assert [(call.holder, call.direct) for call in handle.hand_out.calls] == [(A, True), (A, False), (B, True)]
+    assert [(call.holder, call.direct) for call in handle.send_packed_copy.calls] == [(A, True), (A, False), (B, True)]
 
 
 async def test_a_fetch_that_is_cancelled_cancels_the_call(handle: Handle) -> None:
@@ -168,7 +168,7 @@ async def test_a_fetch_that_is_cancelled_cancels_the_call(handle: Handle) -> Non
         return await asyncio.Event().wait()
 
     response = Response(ask)
-    handle.hand_out.responses = [response]
+    handle.send_packed_copy.responses = [response]
     fetching = asyncio.create_task(transport(direct=False).fetch(REQUEST))
     await asked.wait()
     fetching.cancel()
@@ -187,10 +187,10 @@ async def test_a_worker_hands_out_by_reference_where_both_sides_can(
         return a_copy()
 
     worker = cast(DiffusionWorker, SimpleNamespace(send_copy=send_copy, _direct=can))
-    packed = await DiffusionWorker.hand_out(worker, replace(REQUEST, direct=asked))
+    packed = await DiffusionWorker.send_packed_copy(worker, replace(REQUEST, direct=asked))
 
     assert packed is not None
-    assert isinstance(packed.body, Reference) is by_reference
+    assert isinstance(packed.body, BodyReference) is by_reference
     assert len(fake_ray.kept) == by_reference
 
 
@@ -198,7 +198,7 @@ async def test_a_worker_without_the_entry_hands_out_nothing() -> None:
     async def send_copy(_: CopyRequest) -> None: ...
 
     worker = cast(DiffusionWorker, SimpleNamespace(send_copy=send_copy, _direct=True))
-    assert await DiffusionWorker.hand_out(worker, REQUEST) is None
+    assert await DiffusionWorker.send_packed_copy(worker, REQUEST) is None
 
 
 @pytest.mark.parametrize("error", [InvalidRequestError("no", param="seed"), KeyError("bug")])

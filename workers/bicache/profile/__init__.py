@@ -1,4 +1,4 @@
-"""A profile measures how many shallow layers of a prefix a model can reuse, by the prefix's part of the request.
+"""Measures the depth to which a model can reuse prefixes, by the prefix's part of the request.
 
 The published profile asks whether a prefix's K/V are similar with and without the suffix: their cosine similarity must
 exceed theta in all leading layers. That says little about the answer. It never tests layer b, though its K/V come from
@@ -37,12 +37,12 @@ NUM_LEVELS = 4
 
 @dataclass(frozen=True)
 class ProfileSample:
-    """A sample is a prompt whose first `prefix` tokens are shared, followed by a canvas of `canvas` tokens."""
+    """Holds a prompt whose first `prefix` tokens are shared, followed by a canvas of `canvas` tokens."""
 
     token_ids: tuple[int, ...]
     prefix: int
     canvas: int
-    has_turns_behind: bool = False
+    has_later_turns: bool = False
     """True if earlier turns lie between the prefix and the last one."""
 
     @property
@@ -52,7 +52,7 @@ class ProfileSample:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Sets when reuse counts as harmless, and how wide a bucket of ratios is."""
+    """Configures the thresholds at which reuse counts as safe, and the width of a bucket of ratios."""
 
     theta: float = 0.97
     """K/V similarity that the published rule requires."""
@@ -68,7 +68,7 @@ class Measurement:
     ratio: int
     similarity: tuple[float, ...]
     agreement: tuple[float, ...]
-    has_turns_behind: bool = False
+    has_later_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Bucket:
     """Agreement by depth 0..L: the lower of the means over prompts with and without turns after the prefix."""
 
     def published_depth(self, config: ProfileConfig) -> int:
-        """Count the leading layers with similar K/V, whatever the next layer's are."""
+        """Count the leading layers whose K/V are similar enough, by the published rule."""
         return len(list(takewhile(lambda cosine: cosine > config.theta, self.similarity)))
 
 
@@ -105,7 +105,7 @@ class Profile:
         """
         weights = [bucket.num_samples for bucket in self.buckets]
         fitted = zip(
-            *(rising(column, weights) for column in zip(*(one.agreement for one in self.buckets), strict=True)),
+            *(isotonic_fit(column, weights) for column in zip(*(one.agreement for one in self.buckets), strict=True)),
             strict=True,
         )
         table = {0: 0}
@@ -126,7 +126,7 @@ class Profile:
         return table
 
     def save(self, path: Path) -> None:
-        """Write the table as the model loader reads it, with the evidence."""
+        """Write the depth table in the format of the model loader, with the measurements that support it."""
         content = {
             "table": self.table,
             "published_rule": self.published_table,
@@ -166,7 +166,7 @@ class Profiler:
                 compared[depth] += int(is_compared.sum())
             tokens[confident], masked = expected, rest
         agreement = (same / total if total else 1.0 for same, total in zip(agreeing, compared, strict=True))
-        return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_turns_behind)
+        return Measurement(sample.ratio, tuple(similarity), tuple(agreement), sample.has_later_turns)
 
     def _reused(self, tokens: Tensor, states: Sequence[Tensor], alone: Sequence[KV]) -> Iterable[Tensor]:
         """Yield the suffix's last hidden states under reuse of 0, 1, ..., L layers."""
@@ -211,7 +211,7 @@ def count_leading(values: Sequence[float], minimum: float) -> int:
     return len(list(takewhile(lambda value: value >= minimum, values)))
 
 
-def rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+def isotonic_fit(values: Sequence[float], weights: Sequence[int]) -> list[float]:
     """Return the sequence that never falls and has the least weighted squares of differences to `values`.
 
     This pools adjacent violators (Ayer et al. 1955): a weighted mean replaces neighbours that fall.
@@ -250,17 +250,17 @@ def profile(measurements: Iterable[Measurement], config: ProfileConfig) -> Profi
 
 
 def bucket_of(ratio: int, group: Sequence[Measurement]) -> Bucket:
-    kinds = [[one for one in group if one.has_turns_behind is kind] for kind in (False, True)]
-    agreements = [means(one.agreement for one in kind) for kind in kinds if kind]
+    kinds = [[one for one in group if one.has_later_turns is kind] for kind in (False, True)]
+    agreements = [column_means(one.agreement for one in kind) for kind in kinds if kind]
     return Bucket(
         ratio=ratio,
         num_samples=len(group),
-        similarity=means(measurement.similarity for measurement in group),
+        similarity=column_means(measurement.similarity for measurement in group),
         agreement=tuple(map(min, zip(*agreements, strict=True))),
     )
 
 
-def means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+def column_means(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     """Return the mean of each column."""
     return tuple(round(fmean(column), 4) for column in zip(*rows, strict=True))
 

@@ -19,10 +19,10 @@ from workers.models.bundle import model_directory
 from workers.models.factbook.people import MAX_PEOPLE, MIN_PEOPLE, Split
 from workers.models.factbook.samples import CANVAS, SampleWriter
 
-SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
+SHEET_SIZES = ((MIN_PEOPLE, 2 * CANVAS), (2 * MIN_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS), (MAX_PEOPLE, CANVAS))
 """Largest sheet and length of the canvas, in turn: small sheets with long canvases have the low ratios."""
 MAX_TURNS = 4
-CONFIG = ProfileConfig(agreement=0.999)
+PROFILE_CONFIG = ProfileConfig(agreement=0.999)
 """An answer is right or wrong as a whole, so that one token in a hundred would cost some points of exact match."""
 
 
@@ -32,11 +32,11 @@ def fact_sheets(directory: Path, num_samples: int, seed: int) -> Iterator[Profil
     Half of them are the first of their conversation.
     """
     writer = SampleWriter(Tokenizer.from_file(str(directory / "tokenizer.json")), seed, Split.TRAIN)
-    for number, (max_people, canvas) in zip(range(num_samples), cycle(SIZES), strict=False):
-        num_turns = 1 if number // len(SIZES) % 2 == 0 else 2 + number % (MAX_TURNS - 1)
+    for number, (max_people, canvas) in zip(range(num_samples), cycle(SHEET_SIZES), strict=False):
+        num_turns = 1 if number // len(SHEET_SIZES) % 2 == 0 else 2 + number % (MAX_TURNS - 1)
         turn = writer.draw_conversation(num_turns, max_people)[-1]
         cut = cut_length(turn.boundaries, BiCacheConfig.cut_share)
-        yield ProfileSample(tuple(turn.token_ids), cut, canvas, has_turns_behind=cut < turn.boundaries[-1])
+        yield ProfileSample(tuple(turn.token_ids), cut, canvas, has_later_turns=cut < turn.boundaries[-1])
 
 
 def main(
@@ -51,7 +51,9 @@ def main(
     """Profile a factbook model on questions about sheets of its training split."""
     directory = model_directory(model)
     sheets = list(fact_sheets(directory, samples, seed))
-    profile_directory(directory, sheets, output or directory, config=CONFIG, console=Console(), num_processes=jobs)
+    profile_directory(
+        directory, sheets, output or directory, config=PROFILE_CONFIG, console=Console(), num_processes=jobs
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A heat map shows a profile by layer and ratio, coloured by how well reuse holds there."""
+"""Draws a profile as a heat map by layer and ratio, coloured by the agreement under reuse."""
 
 from __future__ import annotations
 

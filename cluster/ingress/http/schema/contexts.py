@@ -23,7 +23,7 @@ from cluster.ingress.http.schema.generation import SamplingBody, TextPart
 
 
 class MaskPart(Body):
-    """Is a hole of `length` tokens."""
+    """Describes a hole of `length` tokens in a list of parts."""
 
     type: Literal["mask"]
     length: int = Field(ge=1, le=MAX_HOLE)
@@ -49,7 +49,7 @@ class TurnBody(Body):
 
 
 class PlainBody(Body):
-    """Holds text or token ids, with holes."""
+    """Holds content given as text or as token ids, either with holes."""
 
     text: Written | None = None
     token_ids: list[int | MaskPart] | None = None
@@ -73,7 +73,7 @@ class ContentBody(PlainBody):
 
 
 class CreateContextBody(ContentBody):
-    """Is the body of POST /v1/contexts."""
+    """Describes the body of POST /v1/contexts."""
 
     @model_validator(mode="after")
     def one_source(self) -> CreateContextBody:
@@ -92,7 +92,7 @@ class EditBody(PlainBody):
     def one_place(self) -> EditBody:
         require_one(self, "text", "token_ids")
         if (self.find is None) == (self.start is None) or (self.start is None) != (self.end is None):
-            raise ValueError("say where: either find, or start and end")
+            raise ValueError("an edit needs a position: either find, or start and end")
         return self
 
     def to_change(self) -> Replacement:
@@ -103,7 +103,7 @@ class EditBody(PlainBody):
 
 
 class ChangeContextBody(ContentBody):
-    """Is the body of PATCH /v1/contexts/{id}."""
+    """Describes the body of PATCH /v1/contexts/{id}."""
 
     expected_epoch: int = Field(ge=0)
     edits: list[EditBody] | None = Field(default=None, min_length=1)
@@ -124,7 +124,7 @@ class ChangeContextBody(ContentBody):
 
 
 class DenoiseBody(SamplingBody):
-    """Is the body of POST /v1/contexts/{id}/denoise."""
+    """Describes the body of POST /v1/contexts/{id}/denoise."""
 
 
 def require_one(body: Body, *names: str) -> None:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from workers.api import PARAMETERS, DecodingParams
 from workers.parameter import Parameter
 
-BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
-SEED = BY_NAME["seed"]
-TYPES = get_type_hints(DecodingParams)
+PARAMETERS_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+SEED_PARAMETER = PARAMETERS_BY_NAME["seed"]
+PARAMETER_TYPES = get_type_hints(DecodingParams)
 TokenId = Annotated[int, Field(strict=False)]
 """A token id as the key of an object, where JSON knows only strings."""
 
@@ -30,7 +30,7 @@ class Body(BaseModel):
         try:
             "".join(text for text in texts if isinstance(text, str)).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"holds half a character, at position {error.start}") from error
+            raise ValueError(f"holds a lone surrogate, half of a character, at position {error.start}") from error
         return value
 
 
@@ -38,7 +38,7 @@ def declared_type(parameter: Parameter) -> Any:
     """Return the type of a parameter in a body. OpenAI's own parameters may be null; a map is an object."""
     if parameter.name == "logit_bias":
         return dict[TokenId, Annotated[float, Field(**constraints(parameter))]] | None
-    kind = TYPES[parameter.name]
+    kind = PARAMETER_TYPES[parameter.name]
     return kind | None if parameter.is_openai else kind
 
 

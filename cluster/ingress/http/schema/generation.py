@@ -18,7 +18,7 @@ from cluster.generation.events import ContextChoice
 from cluster.generation.prompts import GenerationCall
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
-from cluster.ingress.http.schema.declared import SEED, Body, declared_field, options_body
+from cluster.ingress.http.schema.declared import SEED_PARAMETER, Body, declared_field, options_body
 from workers.api import PARAMETERS, ContextMode, DecodingParams
 
 
@@ -39,9 +39,9 @@ Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
 
 
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
-    """Says how the canvas is denoised: the extension of this server."""
+    """Holds the parameters of denoising, which OpenAI's API lacks."""
 
-    seed: int | None = declared_field(SEED)
+    seed: int | None = declared_field(SEED_PARAMETER)
     """Same as the body's own `seed`; takes precedence over it."""
 
 
@@ -62,7 +62,7 @@ class StreamOptions(Body):
 
 
 class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ignore[misc]
-    """Says how tokens are chosen, for which model and which tenant."""
+    """Holds the model, the tenant, and the parameters by which tokens are chosen."""
 
     model: str | None = None
     stream: bool | None = None
@@ -109,7 +109,7 @@ class GenerationBody(SamplingBody):
         return GenerationCall(
             request_id=request_id,
             prompt=self.to_prompt(),
-            suffix=self.text_behind(),
+            suffix=self.suffix_text(),
             model=self.model,
             max_tokens=self.canvas(),
             params=self.params(),
@@ -121,7 +121,7 @@ class GenerationBody(SamplingBody):
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         """Return the text that follows the answer."""
         return ""
 
@@ -135,9 +135,7 @@ class GenerationBody(SamplingBody):
     def _whole_canvas(self) -> int:
         canvas = self.canvas()
         if canvas is None:
-            raise RequestError(
-                "ignore_eos fills the whole canvas: say how long it is with max_tokens", param="ignore_eos"
-            )
+            raise RequestError("ignore_eos fills the whole canvas: give its length as max_tokens", param="ignore_eos")
         return canvas
 
     def params(self) -> DecodingParams:
@@ -165,7 +163,7 @@ class MessageBody(Body):
 
 
 class ChatBody(GenerationBody):
-    """Is the body of POST /v1/chat/completions."""
+    """Describes the body of POST /v1/chat/completions."""
 
     messages: list[MessageBody] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -192,7 +190,7 @@ class ChatBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """Is the body of POST /v1/completions and /v1/fim/completions."""
+    """Describes the body of POST /v1/completions and /v1/fim/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
@@ -200,14 +198,14 @@ class CompletionBody(GenerationBody):
     best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
     logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
 
-    def text_behind(self) -> str:
+    def suffix_text(self) -> str:
         return self.suffix or ""
 
     def to_prompt(self) -> Prompt:
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             if len(prompt) > 1:
-                raise RequestError("one prompt a request is supported: send several requests", param="prompt")
+                raise RequestError("a request takes one prompt: send one request for each", param="prompt")
             prompt = prompt[0]
         if isinstance(prompt, str):
             return TextPrompt(prompt)

@@ -9,8 +9,7 @@ from cache_service.core.types import PrefixKey
 from tests.unit.workers.tiny import TINY
 from workers.bicache.cache import PrefixCache
 from workers.bicache.depth import DepthTable, Finding, ratio_percent
-from workers.bicache.entry import Changes, EntryState
-from workers.bicache.handle import PrefixHandle
+from workers.bicache.entry import Changes, EntryState, PrefixHandle
 from workers.kv.pool import PagePool
 from workers.kv.storage import PageStorage
 
@@ -290,10 +289,10 @@ def test_a_ratio_is_divided_before_it_is_made_percent(prefix: int, total: int, p
 
 def test_an_entry_keeps_depths_around_its_first_ones() -> None:
     table = DepthTable({0: 1, 50: 11, 60: 13, 70: 14, 80: 16, 90: 17, 95: 32})
-    assert table.near(16, 4) == {13, 14, 16, 17}
-    assert table.near(32, 4) == {14, 16, 17, 32}
-    assert table.near(1, 4) == {1, 11}
-    assert table.near(9, 1) == {9}
+    assert table.depths_near(16, 4) == {13, 14, 16, 17}
+    assert table.depths_near(32, 4) == {14, 16, 17, 32}
+    assert table.depths_near(1, 4) == {1, 11}
+    assert table.depths_near(9, 1) == {9}
 
 
 def test_a_model_without_evidence_reuses_nothing() -> None:

@@ -54,7 +54,7 @@ def test_a_smaller_ratio_is_never_reused_deeper_than_a_larger_one() -> None:
 
 def test_a_depth_is_safe_with_and_without_turns_behind_the_prefix() -> None:
     first = measurement(50, [100, 100, 100], [1.0, 1.0])
-    later = replace(measurement(55, [100, 100, 90], [1.0, 1.0]), has_turns_behind=True)
+    later = replace(measurement(55, [100, 100, 90], [1.0, 1.0]), has_later_turns=True)
     assert profile([first] * 40 + [later], ProfileConfig()).table == {0: 0, 50: 1}
 
 

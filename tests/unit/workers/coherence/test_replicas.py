@@ -13,6 +13,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.events import Draining, Event, Left
 from cache_service.core.types import DepthLimit, DepthTable, Placement, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
+from tests.support.requirements import require_bundled_model
 from tests.unit.workers.coherence.replicas import (
     ALWAYS,
     LONG_S,
@@ -29,7 +30,7 @@ from tests.unit.workers.coherence.replicas import (
 from workers.api import DepthLimiter
 from workers.bicache.copies import EntryCopy
 from workers.config import CoherenceConfig
-from workers.models.bundle import bundled_models, model_directory
+from workers.models.bundle import model_directory
 from workers.worker import Worker
 
 GHOST = ReplicaId("ghost")
@@ -54,8 +55,7 @@ async def test_an_entry_is_built_once_and_copied_and_all_answers_are_equal(
 async def test_the_bundled_model_answers_the_same_from_a_copy_which_needs_no_probe(
     cluster: Cluster, client: CacheClient
 ) -> None:
-    if "factbook" not in bundled_models():
-        pytest.skip("the bundled model's weights are not in this checkout")
+    require_bundled_model()
     model = model_directory("factbook")
     first, second, alone = [
         await asyncio.to_thread(cluster.start, name, coherence, model=model, probe_positions=8, probe_similarity=0.0)

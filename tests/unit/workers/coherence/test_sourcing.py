@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
-from workers.coherence.estimate import CostModel, Costs, Line, Prior
+from workers.coherence.estimate import CostModel, Costs, LinearFit, Prior
 from workers.coherence.sourcing import BuildAlone, Claim, Fetch, Situation, Wait, choose
 from workers.config import CoherenceConfig
 
@@ -72,7 +72,7 @@ def test_replicas_spread_their_fetches_over_the_holders() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.0, 1e9), seconds), max_size=40), st.floats(0.0, 1e9))
 def test_an_estimate_is_never_negative_and_grows_with_size(samples: list[tuple[float, float]], size: float) -> None:
-    line = Line(Prior(0.01, 1e-9, 1e8))
+    line = LinearFit(Prior(0.01, 1e-9, 1e8))
     for seen, took in samples:
         line.add(seen, took)
     assert 0 <= line.seconds(size) <= line.seconds(2 * size) + 1e-9
@@ -80,7 +80,7 @@ def test_an_estimate_is_never_negative_and_grows_with_size(samples: list[tuple[f
 
 @given(st.floats(0.0, 1.0), st.floats(1e-10, 1e-7))
 def test_an_estimate_approaches_what_is_measured(fixed_s: float, unit_s: float) -> None:
-    line = Line(Prior(0.01, 1e-9, 1e8))
+    line = LinearFit(Prior(0.01, 1e-9, 1e8))
     for number in range(200):
         size = 1e7 * (number % 10)
         line.add(size, fixed_s + unit_s * size)

@@ -17,8 +17,9 @@ from cache_service.core.mirror import Mirror
 from cache_service.core.types import FIRST_EPOCH, Build, DepthTable, FencingToken, PrefixKey, ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
-from workers.bicache.copies import EntryFormat, Unreachable
-from workers.bicache.entry import Changes, PendingEntry, Report
+from workers.bicache.copies import EntryFormat, UnreachableTransport
+from workers.bicache.entry import Changes
+from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
 from workers.coherence.estimate import CostModel, Prior
 from workers.coherence.faults import TaskFaults
@@ -85,7 +86,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
 
             class Observer(NullObserver):
                 def apply(self, changes: Changes) -> None:
-                    report = Report.of(changes)
+                    report = EntryReport.of(changes)
                     loop.call_soon_threadsafe(lambda: (supplier.apply(report), sync.apply(report)))
 
             front.connect(Observer())
@@ -113,13 +114,13 @@ async def has_two_holders(client: CacheClient) -> bool:
 async def test_an_entry_is_supplied_again_right_after_its_predecessor_was_abandoned() -> None:
     """One report has both: an abort, and a commit's eager build of the entry that the request waited for."""
     supplier, _, commands = unconnected()
-    supplier.apply(Report(awaited=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), abandoned=(KEY,)))
+    supplier.apply(EntryReport(awaited=(PendingEntry(KEY, (1, 2, 3), (1,), 1),), abandoned=(KEY,)))
     await until(lambda: commands.num)
     await supplier.close()
 
 
-@pytest.mark.parametrize("report", [Report(abandoned=(KEY,)), Report(gone=(KEY,))])
-async def test_a_build_ends_with_its_entry(report: Report) -> None:
+@pytest.mark.parametrize("report", [EntryReport(abandoned=(KEY,)), EntryReport(gone=(KEY,))])
+async def test_a_build_ends_with_its_entry(report: EntryReport) -> None:
     """That holds also for an entry that was live for too short a time to be announced."""
     supplier, inventory, _ = unconnected()
     inventory.add_build(Build(KEY, FIRST_EPOCH, US, FencingToken(1), 10.0))
@@ -142,7 +143,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
         view=view,
         waits=BuildWaits(Mirror()),
         engine=commands,
-        transport=Unreachable(),
+        transport=UnreachableTransport(),
         entry_format=EntryFormat(
             "f", "e", "torch.float32", num_layers=2, num_kv_heads=1, head_dim=8, hidden_size=8, itemsize=4
         ),

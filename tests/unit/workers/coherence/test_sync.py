@@ -34,7 +34,7 @@ from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from tests.support import waiting
-from workers.bicache.entry import LiveEntry, Report
+from workers.bicache.entry_report import EntryReport, LiveEntry
 from workers.coherence.inventory import Inventory
 from workers.coherence.sync import PrefixSync
 from workers.coherence.tally import Tally
@@ -118,9 +118,9 @@ async def syncing(
 async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
-        sync.apply(Report(live=(first, second)))
+        sync.apply(EntryReport(live=(first, second)))
         await until(held(client), [5, 9])
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         await until(held(client), [9])
         await sync.leave()
         assert await held(client)() == []
@@ -141,7 +141,7 @@ async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: C
 
 async def test_entries_are_announced_again_to_a_service_that_forgot_them(port: int, client: CacheClient) -> None:
     async with CacheClient(f"127.0.0.1:{port}") as own, syncing(own) as sync:
-        sync.apply(Report(live=entries()))  # no server is up yet
+        sync.apply(EntryReport(live=entries()))  # no server is up yet
         for _ in range(2):
             async with server_on(port):
                 await until(held(client), [5, 9])
@@ -156,7 +156,7 @@ async def test_an_entry_built_under_a_lost_lease_is_announced_without_its_token(
         build = await client.acquire(sync.lease, first.key, 60.0)
         inventory.add_build(build)
         await client.release(sync.lease, build)
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
         assert placement.token is None
@@ -170,7 +170,7 @@ async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, cl
         assert sync.lease is not None
         build = await client.acquire(sync.lease, first.key, 60.0)
         inventory.add_build(build)
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await until(held(client), [5])
         [placement] = (await client.lookup([first.key]))[first.key]
         assert placement.token == build.token
@@ -179,14 +179,14 @@ async def test_an_entry_built_under_a_live_lease_carries_its_token(port: int, cl
 async def test_drift_is_reported_once_for_each_announcement(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
-        sync.apply(Report(live=(replace(first, drifted=((60, 1),)), second)))
+        sync.apply(EntryReport(live=(replace(first, drifted=((60, 1),)), second)))
         await until(held(client), [5, 9])
         limit = DepthLimit(first.key, 60, 1, 0)
         assert await client.depth_limits(KEYS) == (limit,)
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         await until(held(client), [9])
         assert await client.depth_limits(KEYS) == ()
-        sync.apply(Report(live=(replace(first, drifted=((60, 1),)),)))
+        sync.apply(EntryReport(live=(replace(first, drifted=((60, 1),)),)))
         await until(held(client), [5, 9])
         await until(lambda: client.depth_limits(KEYS), (limit,))
 
@@ -194,7 +194,7 @@ async def test_drift_is_reported_once_for_each_announcement(port: int, client: C
 async def test_a_report_that_is_refused_holds_up_no_other(port: int, client: CacheClient) -> None:
     first, second = entries()
     async with server_on(port), syncing(client) as sync:
-        sync.apply(Report(live=(replace(first, drifted=((50, 7), (60, 1))), second)))  # of a model of two layers
+        sync.apply(EntryReport(live=(replace(first, drifted=((50, 7), (60, 1))), second)))  # of a model of two layers
         limit = DepthLimit(first.key, 60, 1, 0)
         await until(lambda: client.depth_limits(KEYS), (limit,))
         assert sync._inventory.unreported({limit, DepthLimit(first.key, 50, 7, 0)}) == set()
@@ -209,7 +209,7 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     behind = Mirror()
     behind.take(Snapshot(Revision(1), (), (), contexts=(nowhere,)))
     async with server_on(port), syncing(client, ClusterView(behind)) as sync:
-        sync.apply(Report(live=(first, second)))
+        sync.apply(EntryReport(live=(first, second)))
         await until(held(client), [9])
 
 
@@ -249,11 +249,11 @@ async def test_an_entry_whose_announcement_got_no_answer_is_withdrawn_once_it_is
 ) -> None:
     first, _ = entries()
     async with server_on(port), DeafClient(port, "announce") as own, reconciled(own) as sync:
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         with pytest.raises(CacheServiceUnavailable):
             await sync._reconcile()
         assert await held(client)() == [5]
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         await sync._reconcile()
         assert await held(client)() == []
 
@@ -263,13 +263,13 @@ async def test_an_entry_whose_withdrawal_got_no_answer_is_announced_once_it_is_b
 ) -> None:
     first, _ = entries()
     async with server_on(port), DeafClient(port, "withdraw") as own, reconciled(own) as sync:
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await sync._reconcile()
-        sync.apply(Report(gone=(first.key,)))
+        sync.apply(EntryReport(gone=(first.key,)))
         with pytest.raises(CacheServiceUnavailable):
             await sync._reconcile()
         assert await held(client)() == []
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await sync._reconcile()
         assert await held(client)() == [5]
 
@@ -279,7 +279,7 @@ async def test_a_late_copy_of_an_announcement_is_withdrawn_when_the_watch_brings
 ) -> None:
     first, second = entries()
     async with server_on(port), reconciled(client) as sync:
-        sync.apply(Report(live=(first,)))
+        sync.apply(EntryReport(live=(first,)))
         await sync._reconcile()
         assert sync.lease is not None
         for entry in (first, second):

@@ -43,7 +43,7 @@ class Service:
     def create(self, *token_ids: int, name: str = "c") -> Context:
         at = self.state.next_revision
         self.carry_out(self.state.contexts.create("f", "", token_ids, (), EditId(name), A, at))
-        return self.state.contexts.made_by(EditId(name))
+        return self.state.contexts.find_by_edit(EditId(name))
 
     def edit(self, context: Context, *edits: Edit, name: str) -> list[Moved]:
         now = self.state.contexts.get(context.id)

@@ -52,10 +52,10 @@ def test_holes_are_filled_around_the_text_between_them() -> None:
     canvas = Canvas(Timetable((1, 4), 2, 2), [5, 6, 7, MASK, 6, 5], mask_token_id=MASK, eos_token_id=EOS)
     assert canvas.token_ids == [5, MASK, 7, MASK, MASK, 5]
     assert canvas.masked(range(6)) == [1, 4]
-    assert canvas.unprompted(range(6)) == [MASK] * 6
+    assert canvas.token_ids_without_prompt(range(6)) == [MASK] * 6
     canvas.commit([4], [2])
     assert canvas.take_committed() == ()
-    assert canvas.unprompted(range(6)) == [MASK, MASK, MASK, MASK, 2, MASK]
+    assert canvas.token_ids_without_prompt(range(6)) == [MASK, MASK, MASK, MASK, 2, MASK]
     canvas.commit([1], [3])
     assert canvas.take_committed() == (3, 2)
     assert canvas.finish_reason is FinishReason.LENGTH

@@ -5,7 +5,7 @@ import torch
 
 from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
-from workers.decoding.focus import Attention, Focus, FocusConfig, attention_to_prefix
+from workers.decoding.focus import Focus, FocusConfig, ObservedAttention, attention_to_prefix
 from workers.engine.engine import Engine
 from workers.errors import InvalidRequestError
 from workers.scheduler.policy import Pass
@@ -36,8 +36,8 @@ def passes_of(engine: Engine, **params: object) -> list[Pass]:
     return passes
 
 
-def attention(weights: list[list[float]], positions: tuple[int, ...] = (10, 11)) -> Attention:
-    return Attention(positions, torch.tensor(weights))
+def attention(weights: list[list[float]], positions: tuple[int, ...] = (10, 11)) -> ObservedAttention:
+    return ObservedAttention(positions, torch.tensor(weights))
 
 
 def test_without_flags_every_block_refreshes_the_whole_prefix() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.decoding.timetable import Portion, Timetable, Timing
+from workers.decoding.timetable import CommitSchedule, Portion, Timetable
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_quota_makes_up_for_what_was_masked_again_and_for_what_came_early() ->
 @pytest.mark.parametrize(("length", "num_steps"), [(32, 16), (7, 7), (64, 5), (3, 20), (1, 1)])
 def test_dreams_timetable_is_dreams(length: int, num_steps: int) -> None:
     """Written after its published loop, step by step."""
-    timetable = Timetable(tuple(range(length)), length, num_steps, Timing.DREAM)
+    timetable = Timetable(tuple(range(length)), length, num_steps, CommitSchedule.DREAM)
     times = torch.linspace(1, 1e-3, num_steps + 1)
     masked = torch.tensor([length], dtype=torch.int64)
     for step in range(num_steps):

@@ -7,9 +7,7 @@ So its layers are counted as they run, and the head's rows are put at what the c
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.dimensions import LLADA_8B
+from tests.support.requirements import SHARED, how_to_share
 from tests.unit.workers.tiny import request_of
 from workers.config import BiCacheConfig, EngineConfig, KVConfig
 from workers.decoding.decision import Decision
@@ -25,15 +24,15 @@ from workers.models.layers import Transformer
 from workers.models.loader import LoadedModel
 from workers.scheduler.plan import ScheduledPass, StepResult
 
-COST_MODEL = Path(os.environ.get("PALIMPSEST_SHARED", "../shared")) / "tools" / "cost_model.py"
+COST_MODEL = SHARED / "tools" / "cost_model.py"
+if not COST_MODEL.exists():
+    pytest.skip(how_to_share(COST_MODEL), allow_module_level=True)
 META, USER, CANVAS, STEPS, BLOCK = torch.device("meta"), 64, 256, 128, 32
 TOLERANCE = 0.03
 
 
 @pytest.fixture(scope="module")
 def cost_model() -> ModuleType:
-    if not COST_MODEL.exists():
-        pytest.skip(f"{COST_MODEL} is absent; point PALIMPSEST_SHARED at the folder that holds it")
     spec = importlib.util.spec_from_file_location("cost_model", COST_MODEL)
     assert spec is not None
     assert spec.loader is not None

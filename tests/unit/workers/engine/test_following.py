@@ -16,7 +16,7 @@ from workers.api import ContextMode, GenerateRequest, PrefixCandidate
 from workers.config import BiCacheConfig
 from workers.engine.engine import Engine
 from workers.errors import InvalidRequestError
-from workers.scheduler.plan import Question
+from workers.scheduler.plan import EpochQuestion
 
 TABLE = {0: 1, 50: 2, 80: 3}
 
@@ -171,7 +171,7 @@ def test_the_least_length_counts_from_where_the_canvas_now_begins(length: int) -
 def test_a_late_answer_changes_nothing() -> None:
     engine = engine_of(tiny_model())
     request = reading(content(0, prompt_of(8)), 2)
-    stale = Question(request.request_id, 1, request.context)  # type: ignore[arg-type]
+    stale = EpochQuestion(request.request_id, 1, request.context)  # type: ignore[arg-type]
     engine.submit(request)
     engine.step()
     [question] = engine.take_questions()

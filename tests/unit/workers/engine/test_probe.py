@@ -11,7 +11,7 @@ from tests.unit.workers.engine.reference import Decoder
 from tests.unit.workers.tiny import TINY, Answer, drain, engine_of, prompt_of, request_of, run_one, tiny_model
 from workers.api import DepthLimiter, GenerateRequest
 from workers.bicache import depth
-from workers.bicache.depth import Finding, nominal_suffix
+from workers.bicache.depth import Finding, nominal_suffix_length
 from workers.config import BiCacheConfig
 from workers.engine import builder
 from workers.engine.engine import Engine
@@ -182,13 +182,13 @@ def test_a_failed_build_or_probe_ends_its_request_and_the_next_one_is_answered(
 def test_depth_ends_one_before_the_first_layer_that_differs(
     found: list[float], most: int, expected: int | None
 ) -> None:
-    assert Finding.of(found, 0.9).depth(most, num_layers=4) == expected
+    assert Finding.from_similarities(found, 0.9).depth(most, num_layers=4) == expected
 
 
 def test_the_probes_suffix_is_the_buckets_longest() -> None:
-    assert nominal_suffix(80, 80, 4096) == 20
-    assert nominal_suffix(80, 0, 200) == 120
-    assert nominal_suffix(200, 99, 4096) == 2
+    assert nominal_suffix_length(80, 80, 4096) == 20
+    assert nominal_suffix_length(80, 0, 200) == 120
+    assert nominal_suffix_length(200, 99, 4096) == 2
 
 
 def test_similarity_is_one_where_the_suffix_is_not_seen() -> None:

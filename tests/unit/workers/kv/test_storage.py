@@ -99,7 +99,7 @@ def test_the_documented_memory_is_what_the_pool_accounts(
     prefix, total = 2048, 2048 + 320
     table = DepthTable.for_model(model, None)
     depth = table.lookup(ratio_percent(prefix, total))
-    layout = EntryLayout.for_depths(prefix, table.near(depth, BiCacheConfig().entry_depths), model.num_layers)
+    layout = EntryLayout.for_depths(prefix, table.depths_near(depth, BiCacheConfig().entry_depths), model.num_layers)
 
     def mib(shared_depth: int, shared_tokens: int) -> str:
         pages = PrivateLayout(model.num_layers, total, shared_depth, shared_tokens, keeps_kv=True).num_pages(16)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workers.decoding.rules import Unmasking
-from workers.decoding.timetable import Timing
+from workers.decoding.timetable import CommitSchedule
 from workers.models.base import Architecture, DecodingDefaults, Layer, ModelConfig, TorchModel
 
 CHUNK = 8
@@ -47,7 +47,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         mask_token_id=96,
         eos_token_id=95,
         pad_token_id=95,
-        decoding=DecodingDefaults(Unmasking.TOPK_MARGIN, Timing.DREAM),
+        decoding=DecodingDefaults(Unmasking.TOPK_MARGIN, CommitSchedule.DREAM),
         attention_mask=partial(sees, chunk=raw["chunk"]),
         chunk=raw["chunk"],
     )

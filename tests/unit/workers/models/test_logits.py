@@ -14,7 +14,7 @@ from tests.support.checkpoints import DREAM_CONFIG, LLADA_CONFIG
 from tests.unit.workers.models.conftest import WriteCheckpoint
 from workers.models.dream import DREAM
 from workers.models.layers import full_attention
-from workers.models.llada import IN_LAYER, LLADA
+from workers.models.llada import LAYER_NAMES, LLADA
 from workers.models.loader import load_model
 
 QWEN_NAMES = {
@@ -36,7 +36,7 @@ def to_llama(name: str) -> str:
     parts = name.removeprefix("model.transformer.").split(".")
     if parts[0] != "blocks":
         return f"{top[parts[0]]}.{parts[1]}"
-    ours = {theirs: our for our, theirs in IN_LAYER.items()}[parts[2]]
+    ours = {theirs: our for our, theirs in LAYER_NAMES.items()}[parts[2]]
     return f"model.layers.{parts[1]}.{QWEN_NAMES[ours]}.{parts[3]}"
 
 
