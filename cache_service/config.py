@@ -11,6 +11,7 @@ import cattrs
 import yaml
 from cattrs.errors import ClassValidationError
 
+from cache_service.core.quotas import ContextQuotas
 from cache_service.errors import InvalidRequest
 
 
@@ -38,11 +39,15 @@ class ServerConfig:
     store_timeout_s: float = 1.0
     """Seconds that the store may take to answer."""
     history: int = 65_536
-    """The number of events kept for watchers that lag; a watcher further behind gets a snapshot."""
+    """The number of events kept for watchers that lag, as long as they hold no more than 4,000,000 tokens of contexts;
+    one that falls further behind gets a snapshot."""
     tick_s: float = 0.25
-    """Seconds between checks for lapsed leases: a dead member is removed within its TTL plus this time."""
+    """Seconds between checks for lapsed leases and for contexts whose time to live has passed: a dead member is
+    removed within its TTL plus this time."""
     grace_s: float = 2.0
     """Seconds that calls in progress may take to end at shutdown."""
+    contexts: ContextQuotas = field(default_factory=ContextQuotas)
+    """Quotas of shared contexts. Instances that share a store need the same."""
 
     def __post_init__(self) -> None:
         for name, value in (("port", self.port), ("metrics_port", self.metrics_port or 0)):

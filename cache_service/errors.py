@@ -46,6 +46,18 @@ class Compacted(CacheServiceError):
     reason = "compacted"
 
 
+class TenantQuotaExceeded(CacheServiceError):
+    """The tenant's shared contexts would exceed a quota; the message names it."""
+
+    reason = "tenant-quota-exceeded"
+
+
+class TotalQuotaExceeded(CacheServiceError):
+    """All shared contexts together would exceed a quota; the message names it."""
+
+    reason = "total-quota-exceeded"
+
+
 class UnknownContext(CacheServiceError):
     """The context does not exist, or was deleted."""
 

@@ -25,7 +25,9 @@ class Metrics:
         self.latency = self._histogram("call_seconds", "Duration of unary calls", "method")
         self.store = self._histogram("store_seconds", "Duration of the store's operations", "operation")
         self.events = self._counter("events", "Committed events by kind", "kind")
-        self.lapses = self._counter("lapses", "Members and builds that ended because their lease lapsed", "what")
+        self.lapses = self._counter(
+            "lapses", "Members, builds and contexts that ended because their time had passed", "what"
+        )
         self.resyncs = self._counter("resyncs", "Watchers sent back for a snapshot")
         self.task_failures = self._counter("task_failures", "Failures of background tasks; the log has each", "task")
         self.watchers = Gauge("palimpsest_cache_watchers", "Open watch streams", registry=self.registry)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cache_service.config import address_of
+from cache_service.core.quotas import ContextQuotas
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from workers.config import WorkerConfig, require
@@ -62,6 +63,8 @@ class CacheServiceConfig:
     """Let `palimpsest serve` start the first instance on this machine."""
     others: tuple[str, ...] = ()
     """HOST:PORT of further instances over the same store, which take over while this one doesn't answer."""
+    contexts: ContextQuotas = field(default_factory=ContextQuotas)
+    """Quotas of shared contexts for the instance that is started here; other instances have a file of their own."""
 
     def __post_init__(self) -> None:
         require_port("cache_service", self.port)

@@ -13,6 +13,7 @@ import cattrs
 import yaml
 from cattrs.strategies import configure_union_passthrough
 
+from cache_service.errors import InvalidRequest
 from cluster.config import APPLICATION, DERIVED_WORKER_KEYS, ClusterConfig
 from cluster.errors import ConfigError
 from workers.errors import UnsupportedModelError
@@ -142,6 +143,6 @@ def _exactly(kinds: tuple[type, ...], value: Any, _target: type) -> Any:
 
 def _explained(error: BaseException, target: type | None) -> str:
     """Return the message of the dataclass that refused the value, else cattrs' description."""
-    if type(error) in {TypeError, ValueError, Exception} and error.args:
+    if type(error) in {TypeError, ValueError, Exception, InvalidRequest} and error.args:
         return str(error)
     return cattrs.v.format_exception(error, target)

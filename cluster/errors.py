@@ -50,6 +50,14 @@ class ContextConflictError(ClusterError):
         self.current_epoch = current_epoch
 
 
+class ContextQuotaError(ClusterError):
+    """The tenant's shared contexts would exceed a quota: delete a context. Waiting alone frees no room."""
+
+
+class ContextsFullError(ClusterError):
+    """The shared contexts of all tenants together would exceed a quota."""
+
+
 class ContextsUnavailableError(ClusterError):
     """The cache service, where shared contexts live, doesn't answer."""
 

@@ -72,7 +72,7 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
     async def _follow(self, target: str) -> None:
         """Update the view for as long as the process lives; while the service is unreachable the view grows stale."""
         async with CacheClient(target) as client:
-            async for update in client.watch():
+            async for update in client.watch(with_content=False):
                 self._mirror.take(update)
 
     async def choose_replicas(

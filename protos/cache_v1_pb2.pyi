@@ -22,6 +22,7 @@ class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVENT_KIND_BUILT: _ClassVar[EventKind]
     EVENT_KIND_RELEASED: _ClassVar[EventKind]
     EVENT_KIND_LIMITED: _ClassVar[EventKind]
+    EVENT_KIND_RENEWED: _ClassVar[EventKind]
 EVENT_KIND_UNSPECIFIED: EventKind
 EVENT_KIND_JOINED: EventKind
 EVENT_KIND_LEFT: EventKind
@@ -35,6 +36,7 @@ EVENT_KIND_GRANTED: EventKind
 EVENT_KIND_BUILT: EventKind
 EVENT_KIND_RELEASED: EventKind
 EVENT_KIND_LIMITED: EventKind
+EVENT_KIND_RENEWED: EventKind
 
 class Header(_message.Message):
     __slots__ = ("incarnation", "revision")
@@ -213,7 +215,7 @@ class Version(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., key: _Optional[bytes] = ..., commit_id: _Optional[str] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "origin_commit_id", "version", "past")
+    __slots__ = ("id", "fingerprint", "salt", "token_ids", "masked", "created_revision", "origin_commit_id", "version", "past", "tenant", "lifetime")
     ID_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +225,8 @@ class Context(_message.Message):
     ORIGIN_COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
     id: str
     fingerprint: str
     salt: str
@@ -232,7 +236,17 @@ class Context(_message.Message):
     origin_commit_id: str
     version: Version
     past: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., origin_commit_id: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+    tenant: str
+    lifetime: Lifetime
+    def __init__(self, id: _Optional[str] = ..., fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., created_revision: _Optional[int] = ..., origin_commit_id: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., past: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., tenant: _Optional[str] = ..., lifetime: _Optional[_Union[Lifetime, _Mapping]] = ...) -> None: ...
+
+class Lifetime(_message.Message):
+    __slots__ = ("ttl_s", "expires_at")
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    ttl_s: float
+    expires_at: float
+    def __init__(self, ttl_s: _Optional[float] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("start", "end", "token_ids", "masked")
@@ -247,30 +261,44 @@ class Edit(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[bool] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("context", "version", "edits")
+    __slots__ = ("context", "version", "edits", "lifetime")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
     context: str
     version: Version
     edits: _containers.RepeatedCompositeFieldContainer[Edit]
-    def __init__(self, context: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ...) -> None: ...
+    lifetime: Lifetime
+    def __init__(self, context: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., lifetime: _Optional[_Union[Lifetime, _Mapping]] = ...) -> None: ...
+
+class Renewal(_message.Message):
+    __slots__ = ("context", "lifetime")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
+    context: str
+    lifetime: Lifetime
+    def __init__(self, context: _Optional[str] = ..., lifetime: _Optional[_Union[Lifetime, _Mapping]] = ...) -> None: ...
 
 class CreateContextRequest(_message.Message):
-    __slots__ = ("fingerprint", "salt", "token_ids", "masked", "commit_id", "author")
+    __slots__ = ("fingerprint", "salt", "token_ids", "masked", "commit_id", "author", "tenant", "ttl_s")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MASKED_FIELD_NUMBER: _ClassVar[int]
     COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     salt: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     masked: _containers.RepeatedScalarFieldContainer[int]
     commit_id: str
     author: str
-    def __init__(self, fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+    tenant: str
+    ttl_s: float
+    def __init__(self, fingerprint: _Optional[str] = ..., salt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., masked: _Optional[_Iterable[int]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ..., tenant: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class CreateContextResponse(_message.Message):
     __slots__ = ("header", "context")
@@ -317,26 +345,48 @@ class ListContextsResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., contexts: _Optional[_Iterable[_Union[Context, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
-    __slots__ = ("context", "expected_epoch", "edits", "commit_id", "author")
+    __slots__ = ("context", "expected_epoch", "edits", "commit_id", "author", "ttl_s")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_EPOCH_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     COMMIT_ID_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
     context: str
     expected_epoch: int
     edits: _containers.RepeatedCompositeFieldContainer[Edit]
     commit_id: str
     author: str
-    def __init__(self, context: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ...) -> None: ...
+    ttl_s: float
+    def __init__(self, context: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., commit_id: _Optional[str] = ..., author: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class CommitResponse(_message.Message):
-    __slots__ = ("header", "version")
+    __slots__ = ("header", "version", "lifetime")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
     header: Header
     version: Version
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+    lifetime: Lifetime
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., lifetime: _Optional[_Union[Lifetime, _Mapping]] = ...) -> None: ...
+
+class RenewContextRequest(_message.Message):
+    __slots__ = ("id", "ttl_s", "author")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    ttl_s: float
+    author: str
+    def __init__(self, id: _Optional[str] = ..., ttl_s: _Optional[float] = ..., author: _Optional[str] = ...) -> None: ...
+
+class RenewContextResponse(_message.Message):
+    __slots__ = ("header", "lifetime")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    lifetime: Lifetime
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., lifetime: _Optional[_Union[Lifetime, _Mapping]] = ...) -> None: ...
 
 class DeleteContextRequest(_message.Message):
     __slots__ = ("id", "author")
@@ -461,7 +511,7 @@ class ReportDriftResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("revision", "kind", "replica", "placement", "lease", "context", "commit", "context_id", "build", "limit")
+    __slots__ = ("revision", "kind", "replica", "placement", "lease", "context", "commit", "context_id", "build", "limit", "renewal")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -472,6 +522,7 @@ class Event(_message.Message):
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
     BUILD_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    RENEWAL_FIELD_NUMBER: _ClassVar[int]
     revision: int
     kind: EventKind
     replica: str
@@ -482,7 +533,8 @@ class Event(_message.Message):
     context_id: str
     build: Build
     limit: DepthLimit
-    def __init__(self, revision: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., replica: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., context_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ..., limit: _Optional[_Union[DepthLimit, _Mapping]] = ...) -> None: ...
+    renewal: Renewal
+    def __init__(self, revision: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., replica: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., context_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ..., limit: _Optional[_Union[DepthLimit, _Mapping]] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("after_revision", "incarnation")

@@ -475,6 +475,11 @@ class ContextsStub:
                 request_serializer=protos_dot_cache__v1__pb2.CommitRequest.SerializeToString,
                 response_deserializer=protos_dot_cache__v1__pb2.CommitResponse.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/palimpsest.cache.v1.Contexts/Renew',
+                request_serializer=protos_dot_cache__v1__pb2.RenewContextRequest.SerializeToString,
+                response_deserializer=protos_dot_cache__v1__pb2.RenewContextResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/palimpsest.cache.v1.Contexts/Delete',
                 request_serializer=protos_dot_cache__v1__pb2.DeleteContextRequest.SerializeToString,
@@ -487,7 +492,8 @@ class ContextsServicer:
     """
 
     def Create(self, request, context):
-        """Adds one revision (CREATED) the first time that the commit id is used.
+        """Adds one revision (CREATED) the first time that the commit id is used. Refused with tenant-quota-exceeded or
+        total-quota-exceeded where the contexts would exceed a quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -509,14 +515,23 @@ class ContextsServicer:
 
     def Commit(self, request, context):
         """Adds one revision (COMMITTED), then one for each build (RELEASED) and each entry (WITHDRAWN) that this ends.
-        Refused with stale-epoch unless expected_epoch is the newest. A commit id that was accepted adds nothing again.
+        Refused with stale-epoch unless expected_epoch is the newest, and like Create where it adds tokens beyond a quota.
+        A commit id that was accepted adds nothing again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Adds one revision (RENEWED) where the context has a lifetime or gets one: it begins again. The epoch stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Adds one revision (DELETED), then one for each build (RELEASED) and each entry (WITHDRAWN) of the context.
+        """Adds one revision (DELETED), then one for each build (RELEASED) and each entry (WITHDRAWN) of the context. The end
+        of a lifetime does the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -544,6 +559,11 @@ def add_ContextsServicer_to_server(servicer, server):
                     servicer.Commit,
                     request_deserializer=protos_dot_cache__v1__pb2.CommitRequest.FromString,
                     response_serializer=protos_dot_cache__v1__pb2.CommitResponse.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=protos_dot_cache__v1__pb2.RenewContextRequest.FromString,
+                    response_serializer=protos_dot_cache__v1__pb2.RenewContextResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -660,6 +680,33 @@ class Contexts:
             '/palimpsest.cache.v1.Contexts/Commit',
             protos_dot_cache__v1__pb2.CommitRequest.SerializeToString,
             protos_dot_cache__v1__pb2.CommitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/palimpsest.cache.v1.Contexts/Renew',
+            protos_dot_cache__v1__pb2.RenewContextRequest.SerializeToString,
+            protos_dot_cache__v1__pb2.RenewContextResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,28 +94,32 @@ class ContextVersion(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "epoch", "versions", "text", "token_ids", "holes")
+    __slots__ = ("id", "epoch", "versions", "text", "token_ids", "holes", "expires_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HOLES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     id: str
     epoch: int
     versions: _containers.RepeatedCompositeFieldContainer[ContextVersion]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     holes: _containers.RepeatedCompositeFieldContainer[TokenRange]
-    def __init__(self, id: _Optional[str] = ..., epoch: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ContextVersion, _Mapping]]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., holes: _Optional[_Iterable[_Union[TokenRange, _Mapping]]] = ...) -> None: ...
+    expires_at: float
+    def __init__(self, id: _Optional[str] = ..., epoch: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ContextVersion, _Mapping]]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., holes: _Optional[_Iterable[_Union[TokenRange, _Mapping]]] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
 class CreateContextRequest(_message.Message):
-    __slots__ = ("content", "cache_salt")
+    __slots__ = ("content", "cache_salt", "ttl_s")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
     content: ContextContent
     cache_salt: str
-    def __init__(self, content: _Optional[_Union[ContextContent, _Mapping]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    ttl_s: float
+    def __init__(self, content: _Optional[_Union[ContextContent, _Mapping]] = ..., cache_salt: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class CreateContextResponse(_message.Message):
     __slots__ = ("context",)
@@ -156,18 +160,20 @@ class ListContextsResponse(_message.Message):
     def __init__(self, contexts: _Optional[_Iterable[_Union[Context, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ChangeContextRequest(_message.Message):
-    __slots__ = ("id", "cache_salt", "expected_epoch", "edits", "content")
+    __slots__ = ("id", "cache_salt", "expected_epoch", "edits", "content", "ttl_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_EPOCH_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     cache_salt: str
     expected_epoch: int
     edits: ContextEdits
     content: ContextContent
-    def __init__(self, id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., edits: _Optional[_Union[ContextEdits, _Mapping]] = ..., content: _Optional[_Union[ContextContent, _Mapping]] = ...) -> None: ...
+    ttl_s: float
+    def __init__(self, id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., edits: _Optional[_Union[ContextEdits, _Mapping]] = ..., content: _Optional[_Union[ContextContent, _Mapping]] = ..., ttl_s: _Optional[float] = ...) -> None: ...
 
 class ChangeContextResponse(_message.Message):
     __slots__ = ("context",)

@@ -40,8 +40,8 @@ the explanations call None.
 """
 SERVICE = """\
 ## An instance of the cache service
-`python -m cache_service --config FILE` reads these keys, all at the top level; options on the command line win. An
-instance that `palimpsest serve` starts gets its address from the section `cache_service` above.
+`python -m cache_service --config FILE` reads these keys; options on the command line win. An instance that
+`palimpsest serve` starts gets its address and `contexts` from the section `cache_service` above.
 """
 
 NAMES: Mapping[type, str] = types.MappingProxyType(
@@ -124,8 +124,8 @@ def default_text(field: Field[Any]) -> str:
 
 def page() -> str:
     """Return the whole page."""
-    service, *_ = sections(ServerConfig)
-    parts = [HEADER, CLUSTER, *map(section_text, sections(ClusterConfig)), SERVICE, table(service.keys)]
+    parts = [HEADER, CLUSTER, *map(section_text, sections(ClusterConfig)), SERVICE]
+    parts += map(section_text, sections(ServerConfig))
     return "\n".join(parts)
 
 

@@ -11,9 +11,11 @@ from typing import Any, Self
 
 from cache_service.client.connection import Connection
 from cache_service.client.watch import WatchStream
+from cache_service.core.contexts import apply_edits
 from cache_service.core.events import Event
 from cache_service.core.types import (
     FIRST_EPOCH,
+    SOLE_TENANT,
     Build,
     Context,
     ContextId,
@@ -23,11 +25,13 @@ from cache_service.core.types import (
     EditId,
     Epoch,
     Lease,
+    Lifetime,
     Placement,
     PrefixKey,
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
     Version,
 )
 from cache_service.rpc import convert
@@ -179,8 +183,14 @@ class CacheClient:
         masked: Sequence[int] = (),
         author: ReplicaId,
         edit_id: EditId | None = None,
+        tenant: TenantId = SOLE_TENANT,
+        ttl_s: float | None = None,
     ) -> Context:
-        """Create a context at epoch 0 with holes at the positions `masked`. The same `edit_id` creates only one."""
+        """Create a context at epoch 0 with holes at the positions `masked`. The same `edit_id` creates only one.
+
+        The context is deleted `ttl_s` seconds after its creation or last edit; None takes the service's default. Raises
+        TenantQuotaExceeded, TotalQuotaExceeded.
+        """
         request = pb.CreateContextRequest(
             fingerprint=fingerprint,
             salt=salt,
@@ -188,6 +198,8 @@ class CacheClient:
             masked=masked,
             commit_id=edit_id or uuid.uuid4().hex,
             author=author,
+            tenant=tenant,
+            ttl_s=ttl_s,
         )
         response = await self._connection.call("contexts", "Create", request)
         return convert.context_from_pb(response.context)
@@ -218,31 +230,73 @@ class CacheClient:
     ) -> Version:
         """Create epoch `expected_epoch` + 1. Raises StaleEpoch if another edit was faster: read, then try again.
 
+        Raises TenantQuotaExceeded or TotalQuotaExceeded if the edits add tokens beyond a quota.
         The same `edit_id` is accepted only once, so an edit whose answer was lost can be sent again with it.
         """
+        version, _ = await self._commit(context, expected_epoch, edits, author, edit_id, None)
+        return version
+
+    async def edit_known_context(
+        self,
+        context: Context,
+        edits: Sequence[Edit],
+        *,
+        author: ReplicaId,
+        edit_id: EditId | None = None,
+        ttl_s: float | None = None,
+    ) -> Context:
+        """Edit as `edit_context` does, and return the context as this edit left it.
+
+        The time to live begins again, and is `ttl_s` from now on if that is given.
+        """
+        version, lifetime = await self._commit(context.id, context.epoch, edits, author, edit_id, ttl_s)
+        return apply_edits(context, version, edits, lifetime)
+
+    async def _commit(
+        self,
+        context: ContextId,
+        expected_epoch: Epoch,
+        edits: Sequence[Edit],
+        author: ReplicaId,
+        edit_id: EditId | None,
+        ttl_s: float | None,
+    ) -> tuple[Version, Lifetime | None]:
         request = pb.CommitRequest(
             context=context,
             expected_epoch=expected_epoch,
             edits=map(convert.edit_to_pb, edits),
             commit_id=edit_id or uuid.uuid4().hex,
             author=author,
+            ttl_s=ttl_s,
         )
         response = await self._connection.call("contexts", "Commit", request)
-        return convert.version_from_pb(response.version)
+        return convert.version_from_pb(response.version), convert.lifetime_from_pb(response)
+
+    async def renew_context(
+        self, context: ContextId, *, author: ReplicaId, ttl_s: float | None = None
+    ) -> Lifetime | None:
+        """Begin the time to live again, with `ttl_s` if that is given, and return it. The epoch stays.
+
+        Raises UnknownContext.
+        """
+        request = pb.RenewContextRequest(id=context, ttl_s=ttl_s, author=author)
+        return convert.lifetime_from_pb(await self._connection.call("contexts", "Renew", request))
 
     async def delete_context(self, context: ContextId, *, author: ReplicaId) -> Revision:
         """Delete the context. Raises UnknownContext."""
         request = pb.DeleteContextRequest(id=context, author=author)
         return _revision(await self._connection.call("contexts", "Delete", request))
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Event, None]:
+    async def watch(self, *, with_content: bool = True) -> AsyncGenerator[Snapshot | Event, None]:
         """Yield a snapshot, then every later event once and in order, without end.
 
         A broken connection is restored, with jittered back-off, and the watch continues where it stopped. If
         events would be missing (a gap, compacted history, a service that lost its memory) a new Snapshot follows,
         which replaces all that was known. Close the iterator (`aclose`, or cancel its task) to stop.
+
+        Without content, contexts come without tokens and holes; edits come whole.
         """
-        stream = WatchStream(self._connection)
+        stream = WatchStream(self._connection, with_content=with_content)
         try:
             while True:
                 items = deque(await stream.read())

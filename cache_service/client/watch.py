@@ -29,8 +29,8 @@ pings back while no data flows, so they would take more than a minute to notice.
 class WatchStream:
     """Reads successive Watch calls, to any of the instances, as if they were one call."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, *, with_content: bool = True) -> None:
+        self._connection, self._with_content = connection, with_content
         self._cursor = Cursor()
         self._instance: Instance | None = None
         self._call: Any = None
@@ -52,7 +52,10 @@ class WatchStream:
 
     async def _read_once(self) -> tuple[Snapshot | Event, ...]:
         try:
-            return self._cursor.take(update_of(await self._receive()))
+            response = await self._receive()
+            if not self._with_content:
+                convert.drop_content(response)
+            return self._cursor.take(update_of(response))
         except Compacted:
             self._cursor.reset()
             self.cancel()

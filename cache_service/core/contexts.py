@@ -14,17 +14,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from cache_service.core.events import Created, Deleted, Edited
+from cache_service.core.events import Created, Deleted, Edited, Renewed
 from cache_service.core.hashing import prefix_keys
+from cache_service.core.lifetimes import Renewal
+from cache_service.core.quotas import Usage, UsageLedger
 from cache_service.core.types import (
+    SOLE_TENANT,
     Context,
     ContextId,
     Edit,
     EditId,
     Epoch,
+    Lifetime,
     PrefixKey,
     ReplicaId,
     Revision,
+    TenantId,
     Version,
 )
 from cache_service.errors import InvalidRequest, StaleEpoch, UnknownContext
@@ -36,6 +41,7 @@ MAX_TOKENS = 262_144
 MAX_EDITS = 65_536
 """Maximum number of edits in one epoch."""
 MAX_EDIT_ID_LENGTH = 64
+MAX_TENANT_LENGTH = 64
 MAX_REMEMBERED_DELETIONS = 4096
 """Number of deleted contexts whose creations are remembered, so that a late copy of a creation has no effect."""
 MAX_TOKEN_ID = 2**31 - 1
@@ -51,6 +57,8 @@ class Contexts:
         """The creations of the contexts that were deleted last, oldest first."""
         self._current: dict[PrefixKey, set[ContextId]] = {}
         self._past: dict[PrefixKey, set[ContextId]] = {}
+        self._ends: dict[ContextId, float] = {}
+        self.usage = UsageLedger()
 
     def create(
         self,
@@ -61,6 +69,9 @@ class Contexts:
         edit_id: EditId,
         author: ReplicaId,
         at: Revision,
+        *,
+        tenant: TenantId = SOLE_TENANT,
+        renewal: Renewal | None = None,
     ) -> tuple[Created, ...]:
         """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before.
 
@@ -69,11 +80,25 @@ class Contexts:
         _require_id(edit_id)
         if edit_id in self._made_by or edit_id in self._deleted:
             return ()
+        if len(tenant) > MAX_TENANT_LENGTH:
+            raise InvalidRequest(f"tenant may have {MAX_TENANT_LENGTH} characters, got {len(tenant)}")
         tokens, holes = tuple(token_ids), tuple(sorted(set(masked)))
         if holes and not 0 <= holes[0] <= holes[-1] < len(tokens):
             raise InvalidRequest(f"masked positions must lie within the {len(tokens)} tokens of the context")
         version = Version(Epoch(0), _key(fingerprint, salt, tokens), edit_id)
-        context = Context(_id(at, edit_id), fingerprint, salt, tokens, holes, at, edit_id, version)
+        lifetime = renewal.lifetime_after(None) if renewal else None
+        context = Context(
+            _id(at, edit_id),
+            fingerprint,
+            salt,
+            tokens,
+            holes,
+            at,
+            edit_id,
+            version,
+            tenant=tenant,
+            lifetime=lifetime,
+        )
         return (Created(at, author, context),)
 
     def edit(
@@ -84,8 +109,13 @@ class Contexts:
         edit_id: EditId,
         author: ReplicaId,
         at: Revision,
+        *,
+        renewal: Renewal | None = None,
     ) -> tuple[Edited, ...]:
-        """Make epoch `expected` + 1 if `expected` is the newest, unless this very edit was accepted before."""
+        """Make epoch `expected` + 1 if `expected` is the newest, unless this very edit was accepted before.
+
+        Without a `renewal` the lifetime stays as it is.
+        """
         context = self.get(context_id)
         if _find(context, edit_id) is not None:
             return ()
@@ -96,7 +126,13 @@ class Contexts:
             raise InvalidRequest(f"a new epoch needs 1 to {MAX_EDITS} edits, got {len(edits)}")
         tokens, _ = splice(context, edits)
         version = Version(Epoch(expected + 1), _key(context.fingerprint, context.salt, tokens), edit_id)
-        return (Edited(at, author, context_id, version, tuple(edits)),)
+        lifetime = renewal.lifetime_after(context.lifetime) if renewal else context.lifetime
+        return (Edited(at, author, context_id, version, tuple(edits), lifetime),)
+
+    def renew(self, context_id: ContextId, renewal: Renewal, author: ReplicaId, at: Revision) -> tuple[Renewed, ...]:
+        """Begin the lifetime of the context again; one that has none, and gets none, changes nothing."""
+        lifetime = renewal.lifetime_after(self.get(context_id).lifetime)
+        return (Renewed(at, author, context_id, lifetime),) if lifetime else ()
 
     def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> tuple[Deleted, ...]:
         """Delete the context. Raises UnknownContext."""
@@ -141,12 +177,19 @@ class Contexts:
         theirs = (c for c in self._contexts.values() if c.salt == salt and c.created > after)
         return tuple(islice(theirs, size))
 
+    def expired(self, now: float) -> list[ContextId]:
+        """Return the contexts whose lifetime has ended."""
+        return [context_id for context_id, end in self._ends.items() if end <= now]
+
     def all(self) -> tuple[Context, ...]:
         return tuple(self._contexts.values())
 
     def put(self, context: Context) -> None:
         if (replaced := self._contexts.get(context.id)) is not None:
             self._remove_from_index(replaced)
+        self.usage.add(context.tenant, _usage(context))
+        if context.lifetime is not None:
+            self._ends[context.id] = context.lifetime.expires_at
         self._contexts[context.id] = context
         self._made_by[context.origin] = context.id
         self._current.setdefault(context.key, set()).add(context.id)
@@ -160,12 +203,29 @@ class Contexts:
         if len(self._deleted) > MAX_REMEMBERED_DELETIONS:
             del self._deleted[next(iter(self._deleted))]
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the usage that was counted, or the ends, are not those of the contexts."""
+        counted = UsageLedger()
+        for context in self._contexts.values():
+            counted.add(context.tenant, _usage(context))
+        if counted != self.usage:
+            raise AssertionError(f"the contexts use {counted}, but {self.usage} was counted")
+        ends = {context.id: context.lifetime.expires_at for context in self._contexts.values() if context.lifetime}
+        if ends != self._ends:
+            raise AssertionError(f"the contexts end at {ends}, but {self._ends} was recorded")
+
     def _remove_from_index(self, context: Context) -> None:
+        self.usage.subtract(context.tenant, _usage(context))
+        self._ends.pop(context.id, None)
         _discard(self._current, {context.key}, context.id)
         _discard(self._past, {version.key for version in context.past}, context.id)
 
     def __len__(self) -> int:
         return len(self._contexts)
+
+
+def _usage(context: Context) -> Usage:
+    return Usage(1, len(context.token_ids))
 
 
 def _discard(index: dict[PrefixKey, set[ContextId]], keys: Iterable[PrefixKey], context: ContextId) -> None:
@@ -179,11 +239,19 @@ def _find(context: Context, edit_id: EditId) -> Version | None:
     return next((version for version in (context.version, *context.past) if version.edit_id == edit_id), None)
 
 
-def apply_edits(context: Context, version: Version, edits: Sequence[Edit]) -> Context:
-    """Return `context` with `edits` carried out, at `version`."""
-    tokens, masked = splice(context, edits)
+def apply_edits(context: Context, version: Version, edits: Sequence[Edit], lifetime: Lifetime | None) -> Context:
+    """Return `context` with `edits` carried out, at `version`, and with that lifetime.
+
+    A context of which only the versions are known, as in a watch without content, stays without tokens.
+    """
+    tokens, masked = splice(context, edits) if context.token_ids else ((), ())
     past = (context.version, *context.past)[:MAX_STALENESS]
-    return replace(context, token_ids=tokens, masked=masked, version=version, past=past)
+    return replace(context, token_ids=tokens, masked=masked, version=version, past=past, lifetime=lifetime)
+
+
+def growth_by(edits: Iterable[Edit]) -> int:
+    """Return the number of tokens that `edits` add to a context; it is negative where they shorten it."""
+    return sum(len(edit.token_ids) - (edit.end - edit.start) for edit in edits)
 
 
 def splice(context: Context, edits: Sequence[Edit]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cache_service.core.events import Created, Deleted, Edited, Event
+from cache_service.core.events import Created, Deleted, Edited, Event, Renewed
 from cache_service.core.types import Revision, Snapshot
 from cache_service.errors import Compacted
 
@@ -57,15 +57,25 @@ def batch_of(events: Sequence[Event]) -> tuple[Event, ...]:
     return tuple(events)
 
 
+def content_size(event: Event) -> int:
+    """Return the number of tokens, holes and edits that `event` holds."""
+    match event:
+        case Created(context=context):
+            return len(context.token_ids) + len(context.masked)
+        case Edited(edits=edits):
+            return sum(2 + len(edit.token_ids) for edit in edits)
+        case _:
+            return 0
+
+
 def _weight(event: Event) -> int:
     """Estimate the size of `event` in tokens; fields that are always small don't count."""
     match event:
         case Created(author=author, context=context):
-            content = len(context.token_ids) + len(context.masked)
-            return len(author) + content + len(context.salt) + len(context.fingerprint)
-        case Edited(author=author, edits=edits):
-            return len(author) + sum(2 + len(edit.token_ids) for edit in edits)
-        case Deleted(author=author):
+            return len(author) + content_size(event) + len(context.salt) + len(context.fingerprint)
+        case Edited(author=author):
+            return len(author) + content_size(event)
+        case Deleted(author=author) | Renewed(author=author):
             return len(author)
         case _:
             return len(event.replica)

@@ -15,6 +15,7 @@ from cache_service.core.types import (
     DepthLimit,
     Edit,
     Lease,
+    Lifetime,
     Placement,
     ReplicaId,
     Revision,
@@ -100,11 +101,24 @@ class Edited:
     """The version that the edits made."""
     edits: tuple[Edit, ...]
     """The edits, by positions in the epoch before."""
+    lifetime: Lifetime | None = None
+    """The lifetime of the context from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lifetime of a context began again, without a new epoch."""
+
+    kind: ClassVar = "renewed"
+    revision: Revision
+    author: ReplicaId
+    context_id: ContextId
+    lifetime: Lifetime
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A context was deleted."""
+    """A context was deleted, by its author or because its lifetime had ended."""
 
     kind: ClassVar = "deleted"
     revision: Revision
@@ -154,5 +168,17 @@ class Limited:
 
 
 Event = (
-    Joined | Left | Draining | Announced | Withdrawn | Created | Edited | Deleted | Granted | Built | Released | Limited
+    Joined
+    | Left
+    | Draining
+    | Announced
+    | Withdrawn
+    | Created
+    | Edited
+    | Renewed
+    | Deleted
+    | Granted
+    | Built
+    | Released
+    | Limited
 )

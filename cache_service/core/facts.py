@@ -6,7 +6,7 @@ A state, a mirror and a store in a Redis-protocol server all carry out these cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from cache_service.core.contexts import Contexts, apply_edits
@@ -25,6 +25,7 @@ from cache_service.core.events import (
     Left,
     Limited,
     Released,
+    Renewed,
     Withdrawn,
 )
 from cache_service.core.types import Build, Context, DepthLimit, Lease, Placement, PrefixKey, ReplicaId
@@ -39,7 +40,7 @@ class Put:
 
     fact: Fact
     replaced: Context | None = None
-    """The earlier version of the context, if `fact` is an edited context."""
+    """The earlier version of the context, if `fact` is an edited or renewed context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,12 @@ class ChangeReader:
                 yield from self._withdraw(placement)
             case Built(build=fact) | Released(build=fact):
                 yield Drop(fact)
-            case Edited(context_id=context_id, version=version, edits=edits):
+            case Edited(context_id=context_id, version=version, edits=edits, lifetime=lifetime):
                 before = self._contexts.get(context_id)
-                yield Put(apply_edits(before, version, edits), before)
+                yield Put(apply_edits(before, version, edits, lifetime), before)
+            case Renewed(context_id=context_id, lifetime=lifetime):
+                before = self._contexts.get(context_id)
+                yield Put(replace(before, lifetime=lifetime), before)
             case Deleted(context_id=context_id):
                 yield Drop(self._contexts.get(context_id))
             case Left(replica=replica):

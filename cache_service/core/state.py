@@ -13,12 +13,15 @@ from typing import Self, assert_never
 
 from cache_service.core.bounds import require_key
 from cache_service.core.builds import Builds
-from cache_service.core.contexts import MAX_STALENESS, Contexts
+from cache_service.core.contexts import MAX_STALENESS, Contexts, growth_by
 from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
 from cache_service.core.events import Event
 from cache_service.core.facts import Change, ChangeReader, Drop, Fact, Put
+from cache_service.core.lifetimes import Renewal
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas, Usage
 from cache_service.core.types import (
+    SOLE_TENANT,
     Build,
     Context,
     ContextId,
@@ -35,12 +38,15 @@ from cache_service.core.types import (
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
 )
 from cache_service.errors import FencedToken, InvalidRequest, StaleEpoch
 
 Events = tuple[Event, ...]
 _CONTEXT_OF = attrgetter("context")
 _UNKNOWN_LEASE = LeaseId(0)
+EXPIRY = ReplicaId("expiry")
+"""The author of the deletion of a context whose lifetime has ended."""
 
 
 class State:
@@ -106,6 +112,7 @@ class State:
         for limit in self.depths.all():
             if not self.directory.has_holder(limit.key):
                 raise AssertionError(f"{limit} has outlived the last placement of its key")
+        self.contexts.check_integrity()
 
     def _put(self, fact: Fact) -> None:
         match fact:
@@ -270,6 +277,28 @@ class State:
 
     # Contexts
 
+    def create(
+        self,
+        fingerprint: str,
+        salt: str,
+        token_ids: Sequence[int],
+        masked: Sequence[int],
+        edit_id: EditId,
+        author: ReplicaId,
+        at: Revision,
+        *,
+        tenant: TenantId = SOLE_TENANT,
+        quotas: ContextQuotas = UNBOUNDED,
+        renewal: Renewal | None = None,
+    ) -> Events:
+        """Create a context within the quotas, unless `edit_id` has created one before: that one is counted already."""
+        created = self.contexts.create(
+            fingerprint, salt, token_ids, masked, edit_id, author, at, tenant=tenant, renewal=renewal
+        )
+        if created:
+            quotas.require_room(Usage(1, len(token_ids)), tenant, self.contexts.usage)
+        return created
+
     def edit(
         self,
         context_id: ContextId,
@@ -278,12 +307,19 @@ class State:
         edit_id: EditId,
         author: ReplicaId,
         at: Revision,
+        *,
+        quotas: ContextQuotas = UNBOUNDED,
+        renewal: Renewal | None = None,
     ) -> Events:
-        """Make a new epoch, end the builds of earlier ones, and withdraw the entries that are now too old to read."""
-        edited = self.contexts.edit(context_id, expected, edits, edit_id, author, at)
+        """Make a new epoch, end the builds of earlier ones, and withdraw the entries that are now too old to read.
+
+        What the edits add counts for the tenant that created the context, even if another one edits it.
+        """
+        edited = self.contexts.edit(context_id, expected, edits, edit_id, author, at, renewal=renewal)
         if not edited:
             return ()
         context = self.contexts.get(context_id)
+        quotas.require_room(Usage(0, growth_by(edits)), context.tenant, self.contexts.usage)
         return (*edited, *self._end_stale(context, Epoch(expected + 1), _after(at, edited)))
 
     def delete(self, context_id: ContextId, author: ReplicaId, at: Revision) -> Events:
@@ -293,6 +329,13 @@ class State:
         ended = self.builds.release(self.builds.before_epoch(context_id, None), _after(at, deleted))
         gone = self.directory.withdraw_stale(context_id, context.keys, context.epoch, _after(at, (*deleted, *ended)))
         return (*deleted, *ended, *gone)
+
+    def expire_context(self, context_id: ContextId, now: float, at: Revision) -> Events:
+        """Delete the context if its lifetime has ended; one that was renewed or deleted meanwhile stays as it is."""
+        context = self.contexts.find(context_id)
+        if context is None or context.lifetime is None or context.lifetime.expires_at > now:
+            return ()
+        return self.delete(context_id, EXPIRY, at)
 
     def _end_stale(self, context: Context, newest: Epoch, at: Revision) -> Events:
         ended = self.builds.release(self.builds.before_epoch(context.id, newest), at)

@@ -17,12 +17,16 @@ LeaseId = NewType("LeaseId", int)
 """The id of one registration of a replica, or of one build: the revision that began it, so it is never used twice."""
 ContextId = NewType("ContextId", str)
 """The id of a shared context. It derives from revision and edit id of the creation, so it is never used twice."""
+TenantId = NewType("TenantId", str)
+"""The id of the API key under which a context was created: a digest of the key; empty if no API key is required."""
 EditId = NewType("EditId", str)
 """An id that the author of an edit or a creation chooses, so that a request can be sent again without harm."""
 FencingToken = NewType("FencingToken", int)
 """The revision at which a build was granted, so it rises at each grant."""
 
 FIRST_EPOCH = Epoch(0)
+SOLE_TENANT = TenantId("")
+"""The tenant of all contexts where no API key is required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,15 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Ends a context `ttl_s` seconds after its creation, its last edit or its last renewal."""
+
+    ttl_s: float
+    expires_at: float
+    """Unix time in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Holds a named prefix that can be edited. `past` lists its latest versions before this one, newest first."""
 
@@ -99,6 +112,10 @@ class Context:
     """The id under which it was created."""
     version: Version
     past: tuple[Version, ...] = ()
+    tenant: TenantId = SOLE_TENANT
+    """The tenant whose quotas count the context."""
+    lifetime: Lifetime | None = None
+    """When the context is deleted unless it is edited or renewed before; None: it stays until an author deletes it."""
 
     @property
     def epoch(self) -> Epoch:

@@ -19,6 +19,7 @@ from cache_service.core.events import (
     Left,
     Limited,
     Released,
+    Renewed,
     Withdrawn,
 )
 from cache_service.core.types import (
@@ -33,11 +34,13 @@ from cache_service.core.types import (
     FencingToken,
     Lease,
     LeaseId,
+    Lifetime,
     Placement,
     PrefixKey,
     ReplicaId,
     Revision,
     Snapshot,
+    TenantId,
     Version,
 )
 from protos import cache_v1_pb2 as pb
@@ -103,6 +106,19 @@ def version_from_pb(message: pb.Version) -> Version:
     return Version(Epoch(message.epoch), PrefixKey(message.key), EditId(message.commit_id))
 
 
+def lifetime_to_pb(lifetime: Lifetime | None) -> pb.Lifetime | None:
+    return pb.Lifetime(ttl_s=lifetime.ttl_s, expires_at=lifetime.expires_at) if lifetime else None
+
+
+def lifetime_from_pb(
+    message: pb.Context | pb.Commit | pb.CommitResponse | pb.RenewContextResponse,
+) -> Lifetime | None:
+    """Return the lifetime that a message holds."""
+    if not message.HasField("lifetime"):
+        return None
+    return Lifetime(message.lifetime.ttl_s, message.lifetime.expires_at)
+
+
 def context_to_pb(context: Context) -> pb.Context:
     return pb.Context(
         id=context.id,
@@ -114,6 +130,8 @@ def context_to_pb(context: Context) -> pb.Context:
         origin_commit_id=context.origin,
         version=version_to_pb(context.version),
         past=map(version_to_pb, context.past),
+        tenant=context.tenant,
+        lifetime=lifetime_to_pb(context.lifetime),
     )
 
 
@@ -128,6 +146,8 @@ def context_from_pb(message: pb.Context) -> Context:
         origin=EditId(message.origin_commit_id),
         version=version_from_pb(message.version),
         past=tuple(map(version_from_pb, message.past)),
+        tenant=TenantId(message.tenant),
+        lifetime=lifetime_from_pb(message),
     )
 
 
@@ -184,9 +204,17 @@ def _fields_to_pb(event: Event) -> dict[str, Any]:
             fields = {"replica": placement.replica, "placement": placement_to_pb(placement)}
         case Created(author=author, context=context):
             fields = {"replica": author, "context": context_to_pb(context)}
-        case Edited(author=author, context_id=context_id, version=version, edits=edits):
-            commit = pb.Commit(context=context_id, version=version_to_pb(version), edits=map(edit_to_pb, edits))
+        case Edited(author=author, context_id=context_id, version=version, edits=edits, lifetime=lifetime):
+            commit = pb.Commit(
+                context=context_id,
+                version=version_to_pb(version),
+                edits=map(edit_to_pb, edits),
+                lifetime=lifetime_to_pb(lifetime),
+            )
             fields = {"replica": author, "commit": commit}
+        case Renewed(author=author, context_id=context_id, lifetime=lifetime):
+            renewal = pb.Renewal(context=context_id, lifetime=lifetime_to_pb(lifetime))
+            fields = {"replica": author, "renewal": renewal}
         case Deleted(author=author, context_id=context_id):
             fields = {"replica": author, "context_id": context_id}
         case Granted(build=build) | Built(build=build) | Released(build=build):
@@ -201,7 +229,14 @@ def _fields_to_pb(event: Event) -> dict[str, Any]:
 def _edited_from_pb(revision: Revision, message: pb.Event) -> Edited:
     commit = message.commit
     version, edits = version_from_pb(commit.version), tuple(map(edit_from_pb, commit.edits))
-    return Edited(revision, ReplicaId(message.replica), ContextId(commit.context), version, edits)
+    lifetime = lifetime_from_pb(commit)
+    return Edited(revision, ReplicaId(message.replica), ContextId(commit.context), version, edits, lifetime)
+
+
+def _renewed_from_pb(revision: Revision, message: pb.Event) -> Renewed:
+    lifetime = message.renewal.lifetime
+    context_id = ContextId(message.renewal.context)
+    return Renewed(revision, ReplicaId(message.replica), context_id, Lifetime(lifetime.ttl_s, lifetime.expires_at))
 
 
 _EVENTS_FROM_PB: dict[int, Callable[[Revision, pb.Event], Event]] = {
@@ -214,6 +249,7 @@ _EVENTS_FROM_PB: dict[int, Callable[[Revision, pb.Event], Event]] = {
         at, ReplicaId(message.replica), context_from_pb(message.context)
     ),
     pb.EVENT_KIND_COMMITTED: _edited_from_pb,
+    pb.EVENT_KIND_RENEWED: _renewed_from_pb,
     pb.EVENT_KIND_DELETED: lambda at, message: Deleted(at, ReplicaId(message.replica), ContextId(message.context_id)),
     pb.EVENT_KIND_GRANTED: lambda at, message: Granted(at, build_from_pb(message.build)),
     pb.EVENT_KIND_BUILT: lambda at, message: Built(at, build_from_pb(message.build)),
@@ -247,6 +283,14 @@ def update_from_pb(message: pb.WatchResponse) -> Update:
         part=_part_from_pb(message.snapshot, revision) if message.HasField("snapshot") else None,
         events=tuple(map(event_from_pb, message.events.events)),
     )
+
+
+def drop_content(message: pb.WatchResponse) -> None:
+    """Remove tokens and holes of the contexts in `message`; edits stay."""
+    created = (event.context for event in message.events.events if event.kind == pb.EVENT_KIND_CREATED)
+    for context in (*message.snapshot.contexts, *created):
+        del context.token_ids[:]
+        del context.masked[:]
 
 
 def _part_to_pb(part: Part) -> pb.SnapshotPart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -55,9 +56,10 @@ class CacheServer:
     has, the instance reports NOT_SERVING until it is restarted, and logs the reason.
     """
 
-    def __init__(self, config: ServerConfig, store: Store) -> None:
+    def __init__(self, config: ServerConfig, store: Store, *, wall_clock: Callable[[], float] = time.time) -> None:
+        """Serve `store`; contexts with a time to live end by `wall_clock`, which returns Unix time in seconds."""
         self._config = config
-        self.service = CacheService(store)
+        self.service = CacheService(store, config.contexts, wall_clock)
         self._health = health.aio.HealthServicer()
         self._status = health_pb2.HealthCheckResponse.UNKNOWN
         self._metrics_thread: threading.Thread | None = None

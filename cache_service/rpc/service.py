@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 from cache_service.core.cursor import Update, batch_of, parts_of
-from cache_service.core.events import Event, Granted, Left, Released
+from cache_service.core.events import Deleted, Event, Granted, Left, Released
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas
 from cache_service.core.types import Build, ContextId, Epoch, Lease, LeaseId, PrefixKey, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted, FencedToken, LeaseRefused
 from cache_service.metrics import MeasuredStore, Metrics
@@ -26,8 +28,12 @@ _Position = tuple[Revision, str, Revision]
 class CacheService:
     """Carries out the calls of all servicers on one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, quotas: ContextQuotas = UNBOUNDED, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        """`wall_clock` returns Unix time in seconds, by which contexts with a time to live end."""
         self.metrics = Metrics()
+        self.quotas, self.wall_clock = quotas, wall_clock
         self.store: Store = MeasuredStore(store, self.metrics.store)
         self._revisions: dict[object, Revision] = {}
         self._latest: tuple[_Position, Update] | None = None
@@ -37,6 +43,10 @@ class CacheService:
                 "members": ("Members with a live lease", lambda: len(store.state.directory.members())),
                 "placements": ("Announced placements", lambda: store.state.directory.num_placements),
                 "contexts": ("Shared contexts", lambda: len(store.state.contexts)),
+                "context_tokens": (
+                    "Tokens of all shared contexts",
+                    lambda: store.state.contexts.usage.total.num_tokens,
+                ),
                 "builds": ("Builds under way", lambda: len(store.state.builds)),
                 "history_events": ("Events kept for watchers that lag", lambda: len(store.feed)),
                 "store_may_evict": ("1 where the store may lose what it holds", lambda: store.may_evict),
@@ -88,9 +98,22 @@ class CacheService:
             raise FencedToken(f"token {build.token}: this build has lapsed; acquire it again")
 
     async def tick(self) -> None:
-        """End the members and builds of lapsed leases one by one, so that other calls get their turn in between."""
+        """End the members and builds of lapsed leases, and contexts whose lifetime has ended.
+
+        It ends them one by one, so that other calls get their turn in between.
+        """
         for lease in sorted(await self.store.lapsed()):
             await self._end(lease)
+        for context_id in self.store.state.contexts.expired(self.wall_clock()):
+            await self._expire(context_id)
+
+    async def _expire(self, context_id: ContextId) -> None:
+        """Delete the context, unless another instance has done so or it was renewed meanwhile."""
+        now = self.wall_clock()
+        events = await self.append(lambda state, at: state.expire_context(context_id, now, at))
+        if any(isinstance(event, Deleted) for event in events):
+            self.metrics.lapses.labels("context").inc()
+            _log.info("context %s was deleted: its time to live has passed", context_id)
 
     async def _end(self, lapsed: LeaseId) -> None:
         for event in await self.append(lambda state, at: state.expire({lapsed}, at)):

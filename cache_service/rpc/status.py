@@ -12,6 +12,8 @@ from cache_service.errors import (
     InvalidRequest,
     LeaseRefused,
     StaleEpoch,
+    TenantQuotaExceeded,
+    TotalQuotaExceeded,
     UnknownContext,
 )
 
@@ -28,6 +30,8 @@ CODES: dict[type[CacheServiceError], grpc.StatusCode] = {
     FencedToken: grpc.StatusCode.FAILED_PRECONDITION,
     UnknownContext: grpc.StatusCode.NOT_FOUND,
     Compacted: grpc.StatusCode.OUT_OF_RANGE,
+    TenantQuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TotalQuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _BY_REASON = {error.reason: error for error in CODES}
 _UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}

@@ -11,16 +11,23 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
+from cache_service.core.cursor import content_size
 from cache_service.core.events import Event
 from cache_service.core.types import Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
 
+MAX_CONTENT = 4_000_000
+"""The most tokens in the events that are kept, about 160 MB. Without it, contexts that are created and deleted in turn
+would fill any memory."""
+
 
 class Feed:
-    """Holds the last `capacity` events, contiguous by revision."""
+    """Holds the last events, contiguous by revision: at most `capacity`, and no more content than `max_content`."""
 
-    def __init__(self, capacity: int) -> None:
-        self._events: deque[Event] = deque(maxlen=capacity)
+    def __init__(self, capacity: int, max_content: int = MAX_CONTENT) -> None:
+        self._capacity, self._max_content = capacity, max_content
+        self._events: deque[Event] = deque()
+        self._content = 0
         self._head = Revision(0)
         self._pulse = asyncio.Event()
         self._closed = False
@@ -35,11 +42,15 @@ class Feed:
                 raise ValueError(f"event {event.revision} can't follow revision {self._head}")
             self._events.append(event)
             self._head = event.revision
+            self._content += content_size(event)
+            while len(self._events) > self._capacity or self._content > self._max_content:
+                self._content -= content_size(self._events.popleft())
         self._wake()
 
     def restart(self, head: Revision) -> None:
         """Forget all events; history begins after `head`."""
         self._events.clear()
+        self._content = 0
         self._head = head
         self._wake()
 

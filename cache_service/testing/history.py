@@ -6,6 +6,7 @@ may or may not have been carried out, so it proves nothing.
 
 from __future__ import annotations
 
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas
 from cache_service.core.types import Lease, ReplicaId
 from cache_service.testing.builds import BuildHistory
 from cache_service.testing.contexts import ContextHistory
@@ -21,13 +22,24 @@ class HistoryChecker:
     observation can't be true.
     """
 
-    def __init__(self, clock: Clock, *, lease_clock: Clock | None = None, strays_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        lease_clock: Clock | None = None,
+        wall_clock: Clock | None = None,
+        strays_s: float = 0.0,
+        quotas: ContextQuotas = UNBOUNDED,
+    ) -> None:
         """Messages take time by `clock`, and are carried out at most `strays_s` after they were sent.
 
-        Leases lapse by `lease_clock`, which may leap ahead of `clock`; without one, `clock` counts.
+        Leases lapse by `lease_clock`, which may leap ahead of `clock`, and lifetimes of contexts end by `wall_clock`;
+        without them, `clock` counts.
         """
-        self._moments = Moments()
-        self.contexts = ContextHistory(self._moments)
+        self._moments = Moments(clock)
+        self.contexts = ContextHistory(
+            self._moments, clock=clock, wall_clock=wall_clock or clock, strays_s=strays_s, quotas=quotas
+        )
         self.builds = BuildHistory(self._moments, lease_clock or clock)
         self.entries = EntryHistory(
             self._moments, self.contexts, clock=clock, lease_clock=lease_clock or clock, strays_s=strays_s

@@ -20,8 +20,11 @@ from cache_service.core.events import (
     Left,
     Limited,
     Released,
+    Renewed,
     Withdrawn,
 )
+from cache_service.core.quotas import UNBOUNDED, ContextQuotas
+from cache_service.core.state import EXPIRY
 from cache_service.core.types import (
     Build,
     Context,
@@ -42,7 +45,8 @@ from cache_service.testing.moments import Violation
 class WatchChecker:
     """Checks a snapshot, then every event: once, in order, and one that may follow what is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, quotas: ContextQuotas = UNBOUNDED) -> None:
+        self._quotas = quotas
         self.num_events = 0
         self.num_snapshots = 0
         self._revision: Revision | None = None
@@ -124,7 +128,7 @@ class WatchChecker:
             case Withdrawn(placement=placement):
                 self._require(self._entries[placement.key].get(placement.replica) == placement, event)
                 self._remove(placement)
-            case Created() | Edited() | Deleted():
+            case Created() | Edited() | Renewed() | Deleted():
                 self._follow_context(event)
             case Granted() | Built() | Released():
                 self._follow_build(event)
@@ -137,12 +141,13 @@ class WatchChecker:
             case _:
                 assert_never(event)
 
-    def _follow_context(self, event: Created | Edited | Deleted) -> None:
+    def _follow_context(self, event: Created | Edited | Renewed | Deleted) -> None:
         match event:
             case Created(context=context):
                 self._require(context.id not in self._contexts and context.epoch == 0, event)
                 self._add_context(context)
-            case Edited(context_id=context_id, version=version, edits=edits):
+                self._require_within_quotas(event, context)
+            case Edited(context_id=context_id, version=version, edits=edits, lifetime=lifetime):
                 before = self._contexts[context_id]
                 if version.epoch != before.epoch + 1:
                     raise Violation(f"{event} came after epoch {before.epoch}")
@@ -150,11 +155,31 @@ class WatchChecker:
                 past = (before.version, *before.past)[:MAX_STALENESS]
                 tokens = tuple(token for token, _ in content)
                 masked = tuple(position for position, (_, is_hole) in enumerate(content) if is_hole)
-                self._add_context(replace(before, token_ids=tokens, masked=masked, version=version, past=past))
+                after = replace(before, token_ids=tokens, masked=masked, version=version, past=past, lifetime=lifetime)
+                self._require(lifetime is not None or before.lifetime is None, event)
+                self._add_context(after)
+                if len(tokens) > len(before.token_ids):
+                    self._require_within_quotas(event, after)
                 self._expect_end(context_id, version.epoch)
-            case Deleted(context_id=context_id):
-                self._require(self._contexts.pop(context_id, None) is not None, event)
+            case Renewed(context_id=context_id, lifetime=lifetime):
+                self._require(context_id in self._contexts, event)
+                self._contexts[context_id] = replace(self._contexts[context_id], lifetime=lifetime)
+            case Deleted(context_id=context_id, author=author):
+                deleted = self._contexts.pop(context_id, None)
+                self._require(deleted is not None, event)
+                self._require(author != EXPIRY or (deleted is not None and deleted.lifetime is not None), event)
                 self._expect_end(context_id, None)
+
+    def _require_within_quotas(self, event: Event, grown: Context) -> None:
+        """Require that neither the contexts of the tenant of `grown` nor all have grown beyond a quota."""
+        lengths = [(context.tenant, len(context.token_ids)) for context in self._contexts.values()]
+        own = [length for tenant, length in lengths if tenant == grown.tenant]
+        quotas = self._quotas
+        is_within = len(own) <= quotas.max_per_tenant and len(lengths) <= quotas.max_total
+        is_within &= sum(own) <= quotas.max_tokens_per_tenant
+        is_within &= sum(length for _, length in lengths) <= quotas.max_total_tokens
+        if not is_within:
+            raise Violation(f"{event} is beyond a quota: {lengths}")
 
     def _follow_build(self, event: Granted | Built | Released) -> None:
         build = event.build

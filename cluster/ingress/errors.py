@@ -35,6 +35,8 @@ TABLE: tuple[tuple[type[Exception], Status], ...] = (
     (errors.ContextConflictError, Status(409, StatusCode.ABORTED, "conflict_error", "epoch_conflict")),
     (errors.RequestTimeoutError, Status(408, StatusCode.DEADLINE_EXCEEDED, "timeout_error", "request_timeout")),
     (OverloadedError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", "overloaded")),
+    (errors.ContextQuotaError, Status(429, StatusCode.RESOURCE_EXHAUSTED, "quota_error", "context_quota_exceeded")),
+    (errors.ContextsFullError, Status(507, StatusCode.RESOURCE_EXHAUSTED, "storage_error", "contexts_full")),
     (
         errors.BackgroundTaskError,
         Status(503, StatusCode.UNAVAILABLE, "service_unavailable_error", "background_task_ended"),

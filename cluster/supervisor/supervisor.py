@@ -92,8 +92,9 @@ class Machine:
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and restart it whenever it ends, after increasing delays."""
-        where = self.config.cache_service
-        options = ("--host", where.host, "--port", where.port, "--log-level", self.log_level)
+        where, config_file = self.config.cache_service, self.directory / "cache_service.json"
+        config_file.write_text(json.dumps({"contexts": to_mapping(self.config)["cache_service"]["contexts"]}))
+        options = ("--config", config_file, "--host", where.host, "--port", where.port, "--log-level", self.log_level)
         async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
             with attempt:
                 async with self._child("cache_service", *options) as service:

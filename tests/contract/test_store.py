@@ -12,7 +12,9 @@ from typing import get_args
 
 import pytest
 
-from cache_service.core.events import Created, Event, Granted, Joined, Released
+from cache_service.core.events import Created, Deleted, Event, Granted, Joined, Released
+from cache_service.core.lifetimes import Renewal
+from cache_service.core.quotas import ContextQuotas, Usage
 from cache_service.core.state import State
 from cache_service.core.types import (
     FIRST_EPOCH,
@@ -27,8 +29,16 @@ from cache_service.core.types import (
     Placement,
     ReplicaId,
     Revision,
+    TenantId,
 )
-from cache_service.errors import CacheServiceError, Compacted, LeaseRefused, StaleEpoch
+from cache_service.errors import (
+    CacheServiceError,
+    Compacted,
+    LeaseRefused,
+    StaleEpoch,
+    TenantQuotaExceeded,
+    TotalQuotaExceeded,
+)
 from cache_service.store.base import Store
 from tests.contract.conftest import Backend
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -122,6 +132,94 @@ async def test_of_two_edits_to_one_epoch_one_is_accepted(backend: Backend) -> No
         assert Counter(outcomes) == {"accepted": 1, "stale": 3}
     await stores[1].sync()
     assert stores[1].state.contexts.get(context.id).epoch == 20
+
+
+async def test_instances_that_create_and_edit_at_once_exceed_no_quota(backend: Backend) -> None:
+    """Each of two instances has writers of two tenants; together they ask for more than there is room for."""
+    stores = [await backend.open(), await backend.open()]
+    quotas = ContextQuotas(max_per_tenant=5, max_tokens_per_tenant=14, max_total=8, max_total_tokens=25)
+    outcomes: Counter[str] = Counter()
+
+    async def write(store: Store, tenant: TenantId, name: str) -> None:
+        tokens, edit_id = [1, 2], EditId(name)
+        try:
+            events = await store.append(
+                lambda state, at: state.create("m", "s", tokens, [], edit_id, ANNA, at, tenant=tenant, quotas=quotas)
+            )
+            assert isinstance(events[0], Created)
+            context, grown = events[0].context, [Edit(0, 0, (7,))]
+            for epoch in range(2):
+                growth_id = EditId(f"{name}.{epoch}")
+                await store.append(
+                    lambda state, at, epoch=epoch, growth_id=growth_id: state.edit(  # type: ignore[misc]
+                        context.id, Epoch(epoch), grown, growth_id, ANNA, at, quotas=quotas
+                    )
+                )
+        except (TenantQuotaExceeded, TotalQuotaExceeded) as refusal:
+            outcomes[refusal.reason] += 1
+        total = store.state.contexts.usage.total
+        assert total.num_contexts <= quotas.max_total
+        assert total.num_tokens <= quotas.max_total_tokens
+
+    tenants = [TenantId("red"), TenantId("blue")]
+    await asyncio.gather(*(write(stores[i % 2], tenants[i % 3 == 0], f"c{i}") for i in range(24)))
+
+    assert set(outcomes) == {"tenant-quota-exceeded", "total-quota-exceeded"}
+    late = await backend.open()
+    for store in (*stores, late):
+        await store.sync()
+        contexts, usage = store.state.contexts.all(), store.state.contexts.usage
+        assert usage.total == Usage(len(contexts), sum(len(context.token_ids) for context in contexts))
+        assert usage.total == late.state.contexts.usage.total
+        for tenant in tenants:
+            assert usage.of(tenant).num_contexts <= quotas.max_per_tenant
+            assert usage.of(tenant).num_tokens <= quotas.max_tokens_per_tenant
+
+
+async def test_an_instance_that_starts_later_refuses_by_what_others_created(backend: Backend) -> None:
+    store, quotas, tenant = await backend.open(), ContextQuotas(max_per_tenant=1), TenantId("red")
+
+    async def create(store: Store, name: str) -> Sequence[Event]:
+        edit_id = EditId(name)
+        return await store.append(
+            lambda state, at: state.create("m", "s", [1], [], edit_id, ANNA, at, tenant=tenant, quotas=quotas)
+        )
+
+    await create(store, "first")
+    late = await backend.open()
+    with pytest.raises(TenantQuotaExceeded, match="max_per_tenant"):
+        await create(late, "second")
+    assert await create(late, "first") == ()
+
+
+async def test_of_several_instances_one_ends_a_context_whose_time_has_passed(backend: Backend) -> None:
+    stores = [await backend.open(), await backend.open()]
+    events = await stores[0].append(
+        lambda state, at: state.create("m", "s", [1], [], EditId("c"), ANNA, at, renewal=Renewal(100.0, 5.0))
+    )
+    assert isinstance(events[0], Created)
+    context_id = events[0].context.id
+
+    async def end(store: Store) -> Sequence[Event]:
+        await store.sync()
+        return await store.append(lambda state, at: state.expire_context(context_id, 105.0, at))
+
+    ends = await asyncio.gather(*(end(stores[i % 2]) for i in range(6)))
+    assert [type(event) for events in ends for event in events] == [Deleted]
+    for store in (*stores, await backend.open()):
+        await store.sync()
+        assert store.state.contexts.find(context_id) is None
+        assert store.state.contexts.usage.total == Usage()
+
+
+async def test_a_late_instance_knows_when_contexts_end(backend: Backend) -> None:
+    store = await backend.open()
+    renewal = Renewal(100.0, 5.0)
+    await store.append(lambda state, at: state.create("m", "s", [1], [], EditId("c"), ANNA, at, renewal=renewal))
+    late = await backend.open()
+    [context] = late.state.contexts.all()
+    assert late.state.contexts.expired(104.0) == []
+    assert late.state.contexts.expired(105.0) == [context.id]
 
 
 async def test_a_lease_lapses_for_all_instances_and_for_good(backend: Backend) -> None:
@@ -233,6 +331,7 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
         lambda state, at: state.acquire(lease, entry.key, epoch, entry.context, 60.0, at),
         lambda state, at: state.report_drift(lease, [DepthLimit(entry.key, 50, rng.randrange(9), i // 50)], at),
         lambda state, at: state.edit(context_id, epoch, [Edit(0, 1, (i,))], EditId(f"c{i}"), replica, at),
+        lambda state, at: state.contexts.renew(context_id, Renewal(float(i), 60.0), replica, at),
     ]
     if rng.random() < 0.1:
         decisions.append(lambda state, at: state.contexts.create("m", "s", [i, 2], [], EditId(f"n{i}"), replica, at))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from cache_service.core.events import Created, Edited, Joined
+from cache_service.core.events import Created, Edited, Joined, Renewed
+from cache_service.core.lifetimes import Renewal
 from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
@@ -16,13 +17,23 @@ from cache_service.core.types import (
     EditId,
     Lease,
     LeaseId,
+    Lifetime,
     Placement,
     PrefixKey,
     ReplicaId,
     Revision,
+    TenantId,
     Version,
 )
-from cache_service.errors import CacheServiceError, FencedToken, LeaseRefused, StaleEpoch, UnknownContext
+from cache_service.errors import (
+    CacheServiceError,
+    FencedToken,
+    LeaseRefused,
+    StaleEpoch,
+    TenantQuotaExceeded,
+    TotalQuotaExceeded,
+    UnknownContext,
+)
 from tests.faults.edits import some_edits
 from tests.faults.world import STRAYS_S, World, run
 
@@ -36,6 +47,9 @@ KEYS = [PrefixKey(bytes([i]) * 20) for i in range(12)]
 LASTING_KEYS = KEYS[:4]
 """Keys that are seldom withdrawn."""
 SALTS = ("red", "blue")
+"""Each is the salt of a tenant of that name."""
+TTLS_S = (None, 2.0, 2.0, 10.0)
+"""Times to live that contexts are created with."""
 TABLE = DepthTable(version=1, num_layers=8)
 
 Request = Callable[[], Coroutine[Any, Any, Any]]
@@ -87,7 +101,7 @@ class Client:
 
     def _live(self) -> Script:
         actions = [self._look_up] * 4 + [self._announce] * 3 + [self._build_entry] * 3 + [self._edit] * 3
-        actions += [self._withdraw, self._report, self._read, self._look_up_limits]
+        actions += [self._withdraw, self._report, self._read, self._look_up_limits, self._renew]
         while self._rng.random() > 0.0005:
             if self._world.service_time() > self._safe_until - MEMBER_TTL_S * 2 / 3:
                 yield from self._keep_alive()
@@ -202,6 +216,8 @@ class Client:
         page = yield lambda: self._synced(lambda: self._world.store.state.contexts.page(salt, Revision(0), 1000))
         if isinstance(page, tuple):
             self._checker.contexts.end_list(began, salt, page)
+            known = self._world.contexts
+            known.extend(context.id for context in page if context.id not in known)  # its creator got no answer
 
     def _some_context(self) -> Generator[Request, Any, Context | None]:
         contexts = self._world.contexts
@@ -210,6 +226,9 @@ class Client:
         context_id = self._rng.choice(contexts)
         began = self._checker.begin()
         context = yield lambda: self._synced(lambda: self._world.store.state.contexts.get(context_id))
+        if isinstance(context, UnknownContext):
+            self._checker.contexts.end_unknown(began, context_id)
+            self._forget(context_id)
         if not isinstance(context, Context):
             return None
         self._checker.contexts.end_get(began, context)
@@ -220,48 +239,97 @@ class Client:
         context = yield from self._some_context()
         edit_id = EditId(self._world.name())
         if context is None:
-            if len(self._world.contexts) < 6:
+            if len(self._world.contexts) < 8:
                 yield from self._create(edit_id)
-        elif self._rng.random() < 0.04:
+        elif self._rng.random() < 0.08:
             yield from self._delete(context.id)
         else:
-            edits = some_edits(self._rng, len(context.token_ids))
+            edits, ttl_s = some_edits(self._rng, len(context.token_ids)), self._other_ttl()
             for _ in range(NUM_TRIES):
-                self._checker.contexts.begin_edit(context.id, context.epoch, edits, edit_id)
-                outcome = yield lambda: self._committed(context, edits, edit_id)
-                if isinstance(outcome, Version):
-                    self._checker.contexts.end_edit(context.id, edit_id, outcome)
+                self._checker.contexts.begin_edit(context.id, context.epoch, edits, edit_id, ttl_s=ttl_s)
+                outcome = yield lambda: self._committed(context, edits, edit_id, ttl_s)
+                if isinstance(outcome, tuple):
+                    version, lifetime = outcome
+                    self._checker.contexts.end_edit(context.id, edit_id, version, lifetime)
+                self._note_refusal(outcome)
                 if outcome is not None:
                     return
 
-    async def _committed(self, context: Context, edits: Any, edit_id: EditId) -> Version:
+    async def _committed(
+        self, context: Context, edits: Any, edit_id: EditId, ttl_s: float | None
+    ) -> tuple[Version, Lifetime | None]:
+        quotas, renewal = self._service.quotas, Renewal(self._service.wall_clock(), ttl_s)
         events = await self._service.append(
-            lambda s, at: s.edit(context.id, context.epoch, edits, edit_id, self.replica, at)
+            lambda s, at: s.edit(
+                context.id, context.epoch, edits, edit_id, self.replica, at, quotas=quotas, renewal=renewal
+            )
         )
-        made = next((event.version for event in events if isinstance(event, Edited)), None)
-        return made or self._world.store.state.contexts.version_of_edit(context.id, edit_id)
+        made = next((event for event in events if isinstance(event, Edited)), None)
+        if made is not None:
+            return made.version, made.lifetime
+        known = self._world.store.state.contexts
+        return known.version_of_edit(context.id, edit_id), known.get(context.id).lifetime
+
+    def _other_ttl(self) -> float | None:
+        """Return None, by which a context keeps its time to live, or now and then another one."""
+        return self._rng.choice(TTLS_S) if self._rng.random() < 0.02 else None
+
+    def _note_refusal(self, outcome: Any) -> None:
+        if isinstance(outcome, (TenantQuotaExceeded, TotalQuotaExceeded)):
+            self._checker.contexts.tenants.end_refused()
 
     def _create(self, edit_id: EditId) -> Script:
-        salt = self._rng.choice(SALTS)
+        salt, ttl_s = self._rng.choice(SALTS), self._rng.choice(TTLS_S)
         for _ in range(NUM_TRIES):
-            self._checker.contexts.begin_create(edit_id, [1, 2, 3], [1])
-            outcome = yield lambda: self._created(salt, edit_id)
+            self._checker.contexts.begin_create(edit_id, [1, 2, 3], [1], tenant=TenantId(salt))
+            outcome = yield lambda: self._created(salt, edit_id, ttl_s)
             if isinstance(outcome, Context):
                 self._checker.contexts.end_create(edit_id, outcome)
                 self._world.contexts.append(outcome.id)
+            self._note_refusal(outcome)
             if outcome is not None:
                 return
 
-    async def _created(self, salt: str, edit_id: EditId) -> Context:
+    async def _created(self, salt: str, edit_id: EditId, ttl_s: float | None) -> Context:
+        tenant, quotas, renewal = TenantId(salt), self._service.quotas, Renewal(self._service.wall_clock(), ttl_s)
         events = await self._service.append(
-            lambda s, at: s.contexts.create("model", salt, [1, 2, 3], [1], edit_id, self.replica, at)
+            lambda s, at: s.create(
+                "model",
+                salt,
+                [1, 2, 3],
+                [1],
+                edit_id,
+                self.replica,
+                at,
+                tenant=tenant,
+                quotas=quotas,
+                renewal=renewal,
+            )
         )
         made = next((event.context for event in events if isinstance(event, Created)), None)
         return made or self._world.store.state.contexts.find_by_edit(edit_id)
 
-    def _delete(self, context: ContextId) -> Script:
+    def _renew(self) -> Script:
+        context = yield from self._some_context()
+        if context is None:
+            return
+        renewal, ttl_s = EditId(self._world.name()), self._other_ttl()
+        self._checker.contexts.begin_renew(context.id, renewal, ttl_s)
+        outcome = yield lambda: self._renewed(context.id, ttl_s)
+        if isinstance(outcome, Lifetime):
+            self._checker.contexts.end_renew(context.id, renewal, outcome)
+
+    async def _renewed(self, context: ContextId, ttl_s: float | None) -> Lifetime | None:
+        renewal = Renewal(self._service.wall_clock(), ttl_s)
+        events = await self._service.append(lambda s, at: s.contexts.renew(context, renewal, self.replica, at))
+        return next((event.lifetime for event in events if isinstance(event, Renewed)), None)
+
+    def _forget(self, context: ContextId) -> None:
         if context in self._world.contexts:
             self._world.contexts.remove(context)
+
+    def _delete(self, context: ContextId) -> Script:
+        self._forget(context)
         self._checker.contexts.begin_delete(context)
         outcome = yield lambda: self._service.append(lambda s, at: s.delete(context, self.replica, at))
         if isinstance(outcome, tuple):

@@ -13,10 +13,11 @@ from cache_service.core.contexts import Contexts, apply_edits
 from cache_service.core.cursor import Cursor, Update
 from cache_service.core.depths import Depths
 from cache_service.core.directory import Directory
-from cache_service.core.events import Event
+from cache_service.core.events import Event, Renewed
 from cache_service.core.facts import Change, ChangeReader, Drop
 from cache_service.core.hashing import prefix_keys
 from cache_service.core.leases import Leases
+from cache_service.core.quotas import ContextQuotas, UsageLedger
 from cache_service.core.state import State
 from cache_service.core.types import Context, FencingToken, Placement, PrefixKey, ReplicaId, Snapshot, Version
 from cache_service.errors import Compacted, FencedToken, StaleEpoch
@@ -32,11 +33,11 @@ def reads_that_forget_epochs(patch: pytest.MonkeyPatch) -> None:
 def edits_of_any_epoch(patch: pytest.MonkeyPatch) -> None:
     whole = Contexts.edit
 
-    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any) -> tuple[Event, ...]:
+    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any, renewal: Any) -> tuple[Event, ...]:
         try:
-            return whole(self, context_id, expected, *rest)
+            return whole(self, context_id, expected, *rest, renewal=renewal)
         except StaleEpoch:
-            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest)
+            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest, renewal=renewal)
             return (replace(event, version=replace(event.version, epoch=expected + 1)),)
 
     patch.setattr(Contexts, "edit", edit)
@@ -134,15 +135,15 @@ def limits_that_rise(patch: pytest.MonkeyPatch) -> None:
 
 
 def edits_that_every_seventh_epoch_drops(patch: pytest.MonkeyPatch) -> None:
-    def apply(context: Context, version: Version, edits: Any) -> Context:
-        return apply_edits(context, version, () if version.epoch % 7 == 0 else edits)
+    def apply(context: Context, version: Version, edits: Any, lifetime: Any) -> Context:
+        return apply_edits(context, version, () if version.epoch % 7 == 0 else edits, lifetime)
 
     patch.setattr("cache_service.core.facts.apply_edits", apply)
 
 
 def holes_that_stay_where_they_were(patch: pytest.MonkeyPatch) -> None:
-    def apply(context: Context, version: Version, edits: Any) -> Context:
-        after = apply_edits(context, version, edits)
+    def apply(context: Context, version: Version, edits: Any, lifetime: Any) -> Context:
+        after = apply_edits(context, version, edits, lifetime)
         return replace(after, masked=tuple(hole for hole in context.masked if hole < len(after.token_ids)))
 
     patch.setattr("cache_service.core.facts.apply_edits", apply)
@@ -151,10 +152,10 @@ def holes_that_stay_where_they_were(patch: pytest.MonkeyPatch) -> None:
 def creations_that_act_at_every_try(patch: pytest.MonkeyPatch) -> None:
     whole = Contexts.create
 
-    def create(self: Contexts, *rest: Any) -> tuple[Event, ...]:
+    def create(self: Contexts, *rest: Any, **owner: Any) -> tuple[Event, ...]:
         made, self._made_by = self._made_by, {}
         try:
-            return whole(self, *rest)
+            return whole(self, *rest, **owner)
         finally:
             self._made_by = made
 
@@ -164,11 +165,14 @@ def creations_that_act_at_every_try(patch: pytest.MonkeyPatch) -> None:
 def edits_that_act_at_every_try(patch: pytest.MonkeyPatch) -> None:
     whole = Contexts.edit
 
-    def edit(self: Contexts, context_id: Any, expected: Any, edits: Any, edit_id: Any, *rest: Any) -> tuple[Event, ...]:
-        events = whole(self, context_id, expected, edits, edit_id, *rest)
+    def edit(
+        self: Contexts, context_id: Any, expected: Any, edits: Any, edit_id: Any, *rest: Any, renewal: Any
+    ) -> tuple[Event, ...]:
+        events = whole(self, context_id, expected, edits, edit_id, *rest, renewal=renewal)
         if events:
             return events
-        (event,) = whole(self, context_id, self.get(context_id).epoch, edits, type(edit_id)("new"), *rest)
+        newest = self.get(context_id).epoch
+        (event,) = whole(self, context_id, newest, edits, type(edit_id)("new"), *rest, renewal=renewal)
         return (replace(event, version=replace(event.version, edit_id=edit_id)),)
 
     patch.setattr(Contexts, "edit", edit)
@@ -233,3 +237,49 @@ def limits_that_end_with_any_placement(patch: pytest.MonkeyPatch) -> None:
             yield Drop(limit)
 
     patch.setattr(ChangeReader, "_withdraw", withdraw)
+
+
+def contexts_without_bounds(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ContextQuotas, "require_room", lambda self, growth, tenant, ledger: None)
+
+
+def edits_without_bounds(patch: pytest.MonkeyPatch) -> None:
+    whole = ContextQuotas.require_room
+    patch.setattr(
+        ContextQuotas,
+        "require_room",
+        lambda self, growth, *rest: whole(self, replace(growth, num_tokens=0), *rest),
+    )
+
+
+def contexts_that_count_for_no_tenant(patch: pytest.MonkeyPatch) -> None:
+    whole = Contexts.create
+    patch.setattr(Contexts, "create", lambda self, *rest, tenant, renewal: whole(self, *rest, renewal=renewal))
+
+
+def usage_that_never_falls(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(UsageLedger, "subtract", lambda self, tenant, usage: None)
+
+
+def lifetimes_that_never_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "expire_context", lambda *_: ())
+
+
+def lifetimes_that_end_early(patch: pytest.MonkeyPatch) -> None:
+    expired, expire = Contexts.expired, State.expire_context
+    patch.setattr(Contexts, "expired", lambda self, now: expired(self, now + 1.0))
+    patch.setattr(State, "expire_context", lambda self, context, now, at: expire(self, context, now + 1.0, at))
+
+
+def lifetimes_that_edits_leave(patch: pytest.MonkeyPatch) -> None:
+    whole = Contexts.edit
+    patch.setattr(Contexts, "edit", lambda self, *rest, renewal: whole(self, *rest, renewal=None))
+
+
+def renewals_that_get_lost(patch: pytest.MonkeyPatch) -> None:
+    whole = ChangeReader.changes_of
+
+    def changes_of(self: ChangeReader, event: Event) -> Iterator[Change]:
+        return iter(()) if isinstance(event, Renewed) else whole(self, event)
+
+    patch.setattr(ChangeReader, "changes_of", changes_of)

@@ -44,7 +44,9 @@ class Simulation(World):
     def _tick(self) -> None:
         if self.is_quiet:
             return
+        now = self.wall_time()
         run(self.service.tick())
+        self.checker.contexts.lifetimes.end_sweep(now)
         self.store.state.check_integrity()
         self.network.after(TICK_S, self._tick)
 

@@ -20,6 +20,8 @@ def test_no_invariant_breaks_under_faults(seed: int) -> None:
     assert checker.entries.num_found > 50_000
     assert checker.entries.num_limits > 10_000
     assert checker.contexts.num_contents > 5_000
+    assert checker.contexts.lifetimes.num_renewals > 1_000
+    assert checker.contexts.tenants.num_refused > 100
     assert checker.builds.num_grants > 5_000
     assert checker.builds.num_fenced > 100
     for watcher in simulation.watchers:
@@ -41,7 +43,7 @@ def test_a_run_is_repeated_by_its_seed() -> None:
         (plants.edits_of_any_epoch, "two edits made epoch|stale read"),
         (plants.edits_that_every_seventh_epoch_drops, "the edits made|has the keys"),
         (plants.holes_that_stay_where_they_were, "the edits made"),
-        (plants.edits_that_act_at_every_try, "acted twice"),
+        (plants.edits_that_act_at_every_try, "acted twice|no client has sent the edit"),
         (plants.creations_that_act_at_every_try, "made two contexts"),
         (plants.lists_without_the_newest_context, "is not listed"),
         (plants.keys_without_salt, "share"),
@@ -58,6 +60,12 @@ def test_a_run_is_repeated_by_its_seed() -> None:
         (plants.limits_that_the_last_report_replaces, "yet the limit is"),
         (plants.limits_that_rise, "yet the limit is"),
         (plants.limits_that_end_with_any_placement, "yet the limit is"),
+        (plants.contexts_without_bounds, "is beyond a quota"),
+        (plants.contexts_that_count_for_no_tenant, "counts for"),
+        (plants.lifetimes_that_never_end, "though all that had ended"),
+        (plants.lifetimes_that_end_early, "is unknown, though|is not listed"),
+        (plants.lifetimes_that_edits_leave, "did not begin its lifetime again"),
+        (plants.renewals_that_get_lost, "is unknown, though|is not listed"),
     ],
 )
 def test_clients_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:
@@ -73,7 +81,7 @@ def test_clients_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plan
         (plants.watchers_that_skip_gaps, "came after revision"),
         (plants.a_log_that_forgets_in_silence, "came after revision"),
         (plants.edits_of_any_epoch, "came after epoch"),
-        (plants.edits_that_every_seventh_epoch_drops, "contexts differ|share"),
+        (plants.edits_that_every_seventh_epoch_drops, "contexts differ|share|has the keys"),
         (plants.creations_that_act_at_every_try, "made two contexts"),
         (plants.builds_for_every_caller, "can't follow"),
         (plants.registrations_that_keep_builds, "can't follow"),
@@ -84,6 +92,10 @@ def test_clients_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plan
         (plants.limits_that_never_end, "limits differ|has outlived the last placement"),
         (plants.limits_that_end_with_any_placement, "limits differ|does not lower"),
         (plants.withdrawals_that_watchers_miss, "differ|no members|indexes"),
+        (plants.contexts_without_bounds, "is beyond a quota"),
+        (plants.edits_without_bounds, "is beyond a quota"),
+        (plants.usage_that_never_falls, "was counted"),
+        (plants.renewals_that_get_lost, "contexts differ|can't follow"),
     ],
 )
 def test_watchers_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:

@@ -10,6 +10,7 @@ from cache_service.core.types import Revision
 from cache_service.errors import Compacted
 from cache_service.store.base import Store
 from cache_service.testing import Network, WatchChecker
+from tests.faults.world import QUOTAS
 
 PUMP_S = 0.02
 PATIENCE_S = 0.5
@@ -25,7 +26,7 @@ class Watcher:
         self._cursor = Cursor()
         self._stream = 0
         self._received_at = 0.0
-        self.checker = WatchChecker()
+        self.checker = WatchChecker(QUOTAS)
         self.mirror = Mirror()
         self.num_gaps = 0
         self._open()

@@ -120,8 +120,9 @@ class Membership(LoopThread):
         self._act(News(moved=tuple(Moved(key, None) for key in over)))
 
     async def _watch(self) -> None:
-        async for update in self._client.watch():
+        async for update in self._client.watch(with_content=False):
             news = self._mirror.take(update)
+            self._reader.take(update)
             self._waits.take(news)
             self._supplier.take(update)
             self._sync.take(update)
@@ -140,16 +141,24 @@ class Membership(LoopThread):
                 self._engine.call(lambda entries: entries.replace_limits(news.limits))
             elif news.lifted or news.limits:
                 self._engine.call(lambda entries: entries.update_limits(news.lifted, news.limits))
-            for moved in news.moved:
-                if self._inventory.has(moved.old):
-                    self._retire(moved.old, moved.context if self._config.refresh == "eager" else None)
+        for moved in news.moved:
+            if not self._inventory.has(moved.old):
+                continue
+            if moved.context is not None and self._config.refresh == "eager":
+                self._reader.supply(moved.context.id, partial(self._retire, moved.old))
+            else:
+                self._retire(moved.old, None)
 
     def _retire(self, key: PrefixKey, successor: Context | None) -> None:
+        """Retire the entry of `key`, if it is here still, and have that of its successor built."""
+
         def command(entries: EntryCommands) -> None:
             self._tally.retired += entries.retire(key, successor=successor)
 
-        self._engine.call(command)
-        self._inventory.replace(key, successor.key if successor else None)
+        if self._inventory.has(key):
+            with suppress(WorkerError):  # the engine has ended
+                self._engine.call(command)
+                self._inventory.replace(key, successor.key if successor else None)
 
     async def _prewarm(self) -> None:
         await self._sync.joined.wait()

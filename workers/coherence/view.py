@@ -34,7 +34,7 @@ class ClusterView:
         return self._mirror.state.directory.held_by(replica)
 
     def context(self, context_id: ContextId) -> Context | None:
-        """Return the newest known content of the context; None if it is unknown or deleted."""
+        """Return the context at its newest known epoch, maybe without its content; None if it is unknown or deleted."""
         return self._mirror.state.contexts.find(context_id)
 
     def context_of(self, key: PrefixKey) -> ContextEpoch | None:

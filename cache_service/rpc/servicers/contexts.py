@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from grpc.aio import ServicerContext
 
-from cache_service.core.events import Created, Edited
-from cache_service.core.types import Context, ContextId, EditId, Epoch, ReplicaId, Revision
+from cache_service.core.events import Created, Edited, Renewed
+from cache_service.core.lifetimes import Renewal
+from cache_service.core.types import Context, ContextId, EditId, Epoch, ReplicaId, Revision, TenantId
 from cache_service.errors import InvalidRequest
 from cache_service.rpc import convert
 from cache_service.rpc.servicers.base import Servicer
@@ -25,10 +26,13 @@ class ContextsServicer(Servicer):
     """Serves the calls that create, read, edit and delete contexts."""
 
     async def Create(self, request: pb.CreateContextRequest, _: ServicerContext) -> pb.CreateContextResponse:
-        edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
+        edit_id, author, tenant = EditId(request.commit_id), ReplicaId(request.author), TenantId(request.tenant)
+        fingerprint, salt, token_ids, masked = request.fingerprint, request.salt, request.token_ids, request.masked
+        quotas = self.service.quotas
+        renewal = self._renewal(request, quotas.default_ttl_s)
         events = await self.append(
-            lambda state, at: state.contexts.create(
-                request.fingerprint, request.salt, request.token_ids, request.masked, edit_id, author, at
+            lambda state, at: state.create(
+                fingerprint, salt, token_ids, masked, edit_id, author, at, tenant=tenant, quotas=quotas, renewal=renewal
             )
         )
         created = next((event.context for event in events if isinstance(event, Created)), None)
@@ -60,15 +64,37 @@ class ContextsServicer(Servicer):
         context_id, expected = ContextId(request.context), Epoch(request.expected_epoch)
         edits = [convert.edit_from_pb(message) for message in request.edits]
         edit_id, author = EditId(request.commit_id), ReplicaId(request.author)
-        events = await self.append(lambda state, at: state.edit(context_id, expected, edits, edit_id, author, at))
-        made = next((event.version for event in events if isinstance(event, Edited)), None)
-        version = made or self.service.store.state.contexts.version_of_edit(context_id, edit_id)
-        return pb.CommitResponse(header=self.header(), version=convert.version_to_pb(version))
+        quotas, renewal = self.service.quotas, self._renewal(request)
+        events = await self.append(
+            lambda state, at: state.edit(
+                context_id, expected, edits, edit_id, author, at, quotas=quotas, renewal=renewal
+            )
+        )
+        made = next((event for event in events if isinstance(event, Edited)), None)
+        known = self.service.store.state.contexts
+        version = made.version if made else known.version_of_edit(context_id, edit_id)
+        lifetime = made.lifetime if made else known.get(context_id).lifetime
+        return pb.CommitResponse(
+            header=self.header(), version=convert.version_to_pb(version), lifetime=convert.lifetime_to_pb(lifetime)
+        )
+
+    async def Renew(self, request: pb.RenewContextRequest, _: ServicerContext) -> pb.RenewContextResponse:
+        context_id, author, renewal = ContextId(request.id), ReplicaId(request.author), self._renewal(request)
+        events = await self.append(lambda state, at: state.contexts.renew(context_id, renewal, author, at))
+        lifetime = next((event.lifetime for event in events if isinstance(event, Renewed)), None)
+        return pb.RenewContextResponse(header=self.header(), lifetime=convert.lifetime_to_pb(lifetime))
 
     async def Delete(self, request: pb.DeleteContextRequest, _: ServicerContext) -> pb.DeleteContextResponse:
         context_id, author = ContextId(request.id), ReplicaId(request.author)
         await self.append(lambda state, at: state.delete(context_id, author, at))
         return pb.DeleteContextResponse(header=self.header())
+
+    def _renewal(
+        self,
+        request: pb.CreateContextRequest | pb.CommitRequest | pb.RenewContextRequest,
+        default_ttl_s: float | None = None,
+    ) -> Renewal:
+        return Renewal(self.service.wall_clock(), request.ttl_s if request.HasField("ttl_s") else default_ttl_s)
 
 
 def without_content(context: Context) -> Context:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TypeVar
@@ -13,15 +13,17 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from cache_service.client.client import CacheClient, ContextPage
-from cache_service.core.contexts import apply_edits, splice
-from cache_service.core.types import Context, ContextId, Edit, EditId, Epoch, ReplicaId
-from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
-from cluster.errors import (
-    ContextConflictError,
-    ContextNotFoundError,
-    ContextsUnavailableError,
-    RequestError,
+from cache_service.core.contexts import splice
+from cache_service.core.lifetimes import require_ttl
+from cache_service.core.types import SOLE_TENANT, Context, ContextId, Edit, EditId, Epoch, ReplicaId, TenantId
+from cache_service.errors import (
+    CacheServiceError,
+    CacheServiceUnavailable,
+    InvalidRequest,
+    StaleEpoch,
+    UnknownContext,
 )
+from cluster.errors import ContextConflictError, ContextNotFoundError, RequestError
 from cluster.generation.contexts.drafting import (
     Content,
     ContextDrafter,
@@ -30,6 +32,7 @@ from cluster.generation.contexts.drafting import (
     length_written,
     num_holes,
 )
+from cluster.generation.contexts.refusals import translate_cache_errors
 from cluster.generation.encoding import TextEncoder
 from cluster.generation.tokenization import Tokenizer
 from cluster.metrics import IngressMetrics
@@ -99,11 +102,16 @@ class ContextService:
         self._patience_s = patience_s
         self._undoing: set[asyncio.Task[None]] = set()
 
-    async def create(self, content: Content, salt: str) -> Context:
-        """Create a context. Raises RequestError for content that the model can't hold.
+    async def create(
+        self, content: Content, salt: str, tenant: TenantId = SOLE_TENANT, ttl_s: float | None = None
+    ) -> Context:
+        """Create a context that counts for `tenant`, and is deleted `ttl_s` seconds after its last edit.
 
-        A creation whose answer its author can't get, since the call was cancelled or took too long, is undone.
+        Without `ttl_s` the cache service's default holds. A creation whose answer its author can't get, since the call
+        was cancelled or took too long, is undone. Raises RequestError for content that the model can't hold,
+        ContextQuotaError, and ContextsFullError.
         """
+        check_ttl(ttl_s)
         info = await self._model()
         draft = await self._run_draft([content], 0, info, lambda drafter: drafter.draft_whole(content))
         check_length(len(draft.token_ids), info)
@@ -111,7 +119,14 @@ class ContextService:
 
         def create() -> Awaitable[Context]:
             return self._client.create_context(
-                info.fingerprint, salt, draft.token_ids, masked=draft.masked, author=EDIT_AUTHOR, edit_id=edit_id
+                info.fingerprint,
+                salt,
+                draft.token_ids,
+                masked=draft.masked,
+                author=EDIT_AUTHOR,
+                edit_id=edit_id,
+                tenant=tenant,
+                ttl_s=ttl_s,
             )
 
         with translate_cache_errors():
@@ -161,13 +176,34 @@ class ContextService:
         with translate_cache_errors(), suppress(UnknownContext):  # an earlier try may have deleted it
             await self._call_with_retry(lambda: self._client.delete_context(context_id, author=EDIT_AUTHOR))
 
+    async def renew(self, context_id: ContextId, salt: str, ttl_s: float, expected: Epoch | None = None) -> Context:
+        """Begin the context's time to live again, with `ttl_s`, and return the context; its epoch stays.
+
+        Raises ContextNotFoundError, RequestError, and ContextConflictError if `expected` isn't the newest epoch.
+        """
+        check_ttl(ttl_s)
+        context = await self.read(context_id, salt)
+        if expected is not None and context.epoch != expected:
+            raise conflict_error(context_id, expected, context.epoch)
+        with translate_cache_errors():
+            await self._call_with_retry(lambda: self._client.renew_context(context_id, author=EDIT_AUTHOR, ttl_s=ttl_s))
+        return await self.read(context_id, salt)
+
     async def change(
-        self, context_id: ContextId, salt: str, expected: Epoch, changes: Sequence[Replacement] | FullRewrite
+        self,
+        context_id: ContextId,
+        salt: str,
+        expected: Epoch,
+        changes: Sequence[Replacement] | FullRewrite,
+        ttl_s: float | None = None,
     ) -> Context:
         """Edit the context at epoch `expected`, and return it as this change left it, at epoch `expected` + 1.
 
-        Raises ContextConflictError if `expected` isn't the newest epoch, ContextNotFoundError, and RequestError.
+        The time to live, if there is one, begins again; `ttl_s` replaces it.
+        Raises ContextConflictError if `expected` isn't the newest epoch, ContextNotFoundError, RequestError, and, for
+        content that has grown beyond a quota, ContextQuotaError or ContextsFullError.
         """
+        check_ttl(ttl_s)
         context = await self.read_to_generate(context_id, salt)
         if context.epoch != expected:
             raise conflict_error(context_id, expected, context.epoch)
@@ -180,16 +216,16 @@ class ContextService:
         with translate_cache_errors():
             token_ids, _ = splice(context, edits)
         check_length(len(token_ids), info)
-        return await self.commit(context, edits)
+        return await self.commit(context, edits, ttl_s)
 
-    async def commit(self, context: Context, edits: Sequence[Edit]) -> Context:
+    async def commit(self, context: Context, edits: Sequence[Edit], ttl_s: float | None = None) -> Context:
         """Commit `edits` and return the edited context. Raises ContextConflictError if a newer epoch exists."""
         edit_id = EditId(uuid.uuid4().hex)
         try:
             with translate_cache_errors():
-                version = await self._call_with_retry(
-                    lambda: self._client.edit_context(
-                        context.id, context.epoch, edits, author=EDIT_AUTHOR, edit_id=edit_id
+                edited = await self._call_with_retry(
+                    lambda: self._client.edit_known_context(
+                        context, edits, author=EDIT_AUTHOR, edit_id=edit_id, ttl_s=ttl_s
                     )
                 )
         except StaleEpoch as error:
@@ -197,7 +233,7 @@ class ContextService:
             newest = await self.read(context.id, context.salt)
             raise conflict_error(context.id, context.epoch, newest.epoch) from error
         self._commits.labels("accepted").inc()
-        return apply_edits(context, version, edits)
+        return edited
 
     async def _run_draft(
         self, contents: Sequence[Content], num_read: int, info: ModelInfo, draft: Callable[[ContextDrafter], T]
@@ -273,26 +309,17 @@ def check_length(num_tokens: int, info: ModelInfo) -> None:
         )
 
 
+def check_ttl(ttl_s: float | None) -> None:
+    """Raise RequestError for a time to live out of bounds."""
+    try:
+        if ttl_s is not None:
+            require_ttl(ttl_s, "ttl_s")
+    except InvalidRequest as error:
+        raise RequestError(str(error), param="ttl_s") from error
+
+
 def conflict_error(context_id: ContextId, expected: Epoch, newest: Epoch) -> ContextConflictError:
     return ContextConflictError(
         f"context {context_id} is at epoch {newest}, the change was made for {expected}: read it, and try again",
         current_epoch=newest,
     )
-
-
-@contextmanager
-def translate_cache_errors() -> Iterator[None]:
-    """Translate the cache service's errors into ours, except StaleEpoch, which only the caller can explain."""
-    try:
-        yield
-    except StaleEpoch:
-        raise
-    except UnknownContext as error:
-        raise ContextNotFoundError(str(error)) from error
-    except InvalidRequest as error:
-        raise RequestError(str(error)) from error
-    except CacheServiceError as error:
-        raise ContextsUnavailableError(
-            "the cache service, where shared contexts live, doesn't answer; try again shortly, or see whether it runs "
-            "at cache_service.host and cache_service.port"
-        ) from error

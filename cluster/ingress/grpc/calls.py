@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cache_service.core.types import TenantId
 from cache_service.rpc.status import details_of
 from cluster.errors import RequestError
 from cluster.ingress.errors import INTERNAL, Reply, reply_to
@@ -20,11 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[None]:
-    """Check the API key, and end the call with the status of any error that is raised inside."""
+async def guarded_call(context: Any, api_keys: frozenset[str]) -> AsyncIterator[TenantId]:
+    """Check the API key, yield its tenant, and end the call with the status of any error that is raised inside."""
     try:
-        check_key(bearer_of(context.invocation_metadata()), api_keys)
-        yield
+        yield check_key(bearer_of(context.invocation_metadata()), api_keys)
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:

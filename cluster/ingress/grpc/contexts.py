@@ -27,8 +27,10 @@ class ContextsServicer(pb_grpc.ContextsServicer):
         self._api_keys = api_keys
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
-        async with guarded_call(context, self._api_keys):
-            made = await self._contexts.create(content_from_pb(request.content), request.cache_salt)
+        async with guarded_call(context, self._api_keys) as tenant:
+            made = await self._contexts.create(
+                content_from_pb(request.content), request.cache_salt, tenant, ttl_of(request)
+            )
             return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
@@ -48,12 +50,16 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     async def Change(self, request: pb.ChangeContextRequest, context: Any) -> pb.ChangeContextResponse:
         async with guarded_call(context, self._api_keys):
-            if not request.HasField("expected_epoch"):
+            name, salt, ttl_s = ContextId(request.id), request.cache_salt, ttl_of(request)
+            expected = Epoch(request.expected_epoch) if request.HasField("expected_epoch") else None
+            if ttl_s is not None and request.WhichOneof("change") is None:
+                changed = await self._contexts.renew(name, salt, ttl_s, expected)
+            elif expected is None:
                 raise RequestError(
                     "expected_epoch is missing: give the epoch for which the change was made", param="expected_epoch"
                 )
-            name, expected = ContextId(request.id), Epoch(request.expected_epoch)
-            changed = await self._contexts.change(name, request.cache_salt, expected, changes_from_pb(request))
+            else:
+                changed = await self._contexts.change(name, salt, expected, changes_from_pb(request), ttl_s)
             return pb.ChangeContextResponse(context=self._full_context(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
@@ -95,7 +101,12 @@ def context_header(context: Context) -> pb.Context:
         id=context.id,
         epoch=context.epoch,
         versions=[pb.ContextVersion(epoch=version.epoch, key=version.key) for version in versions],
+        expires_at=context.lifetime.expires_at if context.lifetime else None,
     )
+
+
+def ttl_of(request: pb.CreateContextRequest | pb.ChangeContextRequest) -> float | None:
+    return request.ttl_s if request.HasField("ttl_s") else None
 
 
 def block(event: BlockCommitted) -> pb.CommittedBlock:

@@ -49,8 +49,10 @@ def create_app(
     app.add_middleware(DeclaredLengthMiddleware, max_body_size=max_body_bytes)
     created = int(time.time())
 
-    async def authorized(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        check_key(credentials.credentials if credentials else None, api_keys)
+    async def authorized(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+    ) -> None:
+        request.state.tenant = check_key(credentials.credentials if credentials else None, api_keys)
 
     guards = [Depends(authorized)]
     catalogue = service.catalogue

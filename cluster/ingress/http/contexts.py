@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from cache_service.core.types import Context, ContextId
@@ -24,7 +24,7 @@ Salt = Annotated[str, Query(alias="cache_salt")]
 
 
 def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
-    """Return the routes, each behind the dependencies `guards`."""
+    """Return the routes, each behind the dependencies `guards`, one of which sets `request.state.tenant`."""
     router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
     contexts = service.contexts
 
@@ -36,8 +36,9 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
         }
 
     @router.post("", status_code=201)
-    async def create(body: CreateContextBody) -> Json:
-        return full_context(await contexts.create(body.to_content(), body.cache_salt or ""))
+    async def create(request: Request, body: CreateContextBody) -> Json:
+        salt, tenant = body.cache_salt or "", request.state.tenant
+        return full_context(await contexts.create(body.to_content(), salt, tenant, body.ttl_s))
 
     @router.get("")
     async def page(
@@ -56,8 +57,12 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
 
     @router.patch("/{context_id}")
     async def change(context_id: str, body: ChangeContextBody) -> Json:
-        name = ContextId(context_id)
-        return full_context(await contexts.change(name, body.cache_salt or "", body.expected, body.to_changes()))
+        name, salt, expected = ContextId(context_id), body.cache_salt or "", body.expected
+        if (ttl_s := body.renewed_ttl_s) is not None:
+            return full_context(await contexts.renew(name, salt, ttl_s, expected))
+        if expected is None:
+            raise AssertionError("the validation of the body requires the epoch of a change")
+        return full_context(await contexts.change(name, salt, expected, body.to_changes(), body.ttl_s))
 
     @router.delete("/{context_id}")
     async def delete(context_id: str, salt: Salt = "") -> Json:
@@ -103,6 +108,7 @@ def context_header(context: Context) -> Json:
         "object": "context",
         "epoch": context.epoch,
         "versions": [{"epoch": version.epoch, "key": version.key.hex()} for version in versions],
+        "expires_at": context.lifetime.expires_at if context.lifetime else None,
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cache_service.config import ServerConfig, load
+from cache_service.core.quotas import ContextQuotas
 from cache_service.errors import InvalidRequest
 from cache_service.store import open_store
 from cache_service.testing import FakeClock
@@ -13,8 +14,8 @@ from cache_service.testing import FakeClock
 
 def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cache.yaml"
-    path.write_text("port: 7171\nhistory: 10\n")
-    assert load(path, {"port": 0}) == ServerConfig(port=0, history=10)
+    path.write_text("port: 7171\nhistory: 10\ncontexts: {max_per_tenant: 5}\n")
+    assert load(path, {"port": 0}) == ServerConfig(port=0, history=10, contexts=ContextQuotas(max_per_tenant=5))
     assert load(None, {}) == ServerConfig()
 
 
@@ -29,6 +30,8 @@ def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
         ("tick_s: .nan", "tick_s"),
         ("store_timeout_s: .inf", "store_timeout_s"),
         ("grace_s: .nan", "grace_s"),
+        ("contexts: {max_total: 0}", "contexts.max_total must be at least 1, got 0"),
+        ("contexts: {max_totl: 9}", "max_totl"),
         ("1: 2\nprot: 7171", "mapping"),
         ("[1]", "mapping"),
         ("port: [", "cache.yaml"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -19,6 +20,7 @@ from cache_service.core.events import (
     Left,
     Limited,
     Released,
+    Renewed,
     Withdrawn,
 )
 from cache_service.core.types import (
@@ -33,9 +35,11 @@ from cache_service.core.types import (
     FencingToken,
     Lease,
     LeaseId,
+    Lifetime,
     Placement,
     PrefixKey,
     Revision,
+    TenantId,
     Version,
 )
 from cache_service.rpc.convert import event_from_pb, event_to_pb
@@ -99,6 +103,10 @@ ENCODED: list[tuple[Event, str]] = [
         Limited(Revision(12), ANNA, DepthLimit(KEY, 60, 3, 1)),
         "080c100c1a04616e6e61521c0a146b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b103c18032001",
     ),
+    (
+        Renewed(Revision(13), ANNA, CONTEXT_ID, Lifetime(60.0, 1_795_314_461.5)),
+        "080d100d1a04616e6e615a1b0a056374782d311212090000000000004e4011000060c794c0da41",
+    ),
 ]
 
 
@@ -106,6 +114,16 @@ ENCODED: list[tuple[Event, str]] = [
 def test_the_encoding_of_an_event_does_not_change(event: Event, encoded: str) -> None:
     assert event_to_pb(event).SerializeToString(deterministic=True).hex() == encoded
     assert event_from_pb(pb.Event.FromString(bytes.fromhex(encoded))) == event
+
+
+def test_tenant_and_lifetime_survive_the_wire() -> None:
+    lifetime = Lifetime(60.0, 1_795_314_461.5)
+    events: tuple[Event, ...] = (
+        Created(Revision(6), ANNA, replace(CONTEXT, tenant=TenantId("red"), lifetime=lifetime)),
+        Edited(Revision(7), ANNA, CONTEXT_ID, VERSION, EDITS, lifetime),
+    )
+    for event in events:
+        assert event_from_pb(event_to_pb(event)) == event
 
 
 def test_every_kind_of_event_has_an_encoding() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
-from cache_service.core.events import Event, Left
-from cache_service.core.types import Revision
+from cache_service.core.events import Created, Deleted, Event, Left
+from cache_service.core.state import State
+from cache_service.core.types import EditId, Revision
 from cache_service.errors import CacheServiceUnavailable, Compacted
 from cache_service.store.feed import Feed
 from tests.unit.cache_service.builders import ANNA
@@ -32,6 +34,26 @@ def test_reads_follow_the_cursor_from_any_revision_in_the_history(after: int, li
 def test_a_cursor_beyond_the_history_gets_an_error(after: int) -> None:
     with pytest.raises(Compacted, match=r"4\.\.10"):
         filled(10, capacity=6).read(Revision(after), 1)
+
+
+def test_the_content_of_the_history_is_bounded() -> None:
+    """Contexts are made and deleted: few exist at a time, but a history by number of events would hold them all."""
+    state, feed = State(), Feed(1_000, max_content=100)
+    for number in range(50):
+        made = state.create("m", "s", [1] * 30, [], EditId(f"{number}"), ANNA, state.next_revision)
+        carry_out(state, feed, made)
+        [context] = state.contexts.all()
+        carry_out(state, feed, state.delete(context.id, ANNA, state.next_revision))
+    kept = feed.read(Revision(state.revision - len(feed)), 1_000)
+    assert [type(event) for event in kept] == [Deleted, *[Created, Deleted] * 3]
+    with pytest.raises(Compacted):
+        feed.read(Revision(0), 1)
+
+
+def carry_out(state: State, feed: Feed, events: Sequence[Event]) -> None:
+    for event in events:
+        state.apply(event)
+    feed.append(events)
 
 
 async def test_a_waiter_wakes_at_the_next_event() -> None:

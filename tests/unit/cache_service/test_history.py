@@ -70,8 +70,8 @@ class History:
         edits, name = [Edit(0, 1, (7, 8))], EditId(edit_id)
         self.checker.contexts.begin_edit(context.id, context.epoch, edits, name)
         version = Version(Epoch(context.epoch + 1), key(f"v{context.epoch + 1}"), name)
-        self.checker.contexts.end_edit(context.id, name, version)
-        return apply_edits(context, version, edits)
+        self.checker.contexts.end_edit(context.id, name, version, context.lifetime)
+        return apply_edits(context, version, edits, context.lifetime)
 
     def get(self, context: Context) -> None:
         self.checker.contexts.end_get(self.checker.begin(), context)

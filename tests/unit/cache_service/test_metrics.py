@@ -8,8 +8,9 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.quotas import ContextQuotas
 from cache_service.core.types import Edit, Lease, LeaseId, Revision
-from cache_service.errors import FencedToken, LeaseRefused, StaleEpoch
+from cache_service.errors import FencedToken, LeaseRefused, StaleEpoch, TenantQuotaExceeded
 from cache_service.rpc.server import CacheServer
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock
@@ -34,6 +35,19 @@ async def test_calls_and_state_are_counted(server: CacheServer, client: CacheCli
     assert read(server, "refusals_total", method="Announce", reason="lease-refused") == 1
     assert read(server, "events_total", kind="announced") == 2
     assert read(server, "call_seconds_count", method="Announce") == 2
+
+
+async def test_refusals_over_a_quota_are_counted_by_reason(clock: FakeClock) -> None:
+    config = ServerConfig(port=0, grace_s=0.0, contexts=ContextQuotas(max_per_tenant=1))
+    async with (
+        CacheServer(config, MemoryStore(clock=clock)) as server,
+        CacheClient(f"127.0.0.1:{server.port}", timeout_s=10.0) as client,
+    ):
+        await client.create_context("model", "salt", [1, 2], author=ANNA)
+        with pytest.raises(TenantQuotaExceeded):
+            await client.create_context("model", "salt", [1, 2], author=ANNA)
+        assert (read(server, "contexts"), read(server, "context_tokens")) == (1, 2)
+        assert read(server, "refusals_total", method="Create", reason="tenant-quota-exceeded") == 1
 
 
 async def test_an_edit_that_lost_its_race_and_a_fenced_build_are_counted_apart(

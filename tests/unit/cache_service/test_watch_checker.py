@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from cache_service.core.events import Announced, Built, Edited, Event, Granted, Joined, Left, Limited, Withdrawn
-from cache_service.core.state import State
+from cache_service.core.lifetimes import Renewal
+from cache_service.core.quotas import ContextQuotas
+from cache_service.core.state import EXPIRY, State
 from cache_service.core.types import Context, DepthLimit, Edit, EditId, Lease, Revision
 from cache_service.testing import Violation, WatchChecker, require_same_view
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
@@ -18,7 +20,7 @@ class Service:
     """Holds a service's state with one member, and a checker that takes every event."""
 
     def __init__(self) -> None:
-        self.state, self.checker = State(), WatchChecker()
+        self.state, self.checker = State(), WatchChecker(ContextQuotas(max_per_tenant=2, max_tokens_per_tenant=5))
         self.checker.take(self.state.snapshot())
         self.append(self.state.register(ANNA, 9.0, self.next))
         self.append(self.state.contexts.create("m", "s", [1, 2], [1], EditId("c"), BORIS, self.next))
@@ -70,6 +72,9 @@ def test_the_checker_knows_what_the_service_knows() -> None:
         service.append(service.edit())
     require_same_view(service.checker.view(), service.state.snapshot())
     service.append(service.state.directory.withdraw(service.lease, [key("a")], service.next))
+    service.append(service.state.contexts.renew(service.context.id, Renewal(0.0, 9.0), BORIS, service.next))
+    service.append(service.edit())
+    require_same_view(service.checker.view(), service.state.snapshot())
     service.append(service.state.delete(service.context.id, BORIS, service.next))
     service.append(service.state.leave(service.lease, service.next))
     service.checker.require_nothing_overdue()
@@ -143,6 +148,36 @@ def a_limit_that_rises(service: Service) -> Sequence[Event]:
     return [service.report(4)]
 
 
+def a_context_too_many(service: Service) -> Sequence[Event]:
+    for name in "de":
+        events = service.state.create("m", "s", [1], [], EditId(name), BORIS, service.next)
+        if name == "d":
+            service.append(events)
+    return events
+
+
+def tokens_beyond_the_quota(service: Service) -> Sequence[Event]:
+    grown = [Edit(0, 0, (1, 2, 3, 4))]
+    return service.state.edit(service.context.id, service.context.epoch, grown, EditId("e"), BORIS, service.next)
+
+
+def an_end_without_a_lifetime(service: Service) -> Sequence[Event]:
+    return service.state.delete(service.context.id, EXPIRY, service.next)
+
+
+def a_lifetime_that_is_lost(service: Service) -> Sequence[Event]:
+    service.append(service.state.contexts.renew(service.context.id, Renewal(0.0, 9.0), BORIS, service.next))
+    (edited,) = service.edit()
+    assert isinstance(edited, Edited)
+    return [replace(edited, lifetime=None)]
+
+
+def a_renewal_of_no_context(service: Service) -> Sequence[Event]:
+    renewed = service.state.contexts.renew(service.context.id, Renewal(0.0, 9.0), BORIS, service.next)
+    service.append(service.state.delete(service.context.id, BORIS, service.next))
+    return [replace(event, revision=service.next) for event in renewed]
+
+
 def take_all(checker: WatchChecker, events: Sequence[Event]) -> None:
     for event in events:
         checker.take(event)
@@ -164,6 +199,11 @@ def take_all(checker: WatchChecker, events: Sequence[Event]) -> None:
         (a_build_that_ends_without_its_entry, "can't follow"),
         (a_limit_without_an_entry, "can't follow"),
         (a_limit_that_rises, "does not lower"),
+        (a_context_too_many, "beyond a quota"),
+        (tokens_beyond_the_quota, "beyond a quota"),
+        (an_end_without_a_lifetime, "can't follow"),
+        (a_lifetime_that_is_lost, "can't follow"),
+        (a_renewal_of_no_context, "can't follow"),
     ],
 )
 def test_a_doctored_watch_is_refused(doctor: Callable[[Service], Sequence[Event]], found: str) -> None:

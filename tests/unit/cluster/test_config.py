@@ -83,6 +83,7 @@ def test_an_ipv6_address_stands_in_brackets(random_model: Path) -> None:
         ({"cache_service": {"port": -1}}, ["cache_service.port", "-1"]),
         ({"cache_service": {"others": ["b"]}}, ["cache_service.others", "HOST:PORT", "'b'"]),
         ({"cache_service": {"others": ["b:99999"]}}, ["cache_service.others", "99999"]),
+        ({"cache_service": {"contexts": {"max_total": 0}}}, ["contexts.max_total must be at least 1", "cache_service"]),
         ({"limits": {"request_timeout_s": 0.0}}, ["limits.request_timeout_s", "positive"]),
         ({"limits": {"request_timeout_s": float("nan")}}, ["limits.request_timeout_s", "nan"]),
         ({"limits": {"max_queued": -1}}, ["limits.max_queued must be at least 1"]),

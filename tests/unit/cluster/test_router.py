@@ -236,7 +236,8 @@ class WatchedService:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def watch(self) -> AsyncIterator[Snapshot]:
+    async def watch(self, *, with_content: bool = True) -> AsyncIterator[Snapshot]:
+        assert not with_content, "a router has no use for the content of contexts"
         yield snapshot((LONG, C))
         await asyncio.Event().wait()
 

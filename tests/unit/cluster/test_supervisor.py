@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from cache_service.client.client import CacheClient
+from cache_service.core.quotas import ContextQuotas
+from cache_service.core.types import ReplicaId
+from cache_service.errors import CacheServiceUnavailable, TenantQuotaExceeded
+from cache_service.testing import free_port
 from cluster.config import CacheServiceConfig, ClusterConfig, GrpcConfig, HttpConfig
 from cluster.errors import StartError
-from cluster.supervisor.supervisor import check_ports, child_environment, run_directory
+from cluster.supervisor.supervisor import Machine, check_ports, child_environment, run_directory
+from tests.support.waiting import until
 from workers.config import WorkerConfig
 
 ANY_PORTS = {"http": HttpConfig(port=0), "grpc": GrpcConfig(port=0), "cache_service": CacheServiceConfig(port=0)}
@@ -74,3 +82,28 @@ def test_children_join_no_other_ray_and_use_no_proxy() -> None:
     assert {"127.0.0.1", "localhost", "intranet"} <= set(inner["no_proxy"].split(","))
     assert (inner["HOME"], inner["http_proxy"]) == ("/home", "http://proxy")
     assert inner["RAY_AUTH_TOKEN"] != child_environment(config(), outer)["RAY_AUTH_TOKEN"]
+
+
+async def test_the_cache_service_of_this_machine_has_the_configured_quotas(tmp_path: Path) -> None:
+    where = CacheServiceConfig(port=free_port(), contexts=ContextQuotas(max_per_tenant=1))
+    wanted = config(cache_service=where)
+    running = asyncio.create_task(
+        Machine(wanted, tmp_path, child_environment(wanted, os.environ), "INFO")._keep_cache_service()
+    )
+    author = ReplicaId("author")
+    async with CacheClient(where.target, timeout_s=5.0) as client:
+
+        async def is_first_created() -> bool:
+            try:
+                await client.create_context("m", "s", [1], author=author)
+            except CacheServiceUnavailable:
+                return False
+            return True
+
+        try:
+            await until(is_first_created)
+            with pytest.raises(TenantQuotaExceeded, match=r"contexts\.max_per_tenant"):
+                await client.create_context("m", "s", [2], author=author)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

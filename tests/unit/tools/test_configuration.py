@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from cache_service.config import ServerConfig
+from cache_service.core.quotas import ContextQuotas
 from cluster.config import ClusterConfig
 from cluster.config_file import parse_config, to_mapping
 from tools.configuration import PAGE, Key, page, sections
@@ -39,8 +40,9 @@ def test_every_key_has_a_meaning(config: type) -> None:
 
 
 def test_every_key_of_the_cache_service_is_listed() -> None:
-    (section,) = sections(ServerConfig)
-    assert [key.name for key in section.keys] == [field.name for field in fields(ServerConfig)]
+    top, contexts = sections(ServerConfig)
+    assert [key.name for key in top.keys] + [contexts.path] == [field.name for field in fields(ServerConfig)]
+    assert [key.name for key in contexts.keys] == [field.name for field in fields(ContextQuotas)]
 
 
 @dataclass(frozen=True)

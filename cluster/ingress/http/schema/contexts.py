@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from cache_service.core.lifetimes import MAX_TTL_S, MIN_TTL_S
 from cache_service.core.types import Epoch
 from cluster.generation.contexts.drafting import (
     MAX_HOLE,
@@ -32,6 +34,9 @@ class MaskPart(Body):
 Written = str | list[Annotated[TextPart | MaskPart, Field(discriminator="type")]]
 """Text, or text and holes in turn."""
 Position = Annotated[int, Field(ge=0)]
+TimeToLive = Annotated[float, Field(ge=MIN_TTL_S, le=MAX_TTL_S)]
+SOURCES = ("edits", "text", "token_ids", "messages")
+"""Fields of a change, of which it has exactly one."""
 
 
 def parts_of(written: Written) -> tuple[Part, ...]:
@@ -75,6 +80,8 @@ class ContentBody(PlainBody):
 class CreateContextBody(ContentBody):
     """Describes the body of POST /v1/contexts."""
 
+    ttl_s: TimeToLive | None = None
+
     @model_validator(mode="after")
     def one_source(self) -> CreateContextBody:
         require_one(self, "text", "token_ids", "messages")
@@ -103,19 +110,34 @@ class EditBody(PlainBody):
 
 
 class ChangeContextBody(ContentBody):
-    """Describes the body of PATCH /v1/contexts/{id}."""
+    """Describes the body of PATCH /v1/contexts/{id}. A body that has only `ttl_s` begins the time to live again."""
 
-    expected_epoch: int = Field(ge=0)
     edits: list[EditBody] | None = Field(default=None, min_length=1)
+    ttl_s: TimeToLive | None = None
+    expected_epoch: int | None = Field(default=None, ge=0, validate_default=True)
+
+    @field_validator("expected_epoch")
+    @classmethod
+    def epoch_of_a_change(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Require the epoch for all but a renewal. The fields above are validated before; an invalid one is absent."""
+        if value is None and "ttl_s" in info.data and not is_renewal(info.data):
+            raise ValueError("give the epoch for which the change was made")
+        return value
 
     @model_validator(mode="after")
     def one_source(self) -> ChangeContextBody:
-        require_one(self, "edits", "text", "token_ids", "messages")
+        if not is_renewal(vars(self)):
+            require_one(self, *SOURCES)
         return self
 
     @property
-    def expected(self) -> Epoch:
-        return Epoch(self.expected_epoch)
+    def renewed_ttl_s(self) -> float | None:
+        """Return the new time to live if the body changes nothing else."""
+        return self.ttl_s if is_renewal(vars(self)) else None
+
+    @property
+    def expected(self) -> Epoch | None:
+        return None if self.expected_epoch is None else Epoch(self.expected_epoch)
 
     def to_changes(self) -> tuple[Replacement, ...] | FullRewrite:
         if self.edits is None:
@@ -125,6 +147,11 @@ class ChangeContextBody(ContentBody):
 
 class DenoiseBody(SamplingBody):
     """Describes the body of POST /v1/contexts/{id}/denoise."""
+
+
+def is_renewal(fields: Mapping[str, object]) -> bool:
+    """Return whether the fields of a change set a time to live, and no content."""
+    return fields.get("ttl_s") is not None and all(fields.get(name) is None for name in SOURCES)
 
 
 def require_one(body: Body, *names: str) -> None:

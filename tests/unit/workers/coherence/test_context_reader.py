@@ -44,9 +44,10 @@ def reader_of(context: Context, max_staleness: int = 0) -> ContextRead:
     return ContextRead(ContextEpoch(context.id, context.epoch), 3, ContextMode.FOLLOW, max_staleness)
 
 
-async def following(client: CacheClient, mirror: Mirror) -> None:
-    async for update in client.watch():
+async def following(client: CacheClient, mirror: Mirror, reader: ContextReader) -> None:
+    async for update in client.watch(with_content=False):
         mirror.take(update)
+        reader.take(update)
 
 
 async def test_without_a_budget_every_commit_is_seen_at_once_though_the_view_lags_behind(client: CacheClient) -> None:
@@ -63,12 +64,65 @@ async def test_without_a_budget_every_commit_is_seen_at_once_though_the_view_lag
         assert await reader.newest(reader_of(context)) == context
 
 
-async def test_content_that_the_view_has_is_not_asked_for_again(client: CacheClient) -> None:
+async def test_content_that_was_read_is_not_transferred_again(client: CacheClient) -> None:
     context = await client.create_context("f", "", [1, 2, 3], author=ME)
     mirror = Mirror()
-    view = ClusterView(mirror)
     mirror.take(await anext(client.watch()))
-    assert await ContextReader(client, view, TaskFaults(Tally())).newest(reader_of(context)) is view.context(context.id)
+    reader = ContextReader(client, ClusterView(mirror), TaskFaults(Tally()))
+    first = await reader.newest(reader_of(context))
+    assert first == context
+    assert await reader.newest(reader_of(context)) is first
+
+
+async def test_content_that_was_read_follows_the_edits_of_the_watch(client: CacheClient) -> None:
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    mirror = Mirror()
+    reader = ContextReader(client, ClusterView(mirror), TaskFaults(Tally()))
+    watching = asyncio.create_task(following(client, mirror, reader))
+    await until(lambda: mirror.state.contexts.find(context.id))
+    assert await reader.newest(reader_of(context)) == context
+    await client.edit_context(context.id, context.epoch, [Edit(1, 2, (8, 9))], author=ME)
+    await until(lambda: mirror.state.contexts.get(context.id).epoch == 1)
+    client.get_context = AsyncMock(side_effect=LookupError)  # type: ignore[method-assign]
+    known = await reader.newest(reader_of(context, 1))
+    assert known is not None
+    assert (known.epoch, known.token_ids) == (1, (1, 8, 9, 3))
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_the_view_holds_no_content(client: CacheClient) -> None:
+    before = await client.create_context("f", "", [1, 2, 3], masked=[1], author=ME)
+    mirror = Mirror()
+    reader = ContextReader(client, ClusterView(mirror), TaskFaults(Tally()))
+    watching = asyncio.create_task(following(client, mirror, reader))
+    await until(lambda: mirror.state.contexts.find(before.id))
+    later = await client.create_context("f", "", [4, 5], author=ME)
+    version = await client.edit_context(before.id, before.epoch, [Edit(0, 1, (7,))], author=ME)
+    await until(lambda: mirror.state.contexts.get(before.id).version == version)
+    held = [(context.token_ids, context.masked) for context in mirror.state.contexts.all()]
+    assert held == [((), ()), ((), ())]
+    assert mirror.state.contexts.get(later.id).key == later.key
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_supply_catches_up_with_what_the_view_names(client: CacheClient) -> None:
+    """The view learns of a newer epoch while the content of the one before is on its way."""
+    replies: asyncio.Queue[Context | None] = asyncio.Queue()
+    context = await client.create_context("f", "", [1, 2, 3], author=ME)
+    mirror = Mirror()
+    reader = ContextReader(client, ClusterView(mirror), TaskFaults(Tally()))
+    old = await client.get_context(context.id)
+    await client.edit_context(context.id, context.epoch, [Edit(0, 1, (9,))], author=ME)
+    mirror.take(await anext(client.watch(with_content=False)))
+    newest = await client.get_context(context.id)
+    client.get_context = AsyncMock(side_effect=[old, newest])  # type: ignore[method-assign]
+    reader.supply(context.id, replies.put_nowait)
+    async with asyncio.timeout(10):
+        assert await replies.get() == newest
+    reader.supply(context.id, replies.put_nowait)
+    assert replies.get_nowait() == newest
 
 
 async def test_content_that_the_view_lacks_is_asked_for(client: CacheClient) -> None:
@@ -90,7 +144,7 @@ async def test_with_a_budget_the_watch_catches_up_and_serves_while_the_service_i
             mirror = Mirror()
             view = ClusterView(mirror)
             reader = ContextReader(its_own, view, TaskFaults(Tally()))
-            watching = asyncio.create_task(following(its_own, mirror))
+            watching = asyncio.create_task(following(its_own, mirror, reader))
             assert await reader.newest(reader_of(context, 1)) == context
             await client.edit_context(context.id, context.epoch, [Edit(0, 0, (9, 8))], author=ME)
 

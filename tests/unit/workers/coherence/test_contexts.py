@@ -139,6 +139,23 @@ async def test_commits_to_contexts_without_an_entry_here_cost_no_calls(tmp_path:
         await asyncio.to_thread(cluster.__exit__)
 
 
+async def test_a_worker_holds_the_content_of_those_contexts_that_its_requests_follow(
+    cluster: Cluster, client: CacheClient
+) -> None:
+    worker = await start(cluster, client, "reader")
+    request = ask(19)
+    followed = await client.create_context("model", "read", request.token_ids[:PREFIX], author=AUTHOR)
+    others = [await client.create_context("model", "other", [number, 2, 3], author=AUTHOR) for number in range(5)]
+    read = ContextRead(ContextEpoch(followed.id, followed.epoch), PREFIX, ContextMode.FOLLOW)
+    await answer(worker, replace(request, context=read))
+    assert worker._membership is not None
+    mirror, contents = worker._membership._mirror, worker._membership._reader._contents
+    await until(lambda: all(mirror.state.contexts.find(context.id) for context in others))
+    assert not any(context.token_ids for context in mirror.state.contexts.all())
+    assert contents.find(followed.id) == followed
+    assert [contents.find(context.id) for context in others] == [None] * 5
+
+
 async def test_former_content_of_a_context_is_cached_like_any_prefix(cluster: Cluster, client: CacheClient) -> None:
     worker = await start(cluster, client, "others")
     request = ask(13)
