@@ -29,9 +29,9 @@ help: ## Show this help
 setup: $(VENV)/.ready ## Make the virtual environment (done once; done again when the pins change)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "Installing Palimpsest into $(VENV): about two minutes and 2.5 GB, once."
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "Palimpsest needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing Palimpsest into $(VENV): about two minutes and 2.5 GB, once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	@touch $@

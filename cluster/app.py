@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,25 +23,30 @@ from ray.serve.handle import DeploymentHandle
 
 from cache_service.client.client import CacheClient
 from cache_service.config import address_of
-from cluster.background import tasks_of_process
+from cache_service.logs import configure_logs, formatter_of
+from cluster.background import contact_of_process, tasks_of_process
 from cluster.config import ClusterConfig
 from cluster.config_file import default_max_tokens, parse_config, resolve_model_directory
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
 from cluster.generation.replicas import WorkerReplicas
+from cluster.ingress.access import AccessLog
 from cluster.ingress.grpc.server import serving
 from cluster.ingress.http.app import create_app
 from cluster.ingress.http.leaving import ClientLeftMiddleware
 from cluster.metrics import Expositions, Federation, IngressMetrics
+from workers.ray_internals import adapt_serve_logs
 
-WORKERS = "DiffusionWorker"
-"""Name of the workers' deployment."""
+logger = logging.getLogger(__name__)
+
+WORKERS, INGRESS = "DiffusionWorker", "Ingress"
+"""Names of the deployments."""
 UNBOUNDED_REQUESTS = 1_000_000
 """Limit on the ingress's requests, high enough never to matter: the workers' queue refuses excess requests."""
 CONSTRUCTOR_ATTEMPTS = 2
 """Number of attempts to start a replica: few, since a model that fails to load once usually fails again."""
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, GRACE_S = 2.0, 10.0, 5.0
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 10.0
 
 
 class Ingress:
@@ -49,7 +55,10 @@ class Ingress:
     def __init__(self, config: ClusterConfig, workers: DeploymentHandle) -> None:
         self._config = config
         self._api_keys = config.api_keys.read(os.environ)
+        configure_logs(config.logs)
+        adapt_serve_logs(formatter_of(config.logs))
         self._metrics = IngressMetrics()
+        self._access = AccessLog(self._metrics, writes_lines=config.logs.access)
         self._workers = WorkerReplicas(workers)
         self._cache = CacheClient(config.cache_service.target)
         self._service = InferenceService(
@@ -61,6 +70,7 @@ class Ingress:
             max_tokens=default_max_tokens(config),
             timeout_s=config.limits.request_timeout_s,
             background=tasks_of_process(),
+            contact=contact_of_process(),
         )
         self._denoiser = ContextDenoiser(self._service, self._metrics, config.worker.engine.block_length)
 
@@ -71,8 +81,11 @@ class Ingress:
             self._denoiser,
             api_keys=self._api_keys,
             max_body_bytes=self._config.limits.max_body_bytes,
+            keepalive_s=self._config.http.keepalive_s,
             metrics=self._gather,
             lifespan=self._lifespan,
+            access=self._access,
+            cors_origins=self._config.http.cors_origins,
         )
         app.add_middleware(ClientLeftMiddleware)
         return app
@@ -80,10 +93,23 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         address = address_of(self._config.grpc.host, self._config.grpc.port)
-        longest = self._config.limits.max_body_bytes
-        server = serving(self._service, self._denoiser, address, self._api_keys, max_message_bytes=longest)
+        limits = self._config.limits
+        server = serving(
+            self._service,
+            self._denoiser,
+            address,
+            self._api_keys,
+            max_message_bytes=limits.max_body_bytes,
+            access=self._access,
+            grace_s=limits.shutdown_grace_s,
+        )
         async with self._cache, server:
+            logger.info("gRPC is served at %s", address)
             yield
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return once the running ones have ended."""
+        await self._service.admission.drain()
 
     async def _gather(self) -> Collector:
         return Federation(REGISTRY, self._metrics.registry, Expositions(await self._workers.metrics()))
@@ -96,12 +122,12 @@ def build(args: Mapping[str, Any]) -> Application:
     workers = worker_deployment(config, num_gpus=gpus)
     ingress = serve.deployment(
         serve.ingress()(Ingress),
-        name="Ingress",
+        name=INGRESS,
         max_ongoing_requests=UNBOUNDED_REQUESTS,
         ray_actor_options={"num_cpus": config.resources.ingress_cpus},
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_timeout_s=config.limits.shutdown_grace_s,
     )
     return ingress.bind(config, workers)
 
@@ -131,7 +157,7 @@ def worker_deployment(config: ClusterConfig, *, num_gpus: int) -> Application:
         max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_timeout_s=config.limits.shutdown_grace_s,
     )
-    application: Application = deployment.bind(config.worker)
+    application: Application = deployment.bind(config.worker, config.logs)
     return application

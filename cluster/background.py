@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+from cache_service.client.contact import WatchContact
 from cluster.errors import BackgroundTaskError
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,14 @@ class BackgroundTasks:
 
 
 _OF_PROCESS = BackgroundTasks()
+_CONTACT = WatchContact()
 
 
 def tasks_of_process() -> BackgroundTasks:
     """Return this process's tasks: those of its ingress, and of the routers that Serve makes in it."""
     return _OF_PROCESS
+
+
+def contact_of_process() -> WatchContact:
+    """Return the record of what this process's routers hear from the cache service."""
+    return _CONTACT

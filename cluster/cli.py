@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
+from cache_service.extras import require_extra
+from cache_service.logs import configure_logs
 from cluster.errors import ClusterError
+
+SERVE_MODULES = ("cattrs", "fastapi", "psutil", "ray", "sse_starlette", "torch", "transformers", "yaml")
+"""Modules that the extra `serve` brings, and that its commands or their processes import."""
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Serve diffusion language models from a Ray cluster."
@@ -26,6 +29,13 @@ class LogLevel(enum.Enum):
     INFO = "INFO"
     WARNING = "WARNING"
     ERROR = "ERROR"
+
+
+class LogFormat(enum.Enum):
+    """Names the forms of a log line."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def show_version(wanted: bool) -> None:
@@ -58,26 +68,32 @@ def serve(
     http_port: Annotated[int | None, typer.Option(show_default="8000", help="Port of the HTTP server.")] = None,
     grpc_port: Annotated[int | None, typer.Option(show_default="9000", help="Port of the gRPC server.")] = None,
     cache_port: Annotated[int | None, typer.Option(show_default="7070", help="Port of the cache service.")] = None,
-    log_level: Annotated[LogLevel, typer.Option(case_sensitive=False, help="The least that is logged.")] = (
-        LogLevel.INFO
-    ),
+    log_level: Annotated[
+        LogLevel | None, typer.Option(case_sensitive=False, show_default="INFO", help="The least that is logged.")
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(case_sensitive=False, show_default="text", help="Form of a log line.")
+    ] = None,
 ) -> None:
     """Start the whole system on this machine: cache service, Ray, router, workers. Ctrl-C ends all of it."""
+    require_extra("serve", *SERVE_MODULES)
+    from cluster.config_file import default_max_tokens, load_config, resolve_model_directory
     from cluster.supervisor import supervisor
 
-    logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     given: dict[str, Any] = {
         "model": model,
         "replicas": replicas,
         "http": {"host": host, "port": http_port},
         "grpc": {"host": host, "port": grpc_port},
         "cache_service": {"port": cache_port},
+        "logs": {"level": log_level and log_level.value, "format": log_format and log_format.value},
     }
     try:
         located_config = resolve_model_directory(load_config(config, drop_none(given)))
         located_config.api_keys.read(os.environ)
         default_max_tokens(located_config)
-        code = supervisor.run(located_config, os.environ, log_level.value)
+        configure_logs(located_config.logs)
+        code = supervisor.run(located_config, os.environ)
     except ClusterError as error:
         typer.secho(f"palimpsest: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(2) from error
@@ -101,6 +117,7 @@ def profile(
     ] = 0.97,
 ) -> None:
     """Measure how deep the model's prefixes can be reused: depth_table.json, and a heat map of it."""
+    require_extra("serve", *SERVE_MODULES)
     from rich.console import Console
 
     from cluster.profiling import PromptFileError, conversation_samples, output_directory

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cache_service.config import address_of
 from cache_service.core.quotas import ContextQuotas
+from cache_service.logs import LogsConfig
 from cluster.affinity import RouterWeights
 from cluster.api_keys import ApiKeysConfig
 from workers.config import WorkerConfig, require
@@ -27,15 +28,25 @@ def require_port(server: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Configures the address at which Ray Serve's HTTP proxy listens."""
+    """Configures the address at which Ray Serve's HTTP proxy listens, and how it serves browsers and streams."""
 
     host: str = "127.0.0.1"
     """Address that the server listens at."""
     port: int = 8000
     """Port of the HTTP API."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://chat.example.org`) whose pages may call the API from a browser; `*` is any; none by default."""
+    keepalive_s: float = 15.0
+    """Seconds between two comment lines of a stream, which show clients and proxies that it is alive while there is no
+    text; a stream whose request no worker has accepted begins after as many."""
 
     def __post_init__(self) -> None:
         require_port("http", self.port)
+        for origin in self.cors_origins:
+            is_origin = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            require(is_origin, f"http.cors_origins must be * or SCHEME://HOST[:PORT] each, got {origin!r}")
+        keepalive_s = self.keepalive_s
+        require(0 < keepalive_s < math.inf, f"http.keepalive_s must be positive and finite, got {keepalive_s}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class LimitsConfig:
 
     request_timeout_s: float = 120.0
     """Seconds that an answer may take; after that its work is stopped."""
+    shutdown_grace_s: float = 30.0
+    """Seconds that running requests get to end when the server or a replica is stopped; new ones are refused."""
     max_queued: int = 1024
     """Maximum number of requests that wait at the ingress for a replica; the next one is refused as overload."""
     max_ongoing: int = 512
@@ -102,6 +115,8 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         timeout = self.request_timeout_s
         require(0 < timeout < math.inf, f"limits.request_timeout_s must be positive and finite, got {timeout}")
+        grace = self.shutdown_grace_s
+        require(0 <= grace < math.inf, f"limits.shutdown_grace_s must not be negative, and finite, got {grace}")
         for name in ("max_queued", "max_ongoing", "max_body_bytes", "default_max_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"limits.{name} must be at least 1, got {value}")
@@ -148,6 +163,7 @@ class ClusterConfig:
     router: RouterWeights = field(default_factory=RouterWeights)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    logs: LogsConfig = field(default_factory=LogsConfig)
 
     def __post_init__(self) -> None:
         if self.replicas != "auto" and self.replicas < 1:

@@ -24,6 +24,10 @@ class RequestError(ClusterError):
         self.code = code
 
 
+class MessageTooLongError(ClusterError):
+    """The message is longer than `limits.max_body_bytes`."""
+
+
 class AuthenticationError(ClusterError):
     """The call has no API key, or one that isn't configured."""
 
@@ -64,6 +68,10 @@ class ContextsUnavailableError(ClusterError):
 
 class NotReadyError(ClusterError):
     """No worker replica can answer now; trying again later may help."""
+
+
+class DrainingError(ClusterError):
+    """The server is being stopped and takes no new requests."""
 
 
 class RequestTimeoutError(ClusterError):

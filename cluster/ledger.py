@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cache_service.core.types import ReplicaId
@@ -79,6 +80,13 @@ class WorkLedger:
     def sent_tokens(self, replica: ReplicaId) -> int:
         """Return the tokens of this router's own work open on `replica`."""
         return sum(work.tokens for work in self._open.get(replica, {}).values())
+
+    def unexpired_tokens(self, now: float) -> Mapping[ReplicaId, int]:
+        """Return the tokens of this router's own work by replica, without what has expired since the last request."""
+        return {
+            replica: sum(work.tokens for work in tuple(requests.values()) if now < work.expires_at)
+            for replica, requests in tuple(self._open.items())
+        }
 
     def queued_tokens(self, replica: ReplicaId) -> int:
         """Return the tokens of all work open on `replica`, including other routers' if it was reported recently."""

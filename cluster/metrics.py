@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -14,12 +14,39 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
+from cluster.errors import (
+    ContextConflictError,
+    ContextNotFoundError,
+    ContextsUnavailableError,
+    DrainingError,
+    ModelNotFoundError,
+    NotReadyError,
+    ReplicaLostError,
+    RequestError,
+    RequestTimeoutError,
+)
 from cluster.generation.events import Answer, Event, Finished, Text
 from cluster.ledger import WorkLedger
 from cluster.placement import PlacementView
+from workers.errors import InvalidRequestError, OverloadedError, WorkerError
 
+OUTCOMES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((RequestError, InvalidRequestError), "invalid_request"),
+    ((ModelNotFoundError, ContextNotFoundError), "not_found"),
+    ((ContextConflictError,), "conflict"),
+    ((RequestTimeoutError,), "timeout"),
+    ((OverloadedError,), "overloaded"),
+    ((NotReadyError, DrainingError, ContextsUnavailableError), "unavailable"),
+    ((ReplicaLostError,), "replica_lost"),
+    ((WorkerError,), "worker_error"),
+)
+"""Outcomes of failed requests; the first row that matches an error counts, and an error of no row is `internal`."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+CREATED = "_created"
 
 
 class RouterCollector(Collector):
@@ -28,9 +55,11 @@ class RouterCollector(Collector):
     Serve creates routers without our arguments, so this registers itself with the process's default registry.
     """
 
-    def __init__(self, view: PlacementView, ledger: WorkLedger) -> None:
-        self._view = view
-        self._ledger = ledger
+    def __init__(
+        self, view: PlacementView, ledger: WorkLedger, contact: WatchContact, clock: Callable[[], float]
+    ) -> None:
+        """Read `clock`, that of the ledger, to leave out work that has expired."""
+        self._view, self._ledger, self._contact, self._clock = view, ledger, contact, clock
         self._routed: Tally[tuple[ReplicaId, str]] = Tally()
         REGISTRY.register(self)
 
@@ -52,12 +81,22 @@ class RouterCollector(Collector):
         queued = GaugeMetricFamily(
             "palimpsest_router_queued_tokens", "Tokens of work sent and not finished", labels=["replica"]
         )
-        for replica in self._ledger.replicas:
-            queued.add_metric([replica], self._ledger.sent_tokens(replica))
+        for replica, tokens in self._ledger.unexpired_tokens(self._clock()).items():
+            queued.add_metric([replica], tokens)
         yield routed
         yield queued
         yield GaugeMetricFamily("palimpsest_router_placements", "Placements known", self._view.num_placements)
         yield GaugeMetricFamily("palimpsest_router_revision", "Revision of the placement view", self._view.revision)
+        yield GaugeMetricFamily(
+            "palimpsest_router_cache_service_reachable",
+            "1 while the router's watch of the cache service runs, else 0",
+            float(self._contact.is_reachable),
+        )
+        yield GaugeMetricFamily(
+            "palimpsest_router_cache_service_silence_seconds",
+            "Seconds since the router's watch heard from the cache service; a few at most while it runs",
+            self._contact.silence_s,
+        )
 
 
 class IngressMetrics:
@@ -69,6 +108,12 @@ class IngressMetrics:
             "palimpsest_requests",
             "Finished requests by outcome: a finish reason, an error or cancelled",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.responses = Counter(
+            "palimpsest_responses",
+            "Responses to requests of any kind, refused ones included; status 499: the client left",
+            ["transport", "endpoint", "status", "reason"],
             registry=self.registry,
         )
         self.running = Gauge("palimpsest_requests_running", "Requests in flight", registry=self.registry)
@@ -115,7 +160,7 @@ class RequestObservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception):
-            self.outcome = type(error).__name__
+            self.outcome = outcome_of(error)
         self.metrics.running.dec()
         self.metrics.requests.labels(self.outcome).inc()
         self.metrics.seconds.observe(time.perf_counter() - self.start)
@@ -136,6 +181,11 @@ class RequestObservation:
             self.metrics.tokens.labels(kind).inc(getattr(finished.usage, f"{kind}_tokens"))
 
 
+def outcome_of(error: Exception) -> str:
+    """Return the outcome of a request that ended with `error`, under a name that outlives the class of the error."""
+    return next((outcome for kinds, outcome in OUTCOMES if isinstance(error, kinds)), "internal")
+
+
 class Federation(Collector):
     """Exports several registries as one; no two of them may have the same metric name."""
 
@@ -148,7 +198,10 @@ class Federation(Collector):
 
 
 class Expositions(Collector):
-    """Merges the workers' texts in Prometheus' format into one, in which all samples of a metric are together."""
+    """Merges the workers' texts in Prometheus' format into one, in which all samples of a metric are together.
+
+    Times of creation are left out: the text has them as metrics of their own, whose names OpenMetrics reserves.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = tuple(texts)
@@ -157,6 +210,8 @@ class Expositions(Collector):
         families: dict[str, Metric] = {}
         for text in self._texts:
             for family in text_string_to_metric_families(text):
+                if family.name.endswith(CREATED):
+                    continue
                 if family.name in families:
                     families[family.name].samples.extend(family.samples)
                 else:

@@ -9,6 +9,7 @@ another one. Serve pickles this module by value, so nothing here may refer to wh
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -22,7 +23,7 @@ from cache_service.client.client import CacheClient
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import ReplicaId
 from cluster.affinity import Demand, RouterWeights, cached_tokens, rank
-from cluster.background import tasks_of_process
+from cluster.background import contact_of_process, tasks_of_process
 from cluster.ledger import WorkLedger
 from cluster.metrics import RouterCollector
 from cluster.placement import PlacementView
@@ -64,14 +65,14 @@ class PrefixAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._view = PlacementView(self._mirror)
         self._ledger = WorkLedger()
         self._longest_s, self._cut_share = request_timeout_s, cut_share
-        self._collector = RouterCollector(self._view, self._ledger)
+        self._collector = RouterCollector(self._view, self._ledger, contact_of_process(), time.monotonic)
         if not is_replica_of(deployment):
             following = run_forever(partial(self._follow, cache_service))
             tasks_of_process().start("the router's watch of the cache service", following)
 
     async def _follow(self, target: str) -> None:
         """Update the view for as long as the process lives; while the service is unreachable the view grows stale."""
-        async with CacheClient(target) as client:
+        async with CacheClient(target, contact=contact_of_process()) as client:
             async for update in client.watch(with_content=False):
                 self._mirror.take(update)
 

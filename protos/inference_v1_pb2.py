@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/inference_v1.proto\x12\x17palimpsest.inference.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"B\n\x0c\x43onversation\x12\x32\n\x08messages\x18\x01 \x03(\x0b\x32 .palimpsest.inference.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xbc\x04\n\x10\x44iffusionOptions\x12\x12\n\x05steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0c\x62lock_length\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06policy\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1d\n\x10refresh_interval\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0breuse_depth\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x16\n\tunmasking\x18\x06 \x01(\tH\x05\x88\x01\x01\x12\x16\n\ttimetable\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x16\n\tthreshold\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x13\n\x06\x66\x61\x63tor\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x0e\n\x06remask\x18\n \x01(\r\x12\x10\n\x08guidance\x18\x0b \x01(\x01\x12\x12\n\x05top_k\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x12\n\nmin_tokens\x18\r \x01(\r\x12\x14\n\x07\x61nchors\x18\x0e \x01(\x01H\n\x88\x01\x01\x12\x19\n\x0cskip_refresh\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x1a\n\rdeterministic\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x42\x08\n\x06_stepsB\x0f\n\r_block_lengthB\t\n\x07_policyB\x13\n\x11_refresh_intervalB\x0e\n\x0c_reuse_depthB\x0c\n\n_unmaskingB\x0c\n\n_timetableB\x0c\n\n_thresholdB\t\n\x07_factorB\x08\n\x06_top_kB\n\n\x08_anchorsB\x0f\n\r_skip_refreshB\x10\n\x0e_deterministic\"f\n\rContextChoice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x04mode\x18\x02 \x01(\x0e\x32$.palimpsest.inference.v1.ContextMode\x12\x15\n\rmax_staleness\x18\x03 \x01(\r\"\xd0\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12=\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32%.palimpsest.inference.v1.ConversationH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x36\n\ttoken_ids\x18\x04 \x01(\x0b\x32!.palimpsest.inference.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12<\n\tdiffusion\x18\n \x01(\x0b\x32).palimpsest.inference.v1.DiffusionOptions\x12\x0e\n\x06suffix\x18\x0b \x01(\t\x12\x12\n\x05top_p\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12K\n\nlogit_bias\x18\r \x03(\x0b\x32\x37.palimpsest.inference.v1.GenerateRequest.LogitBiasEntry\x12\x37\n\x07\x63ontext\x18\x0e \x01(\x0b\x32&.palimpsest.inference.v1.ContextChoice\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_p\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x99\x01\n\x0f\x44iffusionReport\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08\x66orwards\x18\x03 \x01(\r\x12\x13\n\x0breuse_depth\x18\x04 \x01(\r\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12\x15\n\rprefix_tokens\x18\x06 \x01(\r\x12\x18\n\x10\x64\x65pth_limited_by\x18\x07 \x01(\t\"_\n\rContextReport\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x04mode\x18\x02 \x01(\x0e\x32$.palimpsest.inference.v1.ContextMode\x12\x0e\n\x06\x65pochs\x18\x03 \x03(\x04\"\x9e\x02\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\rfinish_reason\x18\x04 \x01(\x0e\x32%.palimpsest.inference.v1.FinishReason\x12-\n\x05usage\x18\x05 \x01(\x0b\x32\x1e.palimpsest.inference.v1.Usage\x12;\n\tdiffusion\x18\x06 \x01(\x0b\x32(.palimpsest.inference.v1.DiffusionReport\x12\x37\n\x07\x63ontext\x18\x07 \x01(\x0b\x32&.palimpsest.inference.v1.ContextReport\"\xa4\x02\n\x16GenerateStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\rfinish_reason\x18\x04 \x01(\x0e\x32%.palimpsest.inference.v1.FinishReason\x12-\n\x05usage\x18\x05 \x01(\x0b\x32\x1e.palimpsest.inference.v1.Usage\x12;\n\tdiffusion\x18\x06 \x01(\x0b\x32(.palimpsest.inference.v1.DiffusionReport\x12\x37\n\x07\x63ontext\x18\x07 \x01(\x0b\x32&.palimpsest.inference.v1.ContextReport\"\x13\n\x11ListModelsRequest\"@\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.palimpsest.inference.v1.Model*Z\n\x0b\x43ontextMode\x12\x1c\n\x18\x43ONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONTEXT_MODE_PIN\x10\x01\x12\x17\n\x13\x43ONTEXT_MODE_FOLLOW\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc2\x02\n\tInference\x12_\n\x08Generate\x12(.palimpsest.inference.v1.GenerateRequest\x1a).palimpsest.inference.v1.GenerateResponse\x12m\n\x0eGenerateStream\x12(.palimpsest.inference.v1.GenerateRequest\x1a/.palimpsest.inference.v1.GenerateStreamResponse0\x01\x12\x65\n\nListModels\x12*.palimpsest.inference.v1.ListModelsRequest\x1a+.palimpsest.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/inference_v1.proto\x12\x17palimpsest.inference.v1\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"B\n\x0c\x43onversation\x12\x32\n\x08messages\x18\x01 \x03(\x0b\x32 .palimpsest.inference.v1.Message\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xbc\x04\n\x10\x44iffusionOptions\x12\x12\n\x05steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0c\x62lock_length\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06policy\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1d\n\x10refresh_interval\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x18\n\x0breuse_depth\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x16\n\tunmasking\x18\x06 \x01(\tH\x05\x88\x01\x01\x12\x16\n\ttimetable\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x16\n\tthreshold\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x13\n\x06\x66\x61\x63tor\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x0e\n\x06remask\x18\n \x01(\r\x12\x10\n\x08guidance\x18\x0b \x01(\x01\x12\x12\n\x05top_k\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x12\n\nmin_tokens\x18\r \x01(\r\x12\x14\n\x07\x61nchors\x18\x0e \x01(\x01H\n\x88\x01\x01\x12\x19\n\x0cskip_refresh\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x1a\n\rdeterministic\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x42\x08\n\x06_stepsB\x0f\n\r_block_lengthB\t\n\x07_policyB\x13\n\x11_refresh_intervalB\x0e\n\x0c_reuse_depthB\x0c\n\n_unmaskingB\x0c\n\n_timetableB\x0c\n\n_thresholdB\t\n\x07_factorB\x08\n\x06_top_kB\n\n\x08_anchorsB\x0f\n\r_skip_refreshB\x10\n\x0e_deterministic\"f\n\rContextChoice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x04mode\x18\x02 \x01(\x0e\x32$.palimpsest.inference.v1.ContextMode\x12\x15\n\rmax_staleness\x18\x03 \x01(\r\"\xe4\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12=\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32%.palimpsest.inference.v1.ConversationH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x36\n\ttoken_ids\x18\x04 \x01(\x0b\x32!.palimpsest.inference.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0btemperature\x18\x06 \x01(\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x12\n\ncache_salt\x18\t \x01(\t\x12<\n\tdiffusion\x18\n \x01(\x0b\x32).palimpsest.inference.v1.DiffusionOptions\x12\x0e\n\x06suffix\x18\x0b \x01(\t\x12\x12\n\x05top_p\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12K\n\nlogit_bias\x18\r \x03(\x0b\x32\x37.palimpsest.inference.v1.GenerateRequest.LogitBiasEntry\x12\x37\n\x07\x63ontext\x18\x0e \x01(\x0b\x32&.palimpsest.inference.v1.ContextChoice\x12\x12\n\nignore_eos\x18\x0f \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x08\n\x06_top_p\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x99\x01\n\x0f\x44iffusionReport\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08\x66orwards\x18\x03 \x01(\r\x12\x13\n\x0breuse_depth\x18\x04 \x01(\r\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12\x15\n\rprefix_tokens\x18\x06 \x01(\r\x12\x18\n\x10\x64\x65pth_limited_by\x18\x07 \x01(\t\"_\n\rContextReport\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x04mode\x18\x02 \x01(\x0e\x32$.palimpsest.inference.v1.ContextMode\x12\x0e\n\x06\x65pochs\x18\x03 \x03(\x04\"\x9e\x02\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\rfinish_reason\x18\x04 \x01(\x0e\x32%.palimpsest.inference.v1.FinishReason\x12-\n\x05usage\x18\x05 \x01(\x0b\x32\x1e.palimpsest.inference.v1.Usage\x12;\n\tdiffusion\x18\x06 \x01(\x0b\x32(.palimpsest.inference.v1.DiffusionReport\x12\x37\n\x07\x63ontext\x18\x07 \x01(\x0b\x32&.palimpsest.inference.v1.ContextReport\"\xa4\x02\n\x16GenerateStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\rfinish_reason\x18\x04 \x01(\x0e\x32%.palimpsest.inference.v1.FinishReason\x12-\n\x05usage\x18\x05 \x01(\x0b\x32\x1e.palimpsest.inference.v1.Usage\x12;\n\tdiffusion\x18\x06 \x01(\x0b\x32(.palimpsest.inference.v1.DiffusionReport\x12\x37\n\x07\x63ontext\x18\x07 \x01(\x0b\x32&.palimpsest.inference.v1.ContextReport\"\x13\n\x11ListModelsRequest\"@\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.palimpsest.inference.v1.Model*Z\n\x0b\x43ontextMode\x12\x1c\n\x18\x43ONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ONTEXT_MODE_PIN\x10\x01\x12\x17\n\x13\x43ONTEXT_MODE_FOLLOW\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc2\x02\n\tInference\x12_\n\x08Generate\x12(.palimpsest.inference.v1.GenerateRequest\x1a).palimpsest.inference.v1.GenerateResponse\x12m\n\x0eGenerateStream\x12(.palimpsest.inference.v1.GenerateRequest\x1a/.palimpsest.inference.v1.GenerateStreamResponse0\x01\x12\x65\n\nListModels\x12*.palimpsest.inference.v1.ListModelsRequest\x1a+.palimpsest.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_CONTEXTMODE']._serialized_start=2539
-  _globals['_CONTEXTMODE']._serialized_end=2629
-  _globals['_FINISHREASON']._serialized_start=2631
-  _globals['_FINISHREASON']._serialized_end=2726
+  _globals['_CONTEXTMODE']._serialized_start=2559
+  _globals['_CONTEXTMODE']._serialized_end=2649
+  _globals['_FINISHREASON']._serialized_start=2651
+  _globals['_FINISHREASON']._serialized_end=2746
   _globals['_MESSAGE']._serialized_start=54
   _globals['_MESSAGE']._serialized_end=94
   _globals['_CONVERSATION']._serialized_start=96
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTEXTCHOICE']._serialized_start=764
   _globals['_CONTEXTCHOICE']._serialized_end=866
   _globals['_GENERATEREQUEST']._serialized_start=869
-  _globals['_GENERATEREQUEST']._serialized_end=1461
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=1369
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=1417
-  _globals['_USAGE']._serialized_start=1463
-  _globals['_USAGE']._serialized_end=1543
-  _globals['_DIFFUSIONREPORT']._serialized_start=1546
-  _globals['_DIFFUSIONREPORT']._serialized_end=1699
-  _globals['_CONTEXTREPORT']._serialized_start=1701
-  _globals['_CONTEXTREPORT']._serialized_end=1796
-  _globals['_GENERATERESPONSE']._serialized_start=1799
-  _globals['_GENERATERESPONSE']._serialized_end=2085
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2088
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2380
-  _globals['_LISTMODELSREQUEST']._serialized_start=2382
-  _globals['_LISTMODELSREQUEST']._serialized_end=2401
-  _globals['_MODEL']._serialized_start=2403
-  _globals['_MODEL']._serialized_end=2467
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2469
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2537
-  _globals['_INFERENCE']._serialized_start=2729
-  _globals['_INFERENCE']._serialized_end=3051
+  _globals['_GENERATEREQUEST']._serialized_end=1481
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=1389
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=1437
+  _globals['_USAGE']._serialized_start=1483
+  _globals['_USAGE']._serialized_end=1563
+  _globals['_DIFFUSIONREPORT']._serialized_start=1566
+  _globals['_DIFFUSIONREPORT']._serialized_end=1719
+  _globals['_CONTEXTREPORT']._serialized_start=1721
+  _globals['_CONTEXTREPORT']._serialized_end=1816
+  _globals['_GENERATERESPONSE']._serialized_start=1819
+  _globals['_GENERATERESPONSE']._serialized_end=2105
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2108
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2400
+  _globals['_LISTMODELSREQUEST']._serialized_start=2402
+  _globals['_LISTMODELSREQUEST']._serialized_end=2421
+  _globals['_MODEL']._serialized_start=2423
+  _globals['_MODEL']._serialized_end=2487
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2489
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2557
+  _globals['_INFERENCE']._serialized_start=2749
+  _globals['_INFERENCE']._serialized_end=3071
 # @@protoc_insertion_point(module_scope)

@@ -92,7 +92,7 @@ class ContextChoice(_message.Message):
     def __init__(self, id: _Optional[str] = ..., mode: _Optional[_Union[ContextMode, str]] = ..., max_staleness: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion", "suffix", "top_p", "logit_bias", "context")
+    __slots__ = ("model", "conversation", "text", "token_ids", "max_tokens", "temperature", "seed", "stop", "cache_salt", "diffusion", "suffix", "top_p", "logit_bias", "context", "ignore_eos")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class GenerateRequest(_message.Message):
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     model: str
     conversation: Conversation
     text: str
@@ -128,7 +129,8 @@ class GenerateRequest(_message.Message):
     top_p: float
     logit_bias: _containers.ScalarMap[int, float]
     context: ContextChoice
-    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., top_p: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., context: _Optional[_Union[ContextChoice, _Mapping]] = ...) -> None: ...
+    ignore_eos: bool
+    def __init__(self, model: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., cache_salt: _Optional[str] = ..., diffusion: _Optional[_Union[DiffusionOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., top_p: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., context: _Optional[_Union[ContextChoice, _Mapping]] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens")

@@ -216,13 +216,23 @@ class Usage:
 class GenerateChunk:
     """Delivers committed tokens in order of position, without gaps. The last chunk has a finish reason.
 
-    Every chunk has the usage so far, for readers that stop early.
+    Every chunk has the usage so far, for readers that stop early. The first chunk alone is an acceptance, which has
+    neither tokens nor usage.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+
+    @classmethod
+    def acceptance(cls, request_id: str) -> GenerateChunk:
+        """Return the chunk that reports that the replica has checked the request and put it into its queue."""
+        return cls(request_id, ())
+
+    @property
+    def is_acceptance(self) -> bool:
+        return not self.token_ids and self.finish_reason is None
 
 
 @dataclass(frozen=True)

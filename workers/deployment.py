@@ -18,11 +18,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cache_service.core.types import ReplicaId
+from cache_service.logs import LogsConfig, configure_logs, formatter_of
 from workers.api import CopyRequest, GenerateChunk, GenerateRequest
 from workers.bicache.copies import EntryCopy, TransferError
 from workers.config import CoherenceConfig, WorkerConfig
 from workers.errors import WorkerError
-from workers.ray_internals import NIXL, READ_IN_PLACE
+from workers.ray_internals import NIXL, READ_IN_PLACE, adapt_serve_logs
 from workers.worker import Worker, device_of
 
 OBJECT_STORE: Final = "object_store"
@@ -103,7 +104,9 @@ class ServeTransport:
 class DiffusionWorker(Worker):
     """Is the `Worker` that Serve deploys; it gets its identity from Serve."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, logs: LogsConfig) -> None:
+        configure_logs(logs)
+        adapt_serve_logs(formatter_of(logs))
         context = serve.get_replica_context()
         self._direct = has_direct_transport(config.coherence, device_of(config.device), context.world_size)
         transport = ServeTransport(

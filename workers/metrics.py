@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
 from workers.api import WorkerStats
 from workers.coherence.tally import Tally
@@ -127,6 +128,23 @@ class TallyCollector(Collector):
             yield metric
 
 
+class ContactCollector(Collector):
+    """Shows whether a replica hears from the cache service."""
+
+    def __init__(self, replica: ReplicaId, contact: WatchContact) -> None:
+        self._replica, self._contact = replica, contact
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = (
+            ("reachable", "1 while the replica's watch of the cache service runs, else 0", self._contact.is_reachable),
+            ("silence_seconds", "Seconds since that watch heard from the service", self._contact.silence_s),
+        )
+        for name, text, value in gauges:
+            metric = GaugeMetricFamily(f"palimpsest_worker_cache_service_{name}", text, labels=LABELS)
+            metric.add_metric([self._replica], float(value))
+            yield metric
+
+
 class WorkerMetrics:
     """Holds a worker's metrics; reads `stats` and `tally` at every scrape."""
 
@@ -157,6 +175,10 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self._engine_errors = {fault: errors.labels(replica, fault.value) for fault in EngineFault}
+
+    def add_contact(self, replica: ReplicaId, contact: WatchContact) -> None:
+        """Show `contact` too: this worker is a member of a cluster."""
+        self.registry.register(ContactCollector(replica, contact))
 
     def count_engine_error(self, fault: EngineFault) -> None:
         self._engine_errors[fault].inc()

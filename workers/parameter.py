@@ -25,7 +25,7 @@ class Bounds:
     def contains(self, number: float) -> bool:
         """Return whether `number` lies within these bounds."""
         above = number > self.least if self.excludes_least else number >= self.least
-        return above and number <= self.most and math.isfinite(number)
+        return above and number <= self.most and (isinstance(number, int) or math.isfinite(number))
 
     def __str__(self) -> str:
         """Return the bounds in the words of an error message."""

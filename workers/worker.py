@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 
@@ -45,7 +46,9 @@ class Worker:
         dtype = dtype_of(config.dtype, device)
         if num_threads := num_threads_of(config, device, num_replicas):
             torch.set_num_threads(num_threads)
+        started = time.monotonic()
         self._loaded = load_model(config.model, device=device, dtype=dtype)
+        logger.info("replica %s loaded %s in %.1f s", replica, self._loaded.name, time.monotonic() - started)
         engine = create_engine(
             self._loaded,
             engine=config.engine,
@@ -85,6 +88,7 @@ class Worker:
                     costs=cost_model(self._loaded.config, device),
                     tally=self._tally,
                 )
+                self._metrics.add_contact(replica, membership.contact)
                 self._engine.connect(resources.enter_context(membership))
                 resources.enter_context(self._engine)
                 resources.callback(membership.drain)

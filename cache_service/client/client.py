@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cache_service.client.connection import Connection
+from cache_service.client.contact import WatchContact
 from cache_service.client.watch import WatchStream
 from cache_service.core.contexts import apply_edits
 from cache_service.core.events import Event
@@ -54,8 +55,10 @@ class CacheClient:
     call may or may not have been carried out; every call but `leave` and `release` can be repeated.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = 1.0) -> None:
+    def __init__(self, target: str, *, timeout_s: float = 1.0, contact: WatchContact | None = None) -> None:
+        """`contact` records what watches hear; by default it is the client's own."""
         self._connection = Connection(target, timeout_s)
+        self.contact = contact or WatchContact()
 
     async def __aenter__(self) -> Self:
         return self
@@ -296,7 +299,7 @@ class CacheClient:
 
         Without content, contexts come without tokens and holes; edits come whole.
         """
-        stream = WatchStream(self._connection, with_content=with_content)
+        stream = WatchStream(self._connection, self.contact, with_content=with_content)
         try:
             while True:
                 items = deque(await stream.read())

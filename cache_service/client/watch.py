@@ -10,6 +10,7 @@ import grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client.connection import Connection, Instance
+from cache_service.client.contact import MAX_SILENCE_S, WatchContact
 from cache_service.core.cursor import Cursor, Update
 from cache_service.core.events import Event
 from cache_service.core.types import Snapshot
@@ -21,16 +22,14 @@ from protos import cache_v1_pb2 as pb
 _log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 2.0
-MAX_SILENCE_S = 15.0
-"""Seconds without a message after which an instance counts as hanging; a message is due every 5 s. gRPC holds its own
-pings back while no data flows, so they would take more than a minute to notice."""
 
 
 class WatchStream:
     """Reads successive Watch calls, to any of the instances, as if they were one call."""
 
-    def __init__(self, connection: Connection, *, with_content: bool = True) -> None:
-        self._connection, self._with_content = connection, with_content
+    def __init__(self, connection: Connection, contact: WatchContact, *, with_content: bool = True) -> None:
+        self._connection, self._contact, self._with_content = connection, contact, with_content
+        contact.record_begin()
         self._cursor = Cursor()
         self._instance: Instance | None = None
         self._call: Any = None
@@ -53,6 +52,7 @@ class WatchStream:
     async def _read_once(self) -> tuple[Snapshot | Event, ...]:
         try:
             response = await self._receive()
+            self._contact.record_message()
             if not self._with_content:
                 convert.drop_content(response)
             return self._cursor.take(update_of(response))
@@ -60,7 +60,8 @@ class WatchStream:
             self._cursor.reset()
             self.cancel()
             raise
-        except CacheServiceError:
+        except CacheServiceError as error:
+            self._contact.record_failure(error)
             self.cancel()
             if self._instance is not None:
                 self._connection.fail_over(self._instance)

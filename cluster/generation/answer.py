@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cluster.background import BackgroundTasks
 from cluster.errors import NotReadyError, ReplicaLostError, RequestTimeoutError
+from cluster.generation.admission import Admission
 from cluster.generation.catalogue import ModelCatalogue
 from cluster.generation.contexts.editing import PATIENCE_S, ContextService
 from cluster.generation.encoding import TextEncoder
-from cluster.generation.events import Answer, Event, FilledBlock
+from cluster.generation.events import Accepted, Answer, Event, FilledBlock
 from cluster.generation.prompts import GenerationCall, RequestBuilder
 from cluster.generation.readers import AnswerReader, BlockReader, Reader, TextReader
 from cluster.generation.tokenization import Conversation
@@ -76,12 +78,13 @@ class InferenceService:
         timeout_s: float,
         background: BackgroundTasks,
         contexts_patience_s: float = PATIENCE_S,
+        contact: WatchContact | None = None,
     ) -> None:
         """Serve the workers' model under `name`.
 
         `max_tokens` is the canvas of a request that names none; `timeout_s` bounds every request. `contexts` calls
         the cache service, which keeps shared contexts; calls are retried for `contexts_patience_s`. If a `background`
-        task ends, the service isn't healthy.
+        task ends, the service isn't healthy. `contact` says whether the router hears from the cache service.
         """
         self.catalogue = ModelCatalogue(workers, name)
         model = self.catalogue.model
@@ -89,10 +92,15 @@ class InferenceService:
         self._requests = RequestBuilder(self.catalogue, encoder, self.contexts, max_tokens)
         self._workers, self._tokenizer, self._metrics = workers, encoder.tokenizer, metrics
         self._timeout_s, self.background = timeout_s, background
+        self.contact = contact or WatchContact()
+        self.admission = Admission()
 
     async def check_health(self) -> None:
-        """Raise BackgroundTaskError if a background task has ended, or NotReadyError if no worker answers now."""
+        """Raise BackgroundTaskError if a background task has ended, DrainingError if new requests are refused, or
+        NotReadyError if no worker answers now.
+        """
         self.background.check()
+        self.admission.check()
         if not await self.catalogue.is_ready():
             raise NotReadyError("no worker is ready")
 
@@ -105,13 +113,14 @@ class InferenceService:
         return self._tokenizer.text_within(token_ids, positions)
 
     def generate(self, call: GenerationCall, *, timeout_s: float | None = None) -> AsyncGenerator[Event, None]:
-        """Yield texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
+        """Yield an Accepted, texts, then one Finished. Closing the generator, or passing the deadline, stops the work.
 
-        A replica that is lost before the first event is replaced by another one. Raises ModelNotFoundError,
-        NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and what the workers raise.
+        A replica that is lost before the first text is replaced by another one. Raises DrainingError,
+        ModelNotFoundError, NotReadyError, RequestError, RequestTimeoutError, ReplicaLostError, and the workers' errors.
         """
         reader = partial(self._text_reader, call)
-        return self.run(partial(self._requests.build, call), reader, self._metrics.request(), self.deadline(timeout_s))
+        observation = self.admission.admit(self._metrics.request())
+        return self.run(partial(self._requests.build, call), reader, observation, self.deadline(timeout_s))
 
     async def answer(self, call: GenerationCall, *, timeout_s: float | None = None) -> Answer:
         """Return everything that `generate` yields as one value; raises what it raises.
@@ -122,16 +131,17 @@ class InferenceService:
         def reader(request: GenerateRequest) -> AnswerReader:
             return AnswerReader(self._text_reader(call, request))
 
+        observation = self.admission.admit(self._metrics.request())
         build = partial(self._requests.build, call)
-        return await only_item(self.run(build, reader, self._metrics.request(), self.deadline(timeout_s)))
+        return await only_item(self.run(build, reader, observation, self.deadline(timeout_s)))
 
-    async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock:
-        """Return the tokens of the request's holes. Raises what `generate` raises."""
+    def fill(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Accepted | FilledBlock, None]:
+        """Yield an Accepted, then the tokens of the request's holes. Raises what `generate` raises."""
 
         async def build() -> GenerateRequest:
             return request
 
-        return await only_item(self.run(build, lambda _: BlockReader(), NullObservation(), deadline))
+        return self.run(build, lambda _: BlockReader(), NullObservation(), deadline)
 
     def deadline(self, timeout_s: float | None) -> float:
         """Return the deadline on the event loop's clock: in `timeout_s`, or earlier if the service's limit is lower."""
@@ -142,24 +152,29 @@ class InferenceService:
         self,
         build: Callable[[], Awaitable[GenerateRequest]],
         new_reader: Callable[[GenerateRequest], Reader[T]],
-        observation: Observation[T],
+        observation: AbstractContextManager[Observation[T]],
         deadline: float,
     ) -> AsyncGenerator[T, None]:
         """Yield the results that the reader makes of the workers' chunks.
 
-        If a replica is lost before anything was delivered, another attempt follows. The last delivery
-        waits until the workers' stream has ended: the replica is then known to be free again.
+        If a replica is lost before it delivered more than its acceptance, another attempt follows, whose acceptance
+        isn't delivered again. The last delivery waits until the workers' stream has ended: the replica is then known
+        to be free again.
         """
-        with observation:
-            request = await build()
+        with observation as observed:
+            request, is_accepted = await build(), False
             for attempts_left in reversed(range(ATTEMPTS)):
                 reader, is_silent = new_reader(request), True
                 try:
                     async with aclosing(self._workers.generate(request)) as chunks:
                         while not reader.has_enough and (chunk := await self._next_chunk(chunks, deadline)) is not None:
                             for delivered in reader.read(chunk):
-                                is_silent = False
-                                observation.observe(delivered)
+                                if not isinstance(delivered, Accepted):
+                                    is_silent = False
+                                elif is_accepted:
+                                    continue
+                                is_accepted = True
+                                observed.observe(delivered)
                                 yield delivered
                     last = reader.finish()
                 except ReplicaLostError as error:
@@ -173,7 +188,7 @@ class InferenceService:
                             "request; try again shortly, or watch /health"
                         ) from error
                 else:
-                    observation.observe(last)
+                    observed.observe(last)
                     yield last
                     return
 

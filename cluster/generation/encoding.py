@@ -20,7 +20,7 @@ LONG_TEXT_LENGTH = 1 << 15
 class TextEncoder:
     """Encodes short texts at once, and long ones one after the other on a thread.
 
-    The thread has its own tokenizer: whether special tokens are parsed is a state of the tokenizer, not of the call.
+    The thread has its own tokenizer, since a call may change settings of the one that it uses.
     """
 
     def __init__(self, directory: Path, *, cut_share: float = BiCacheConfig.cut_share) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_service.core.types import ContextId
 from workers.api import ContextMode, FinishReason, Usage
@@ -19,10 +19,17 @@ class ContextChoice:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """Reports, before any part of the answer, that a replica has put the request into its queue."""
+
+
+@dataclass(frozen=True)
 class Text:
     """Delivers committed text, in order and never empty."""
 
     text: str
+    usage: Usage | None = field(default=None, compare=False)
+    """The usage so far."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Finished:
     """The context that the request named; `usage.epochs` has the epochs that were read."""
 
 
-Event = Text | Finished
+Event = Accepted | Text | Finished
 
 
 @dataclass(frozen=True)

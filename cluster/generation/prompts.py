@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.errors import RequestError
 from cluster.generation.catalogue import ModelCatalogue
@@ -11,6 +11,8 @@ from cluster.generation.encoding import TextEncoder
 from cluster.generation.events import ContextChoice
 from cluster.generation.tokenization import EncodedPrompt, Prompt, length_of
 from workers.api import ContextEpoch, ContextRead, DecodingParams, GenerateRequest
+
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class GenerationCall:
     cache_salt: str = ""
     context: ContextChoice | None = None
     """The shared context whose content the prompt follows."""
+
+
+def fill_canvas(params: DecodingParams, max_tokens: int | None) -> DecodingParams:
+    """Return parameters with which no answer ends before its canvas of `max_tokens` does. Raises RequestError."""
+    if max_tokens is None:
+        raise RequestError("ignore_eos fills the whole canvas: give its length as max_tokens", param="ignore_eos")
+    return replace(params, min_tokens=max_tokens)
 
 
 @dataclass(frozen=True)
@@ -87,12 +96,19 @@ class RequestBuilder:
 
     def _canvas_length(self, max_tokens: int | None, num_given: int, context_length: int) -> int:
         room = context_length - num_given
-        canvas = min(self._max_tokens, room) if max_tokens is None else max_tokens
-        if canvas > room or room < 1:
+        if room < 1:
             raise RequestError(
-                f"the model's context length is {context_length} tokens; the prompt has {num_given} and max_tokens "
-                f"asks for {max_tokens or self._max_tokens} more: shorten the prompt or lower max_tokens",
+                f"the prompt of {num_given} tokens leaves no room for an answer in the model's context length of "
+                f"{context_length}: shorten it",
+                param="prompt" if max_tokens is None else "max_tokens",
+                code=CONTEXT_LENGTH_EXCEEDED,
+            )
+        canvas = min(self._max_tokens, room) if max_tokens is None else max_tokens
+        if canvas > room:
+            raise RequestError(
+                f"max_tokens of {canvas} and {num_given} given tokens exceed the model's context length of "
+                f"{context_length}: ask for at most {room}, or shorten the prompt",
                 param="max_tokens",
-                code="context_length_exceeded",
+                code=CONTEXT_LENGTH_EXCEEDED,
             )
         return canvas

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from cluster.errors import ReplicaLostError
 from cluster.generation.detokenization import Detokenizer
-from cluster.generation.events import Answer, ContextChoice, Event, FilledBlock, Finished, Text
+from cluster.generation.events import Accepted, Answer, ContextChoice, Event, FilledBlock, Finished, Text
 from cluster.generation.stops import StopStrings
 from workers.api import FinishReason, GenerateChunk
 
@@ -35,7 +35,7 @@ class Reader(Protocol[T_co]):
 
 
 class TextReader:
-    """Delivers text as it is committed, up to the first stop string, and then how the answer ended."""
+    """Delivers the acceptance, text as it is committed, up to the first stop string, and then how the answer ended."""
 
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str], context: ContextChoice | None) -> None:
         self._detokenizer, self._stops, self._context = detokenizer, StopStrings(stop), context
@@ -46,13 +46,15 @@ class TextReader:
         return self._stops.stopped
 
     def read(self, chunk: GenerateChunk) -> Sequence[Event]:
+        if chunk.is_acceptance:
+            return [Accepted()]
         text = self._stops.push(self._detokenizer.push(chunk.token_ids))
         if chunk.finish_reason is not None:
             text += self._stops.push(self._detokenizer.finish()) + self._stops.finish()
         reason = FinishReason.STOP if self._stops.stopped else chunk.finish_reason
         if reason is not None and chunk.usage is not None:
             self._finished = Finished(reason, chunk.usage, self._context)
-        return [Text(text)] if text else []
+        return [Text(text, chunk.usage)] if text else []
 
     def finish(self) -> Finished:
         if self._finished is None:
@@ -80,7 +82,7 @@ class AnswerReader:
 
 
 class BlockReader:
-    """Delivers the tokens of all holes at once."""
+    """Delivers the acceptance of the request, then the tokens of all holes at once."""
 
     has_enough = False
 
@@ -88,7 +90,9 @@ class BlockReader:
         self._token_ids: tuple[int, ...] = ()
         self._block: FilledBlock | None = None
 
-    def read(self, chunk: GenerateChunk) -> Sequence[FilledBlock]:
+    def read(self, chunk: GenerateChunk) -> Sequence[Accepted | FilledBlock]:
+        if chunk.is_acceptance:
+            return [Accepted()]
         self._token_ids += chunk.token_ids
         if chunk.finish_reason is not None and chunk.usage is not None:
             self._block = FilledBlock(self._token_ids, chunk.usage)

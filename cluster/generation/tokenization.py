@@ -10,18 +10,23 @@ import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from cache_service.core.hashing import prefix_keys
 from cluster.errors import RequestError, TokenizerError
+from cluster.generation.control_tokens import PlainEncoder
 from cluster.generation.detokenization import BROKEN, Detokenizer
 from workers.api import PrefixCandidate
 from workers.config import BiCacheConfig
+
+transformers_logging.set_verbosity_error()  # its warnings advise on use of the library, and we check lengths ourselves
 
 TOKEN_GRID = 128
 """Number of tokens of which a prompt of bare token ids, which shows no structure, is cut at a multiple."""
@@ -31,6 +36,8 @@ MAX_BOUNDARIES = 4
 """Maximum number of a conversation's boundaries that are all computed; of more, only those that decide the cut."""
 ANCHOR = "."
 """A placeholder for the text that a suffix follows."""
+PROBE = "a"
+"""A text that shows how a tokenizer encodes and decodes text behind a special token."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +123,27 @@ class Tokenizer:
         self._directory = directory
         self._special = frozenset(self._tokenizer.all_special_ids)
         self.vocab_size = len(self._tokenizer)
+        self._plain = PlainEncoder(self._tokenizer.backend_tokenizer, self._tokenizer.chat_template or "")
+        self._run_ends = self._ends_of_runs()
         self.hole = self._add_hole()
 
     def _add_hole(self) -> HoleToken:
         text = f"<hole {secrets.token_hex(16)}>"
-        self._tokenizer.add_tokens(AddedToken(text, special=False, normalized=False))
-        token_id, *anchor_ids = self._tokenizer(text + ANCHOR, add_special_tokens=False)["input_ids"]
+        self._plain.add_token(AddedToken(text, special=False, normalized=False))
+        token_id, *anchor_ids = self._plain.encode(text + ANCHOR, add_special_tokens=False)
         return HoleToken(text, token_id, tuple(anchor_ids))
+
+    def _ends_of_runs(self) -> frozenset[int]:
+        """Return the special tokens behind which text is encoded like the beginning of one, with a blank before it.
+
+        There are such tokens only in some tokenizers. The mask is none of them: text behind a hole continues.
+        """
+        ends = self._special - {self._tokenizer.mask_token_id}
+        for token_id in sorted(ends):
+            text = str(self._tokenizer.convert_ids_to_tokens(token_id)) + PROBE
+            token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            return frozenset() if self._decode(token_ids, special=True) == text else frozenset(ends)
+        return frozenset()
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Encode a prompt. Raises RequestError for messages that the template refuses, and for unknown token ids."""
@@ -141,15 +162,15 @@ class Tokenizer:
         """
         if not text:
             return ()
-        encode = partial(self._tokenizer, split_special_tokens=plain)
-        before, whole = (list(encode(part)["input_ids"]) for part in (after, after + text))
+        encode = self._plain.encode if plain else self._encode
+        before, whole = encode(after), encode(after + text)
         if whole[: len(before)] == before:
             return tuple(whole[len(before) :])
-        return tuple(encode(text, add_special_tokens=False)["input_ids"])
+        return tuple(encode(text, add_special_tokens=False))
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Return the token ids of text in which no special token is read as such."""
-        return tuple(self._tokenizer(text, split_special_tokens=True)["input_ids"])
+        return tuple(self._plain.encode(text))
 
     def encode_after_context(self, prompt: Prompt, num_context: int) -> EncodedPrompt:
         """Encode what follows a shared context of `num_context` tokens; boundaries count from the context's end.
@@ -167,10 +188,10 @@ class Tokenizer:
 
     def text_of(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Return the tokens' text, with the names of special tokens or without."""
-        text = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        if not special or self._run_ends.isdisjoint(token_ids):
+            return self._decode(token_ids, special=special)
+        runs = (list(run) for _, run in groupby(token_ids, key=self._run_ends.__contains__))
+        return "".join(self._decode(run, special=True) for run in runs)
 
     def text_within(self, token_ids: Sequence[int], positions: Sequence[int]) -> str:
         """Return what the tokens at `positions` (ascending, at least one) add to the text around them."""
@@ -187,13 +208,22 @@ class Tokenizer:
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """Return the text that each token adds; empty if it is special, or ends inside a character."""
-        detokenizer = self.detokenizer()
-        return [detokenizer.push([token_id]) for token_id in token_ids]
+        pieces: list[str] = []
+        for _, run in groupby(token_ids, key=self._run_ends.__contains__):
+            detokenizer = self.detokenizer()
+            pieces += [detokenizer.push([token_id]) for token_id in run]
+        return pieces
 
-    def within_characters(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
-        """Return the indices of the tokens, whose texts are `pieces`, that end inside a character."""
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+    def silent_tokens(self, token_ids: Sequence[int], pieces: Sequence[str]) -> frozenset[int]:
+        """Return which tokens of text, whose `pieces` are given, add none: a later one completes or replaces theirs.
+
+        Such a token ends inside a character, or is a blank that the decoder drops at the beginning of a line.
+        """
         silent = (index for index, piece in enumerate(pieces) if not piece)
-        return frozenset(index for index in silent if self.text_of(token_ids[index : index + 1]))
+        return frozenset(index for index in silent if token_ids[index] not in self._special)
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Render turns by the chat template, so that more can follow. Raises RequestError."""
@@ -248,22 +278,29 @@ class Tokenizer:
                 f"the model in {self._directory} has no chat template: use /v1/completions, or add chat_template.jinja",
                 param="messages",
             )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [{"role": message.role, "content": self._plain.mark(message.content)} for message in messages]
         try:
-            ids = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=add_generation_prompt, sanitize_control_tokens=True, return_dict=False
+            chat = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except (TemplateError, ValueError) as error:
             raise RequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        return list(ids)
+        return self._plain.encode_rendered(chat)
+
+    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+    def _decode(self, token_ids: Sequence[int], *, special: bool) -> str:
+        ids = list(token_ids)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
     def _encode_text(self, text: str) -> EncodedPrompt:
         """Encode text, with boundaries after its first and its last blank line, which suits few-shot prompts."""
-        token_ids = list(self._tokenizer(text)["input_ids"])
+        token_ids = self._encode(text)
         ends = {end + 2 for end in (text.find("\n\n"), text.rfind("\n\n")) if end >= 0}
-        prefixes = (list(self._tokenizer(text[:end])["input_ids"]) for end in sorted(ends))
+        prefixes = (self._encode(text[:end]) for end in sorted(ends))
         lengths = [len(prefix) for prefix in prefixes if token_ids[: len(prefix)] == prefix]
         return _encoded(token_ids, lengths)
 

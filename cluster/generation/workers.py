@@ -12,7 +12,7 @@ class Workers(Protocol):
     """Declares the calls that generation makes to the worker replicas."""
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Yield the chunks in order; closing the generator stops the work."""
+        """Yield the chunks in order, the acceptance first; closing the generator stops the work."""
         ...
 
     async def model_info(self) -> ModelInfo | None:

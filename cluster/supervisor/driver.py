@@ -1,12 +1,13 @@
 """Run Ray and the application on this machine until SIGINT.
 
-`python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR LOG_LEVEL`
+`python -m cluster.supervisor.driver CONFIG_JSON RAY_DIR`
 
 `cluster.supervisor.supervisor` starts it, and ends it and all remaining processes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -29,21 +30,25 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from cache_service.config import address_of
-from cluster.app import build
+from cache_service.logs import configure_logs
+from cluster.app import INGRESS, WORKERS, build
 from cluster.config import APPLICATION, ClusterConfig
 from cluster.config_file import parse_config, resolve_model_directory, to_mapping
 from cluster.errors import ClusterError, StartError
 from cluster.generation.tokenization import Tokenizer
 from cluster.supervisor.object_store import Memory, heaviest_copy_bytes, store_size
-from cluster.supervisor.supervisor import GRACE_S, end_descendants, no_orphans
+from cluster.supervisor.processes import end_descendants, no_orphans
+from cluster.supervisor.progress import ready_counts, replicas_reported, seconds_since_start
+from cluster.supervisor.supervisor import GRACE_S
+from cluster.supervisor.watch import health_url, reachable
 from workers.engine.memory import memory_budget
 from workers.errors import WorkerError
 from workers.models.base import ModelConfig
 from workers.models.loader import architecture_of, check_dimensions, open_shard, read_json, shard_files
-from workers.ray_internals import init_options
+from workers.ray_internals import SERVE_LOGGER, call_all, init_options
 from workers.worker import dtype_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cluster.supervisor.driver")  # this module runs as __main__
 
 LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with the container's memory limit, by version of cgroups."""
@@ -53,27 +58,50 @@ SYSTEM = "Ada is 36 and lives in London. She has a cat. Linus is 28 and lives in
 QUESTION = "Where does Linus live?"
 
 
-def main(config_file: Path, ray_directory: Path, log_level: str) -> None:
+def main(config_file: Path, ray_directory: Path) -> None:
     """Serve the configuration in a JSON file, with Ray's files in a directory whose path is short enough for sockets.
 
     Ray and Serve log much about themselves; that is shown at level DEBUG.
     """
     config = resolve_model_directory(parse_config(json.loads(config_file.read_text())))
+    configure_logs(config.logs)
     model = checked_model(config.worker.model)
-    level = "INFO" if log_level == "DEBUG" else "WARNING"
-    logging.getLogger("ray.serve").setLevel(level)
+    level = "INFO" if config.logs.level == "DEBUG" else "WARNING"
+    logging.getLogger(SERVE_LOGGER).setLevel(level)
     num_gpus = 0 if config.worker.device == "cpu" else torch.cuda.device_count()
+    num_replicas = config.num_replicas(num_gpus)
     store_bytes = object_store_bytes(config, model, num_gpus, memory_of_machine())
-    start_ray(config, ray_directory, config.num_replicas(num_gpus), store_bytes)
+    logger.info("starting Ray, in %s", ray_directory)
+    start_ray(config, ray_directory, num_replicas, store_bytes)
+    logger.info(
+        "Ray is ready after %.0f s; starting %d replicas of %s", seconds_since_start(), num_replicas, config.name
+    )
     logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
     serve.start(http_options=http, logging_config=logs)
+    wanted = {WORKERS: num_replicas, INGRESS: 1}
     try:
-        serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
+        with replicas_reported(lambda: ready_counts(serve.status(), APPLICATION), wanted):
+            serve.run(build(to_mapping(config)), name=APPLICATION, route_prefix="/", logging_config=logs)
     except RuntimeError as error:
         raise StartError(f"{error} {failure_reasons()}") from error
+    logger.info("everything is ready after %.0f s", seconds_since_start())
     typer.echo(greeting(config))
-    signal.pause()
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    asyncio.run(drain(config.limits.shutdown_grace_s))
+
+
+async def drain(grace_s: float) -> None:
+    """Let every ingress replica refuse new requests, and wait up to `grace_s` until the running ones have ended."""
+    try:
+        async with asyncio.timeout(grace_s):
+            calls = await call_all(serve.get_app_handle(APPLICATION), "drain")
+            await asyncio.gather(*(call.get_async() for call in calls), return_exceptions=True)
+    except TimeoutError:
+        logger.warning("requests still ran after limits.shutdown_grace_s (%g s), and are cut off", grace_s)
+    except Exception:
+        logger.exception("running requests are cut off: the ingress can't be asked to drain")
 
 
 def checked_model(directory: Path) -> ModelConfig:
@@ -145,16 +173,12 @@ def greeting(config: ClusterConfig) -> str:
     key = f'-H "Authorization: Bearer {first}" ' if config.api_keys.required else ""
     return (
         f"\nPalimpsest serves {config.name}.\n"
-        f"  HTTP  {url}/v1   (health: {url}/health, metrics: {url}/metrics)\n"
+        f"  HTTP  {url}/v1   (health: {health_url(config)}, metrics: {url}/metrics)\n"
         f"  gRPC  {address_of(reachable(config.grpc.host), config.grpc.port)}   (palimpsest.inference.v1.Inference)\n"
         f"Ask it:\n"
         f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
         f"Ctrl-C ends it all.\n"
     )
-
-
-def reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def end_after_parent(parent: int) -> None:
@@ -171,7 +195,8 @@ if __name__ == "__main__":
     with no_orphans():
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+            main(Path(sys.argv[1]), Path(sys.argv[2]))
+            ray.shutdown()
         except (ClusterError, WorkerError) as failure:
             sys.exit(f"palimpsest: {failure}")
         except KeyboardInterrupt:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -24,92 +23,157 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from tenacity import AsyncRetrying, RetryCallState, wait_exponential
 
 from cluster.config import ClusterConfig
 from cluster.config_file import to_mapping
 from cluster.errors import ClusterError, StartError
-from workers.ray_internals import LOCKED_SETTINGS, LONGEST_SOCKET_PATH, SERVE_SETTINGS, TOKEN
+from cluster.supervisor.processes import STOP_SIGNALS, as_child, kill_descendants, no_orphans
+from cluster.supervisor.watch import ClusterWatch, health_url
+from workers.ray_internals import (
+    LOCKED_SETTINGS,
+    LOG_SETTINGS,
+    LONGEST_SOCKET_PATH,
+    PROXY_CALLBACK,
+    SERVE_SETTINGS,
+    TOKEN,
+    UNSCALED,
+)
 
 logger = logging.getLogger(__name__)
 
+SERVE_ENVIRONMENT: Mapping[str, str] = {**SERVE_SETTINGS, PROXY_CALLBACK: "cluster.ingress.http.proxy:middlewares"}
+"""Environment of Serve's processes, unless the user's own sets the same names; the image sets it for Kubernetes."""
 SOCKET_PATH_LIMIT = 107
-GRACE_S, KILL_GRACE_S = 6.0, 1.5
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""Options of prctl(2)."""
+GRACE_S = 6.0
+RESTART_DELAY_S, MAX_RESTART_DELAY_S = 0.5, 30.0
+MAX_FAILED_STARTS = 3
+"""Restarts in a row that may fail before the supervisor gives up."""
 
 
 class ChildEndedError(ClusterError):
     """A child that should run forever has ended."""
 
 
-def run(config: ClusterConfig, environ: Mapping[str, str], log_level: str) -> int:
+@dataclass(frozen=True)
+class Loss:
+    """Says why a cluster had to end, and whether it had been ready."""
+
+    reason: str
+    was_ready: bool
+
+
+def run(config: ClusterConfig, environ: Mapping[str, str]) -> int:
     """Serve until SIGINT or SIGTERM and return the exit code. Afterwards no process that was started here is left.
 
     If a port is taken, or Ray's socket paths would be too long, raises StartError before anything is started.
     """
     check_ports(config)
     with run_directory(environ) as directory, no_orphans():
-        machine = Machine(config, directory, child_environment(config, environ), log_level)
+        machine = Machine(config, directory, child_environment(config, environ))
         return asyncio.run(machine.serve())
 
 
-@dataclass(frozen=True)
 class Machine:
     """Runs all processes of this machine, as one configuration describes them."""
 
-    config: ClusterConfig
-    directory: Path
-    environment: Mapping[str, str]
-    log_level: str
+    def __init__(self, config: ClusterConfig, directory: Path, environment: Mapping[str, str]) -> None:
+        self._config, self._directory = config, directory
+        self._environment = environment
+        self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self._cache_service: Process | None = None
 
     async def serve(self) -> int:
-        """Serve until a signal asks to stop, and return 0, or until the cluster ends by itself, and return 1."""
-        stop = asyncio.Event()
+        """Serve until a signal asks to stop, and return 0, or until restarts of the cluster don't help, and return 1.
+
+        The first signal lets running requests end within `limits.shutdown_grace_s`; a second one ends all at once.
+        """
+        own = "the cache service and " if self._config.cache_service.spawn else ""
+        logger.info("starting %sthe cluster, with the model %s; a start takes some 20 s", own, self._config.name)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, self._request_stop)
         async with asyncio.TaskGroup() as tasks:
-            cache = tasks.create_task(self._keep_cache_service()) if self.config.cache_service.spawn else None
-            cluster = tasks.create_task(self._run_cluster())
-            stopped = tasks.create_task(stop.wait())
+            cache = tasks.create_task(self._keep_cache_service()) if self._config.cache_service.spawn else None
+            cluster = tasks.create_task(self._keep_cluster())
+            stopped = tasks.create_task(self._stop.wait())
             await asyncio.wait({cluster, stopped}, return_when=asyncio.FIRST_COMPLETED)
             logger.info("stopping")
-            for task in filter(None, (cluster, stopped, cache)):
+            for task in (cluster, stopped):
                 task.cancel()
-        return 0 if stop.is_set() else 1
+            await asyncio.wait({cluster})
+            if cache:
+                cache.cancel()
+        return 0 if self._stop.is_set() else 1
 
-    async def _run_cluster(self) -> None:
-        config_file = self.directory / "config.json"
-        config_file.write_text(json.dumps(to_mapping(self.config)))
-        async with self._child(
-            "cluster.supervisor.driver", config_file, self.directory / "ray", self.log_level
-        ) as driver:
-            code = await driver.wait()
-            logger.error("the cluster ended by itself with exit code %d; its log above has the reason", code)
+    def _request_stop(self) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _keep_cluster(self) -> None:
+        """Run the cluster, and restart it whenever it is lost. Return if it never gets ready, and say why.
+
+        The cache service runs on meanwhile, with its shared contexts.
+        """
+        failed_starts, has_been_ready = 0, False
+        while True:
+            loss = await self._run_cluster()
+            has_been_ready |= loss.was_ready
+            failed_starts = 0 if loss.was_ready else failed_starts + 1
+            if not has_been_ready:
+                logger.error("the cluster didn't start: %s; its log above has more", loss.reason)
+                return
+            if failed_starts == MAX_FAILED_STARTS:
+                logger.error("the cluster was lost, and %d restarts failed: %s", failed_starts, loss.reason)
+                return
+            delay_s = min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2**failed_starts)
+            logger.error("the cluster was lost: %s; it is restarted in %g s", loss.reason, delay_s)
+            await asyncio.sleep(delay_s)
+
+    async def _run_cluster(self) -> Loss:
+        """Run the cluster until it is lost; no process of it is left then."""
+        config_file, ray_directory = self._directory / "config.json", self._directory / "ray"
+        config_file.write_text(json.dumps(to_mapping(self._config)))
+        watch = ClusterWatch(health_url(self._config))
+        grace_s = self._config.limits.shutdown_grace_s + GRACE_S
+        async with self._child("cluster.supervisor.driver", config_file, ray_directory, grace_s=grace_s) as driver:
+            ended, lost = asyncio.create_task(driver.wait()), asyncio.create_task(watch.wait_until_lost())
+            try:
+                await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                lost.cancel()
+                ended.cancel()
+            code = driver.returncode
+            reason = lost.result() if code is None else f"its driver ended with exit code {code}"
+            kept = self._cache_service.pid if self._cache_service else None
+            await asyncio.to_thread(kill_descendants, kept)
+        shutil.rmtree(ray_directory, ignore_errors=True)
+        return Loss(reason, watch.was_ready)
 
     async def _keep_cache_service(self) -> None:
         """Run the cache service, and restart it whenever it ends, after increasing delays."""
-        where, config_file = self.config.cache_service, self.directory / "cache_service.json"
-        config_file.write_text(json.dumps({"contexts": to_mapping(self.config)["cache_service"]["contexts"]}))
-        options = ("--config", config_file, "--host", where.host, "--port", where.port, "--log-level", self.log_level)
+        where, config_file = self._config.cache_service, self._directory / "cache_service.json"
+        config_file.write_text(json.dumps({"contexts": to_mapping(self._config)["cache_service"]["contexts"]}))
+        logs = ("--log-level", self._config.logs.level, "--log-format", self._config.logs.format)
+        options = ("--config", config_file, "--host", where.host, "--port", where.port, *logs)
         async for attempt in AsyncRetrying(wait=wait_exponential(multiplier=0.1, max=5), before_sleep=log_restart):
             with attempt:
-                async with self._child("cache_service", *options) as service:
-                    raise ChildEndedError(f"the cache service ended with exit code {await service.wait()}")
+                async with self._child("cache_service", *options) as self._cache_service:
+                    code = await self._cache_service.wait()
+                    raise ChildEndedError(f"the cache service ended with exit code {code}")
 
     @asynccontextmanager
-    async def _child(self, module: str, *options: object) -> AsyncIterator[Process]:
+    async def _child(self, module: str, *options: object, grace_s: float = GRACE_S) -> AsyncIterator[Process]:
         """Run `python -m MODULE ...` in a session of its own. It ends with the context, and with this process.
 
-        It is stopped by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python gets the signal.
+        It is stopped by SIGINT: at SIGTERM Ray's native code prints a stack trace before Python gets the signal. It is
+        killed after `grace_s`, or at once if a second signal came.
         """
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "cluster.supervisor.launch", module, *map(str, options)),
-            env=dict(self.environment),
+            env=dict(self._environment),
             start_new_session=True,
             preexec_fn=as_child,
         )
@@ -118,51 +182,20 @@ class Machine:
         finally:
             if child.returncode is None:
                 child.send_signal(signal.SIGINT)
-                try:
-                    await asyncio.wait_for(child.wait(), GRACE_S)
-                except TimeoutError:
-                    child.kill()
-                    await child.wait()
+                await self._await_end(child, grace_s)
+
+    async def _await_end(self, child: Process, grace_s: float) -> None:
+        ended, hurried = asyncio.create_task(child.wait()), asyncio.create_task(self._stop_now.wait())
+        await asyncio.wait({ended, hurried}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if child.returncode is None:
+            child.kill()
+        await ended
 
 
 def log_restart(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     logger.warning("%s; it is restarted, and requests are served without it meanwhile", error)
-
-
-def as_child() -> None:
-    """Let this child process die with its parent, and block SIGINT until `cluster.supervisor.launch` handles it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    prctl(PR_SET_PDEATHSIG, signal.SIGINT)
-
-
-def prctl(option: int, value: int) -> None:
-    """Set an option of this process on Linux; on other systems children end only when they are asked to."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-@contextmanager
-def no_orphans() -> Iterator[None]:
-    """End every process that was started inside this context when it is left, including orphans."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        end_descendants()
-
-
-def end_descendants() -> None:
-    """Ask every descendant of this process to end, and kill those that don't."""
-    this = psutil.Process()
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        remaining = this.children(recursive=True)
-        for child in remaining:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(child)
-        psutil.wait_procs(remaining, timeout=KILL_GRACE_S)
 
 
 @contextmanager
@@ -189,13 +222,15 @@ def run_directory(environ: Mapping[str, str]) -> Iterator[Path]:
 
 def child_environment(config: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the children's environment: a Ray of their own, locked with a new token and without usage reports, and no
-    proxy between processes of this machine.
+    proxy between processes of this machine. Ray's own logging is reduced unless ours is at DEBUG.
     """
     hosts = {"localhost", "127.0.0.1", config.http.host, config.grpc.host, *config.cache_service.hosts}
     bypass = ",".join([*sorted(hosts), *filter(None, [environ.get("no_proxy") or environ.get("NO_PROXY")])])
     inherited = {name: value for name, value in environ.items() if name not in {"RAY_ADDRESS", "RAY_NAMESPACE"}}
     locked = {**LOCKED_SETTINGS, TOKEN: secrets.token_hex(32)}
-    return {**SERVE_SETTINGS, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
+    quiet = {} if config.logs.level == "DEBUG" else {**LOG_SETTINGS, **UNSCALED}
+    plain = {} if sys.stderr.isatty() else {"NO_COLOR": "1"}
+    return {**SERVE_ENVIRONMENT, **quiet, **plain, **inherited, **locked, "no_proxy": bypass, "NO_PROXY": bypass}
 
 
 def check_ports(config: ClusterConfig) -> None:

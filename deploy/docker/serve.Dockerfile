@@ -30,8 +30,13 @@ COPY cluster cluster
 COPY deploy/palimpsest.yaml deploy/palimpsest.yaml
 # The root file system is read-only in the cluster: everything written, compiled kernels included, goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/palimpsest PYTHONUNBUFFERED=1 HOME=/tmp RAY_USAGE_STATS_ENABLED=0
-# `palimpsest serve` sets the same on one machine: they take some of Ray from the way between client and worker.
+# `palimpsest serve` sets the same on one machine: they take some of Ray from the way between client and worker, and
+# guard Serve's proxy.
 ENV RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 RAY_SERVE_PROXY_USE_GRPC=1
+ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cluster.ingress.http.proxy:middlewares
+# It sets these, too: plain log lines, no statistics every minute, and files that are rotated.
+ENV RAY_COLOR_PREFIX=0 RAY_DEDUP_LOGS=0 RAY_DISABLE_WORKER_LOG_PREFIX=1
+ENV RAY_event_stats=0 RAY_ROTATION_MAX_BYTES=8388608 RAY_ROTATION_BACKUP_COUNT=2
 RUN python -m compileall -q .
 USER 1000:1000
 EXPOSE 8000 9000

@@ -8,6 +8,7 @@ from functools import partial
 
 from cache_service.background import run_forever
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cache_service.client.waits import BuildWaits
 from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.types import Context, DepthTable, PrefixKey, ReplicaId
@@ -80,6 +81,11 @@ class Membership(LoopThread):
             tally=tally,
             faults=self._faults,
         )
+
+    @property
+    def contact(self) -> WatchContact:
+        """Return the record of what this member hears from the cache service."""
+        return self._client.contact
 
     def check(self) -> None:
         """Raise MembershipEndedError, with the reason, if this object's thread has ended by itself."""

@@ -114,9 +114,9 @@ class AsyncEngine:
         return self._engine.stats()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        """Yield chunks up to the one with a finish reason; closing the generator aborts the request.
+        """Yield the acceptance, then chunks up to the one with a finish reason. Raises WorkerError.
 
-        Raises WorkerError.
+        Closing the generator aborts the request.
         """
         stream = Stream()
         self._post(lambda: self._submit(request, stream))
@@ -225,6 +225,7 @@ class AsyncEngine:
             raise
         else:
             self._streams[request.request_id] = stream
+            deliver([(stream, GenerateChunk.acceptance(request.request_id))])
 
     def _abandon(self, request_id: str, stream: Stream) -> None:
         if self._streams.get(request_id) is stream:

@@ -186,7 +186,9 @@ class RedisStore:
         self.state = state
         self.incarnation = incarnation.decode()
         self.feed.restart(self.state.revision)
-        _log.info("loaded %r of incarnation %s", self.state, self.incarnation)
+        members, contexts = len(self.state.directory.members()), len(self.state.contexts)
+        found = f"{members} members and {contexts} contexts"
+        _log.info("loaded %s at revision %d of incarnation %s", found, self.state.revision, self.incarnation)
 
     async def _prune(self, incarnation: bytes, head: bytes, changes: list[Any]) -> bool:
         """Remove facts that an older version left behind; return False if another writer was faster.

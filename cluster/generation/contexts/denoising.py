@@ -10,13 +10,15 @@ So a block is always computed from the content to which it is committed, and con
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cache_service.core.types import Context, ContextId, Edit
 from cluster.errors import ContextConflictError, RequestError
+from cluster.generation.admission import Admission
 from cluster.generation.contexts.editing import ContextService
-from cluster.generation.events import FilledBlock
+from cluster.generation.events import Accepted, FilledBlock
 from cluster.metrics import IngressMetrics
 from workers.api import SEED_BITS, DecodingParams, FinishReason, GenerateRequest, Usage
 
@@ -57,12 +59,16 @@ class Denoised:
     """The last block's usage, with the steps, forwards and tokens of all; None if the context had no hole."""
 
 
+DenoiseEvent = Accepted | BlockCommitted | Denoised
+
+
 class DenoisingService(Protocol):
     """Declares the part of the inference service that the denoiser needs."""
 
     contexts: ContextService
+    admission: Admission
 
-    async def fill(self, request: GenerateRequest, deadline: float) -> FilledBlock: ...
+    def fill(self, request: GenerateRequest, deadline: float) -> AsyncGenerator[Accepted | FilledBlock, None]: ...
 
     def deadline(self, timeout_s: float | None) -> float: ...
 
@@ -76,21 +82,19 @@ class ContextDenoiser:
         """Denoise through `service`; a request that names no block length has `block_length`."""
         self._service, self._metrics, self._block_length = service, metrics, block_length
 
-    async def run(
-        self, call: DenoiseCall, *, timeout_s: float | None = None
-    ) -> AsyncGenerator[BlockCommitted | Denoised, None]:
-        """Yield a BlockCommitted for every block, then one Denoised. What is committed stays, however this ends.
+    async def run(self, call: DenoiseCall, *, timeout_s: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
+        """Yield an Accepted if there is a hole, a BlockCommitted for every block, then one Denoised.
 
-        Closing the generator, or passing the deadline, stops the work. Raises what `InferenceService.generate` and
-        `ContextService` raise.
+        What is committed stays, however this ends. Closing the generator, or passing the deadline, stops the work.
+        Raises what `InferenceService.generate` and `ContextService` raise.
         """
         deadline = self._service.deadline(timeout_s)
-        with self._metrics.request() as observed:
+        with self._service.admission.admit(self._metrics.request()) as observed:
             contexts = self._service.contexts
             context = await contexts.read_to_generate(call.context, call.cache_salt)
             length = call.params.block_length or self._block_length
             params = replace(call.params, block_length=length, num_steps=steps_per_block(call.params, context, length))
-            num_blocks, lost_races, usages = 0, 0, []
+            num_blocks, lost_races, usages = 0, 0, list[Usage]()
             while context.masked:
                 positions = context.masked[:length]
                 number = num_blocks + lost_races
@@ -101,10 +105,15 @@ class ContextDenoiser:
                     params=params_of_block(params, number),
                     holes=positions,
                 )
-                block = await self._service.fill(request, deadline)
-                usages.append(block.usage)
+                async with aclosing(self._service.fill(request, deadline)) as events:
+                    async for event in events:
+                        if isinstance(event, FilledBlock):
+                            filled = event
+                        elif not usages:
+                            yield event
+                usages.append(filled.usage)
                 try:
-                    context = await contexts.commit(context, edits_of(positions, block.token_ids))
+                    context = await contexts.commit(context, edits_of(positions, filled.token_ids))
                 except ContextConflictError:
                     lost_races += 1
                     context = await contexts.read_to_generate(call.context, call.cache_salt)

@@ -14,11 +14,14 @@ from itertools import groupby, takewhile
 
 from cache_service.core.types import Edit
 from cluster.errors import RequestError
+from cluster.generation.detokenization import BROKEN
 from cluster.generation.tokenization import ANCHOR, Message, Tokenizer
 
 MAX_HOLE = 4096
 TAIL_TOKENS = 8
 """Number of tokens before a position that decide how text is tokenized there."""
+MAX_REDRAFTED = 8
+"""The most tokens behind an edit that are looked at, and drafted again if they would read otherwise behind it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class ContextDrafter:
         """Turn content that stands by itself into a draft. Raises RequestError if template or vocabulary refuse it."""
         match content:
             case TokenContent(parts):
+                self.check_ids(content)
                 return self._draft_tokens(parts)
             case TextContent(parts):
                 return self._draft_with_holes(lambda spell: self._tokenizer.encode_plain(spell(parts)))
@@ -129,11 +133,48 @@ class ContextDrafter:
         ways = [self._draft_after(text, content.parts), behind_any, alone] if text else [alone, behind_any]
         return next((draft for draft in ways if self._reads_as_written(before, draft, content.parts)), ways[0])
 
+    def draft_between(
+        self, token_ids: Sequence[int], masked: Sequence[int], start: int, end: int, content: TextContent
+    ) -> tuple[Draft, int]:
+        """Draft text for positions start..end-1, and return with it the end of what it replaces.
+
+        A decoder may read the next token otherwise behind the new text: then that token's text is drafted, too.
+        """
+        before, fixed = token_ids[:start], frozenset(masked)
+        for stop in range(end, min(end + MAX_REDRAFTED, len(token_ids)) + 1):
+            if stop > end and (stop - 1 in fixed or self._tokenizer.is_special(token_ids[stop - 1])):
+                break
+            text, rest = self._text_after(token_ids[:end], token_ids[end:stop]), self._characters_at(token_ids, stop)
+            if text.endswith(BROKEN):
+                continue
+            draft = self.draft_after(before, TextContent((*content.parts, text)) if text else content)
+            if self._text_after((*before, *draft.token_ids), rest) == self._text_after(token_ids[:stop], rest):
+                return draft, stop
+        return self.draft_after(before, content), end
+
+    def _text_after(self, before: Sequence[int], token_ids: Sequence[int]) -> str:
+        """Return what the tokens add to the text of those before them."""
+        for length in range(TAIL_TOKENS, 2 * TAIL_TOKENS):
+            tail = tuple(before[-length:])
+            known = self._tokenizer.text_of(tail, special=True)
+            if not known.startswith(BROKEN):
+                break
+        return self._tokenizer.text_of((*tail, *token_ids), special=True)[len(known) :]
+
+    def _characters_at(self, token_ids: Sequence[int], start: int) -> Sequence[int]:
+        """Return the next tokens that show how the text goes on: whole characters of it."""
+        ends = range(start + 1, min(start + MAX_REDRAFTED, len(token_ids)) + 1)
+        runs = (token_ids[start:end] for end in ends)
+        shown = ((run, self._tokenizer.text_of(run, special=True)) for run in runs)
+        return next((run for run, text in shown if text and not text.endswith(BROKEN)), ())
+
     def _draft_after(self, text: str, parts: Sequence[Part]) -> Draft:
         encode = partial(self._tokenizer.encode_suffix, after=text, plain=True)
         return self._draft_with_holes(lambda spell: encode(spell(parts)))
 
-    def locate_text(self, token_ids: Sequence[int], masked: Sequence[int], text: str) -> tuple[int, int, str, str]:
+    def locate_text(
+        self, token_ids: Sequence[int], masked: Sequence[int], text: str, *, param: str = "edits"
+    ) -> tuple[int, int, str, str]:
         """Return the positions start..end-1 of the tokens of `text`, and the text before and after it in them.
 
         Raises RequestError if it is missing, repeated, or not within one piece of text.
@@ -142,27 +183,26 @@ class ContextDrafter:
         whole = "".join(pieces)
         places = [place.start() for place in re.finditer(f"(?={re.escape(text)})", whole)]
         if len(places) != 1:
-            raise RequestError(f"{text!r} occurs {len(places)} times in the context, not once", param="edits")
+            raise RequestError(f"{text!r} occurs {len(places)} times in the context, not once", param=param)
         [first] = places
         last, ends, length = first + len(text), [], 0
         for piece in pieces:
             length += len(piece)
             ends.append(length)
-        within = self._tokenizer.within_characters(token_ids, pieces)
+        silent = self._tokenizer.silent_tokens(token_ids, pieces)
         start = next(index for index, end in enumerate(ends) if end > first)
-        while start - 1 in within:
+        while start - 1 in silent:
             start -= 1
         end = next(index for index, end in enumerate(ends) if end >= last) + 1
-        if any(index in holes or not (pieces[index] or index in within) for index in range(start, end)):
-            raise RequestError(
-                f"{text!r} has a hole or a special token in it",
-                param="edits",
-            )
+        if any(index in holes or not (pieces[index] or index in silent) for index in range(start, end)):
+            raise RequestError(f"{text!r} has a hole or a special token in it", param=param)
         return start, end, whole[ends[start] - len(pieces[start]) : first], whole[last : ends[end - 1]]
 
+    def check_ids(self, content: TokenContent, param: str = "token_ids") -> None:
+        """Raise RequestError for ids beyond the vocabulary."""
+        self._tokenizer.check_ids((part for part in content.parts if not isinstance(part, Hole)), param=param)
+
     def _draft_tokens(self, parts: Sequence[int | Hole]) -> Draft:
-        given = [part for part in parts if not isinstance(part, Hole)]
-        self._tokenizer.check_ids(given, param="token_ids")
         return self._draft_runs([[part] if not isinstance(part, Hole) else [None] * part.length for part in parts])
 
     def _draft_runs(self, runs: Sequence[Sequence[int | None]]) -> Draft:
@@ -194,8 +234,7 @@ class ContextDrafter:
         """Return whether the tokens before the first hole decode to the text before it."""
         text = "".join(str(part) for part in takewhile(lambda part: isinstance(part, str), parts))
         end = draft.masked[0] if draft.masked else len(draft.token_ids)
-        tail = before[-TAIL_TOKENS:]
-        return self._tokenizer.text_of((*tail, *draft.token_ids[:end])) == self._tokenizer.text_of(tail) + text
+        return self._text_after(before, draft.token_ids[:end]) == text
 
 
 def spell_holes(parts: Sequence[Part], *, hole: str, anchor: str) -> str:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from typing import TypeVar
 
@@ -268,26 +269,49 @@ def edits_of(
     """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
     if isinstance(changes, FullRewrite):
         return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    ordered = sorted((edits_of_change(context, change, drafter) for change in changes), key=replaced_range)
-    return tuple(chain.from_iterable(ordered))
+    located = (locate_change(context, change, drafter, index) for index, change in enumerate(changes))
+    places = sorted(located, key=lambda place: place.range)
+    ends = [*(place.start for place in places[1:]), len(context.token_ids)]
+    return tuple(chain.from_iterable(map(partial(place_edits, context, drafter), places, ends)))
 
 
-def replaced_range(edits: Sequence[Edit]) -> tuple[int, int]:
-    """Return the range that a change replaces: its first edit removes the old tokens, the others insert after it."""
-    return edits[0].start, edits[0].end
+@dataclass(frozen=True)
+class LocatedChange:
+    """Holds new content for the positions start..end-1."""
+
+    start: int
+    end: int
+    content: TextContent | TokenContent
+
+    @property
+    def range(self) -> tuple[int, int]:
+        return self.start, self.end
 
 
-def edits_of_change(context: Context, change: Replacement, drafter: ContextDrafter) -> tuple[Edit, ...]:
-    content = change.content
+def locate_change(context: Context, change: Replacement, drafter: ContextDrafter, index: int) -> LocatedChange:
+    """Return the positions that edit number `index` replaces, and their content with what else of their text stays."""
+    content, path = change.content, f"edits.{index}"
+    if isinstance(content, TokenContent):
+        drafter.check_ids(content, f"{path}.token_ids")
     if isinstance(change.place, TokenRange):
-        start, end = change.place.start, change.place.end
+        return LocatedChange(change.place.start, change.place.end, content)
+    text = change.place.text
+    start, end, left, right = drafter.locate_text(context.token_ids, context.masked, text, param=f"{path}.find")
+    if isinstance(content, TextContent):
+        content = TextContent((left, *content.parts, right))
+    elif left or right:
+        raise RequestError(f"token ids can't replace {text!r}, a part of a token", param=f"{path}.token_ids")
+    return LocatedChange(start, end, content)
+
+
+def place_edits(context: Context, drafter: ContextDrafter, change: LocatedChange, limit: int) -> tuple[Edit, ...]:
+    """Return the edits of one change, which may draft text again up to position `limit`, where another one begins."""
+    start, end, content = change.start, change.end, change.content
+    if isinstance(content, TextContent) and 0 <= start <= end <= limit:
+        draft, end = drafter.draft_between(context.token_ids[:limit], context.masked, start, end, content)
     else:
-        start, end, left, right = drafter.locate_text(context.token_ids, context.masked, change.place.text)
-        if isinstance(content, TextContent):
-            content = TextContent((left, *content.parts, right))
-        elif left or right:
-            raise RequestError(f"token ids can't replace {change.place.text!r}, a part of a token", param="edits")
-    return drafter.draft_after(context.token_ids[:start], content).edits(start, end)
+        draft = drafter.draft_after(context.token_ids[:start], content)
+    return draft.edits(start, end)
 
 
 def holes_of(context: Context) -> tuple[TokenRange, ...]:

@@ -13,10 +13,15 @@ from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.generation.events import Accepted
+from cluster.ingress.errors import at_paths
 from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
 from cluster.ingress.grpc.content import changes_from_pb, content_from_pb
 from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
+
+CONTENT_PATHS = {"messages": "content.turns", "token_ids": "content.tokens"}
+"""Where requests write what the service calls messages and token ids."""
 
 
 class ContextsServicer(pb_grpc.ContextsServicer):
@@ -28,9 +33,9 @@ class ContextsServicer(pb_grpc.ContextsServicer):
 
     async def Create(self, request: pb.CreateContextRequest, context: Any) -> pb.CreateContextResponse:
         async with guarded_call(context, self._api_keys) as tenant:
-            made = await self._contexts.create(
-                content_from_pb(request.content), request.cache_salt, tenant, ttl_of(request)
-            )
+            content = content_from_pb(request.content)
+            with at_paths(CONTENT_PATHS):
+                made = await self._contexts.create(content, request.cache_salt, tenant, ttl_of(request))
             return pb.CreateContextResponse(context=self._full_context(made))
 
     async def Get(self, request: pb.GetContextRequest, context: Any) -> pb.GetContextResponse:
@@ -59,7 +64,9 @@ class ContextsServicer(pb_grpc.ContextsServicer):
                     "expected_epoch is missing: give the epoch for which the change was made", param="expected_epoch"
                 )
             else:
-                changed = await self._contexts.change(name, salt, expected, changes_from_pb(request), ttl_s)
+                changes = changes_from_pb(request)
+                with at_paths(paths_of(request)):
+                    changed = await self._contexts.change(name, salt, expected, changes, ttl_s)
             return pb.ChangeContextResponse(context=self._full_context(changed))
 
     async def Delete(self, request: pb.DeleteContextRequest, context: Any) -> pb.DeleteContextResponse:
@@ -74,6 +81,8 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             async with aclosing(self._denoiser.run(call, timeout_s=context.time_remaining())) as events:
                 async for event in events:
                     match event:
+                        case Accepted():
+                            await context.send_initial_metadata(())
                         case BlockCommitted():
                             yield pb.DenoiseResponse(block=block(event))
                         case Denoised():
@@ -92,6 +101,12 @@ class ContextsServicer(pb_grpc.ContextsServicer):
             lost_races=event.lost_races,
             diffusion=work_done(event.usage) if event.usage else None,
         )
+
+
+def paths_of(request: pb.ChangeContextRequest) -> dict[str, str]:
+    """Return where this request wrote what the service calls its content and its edits."""
+    tokens = {f"edits.{index}.token_ids": f"edits.edits.{index}.tokens" for index in range(len(request.edits.edits))}
+    return tokens | {"edits": "edits.edits"} | CONTENT_PATHS
 
 
 def context_header(context: Context) -> pb.Context:

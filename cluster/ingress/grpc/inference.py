@@ -12,10 +12,11 @@ from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
-from cluster.generation.events import ContextChoice, Finished, Text
-from cluster.generation.prompts import GenerationCall
+from cluster.generation.events import Accepted, ContextChoice, Finished, Text
+from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
 from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
+from cluster.ingress.errors import at_paths
 from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done
 from cluster.ingress.grpc.content import role_from_pb
 from protos import inference_v1_pb2 as pb
@@ -37,7 +38,8 @@ class InferenceServicer(pb_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
         async with guarded_call(context, self._api_keys):
             call = call_from_pb(request)
-            answer = await self._service.answer(call, timeout_s=context.time_remaining())
+            with at_paths(paths_of(request)):
+                answer = await self._service.answer(call, timeout_s=context.time_remaining())
             return pb.GenerateResponse(
                 id=call.request_id,
                 model=self._service.catalogue.name,
@@ -51,13 +53,17 @@ class InferenceServicer(pb_grpc.InferenceServicer):
         async with guarded_call(context, self._api_keys):
             call = call_from_pb(request)
             message = partial(pb.GenerateStreamResponse, id=call.request_id, model=self._service.catalogue.name)
-            async with aclosing(self._service.generate(call, timeout_s=context.time_remaining())) as events:
-                async for event in events:
-                    match event:
-                        case Text(text):
-                            yield message(text=text)
-                        case Finished():
-                            yield message(**final_fields(event))
+            events = self._service.generate(call, timeout_s=context.time_remaining())
+            with at_paths(paths_of(request)):
+                async with aclosing(events):
+                    async for event in events:
+                        match event:
+                            case Accepted():
+                                await context.send_initial_metadata(())
+                            case Text(text):
+                                yield message(text=text)
+                            case Finished():
+                                yield message(**final_fields(event))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: N802
         async with guarded_call(context, self._api_keys):
@@ -71,24 +77,32 @@ class InferenceServicer(pb_grpc.InferenceServicer):
 def call_from_pb(request: pb.GenerateRequest) -> GenerationCall:
     """Return the call that a request describes. Raises RequestError for one that is incomplete or contradictory."""
     if request.HasField("max_tokens") and request.max_tokens < 1:
-        raise RequestError("max_tokens must be at least 1", param="max_tokens")
+        raise RequestError(f"max_tokens must be at least 1, got {request.max_tokens}", param="max_tokens")
     if len(request.stop) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in request.stop):
         raise RequestError(
             f"stop takes up to {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters each", param="stop"
         )
     if request.suffix and request.HasField("conversation"):
         raise RequestError("a suffix needs a prompt of text or token_ids", param="suffix")
+    max_tokens = request.max_tokens if request.HasField("max_tokens") else None
+    params = params_from_pb(request)
     return GenerationCall(
         request_id=uuid.uuid4().hex,
         prompt=prompt_from_pb(request),
         suffix=request.suffix,
         model=request.model or None,
-        max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
-        params=params_from_pb(request),
+        max_tokens=max_tokens,
+        params=fill_canvas(params, max_tokens) if request.ignore_eos else params,
         stop=tuple(request.stop),
         cache_salt=request.cache_salt,
         context=choice_from_pb(request.context) if request.HasField("context") else None,
     )
+
+
+def paths_of(request: pb.GenerateRequest) -> dict[str, str]:
+    """Return where this request wrote what the service calls its prompt and its messages."""
+    written = {"conversation": "conversation.messages", "token_ids": "token_ids.ids", "text": "text"}
+    return {"prompt": written[request.WhichOneof("prompt")], "messages": "conversation.messages"}
 
 
 def choice_from_pb(context: pb.ContextChoice) -> ContextChoice:
@@ -104,8 +118,13 @@ def choice_from_pb(context: pb.ContextChoice) -> ContextChoice:
 def prompt_from_pb(request: pb.GenerateRequest) -> Prompt:
     match request.WhichOneof("prompt"):
         case "conversation" if request.conversation.messages:
-            turns = request.conversation.messages
-            return Conversation(tuple(Message(role_from_pb(turn.role, "conversation"), turn.content) for turn in turns))
+            turns = enumerate(request.conversation.messages)
+            return Conversation(
+                tuple(
+                    Message(role_from_pb(turn.role, f"conversation.messages.{index}.role"), turn.content)
+                    for index, turn in turns
+                )
+            )
         case "text":
             return TextPrompt(request.text)
         case "token_ids":

@@ -15,8 +15,11 @@ from grpc_reflection.v1alpha import reflection
 from cluster.errors import ClusterError
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
+from cluster.ingress.access import AccessLog
+from cluster.ingress.grpc.access import AccessInterceptor
 from cluster.ingress.grpc.contexts import ContextsServicer
 from cluster.ingress.grpc.inference import InferenceServicer
+from cluster.metrics import IngressMetrics
 from protos import contexts_v1_pb2, contexts_v1_pb2_grpc, inference_v1_pb2, inference_v1_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,9 @@ INFERENCE: str = inference_v1_pb2.DESCRIPTOR.services_by_name["Inference"].full_
 CONTEXTS: str = contexts_v1_pb2.DESCRIPTOR.services_by_name["Contexts"].full_name
 STARTING_PERIOD_S, SERVING_PERIOD_S = 0.5, 5.0
 """Seconds between two health checks: until the ingress can serve, and from then on."""
-GRACE_S = 1.0
+READ_ANYWAY_BYTES = 16 << 20
+"""Bytes beyond the limit up to which a message is read before it is refused; gRPC refuses longer ones by itself, and
+then neither log nor metrics show it."""
 
 
 @asynccontextmanager
@@ -37,12 +42,18 @@ async def serving(
     api_keys: frozenset[str],
     *,
     max_message_bytes: int,
+    access: AccessLog | None = None,
+    grace_s: float = 1.0,
 ) -> AsyncIterator[int]:
     """Run a server with health and reflection at `address` for as long as the context lasts; yield its port.
 
-    Health is SERVING while `service` is healthy. Raises ClusterError if it can't bind the address.
+    Health is SERVING while `service` is healthy. Calls are noted in `access`. At the end, running calls get `grace_s`.
+    Raises ClusterError if it can't bind the address.
     """
-    server = grpc.aio.server(options=(("grpc.max_receive_message_length", max_message_bytes),))
+    server = grpc.aio.server(
+        interceptors=(AccessInterceptor(access or AccessLog(IngressMetrics()), max_message_bytes),),
+        options=(("grpc.max_receive_message_length", max_message_bytes + READ_ANYWAY_BYTES),),
+    )
     inference, contexts = InferenceServicer(service, api_keys), ContextsServicer(service, denoiser, api_keys)
     inference_v1_pb2_grpc.add_InferenceServicer_to_server(inference, server)  # type: ignore[no-untyped-call]
     contexts_v1_pb2_grpc.add_ContextsServicer_to_server(contexts, server)  # type: ignore[no-untyped-call]
@@ -63,7 +74,7 @@ async def serving(
         ):
             yield port
     finally:
-        await server.stop(GRACE_S)
+        await server.stop(grace_s)
 
 
 async def wait_until_stopped(server: Any) -> None:

@@ -11,6 +11,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cluster.generation.answer import InferenceService
+from cluster.ingress.access import note_request_id
+from cluster.ingress.errors import at_paths
+from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, GenerationBody
 from cluster.ingress.http.shapes import ChatShape, CompletionShape, ResponseMeta, Shape, StreamedAnswer
 from cluster.ingress.http.sse import event_stream
@@ -18,18 +21,18 @@ from cluster.ingress.http.sse import event_stream
 REQUEST_ID_LENGTH = 64
 
 
-def generation_routes(service: InferenceService, guards: Sequence[Any]) -> APIRouter:
-    """Return the routes, each behind the dependencies `guards`."""
-    router = APIRouter(dependencies=list(guards))
+def generation_routes(service: InferenceService, guards: Sequence[Any], keepalive_s: float) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`. Streams have a comment every `keepalive_s`."""
+    router = APIRouter(dependencies=list(guards), route_class=BodyRoute)
 
     @router.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        return await respond(service, body, request, ChatShape, "chatcmpl")
+        return await respond(service, body, request, ChatShape, "chatcmpl", keepalive_s)
 
     @router.post("/v1/completions")
     @router.post("/v1/fim/completions")
     async def completion(body: CompletionBody, request: Request) -> Response:
-        return await respond(service, body, request, CompletionShape, "cmpl")
+        return await respond(service, body, request, CompletionShape, "cmpl", keepalive_s)
 
     return router
 
@@ -40,12 +43,18 @@ async def respond(
     request: Request,
     shaped: Callable[[ResponseMeta], Shape],
     prefix: str,
+    keepalive_s: float,
 ) -> Response:
     """Answer one request, whole or as server-sent events."""
     unique = uuid.uuid4().hex
     name = request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH]
-    call = body.to_call(f"{name}-{unique}" if name else unique)
+    request_id = f"{name}-{unique}" if name else unique
+    note_request_id(request_id)
     shape = shaped(ResponseMeta(f"{prefix}-{unique}", int(time.time()), service.catalogue.name))
-    if not body.stream:
-        return JSONResponse(shape.full_response(await service.answer(call)))
-    return await event_stream(service.generate(call), StreamedAnswer(shape, body.include_usage))
+    paths = body.paths()
+    with at_paths(paths):
+        call = body.to_call(request_id)
+        if not body.stream:
+            return JSONResponse(shape.full_response(await service.answer(call)))
+        answer = StreamedAnswer(shape, body.usage_reports)
+        return await event_stream(service.generate(call), answer, keepalive_s=keepalive_s, paths=paths)

@@ -14,8 +14,16 @@ from fastapi.responses import JSONResponse
 
 from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
+from cluster.generation.contexts.denoising import (
+    BlockCommitted,
+    ContextDenoiser,
+    DenoiseCall,
+    Denoised,
+    DenoiseEvent,
+)
 from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.generation.events import Accepted
+from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody
 from cluster.ingress.http.shapes import Json, work_done
 from cluster.ingress.http.sse import event_stream
@@ -23,9 +31,14 @@ from cluster.ingress.http.sse import event_stream
 Salt = Annotated[str, Query(alias="cache_salt")]
 
 
-def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any]) -> APIRouter:
-    """Return the routes, each behind the dependencies `guards`, one of which sets `request.state.tenant`."""
-    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards))
+def context_routes(
+    service: InferenceService, denoiser: ContextDenoiser, guards: Sequence[Any], keepalive_s: float
+) -> APIRouter:
+    """Return the routes, each behind the dependencies `guards`, one of which sets `request.state.tenant`.
+
+    Streams have a comment every `keepalive_s`.
+    """
+    router = APIRouter(prefix="/v1/contexts", dependencies=list(guards), route_class=BodyRoute)
     contexts = service.contexts
 
     def full_context(context: Context) -> Json:
@@ -75,13 +88,15 @@ def context_routes(service: InferenceService, denoiser: ContextDenoiser, guards:
         call = DenoiseCall(uuid.uuid4().hex, ContextId(context_id), body.cache_salt or "", body.params())
         events = denoiser.run(call)
         if body.stream:
-            return await event_stream(events, StreamedDenoising(full_context))
+            return await event_stream(events, StreamedDenoising(full_context), keepalive_s=keepalive_s)
         blocks: list[Json] = []
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Denoised):
-                    return JSONResponse({**summary(event, full_context), "blocks": blocks})
-                blocks.append(block(event))
+                match event:
+                    case BlockCommitted():
+                        blocks.append(block(event))
+                    case Denoised():
+                        return JSONResponse({**summary(event, full_context), "blocks": blocks})
         raise AssertionError("a denoising ends with Denoised or an error")
 
     return router
@@ -96,8 +111,14 @@ class StreamedDenoising:
     def first_chunks(self) -> Sequence[Json]:
         return ()
 
-    def chunks(self, event: BlockCommitted | Denoised) -> Sequence[Json]:
-        return [block(event) if isinstance(event, BlockCommitted) else summary(event, self.full_context)]
+    def chunks(self, event: DenoiseEvent) -> Sequence[Json]:
+        match event:
+            case Accepted():
+                return ()
+            case BlockCommitted():
+                return [block(event)]
+            case Denoised():
+                return [summary(event, self.full_context)]
 
 
 def context_header(context: Context) -> Json:

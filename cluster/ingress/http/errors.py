@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from http import HTTPStatus
-from itertools import takewhile
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,10 +14,13 @@ from grpc import StatusCode
 from starlette.exceptions import HTTPException
 
 from cluster.errors import RequestError
+from cluster.ingress.access import note_reply
 from cluster.ingress.errors import INTERNAL, Reply, Status, reply_to
 
 logger = logging.getLogger(__name__)
 
+SHOULD_RETRY = "x-should-retry"
+"""The header by which OpenAI's clients decide whether to repeat a request; without it they repeat even a time-out."""
 NO_OBJECT = {"missing", "model_attributes_type", "model_type", "dict_type"}
 """The error types that pydantic reports for a body that is empty or not an object."""
 
@@ -26,6 +29,7 @@ async def refuse(_request: Request, error: Exception) -> Response:
     """Answer a request with `error`."""
     reply = error_response(error)
     headers = dict(getattr(error, "headers", None) or {})
+    headers[SHOULD_RETRY] = "false" if reply.retry_after_s is None else "true"
     if reply.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(reply.retry_after_s))
     if reply.status.http == HTTPStatus.UNAUTHORIZED:
@@ -34,6 +38,13 @@ async def refuse(_request: Request, error: Exception) -> Response:
 
 
 def error_response(error: Exception) -> Reply:
+    """Return the response to an error, and note it in the access log."""
+    reply = _reply_to(error)
+    note_reply(reply)
+    return reply
+
+
+def _reply_to(error: Exception) -> Reply:
     """Return the response to an error; the text of an internal error goes to the log instead."""
     match error:
         case RequestValidationError():
@@ -55,17 +66,36 @@ def request_error(error: RequestValidationError) -> RequestError:
     Of several faults it names the most deeply nested one, and a wrong type only if there is no other fault: if a
     field has alternatives, that fault is in the one that the client meant.
     """
-    first = max(error.errors(), key=lambda found: (len(found["loc"]), not found["type"].endswith("_type")))
+    faults = [(written_path(found, error.body), found) for found in error.errors()]
+    path, first = max(faults, key=lambda fault: (len(fault[0]), not fault[1]["type"].endswith("_type")))
     if first["loc"] == ("body",) and first["type"] in NO_OBJECT:
         return RequestError("the body must be a JSON object, sent with Content-Type: application/json")
-    if first["type"] == "json_invalid":
-        return RequestError(f"the body isn't valid JSON: {first['ctx']['error']}")
-    path = [str(part) for part in first["loc"][1:]]
-    param = ".".join(takewhile(is_field, path)) or None
-    reason = first["msg"].removeprefix("Value error, ")
+    param = ".".join(path) or None
+    is_type = first["type"].endswith("_type")
+    same = [fault for at, fault in faults if at == path and fault["type"].endswith("_type")] if is_type else [first]
+    reason = ", or: ".join(dict.fromkeys(map(reason_of, same)))
     return RequestError(f"{param}: {reason}" if param else reason, param=param)
 
 
-def is_field(part: str) -> bool:
-    """Return whether a part of an error's path is a field or an index, not the name of a type that pydantic tried."""
-    return part.isdigit() or (part.isidentifier() and part not in {"str", "int"})
+def reason_of(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is no such field"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def written_path(fault: Any, body: Any) -> list[str]:
+    """Return the fields and indices that lead to a fault in what the client wrote.
+
+    Pydantic's own path holds names of alternatives, too, which the body doesn't have.
+    """
+    source, *location = fault["loc"]
+    if source != "body":
+        return [str(part) for part in location]
+    path: list[str] = []
+    is_written = True
+    for part in location:
+        is_written = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
+        if is_written:
+            body = body[part]
+            path.append(str(part))
+    return path if is_written or fault["type"] != "missing" else [*path, str(location[-1])]

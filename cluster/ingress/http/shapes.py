@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from cluster.generation.events import Answer, Event, Finished, Text
+from cluster.generation.events import Accepted, Answer, Event, Finished, Text
 from workers.api import FinishReason, Usage
 
 Json = dict[str, Any]
@@ -63,7 +64,7 @@ class ChatShape:
         return self._chunk({}, finished.reason) | done(finished)
 
     def usage_chunk(self, finished: Finished) -> Json:
-        return _body(self.meta, "chat.completion.chunk", [], usage=usage(finished))
+        return _body(self.meta, "chat.completion.chunk", [], usage=usage(finished.usage))
 
     def _chunk(self, delta: Json, reason: FinishReason | None) -> Json:
         return _body(self.meta, "chat.completion.chunk", [{"delta": delta, **_choice(reason)}])
@@ -86,32 +87,61 @@ class CompletionShape:
         return self._chunk("", finished.reason) | done(finished)
 
     def usage_chunk(self, finished: Finished) -> Json:
-        return _body(self.meta, "text_completion", [], usage=usage(finished))
+        return _body(self.meta, "text_completion", [], usage=usage(finished.usage))
 
     def _chunk(self, text: str, reason: FinishReason | None) -> Json:
         return _body(self.meta, "text_completion", [{"text": text, **_choice(reason)}])
 
 
-@dataclass(frozen=True)
-class StreamedAnswer:
-    """Makes the chunks of one streamed answer. If usage is requested, it is null in all chunks but the last."""
+class UsageReports(enum.Enum):
+    """Says which chunks of a stream report usage."""
 
-    shape: Shape
-    include_usage: bool
+    NEVER = "never"
+    LAST = "last"
+    """A last chunk without choices does; in the others, `usage` is null."""
+    ALWAYS = "always"
+    """Every chunk reports the usage so far."""
+
+
+class StreamedAnswer:
+    """Makes the chunks of one streamed answer."""
+
+    def __init__(self, shape: Shape, reports: UsageReports) -> None:
+        self._shape, self._reports = shape, reports
+        self._is_open = False
 
     def first_chunks(self) -> Sequence[Json]:
-        return [self._without_usage(chunk) for chunk in self.shape.first_chunks()]
+        """Return the chunks that come before any text, unless they wait for the first event's usage."""
+        return [] if self._reports is UsageReports.ALWAYS else self._opening(None)
 
     def chunks(self, event: Event) -> Sequence[Json]:
         match event:
-            case Text(text):
-                return [self._without_usage(self.shape.text_chunk(text))]
-            case Finished():
-                final = self._without_usage(self.shape.final_chunk(event))
-                return [final, self.shape.usage_chunk(event)] if self.include_usage else [final]
+            case Accepted():
+                return ()
+            case Text(text, counts):
+                return [*self._opening(counts), self._reported(self._shape.text_chunk(text), counts)]
+            case Finished(_, counts):
+                final = self._reported(self._shape.final_chunk(event), counts)
+                wants_usage = self._reports is not UsageReports.NEVER
+                last = [self._shape.usage_chunk(event)] if wants_usage else []
+                return [*self._opening(counts), final, *last]
 
-    def _without_usage(self, chunk: Json) -> Json:
-        return chunk | {"usage": None} if self.include_usage else chunk
+    def _opening(self, counts: Usage | None) -> list[Json]:
+        """Return the first chunks, once. They come before any token, whatever is committed already."""
+        if self._is_open:
+            return []
+        self._is_open = True
+        before = counts and replace(counts, completion_tokens=0)
+        return [self._reported(chunk, before) for chunk in self._shape.first_chunks()]
+
+    def _reported(self, chunk: Json, counts: Usage | None) -> Json:
+        match self._reports:
+            case UsageReports.NEVER:
+                return chunk
+            case UsageReports.LAST:
+                return chunk | {"usage": None}
+            case UsageReports.ALWAYS:
+                return chunk | {"usage": counts and usage(counts)}
 
 
 def _body(meta: ResponseMeta, kind: str, choices: list[Json], **more: Any) -> Json:
@@ -130,7 +160,7 @@ def _choice(reason: FinishReason | None) -> Json:
 
 
 def _accounts(finished: Finished) -> Json:
-    return {"usage": usage(finished), **done(finished)}
+    return {"usage": usage(finished.usage), **done(finished)}
 
 
 def done(finished: Finished) -> Json:
@@ -142,8 +172,7 @@ def done(finished: Finished) -> Json:
     return {"diffusion": work_done(finished.usage), "context": context}
 
 
-def usage(finished: Finished) -> Json:
-    counts = finished.usage
+def usage(counts: Usage) -> Json:
     return {
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,

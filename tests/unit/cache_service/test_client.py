@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import grpc
 import pytest
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cache_service.config import ServerConfig
 from cache_service.core.events import Announced, Built, Edited, Event
 from cache_service.core.hashing import prefix_keys
@@ -39,6 +40,7 @@ from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, free_port
 from protos import cache_v1_pb2 as pb
 from protos.cache_v1_pb2_grpc import ContextsStub, EventsServicer, add_EventsServicer_to_server
+from tests.support.waiting import until
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
@@ -296,3 +298,23 @@ async def test_an_epoch_of_the_future_is_as_stale_as_one_of_the_past(client: Cac
     made = await client.create_context("m", "s", [1], author=ANNA)
     with pytest.raises(StaleEpoch):
         await client.edit_context(made.id, Epoch(3), [Edit(0, 1, (2,))], author=ANNA)
+
+
+async def test_a_client_knows_whether_its_watch_hears_the_service() -> None:
+    contact = WatchContact(FakeClock())  # by this clock the service is never silent
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(AsyncExitStack())
+        server = CacheServer(ServerConfig(port=0, grace_s=0.0), MemoryStore(clock=FakeClock(), history=64))
+        port = (await running.enter_async_context(server)).port
+        client = await stack.enter_async_context(CacheClient(f"127.0.0.1:{port}", contact=contact))
+        watch = await stack.enter_async_context(aclosing(client.watch()))
+        await anext(watch)
+        assert (contact.is_reachable, contact.reason) == (True, None)
+
+        reading = asyncio.ensure_future(anext(watch))
+        await running.aclose()
+        await until(lambda: not contact.is_reachable)
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+    assert "has not been heard" in str(contact.reason)

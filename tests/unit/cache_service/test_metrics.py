@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import aclosing
 
 import pytest
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
@@ -48,6 +50,14 @@ async def test_refusals_over_a_quota_are_counted_by_reason(clock: FakeClock) -> 
             await client.create_context("model", "salt", [1, 2], author=ANNA)
         assert (read(server, "contexts"), read(server, "context_tokens")) == (1, 2)
         assert read(server, "refusals_total", method="Create", reason="tenant-quota-exceeded") == 1
+
+
+async def test_the_exposition_is_valid_openmetrics(server: CacheServer, client: CacheClient) -> None:
+    await client.register(ANNA, ttl_s=5.0)
+    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
+    text = encode(server.service.metrics.registry).decode()
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert {"palimpsest_cache_calls", "palimpsest_cache_call_seconds", "palimpsest_cache_members"} <= names
 
 
 async def test_an_edit_that_lost_its_race_and_a_fenced_build_are_counted_apart(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.registry import Collector
 
 from cache_service.client.client import CacheClient
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import ReplicaId
 from cache_service.testing import free_port
 from cache_service.testing.processes import ServiceProcess
@@ -17,6 +18,7 @@ from cluster.background import BackgroundTasks
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.generation.encoding import TextEncoder
+from cluster.ingress.access import AccessLog
 from cluster.ingress.http.app import create_app
 from cluster.metrics import IngressMetrics
 from tests.support.checkpoints import write_random_checkpoint
@@ -54,6 +56,11 @@ def metrics() -> IngressMetrics:
 
 
 @pytest.fixture
+def access(metrics: IngressMetrics) -> AccessLog:
+    return AccessLog(metrics)
+
+
+@pytest.fixture
 def cache_target() -> str:
     """Return an address where nothing listens, unless a test starts a service there."""
     return f"127.0.0.1:{free_port()}"
@@ -75,6 +82,11 @@ def background() -> BackgroundTasks:
 
 
 @pytest.fixture
+def contact() -> WatchContact:
+    return WatchContact()
+
+
+@pytest.fixture
 def service(
     workers: LocalWorkers,
     random_model: Path,
@@ -82,6 +94,7 @@ def service(
     cache: CacheClient,
     background: BackgroundTasks,
     contexts_patience_s: float,
+    contact: WatchContact,
 ) -> InferenceService:
     return InferenceService(
         workers,
@@ -93,6 +106,7 @@ def service(
         timeout_s=30.0,
         background=background,
         contexts_patience_s=contexts_patience_s,
+        contact=contact,
     )
 
 
@@ -103,7 +117,11 @@ def denoiser(service: InferenceService, metrics: IngressMetrics) -> ContextDenoi
 
 @pytest.fixture
 def connect(
-    service: InferenceService, denoiser: ContextDenoiser, metrics: IngressMetrics, cache: CacheClient
+    service: InferenceService,
+    denoiser: ContextDenoiser,
+    metrics: IngressMetrics,
+    cache: CacheClient,
+    access: AccessLog,
 ) -> Connect:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -113,14 +131,22 @@ def connect(
     async def gather() -> Collector:
         return metrics.registry
 
-    def connect(api_keys: frozenset[str] = frozenset(), max_body_bytes: int = 10_000) -> TestClient:
+    def connect(
+        api_keys: frozenset[str] = frozenset(),
+        max_body_bytes: int = 10_000,
+        cors_origins: Sequence[str] = (),
+        keepalive_s: float = 15.0,
+    ) -> TestClient:
         app = create_app(
             service,
             denoiser,
             api_keys=api_keys,
             max_body_bytes=max_body_bytes,
+            keepalive_s=keepalive_s,
             metrics=gather,
             lifespan=lifespan,
+            access=access,
+            cors_origins=cors_origins,
         )
         return TestClient(app, raise_server_exceptions=False)
 

@@ -13,12 +13,32 @@ from workers.api import GenerateChunk, GenerateRequest, ModelInfo
 from workers.worker import Worker
 
 Connect = Callable[..., TestClient]
-"""A function of create_app's `api_keys` and `max_body_bytes` that returns a client of that application."""
+"""A function of create_app's `api_keys`, `max_body_bytes` and `cors_origins`; returns a client of that application."""
+
+RIGHT_KEYS = [
+    (("authorization", "Bearer right"),),
+    (("authorization", "bearer right"),),
+    (("authorization", "BEARER  right "),),
+    (("x-api-key", "right"),),
+    (("api-key", "right"),),
+    (("authorization", "Bearer none"), ("x-api-key", "right")),
+]
+"""Headers, or metadata, with the key `right`, as both transports take it."""
+WRONG_KEYS = [
+    (("authorization", "Bearer wrong"),),
+    (("authorization", "Basic right"),),
+    (("authorization", "right"),),
+    (("authorization", "Bearer"),),
+    (("authorization", "Bearer right right"),),
+    (("x-api-key", "Bearer right"),),
+    (("api-key", ""),),
+]
+"""Headers, or metadata, without that key."""
 
 
 @dataclass
 class Fault:
-    """Replaces an answer's chunk number `after`."""
+    """Replaces an answer's chunk number `after`; number 0 is the acceptance."""
 
     error: Exception | None = None
     """None: the worker hangs."""

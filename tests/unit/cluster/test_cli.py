@@ -20,17 +20,20 @@ def test_the_version_is_shown() -> None:
 def test_options_become_a_configuration(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[ClusterConfig, str]] = []
 
-    def run(config: ClusterConfig, _environ: object, log_level: str) -> int:
-        started.append((config, log_level))
+    def run(config: ClusterConfig, _environ: object) -> int:
+        started.append(config)
         return 3
 
     monkeypatch.setattr(supervisor, "run", run)
-    options = "--replicas 3 --host 0.0.0.0 --http-port 1 --grpc-port 2 --cache-port 4 --log-level debug"
+    options = (
+        "--replicas 3 --host 0.0.0.0 --http-port 1 --grpc-port 2 --cache-port 4 --log-level debug --log-format json"
+    )
     result = CliRunner().invoke(app, ["serve", "--model", str(random_model), *options.split()])
 
-    [(config, log_level)] = started
+    [config] = started
     assert result.exit_code == 3
-    assert (config.worker.model, config.replicas, log_level) == (random_model, 3, "DEBUG")
+    assert (config.worker.model, config.replicas) == (random_model, 3)
+    assert (config.logs.level, config.logs.format) == ("DEBUG", "json")
     assert (config.http.host, config.grpc.host, config.cache_service.host) == ("0.0.0.0", "0.0.0.0", "127.0.0.1")
     assert (config.http.port, config.grpc.port, config.cache_service.port) == (1, 2, 4)
 

@@ -95,6 +95,7 @@ def test_a_change_of_nothing_but_the_time_to_live_makes_no_epoch(client: TestCli
         ({}, "expected_epoch"),
         ({"text": "x"}, "expected_epoch"),
         ({"text": "x", "ttl_s": 60}, "expected_epoch"),
+        ({"text": "x", "expected_epoch": None}, "expected_epoch"),
         ({"expected_epoch": 0}, None),
     ],
 )

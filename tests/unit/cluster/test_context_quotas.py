@@ -15,7 +15,7 @@ from cache_service.testing.processes import ServiceProcess
 from cluster.generation.answer import InferenceService
 from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.grpc.server import serving
-from cluster.ingress.keys import check_key, tenant_of
+from cluster.ingress.keys import check_keys, tenant_of
 from protos import contexts_v1_pb2 as pb
 from protos.contexts_v1_pb2_grpc import ContextsStub
 from tests.unit.cluster.context_calls import URL, change
@@ -117,9 +117,13 @@ async def test_refusals_over_grpc_name_the_quota_too(stub: ContextsStub) -> None
 
 
 def test_a_key_names_its_tenant_without_showing_itself() -> None:
-    assert check_key("red", KEYS) == tenant_of("red") != check_key("blue", KEYS)
+    assert check_keys(["red"], KEYS) == tenant_of("red") != check_keys(["blue"], KEYS)
     assert "red" not in tenant_of("red")
 
 
+def test_of_several_keys_the_first_that_is_configured_names_the_tenant() -> None:
+    assert check_keys(["unknown", "blue", "red"], KEYS) == tenant_of("blue")
+
+
 def test_without_configured_keys_all_callers_are_one_tenant() -> None:
-    assert check_key(None, frozenset()) == check_key("red", frozenset()) == ""
+    assert check_keys([], frozenset()) == check_keys(["red"], frozenset()) == ""

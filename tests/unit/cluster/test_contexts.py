@@ -112,6 +112,43 @@ def test_edits_name_a_text_or_positions(client: TestClient) -> None:
     assert rewritten["epoch"] == 3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"find": "Bergen", "text": "Lima"}, "edits.1.find"),
+        ({"find": "Mira", "token_ids": [1_000_000]}, "edits.1.token_ids"),
+        ({"start": 0, "end": 1, "text": [{"type": "mask", "length": 0}]}, "edits.1.text.0.length"),
+        ({"start": 0, "text": "Lima"}, "edits.1"),
+    ],
+)
+def test_a_refused_edit_is_named_by_its_path(client: TestClient, wrong: dict[str, Any], param: str) -> None:
+    refused = change(client, of_turns(client), edits=[{"find": "Oslo", "text": "Lima"}, wrong])
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_a_replayed_answer_can_be_a_turn_of_a_context(client: TestClient) -> None:
+    answer = {"role": "assistant", "content": "Mira is 34."}
+    replayed = answer | {"refusal": None, "annotations": [], "tool_calls": None, "reasoning_content": "She is."}
+    made = [client.post(URL, json={"messages": [turn]}).json() for turn in (answer, replayed)]
+    refused = client.post(URL, json={"messages": [answer | {"tool_calls": [{"id": "a"}]}]})
+
+    assert made[0]["token_ids"] == made[1]["token_ids"]
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages.0.tool_calls")
+
+
+def test_text_that_names_a_special_token_is_found_and_edited_exactly(client: TestClient) -> None:
+    made = of_turns(client, "It says a<|eot_id|>b\n and c.")
+    edited = change(client, made, edits=[{"find": "a<|eot_id|>", "text": "<|mask|>"}, {"find": "\n", "text": "0"}])
+
+    start, end = "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"
+    assert made["text"] == f"{start}It says a<|eot_id|>b\n and c.{end}"
+    assert edited.status_code == 400  # the line break stands twice more, in the template
+    again = change(client, made, edits=[{"find": "a<|eot_id|>", "text": "<|mask|>"}, {"find": "b\n", "text": "0"}])
+    assert again.json()["text"] == f"{start}It says <|mask|>0 and c.{end}"
+    assert again.json()["holes"] == []
+
+
 def test_a_long_text_is_found(client: TestClient) -> None:
     long = " ".join(["Tobin is 29 and lives in Lima."] * 9)
     edited = change(client, of_turns(client, f"{SHEET} {long}"), edits=[{"find": long, "text": "Who else?"}]).json()

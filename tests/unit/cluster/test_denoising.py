@@ -14,9 +14,10 @@ from cache_service.client.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
 from cluster.errors import ReplicaLostError
 from cluster.generation.answer import InferenceService
-from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
+from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised, DenoiseEvent
 from cluster.generation.contexts.drafting import Hole, TokenContent
 from cluster.generation.contexts.editing import Replacement, TokenRange
+from cluster.generation.events import Accepted
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.context_calls import COMMITS, HOLE, LIVES_IN, NONE, URL, created, failed
 from tests.unit.cluster.local import Connect, Fault, LocalWorkers
@@ -102,11 +103,13 @@ async def test_a_lost_race_continues_with_the_winners_content(
         contexts = service.contexts
         made = await contexts.create(TokenContent((50, Hole(12), 51)), "")
         call = DenoiseCall("d", made.id, "", DecodingParams(policy="none"))
-        events: list[BlockCommitted | Denoised] = []
+        events: list[DenoiseEvent] = []
         async with aclosing(ContextDenoiser(service, metrics, 4).run(call)) as running:
+            assert await anext(running) == Accepted()
             async for event in running:
                 events.append(event)
                 if len(events) == 1:  # another client fills the next block's holes, and inserts text before them
+                    assert isinstance(event, BlockCommitted)
                     theirs = [
                         Replacement(TokenRange(0, 0), TokenContent((60, 61))),
                         Replacement(TokenRange(5, 9), TokenContent((62,) * 4)),
@@ -138,7 +141,8 @@ async def test_a_lost_replica_costs_a_block_not_the_denoising(
         workers.faults.append(Fault(ReplicaLostError("gone")))
         call = DenoiseCall("d", made.id, "", DecodingParams(policy="none"))
         async with aclosing(ContextDenoiser(service, metrics, 4).run(call)) as running:
-            events = [event async for event in running]
+            accepted, *events = [event async for event in running]
+        assert accepted == Accepted()
         assert len(events) == 3
         assert len(workers.requests) == 3
 

@@ -13,7 +13,7 @@ from cluster.generation.contexts.denoising import ContextDenoiser
 from cluster.ingress.grpc.server import serving
 from protos import inference_v1_pb2 as pb
 from protos.inference_v1_pb2_grpc import InferenceStub
-from tests.unit.cluster.local import Fault, LocalWorkers
+from tests.unit.cluster.local import RIGHT_KEYS, WRONG_KEYS, Fault, LocalWorkers
 from workers.errors import OverloadedError
 
 LOCAL = "127.0.0.1:0"
@@ -103,6 +103,37 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
         assert words in (refused.value.details() or "")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
+        (pb.GenerateRequest(text="a", max_tokens=5000), "max_tokens"),
+        (pb.GenerateRequest(text="a", ignore_eos=True), "ignore_eos"),
+        (pb.GenerateRequest(text=""), "text"),
+        (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1_000_000])), "token_ids.ids"),
+        (
+            pb.GenerateRequest(conversation=pb.Conversation(messages=[pb.Message(role="x")])),
+            "conversation.messages.0.role",
+        ),
+        (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(policy="magic")), "diffusion.policy"),
+        (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(threshold=0.5)), "diffusion.threshold"),
+        (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(steps=1, block_length=2)), "diffusion.steps"),
+        (pb.GenerateRequest(text="a", diffusion=pb.DiffusionOptions(guidance=1, policy="lean")), "diffusion.guidance"),
+    ],
+)
+async def test_a_refusal_names_the_fields_path(stub: InferenceStub, wrong: pb.GenerateRequest, param: str) -> None:
+    for call in (stub.Generate(wrong), stub.GenerateStream(wrong).read()):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert dict(refused.value.trailing_metadata() or ()).get("param") == param
+
+
+async def test_ignore_eos_fills_the_canvas(stub: InferenceStub, workers: LocalWorkers) -> None:
+    answer = await stub.Generate(pb.GenerateRequest(text="Mira", max_tokens=9, ignore_eos=True))
+
+    assert (answer.usage.completion_tokens, workers.requests[0].params.min_tokens) == (9, 9)
+
+
 async def test_a_developer_is_the_system(stub: InferenceStub, workers: LocalWorkers) -> None:
     for role in ("system", "developer"):
         turns = pb.Conversation(messages=[pb.Message(role=role, content="Mira is 34.")])
@@ -141,7 +172,7 @@ async def test_a_workers_error_has_its_status(
 
 
 async def test_a_worker_lost_in_the_middle_of_a_stream_ends_it(stub: InferenceStub, workers: LocalWorkers) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone"), after=2)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=3)]
     call = stub.GenerateStream(pb.GenerateRequest(conversation=TALK, diffusion=BLOCKS))
 
     pieces: list[str] = []
@@ -166,13 +197,13 @@ async def test_api_keys_are_required_where_they_are_configured(
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         stub = InferenceStub(channel)  # type: ignore[no-untyped-call]
-        for metadata in ((), (("authorization", "Bearer wrong"),)):
+        for metadata in ((), *WRONG_KEYS):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
             assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
-        listed = await stub.ListModels(pb.ListModelsRequest(), metadata=(("authorization", "Bearer right"),))
-
-    assert [model.id for model in listed.models] == ["random"]
+        for metadata in RIGHT_KEYS:
+            listed = await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+            assert [model.id for model in listed.models] == ["random"]
 
 
 async def test_health_follows_the_workers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -156,6 +157,32 @@ async def test_impossible_content_is_refused(stub: ContextsStub, content: pb.Con
     refused = await refusal(stub.Create(pb.CreateContextRequest(content=content)))
     assert refused.code() == INVALID
     assert words in (refused.details() or "")
+
+
+FINE, FOREIGN = replaced("Oslo", "Lima"), pb.ContextEdit(find="Mira", tokens=tokens([1_000_000]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        (pb.ContextContent(tokens=tokens([1_000_000])), "content.tokens"),
+        (pb.ContextContent(text=text("a", 0)), "content.text.parts.1.hole"),
+        (pb.ContextContent(turns=pb.Turns(turns=[pb.Turn(role="wizard")])), "content.turns.turns.0.role"),
+        (pb.ContextEdits(edits=[FINE, replaced("Bergen", "Lima")]), "edits.edits.1.find"),
+        (pb.ContextEdits(edits=[FINE, FOREIGN]), "edits.edits.1.tokens"),
+        (pb.ContextEdits(edits=[FINE, pb.ContextEdit(find="a")]), "edits.edits.1"),
+    ],
+)
+async def test_a_refusal_names_the_fields_path(
+    stub: ContextsStub, wrong: pb.ContextContent | pb.ContextEdits, param: str
+) -> None:
+    context = await created(stub, sheet(SHEET))
+    change = {"content" if isinstance(wrong, pb.ContextContent) else "edits": wrong}
+    calls: list[Any] = [stub.Change(pb.ChangeContextRequest(id=context.id, expected_epoch=0, **change))]
+    calls += [stub.Create(pb.CreateContextRequest(content=wrong))] if isinstance(wrong, pb.ContextContent) else []
+    for call in calls:
+        refused = await refusal(call)
+        assert dict(refused.trailing_metadata() or ()).get("param") == param
 
 
 @pytest.mark.parametrize(

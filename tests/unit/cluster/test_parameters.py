@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 
 from cluster.errors import RequestError
 from cluster.ingress.grpc.calls import params_from_pb
-from cluster.ingress.http.schema.generation import CompletionBody
+from cluster.ingress.http.schema.contexts import DenoiseBody
+from cluster.ingress.http.schema.generation import ChatBody, CompletionBody, ContextBody, DiffusionBody
+from cluster.ingress.http.schema.neutral import NeutralChatFields, NeutralCompletionFields
 from protos import contexts_v1_pb2, inference_v1_pb2
 from workers.api import PARAMETERS, DecodingParams
 from workers.decoding.parameters import check_bounds
@@ -89,6 +91,39 @@ def test_every_parameter_is_a_field_of_both_transports() -> None:
         for request_type in REQUESTS:
             message = request_type.DESCRIPTOR if parameter.is_openai else inference_v1_pb2.DiffusionOptions.DESCRIPTOR
             assert parameter.client_name in message.fields_by_name
+
+
+OTHER_NAMES = {
+    "messages": "conversation",
+    "prompt": "text",
+    "max_completion_tokens": "max_tokens",
+    "top_k": "diffusion",
+    "min_tokens": "diffusion",
+}
+"""Fields of HTTP bodies that gRPC has by another name, or where it has them."""
+OF_STREAMS = {"stream", "stream_options"}
+"""Fields for which gRPC has a call of its own, whose last message holds the usage."""
+OF_PROTOBUF = {"token_ids", "text", "conversation"}
+"""The kinds of prompt over gRPC."""
+
+
+def test_every_field_with_an_effect_exists_on_both_transports() -> None:
+    effective = {
+        name
+        for body in (ChatBody, CompletionBody)
+        for name in body.model_fields
+        if name not in {*NeutralChatFields.model_fields, *NeutralCompletionFields.model_fields}
+    } - OF_STREAMS
+    fields = set(inference_v1_pb2.GenerateRequest.DESCRIPTOR.fields_by_name)
+
+    assert {OTHER_NAMES.get(name, name) for name in effective} == fields - OF_PROTOBUF | {"text", "conversation"}
+    assert set(DiffusionBody.model_fields) - {"seed"} == set(
+        inference_v1_pb2.DiffusionOptions.DESCRIPTOR.fields_by_name
+    )
+    assert set(ContextBody.model_fields) == set(inference_v1_pb2.ContextChoice.DESCRIPTOR.fields_by_name)
+    assert set(DenoiseBody.model_fields) - OF_STREAMS == set(
+        contexts_v1_pb2.DenoiseRequest.DESCRIPTOR.fields_by_name
+    ) - {"id"}
 
 
 def test_the_docs_name_every_parameter() -> None:

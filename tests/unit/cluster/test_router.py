@@ -10,6 +10,7 @@ from typing import Self
 import pytest
 from ray import serve
 
+from cache_service.client.contact import WatchContact
 from cache_service.core.types import Placement, PrefixKey, ReplicaId, Revision, Snapshot
 from cluster import router as module
 from cluster.background import BackgroundTasks
@@ -228,7 +229,7 @@ class WatchedService:
 
     targets: list[str] = []  # noqa: RUF012 (the test reads it)
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, contact: WatchContact) -> None:
         self.targets.append(target)
 
     async def __aenter__(self) -> Self:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +13,7 @@ from cluster.errors import (
     RequestTimeoutError,
 )
 from cluster.generation.answer import InferenceService
-from cluster.generation.events import Event, Finished, Text
+from cluster.generation.events import Accepted, Event, Finished, Text
 from cluster.generation.prompts import GenerationCall
 from cluster.generation.tokenization import Conversation, Message, TokenPrompt
 from cluster.metrics import IngressMetrics
@@ -37,6 +37,11 @@ async def collect(service: InferenceService, asked: GenerationCall) -> list[Even
         return [event async for event in events]
 
 
+async def first_text(events: AsyncGenerator[Event, None]) -> Event:
+    assert await anext(events) == Accepted()
+    return await anext(events)
+
+
 def joined(events: Iterable[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Text))
 
@@ -49,7 +54,8 @@ async def test_a_stream_and_a_whole_answer_are_the_same(service: InferenceServic
     events = await collect(service, call())
     answer = await service.answer(call())
 
-    *texts, last = events
+    accepted, *texts, last = events
+    assert accepted == Accepted()
     assert len(texts) > 1
     assert all(isinstance(text, Text) and text.text for text in texts)
     assert joined(events) == answer.text
@@ -70,7 +76,7 @@ async def test_a_stop_string_ends_the_text(service: InferenceService) -> None:
 
 async def test_a_stop_string_stops_the_work(service: InferenceService, workers: LocalWorkers) -> None:
     async with aclosing(service.generate(call(params=SLOW, max_tokens=900))) as events:
-        first = await anext(events)
+        first = await first_text(events)
     assert isinstance(first, Text)
     before = (await idle_stats(workers)).num_aborted
 
@@ -110,24 +116,30 @@ async def test_the_canvas_is_the_default_as_far_as_the_context_has_room(
     assert [request.max_tokens for request in workers.requests] == [16, 4]
 
 
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(1000, 25), (1024, None), (2000, 1)])
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "param"),
+    [(1000, 25, "max_tokens"), (1024, None, "prompt"), (2000, 1, "max_tokens")],
+)
 async def test_what_exceeds_the_context_length_is_refused(
-    service: InferenceService, prompt_tokens: int, max_tokens: int | None
+    service: InferenceService, prompt_tokens: int, max_tokens: int | None, param: str
 ) -> None:
     with pytest.raises(RequestError, match="1024") as refused:
         await service.answer(call(prompt=TokenPrompt((7,) * prompt_tokens), max_tokens=max_tokens))
 
-    assert (refused.value.param, refused.value.code) == ("max_tokens", "context_length_exceeded")
+    assert (refused.value.param, refused.value.code) == (param, "context_length_exceeded")
 
 
+@pytest.mark.parametrize("after", [0, 1])
 async def test_a_worker_lost_before_any_text_is_replaced(
-    service: InferenceService, workers: LocalWorkers, metrics: IngressMetrics
+    service: InferenceService, workers: LocalWorkers, metrics: IngressMetrics, after: int
 ) -> None:
-    workers.faults = [Fault(ReplicaLostError("gone")), Fault(ReplicaLostError("gone"))]
+    """A client learns once that its request is accepted, and not that the first replica that accepted it is lost."""
+    workers.faults = [Fault(ReplicaLostError("gone"), after), Fault(ReplicaLostError("gone"), after)]
 
     events = await collect(service, call())
 
     assert isinstance(events[-1], Finished)
+    assert [event for event in events if event == Accepted()] == events[:1]
     assert len(workers.requests) == 3
     assert outcome(metrics, "length") == 1
 
@@ -136,12 +148,12 @@ async def test_a_worker_lost_in_the_middle_ends_a_stream_but_not_a_whole_answer(
     service: InferenceService, workers: LocalWorkers, metrics: IngressMetrics
 ) -> None:
     expected = (await service.answer(call())).text
-    workers.faults = [Fault(ReplicaLostError("gone"), after=2), Fault(ReplicaLostError("gone"), after=2)]
+    workers.faults = [Fault(ReplicaLostError("gone"), after=3), Fault(ReplicaLostError("gone"), after=3)]
 
     with pytest.raises(ReplicaLostError, match="after a part of this answer"):
         await collect(service, call())
     assert (await service.answer(call())).text == expected
-    assert outcome(metrics, "ReplicaLostError") == 1
+    assert outcome(metrics, "replica_lost") == 1
 
 
 async def test_no_request_is_tried_forever(service: InferenceService, workers: LocalWorkers) -> None:
@@ -173,7 +185,7 @@ async def test_a_deadline_stops_the_work(
         await service.answer(call(params=SLOW, max_tokens=900), timeout_s=0.1)
 
     assert (await idle_stats(workers)).num_aborted == before + 1
-    assert outcome(metrics, "RequestTimeoutError") == 1
+    assert outcome(metrics, "timeout") == 1
 
 
 async def test_without_any_worker_a_deadline_means_unavailable(
@@ -204,7 +216,7 @@ async def test_leaving_a_stream_stops_the_work(
 ) -> None:
     before = (await idle_stats(workers)).num_aborted
     async with aclosing(service.generate(call(params=SLOW, max_tokens=900))) as events:
-        await anext(events)
+        await first_text(events)
 
     assert (await idle_stats(workers)).num_aborted == before + 1
     assert outcome(metrics, "cancelled") == 1

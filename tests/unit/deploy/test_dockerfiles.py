@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.ray_internals import SERVE_SETTINGS
+from cluster.supervisor.supervisor import SERVE_ENVIRONMENT
+from workers.ray_internals import LOG_SETTINGS
 
 
 @pytest.fixture(params=["cache", "serve"])
@@ -67,7 +68,7 @@ def test_the_image_starts_without_root(dockerfile: Path) -> None:
 def test_serve_is_set_as_on_one_machine(repository: Path) -> None:
     lines = instructions(repository / "deploy" / "docker" / "serve.Dockerfile", "ENV")
     variables = dict(word.split("=", 1) for line in lines for word in line)
-    assert {**variables, **SERVE_SETTINGS} == variables
+    assert {**variables, **SERVE_ENVIRONMENT, **LOG_SETTINGS} == variables
 
 
 def test_the_cache_image_knows_neither_torch_nor_ray(repository: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.core import CounterMetricFamily
 
+from cache_service.client.contact import WatchContact
+from cache_service.core.types import ReplicaId
 from cluster.metrics import IngressMetrics
-from workers.metrics import EXPORTED_COUNTS, EXPORTED_STATS
+from workers.metrics import EXPORTED_COUNTS, EXPORTED_STATS, ContactCollector
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 
@@ -18,6 +20,7 @@ INGRESS = {
 }
 WORKER = {exported.name + ("_total" if exported.family is CounterMetricFamily else "") for exported in EXPORTED_STATS}
 WORKER |= {f"{counted.name}_total" for counted in EXPORTED_COUNTS}
+WORKER |= {family.name for family in ContactCollector(ReplicaId("r"), WatchContact()).collect()}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from cache_service.core.types import ReplicaId
+from cache_service.testing import free_port
 from tests.support.checkpoints import LLADA_CONFIG
 from tests.support.waiting import until
 from tests.unit.workers.tiny import request_of
@@ -103,3 +104,18 @@ def test_threads_are_what_is_configured_or_a_replicas_share_of_the_cores() -> No
 def test_a_config_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"kv\.entry_bytes"):
         KVConfig(pool_bytes=10, entry_bytes=11)
+
+
+async def test_a_worker_that_cannot_reach_the_cache_service_shows_it(tmp_path: Path) -> None:
+    write_llada(tmp_path)
+    nowhere = f"127.0.0.1:{free_port()}"
+    config = WorkerConfig(model=tmp_path, cache_service=nowhere, device="cpu", num_threads=1)
+    worker = Worker(config, ReplicaId("w#1"), num_replicas=1)
+
+    async def is_shown() -> bool:
+        text = await worker.metrics()
+        return 'palimpsest_worker_cache_service_reachable{replica="w#1"} 0.0' in text
+
+    await until(is_shown)
+    assert "palimpsest_worker_cache_service_silence_seconds" in await worker.metrics()
+    worker.__del__()

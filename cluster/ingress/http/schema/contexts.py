@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cache_service.core.lifetimes import MAX_TTL_S, MIN_TTL_S
 from cache_service.core.types import Epoch
@@ -21,7 +22,8 @@ from cluster.generation.contexts.drafting import (
 )
 from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.ingress.http.schema.declared import Body
-from cluster.ingress.http.schema.generation import SamplingBody, TextPart
+from cluster.ingress.http.schema.generation import SamplingBody
+from cluster.ingress.http.schema.messages import ReplayedFields, TextPart
 
 
 class MaskPart(Body):
@@ -31,7 +33,17 @@ class MaskPart(Body):
     length: int = Field(ge=1, le=MAX_HOLE)
 
 
-Written = str | list[Annotated[TextPart | MaskPart, Field(discriminator="type")]]
+def tag_of(part: object) -> str | None:
+    """Return the tag of a part by its type. It looks like no field, so that errors' paths can leave it out."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "a text", "mask": "a mask"}.get(str(kind))
+
+
+PartBody = Annotated[
+    Annotated[TextPart, Tag("a text")] | Annotated[MaskPart, Tag("a mask")],
+    Discriminator(tag_of, custom_error_type="part_type", custom_error_message="a part's type must be text or mask"),
+]
+Written = str | Annotated[list[PartBody], Field(fail_fast=True)]
 """Text, or text and holes in turn."""
 Position = Annotated[int, Field(ge=0)]
 TimeToLive = Annotated[float, Field(ge=MIN_TTL_S, le=MAX_TTL_S)]
@@ -45,7 +57,7 @@ def parts_of(written: Written) -> tuple[Part, ...]:
     return tuple(part.text if isinstance(part, TextPart) else Hole(part.length) for part in written)
 
 
-class TurnBody(Body):
+class TurnBody(ReplayedFields):
     role: Literal["system", "developer", "user", "assistant"]
     content: Written
 
@@ -57,7 +69,7 @@ class PlainBody(Body):
     """Holds content given as text or as token ids, either with holes."""
 
     text: Written | None = None
-    token_ids: list[int | MaskPart] | None = None
+    token_ids: Annotated[list[int | MaskPart], Field(fail_fast=True)] | None = None
 
     def plain(self) -> TextContent | TokenContent:
         if self.text is not None:
@@ -68,7 +80,7 @@ class PlainBody(Body):
 class ContentBody(PlainBody):
     """Holds the whole content of a context."""
 
-    messages: list[TurnBody] | None = Field(default=None, min_length=1)
+    messages: list[TurnBody] | None = Field(default=None, min_length=1, fail_fast=True)
     cache_salt: str | None = None
 
     def to_content(self) -> Content:
@@ -112,7 +124,7 @@ class EditBody(PlainBody):
 class ChangeContextBody(ContentBody):
     """Describes the body of PATCH /v1/contexts/{id}. A body that has only `ttl_s` begins the time to live again."""
 
-    edits: list[EditBody] | None = Field(default=None, min_length=1)
+    edits: list[EditBody] | None = Field(default=None, min_length=1, fail_fast=True)
     ttl_s: TimeToLive | None = None
     expected_epoch: int | None = Field(default=None, ge=0, validate_default=True)
 
@@ -121,7 +133,7 @@ class ChangeContextBody(ContentBody):
     def epoch_of_a_change(cls, value: int | None, info: ValidationInfo) -> int | None:
         """Require the epoch for all but a renewal. The fields above are validated before; an invalid one is absent."""
         if value is None and "ttl_s" in info.data and not is_renewal(info.data):
-            raise ValueError("give the epoch for which the change was made")
+            raise PydanticCustomError("missing", "give the epoch for which the change was made")
         return value
 
     @model_validator(mode="after")

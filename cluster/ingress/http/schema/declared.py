@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from workers.api import PARAMETERS, DecodingParams
 from workers.parameter import Parameter
@@ -13,14 +14,37 @@ from workers.parameter import Parameter
 PARAMETERS_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 SEED_PARAMETER = PARAMETERS_BY_NAME["seed"]
 PARAMETER_TYPES = get_type_hints(DecodingParams)
+MAX_REPORTED = 100
 TokenId = Annotated[int, Field(strict=False)]
 """A token id as the key of an object, where JSON knows only strings."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""The values with which a field says nothing."""
 
 
 class Body(BaseModel):
-    """Accepts only values of the declared type: `"yes"` is not true, and 1.5 is not a number of tokens."""
+    """Accepts only values of the declared type: `"yes"` is not true, and 1.5 is not a number of tokens.
+
+    Unknown fields are refused, unless they say nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_empty_fields(cls, data: Any) -> Any:
+        """Leave out optional fields that are null, and unknown ones that are empty. Of the others, one is refused."""
+        if not isinstance(data, dict):
+            return data
+        known, unknown = cls.model_fields, {}
+        for name, value in data.items():
+            if name not in known and value not in EMPTY:
+                unknown = {name: value}
+                break
+        return unknown | {
+            name: value
+            for name, value in data.items()
+            if name in known and (value is not None or known[name].is_required())
+        }
 
     @field_validator("*")
     @classmethod
@@ -34,10 +58,25 @@ class Body(BaseModel):
         return value
 
 
+def with_few_faults(biases: Any) -> Any:
+    """Refuse an object with very many entries that are no bias at once: each would be reported apart."""
+    if isinstance(biases, dict):
+        beyond = PARAMETERS_BY_NAME["logit_bias"].find_out_of_bounds
+        faults = (
+            name
+            for name, bias in biases.items()
+            if not (name.isdecimal() and isinstance(bias, int | float) and beyond(bias) is None)
+        )
+        if len(list(islice(faults, MAX_REPORTED))) == MAX_REPORTED:
+            raise ValueError(f"must map token ids to numbers that each {PARAMETERS_BY_NAME['logit_bias'].bounds}")
+    return biases
+
+
 def declared_type(parameter: Parameter) -> Any:
     """Return the type of a parameter in a body. OpenAI's own parameters may be null; a map is an object."""
     if parameter.name == "logit_bias":
-        return dict[TokenId, Annotated[float, Field(**constraints(parameter))]] | None
+        biases = dict[TokenId, Annotated[float, Field(**constraints(parameter))]]
+        return Annotated[biases, BeforeValidator(with_few_faults)] | None
     kind = PARAMETER_TYPES[parameter.name]
     return kind | None if parameter.is_openai else kind
 

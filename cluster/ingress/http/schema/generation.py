@@ -1,7 +1,6 @@
 """Define OpenAI's request bodies, as far as a diffusion model can honour them.
 
-A field that would change the answer and can't be honoured is refused by name unless it has its neutral value; a
-field that changes nothing is accepted; an unknown one is refused.
+The fields that are honoured stand here, and those that change nothing in `neutral`. Any other field is refused.
 """
 
 from __future__ import annotations
@@ -9,33 +8,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from cache_service.core.contexts import MAX_STALENESS
 from cache_service.core.types import ContextId
-from cluster.errors import RequestError
 from cluster.generation.events import ContextChoice
-from cluster.generation.prompts import GenerationCall
+from cluster.generation.prompts import GenerationCall, fill_canvas
 from cluster.generation.stops import MAX_STOP_LENGTH, MAX_STOPS
-from cluster.generation.tokenization import Conversation, Message, Prompt, TextPrompt, TokenPrompt
+from cluster.generation.tokenization import Conversation, Prompt, TextPrompt, TokenPrompt
 from cluster.ingress.http.schema.declared import SEED_PARAMETER, Body, declared_field, options_body
+from cluster.ingress.http.schema.messages import MessageBody
+from cluster.ingress.http.schema.neutral import Ignored, NeutralChatFields, NeutralCompletionFields, NeutralFields
+from cluster.ingress.http.shapes import UsageReports
 from workers.api import PARAMETERS, ContextMode, DecodingParams
 
-
-def only(*neutral: Any, reason: str) -> AfterValidator:
-    """Return a validator for a field that accepts only its neutral values."""
-
-    def check(value: Any) -> Any:
-        if value is not None and value not in neutral:
-            raise ValueError(f"{reason}; leave it out")
-        return value
-
-    return AfterValidator(check)
-
-
-Ignored = Any
+Ids = Annotated[list[int], Field(fail_fast=True)]
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-Stop = NonEmpty | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS)]
+StopText = Annotated[str, StringConstraints(max_length=MAX_STOP_LENGTH)]
+Stop = StopText | Annotated[list[NonEmpty], Field(max_length=MAX_STOPS, fail_fast=True)]
 
 
 class DiffusionBody(options_body("DiffusionOptions", is_openai=False)):  # type: ignore[misc]
@@ -57,7 +47,11 @@ class ContextBody(Body):
 
 
 class StreamOptions(Body):
+    """Says what the chunks of a stream hold beside the answer."""
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """Report the usage so far in every chunk, if usage is included: vLLM's parameter, which load generators send."""
     include_obfuscation: Ignored = None
 
 
@@ -81,31 +75,23 @@ class SamplingBody(options_body("SamplingOptions", is_openai=True)):  # type: ig
         return DecodingParams(**{name: value for name, value in values.items() if value is not None})
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, NeutralFields):
     """Holds what both endpoints share."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     stop: Stop | None = None
     ignore_eos: bool | None = None
     """Fill the whole canvas: vLLM's parameter, which load generators send."""
+    top_k: int | None = Field(default=None, ge=-1)
+    """The same as `diffusion.top_k`, which takes precedence, at vLLM's path; 0 and -1 mean all tokens."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """The same as `diffusion.min_tokens`, which takes precedence, at vLLM's path."""
     stream_options: StreamOptions | None = None
     context: ContextBody | None = None
 
-    n: Annotated[Any, only(1, reason="one choice a request is supported")] = None
-    frequency_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
-    presence_penalty: Annotated[Any, only(0, reason="penalties are not supported")] = None
-
-    user: Ignored = None
-    metadata: Ignored = None
-    store: Ignored = None
-    service_tier: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
-
     def to_call(self, request_id: str) -> GenerationCall:
         """Return the described call. Raises RequestError for what only the whole body shows to be wrong."""
-        stop = self.stop or []
+        stop = self.stop or ()
         return GenerationCall(
             request_id=request_id,
             prompt=self.to_prompt(),
@@ -118,6 +104,12 @@ class GenerationBody(SamplingBody):
             context=self.context.to_choice() if self.context else None,
         )
 
+    def paths(self) -> dict[str, str]:
+        """Return where this body wrote fields that may stand at several paths."""
+        written = self.diffusion.model_fields_set if self.diffusion else frozenset()
+        aliases = ("top_k", "min_tokens")
+        return {f"diffusion.{name}": name for name in aliases if getattr(self, name) and name not in written}
+
     def to_prompt(self) -> Prompt:
         raise NotImplementedError
 
@@ -129,58 +121,31 @@ class GenerationBody(SamplingBody):
         return self.max_tokens
 
     @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
-    def _whole_canvas(self) -> int:
-        canvas = self.canvas()
-        if canvas is None:
-            raise RequestError("ignore_eos fills the whole canvas: give its length as max_tokens", param="ignore_eos")
-        return canvas
+    def usage_reports(self) -> UsageReports:
+        """Return which chunks of a stream report usage."""
+        options = self.stream_options or StreamOptions()
+        if not options.include_usage:
+            return UsageReports.NEVER
+        return UsageReports.ALWAYS if options.continuous_usage_stats else UsageReports.LAST
 
     def params(self) -> DecodingParams:
         asked = super().params()
-        return replace(asked, min_tokens=self._whole_canvas()) if self.ignore_eos else asked
+        if asked.top_k is None and self.top_k and self.top_k > 0:
+            asked = replace(asked, top_k=self.top_k)
+        if self.ignore_eos:
+            return fill_canvas(asked, self.canvas())
+        return replace(asked, min_tokens=asked.min_tokens or self.min_tokens or 0)
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-
-
-class MessageBody(Body):
-    """Holds one turn. Fields of other kinds of turns (tool calls, audio) aren't supported."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Ignored = None
-    refusal: Annotated[Any, only(reason="refusals are not supported")] = None
-    tool_calls: Annotated[Any, only([], reason="tools are not supported")] = None
-
-    def to_message(self) -> Message:
-        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
-        return Message("system" if self.role == "developer" else self.role, "".join(parts))
-
-
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, NeutralChatFields):
     """Describes the body of POST /v1/chat/completions."""
 
-    messages: list[MessageBody] = Field(min_length=1)
+    messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: Annotated[Any, only([], reason="tools are not supported")] = None
-    tool_choice: Annotated[Any, only("none", "auto", reason="tools are not supported")] = None
-    functions: Annotated[Any, only([], reason="functions are not supported")] = None
-    function_call: Annotated[Any, only("none", "auto", reason="functions are not supported")] = None
-    logprobs: Annotated[Any, only(False, reason="log probabilities are not supported")] = None
-    top_logprobs: Annotated[Any, only(0, reason="log probabilities are not supported")] = None
-    response_format: Annotated[Any, only({"type": "text"}, reason="only text answers are supported")] = None
-    modalities: Annotated[Any, only(["text"], reason="only text answers are supported")] = None
-    audio: Annotated[Any, only(reason="only text answers are supported")] = None
-    prediction: Annotated[Any, only(reason="predicted outputs are not supported")] = None
-    reasoning_effort: Annotated[Any, only("none", reason="the model doesn't reason apart")] = None
-    web_search_options: Annotated[Any, only(reason="web search is not supported")] = None
-    parallel_tool_calls: Ignored = None
-    verbosity: Ignored = None
+
+    def paths(self) -> dict[str, str]:
+        longest = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return super().paths() | longest | {"prompt": "messages"}
 
     def to_prompt(self) -> Prompt:
         return Conversation(tuple(message.to_message() for message in self.messages))
@@ -189,14 +154,19 @@ class ChatBody(GenerationBody):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(GenerationBody, NeutralCompletionFields):
     """Describes the body of POST /v1/completions and /v1/fim/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    echo: Annotated[Any, only(False, reason="echoing the prompt is not supported")] = None
+    prompt: str | Ids | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[Ids], Field(fail_fast=True)]
     suffix: str | None = None
-    best_of: Annotated[Any, only(1, reason="one choice a request is supported")] = None
-    logprobs: Annotated[Any, only(reason="log probabilities are not supported")] = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def one_prompt(cls, prompt: Any) -> Any:
+        """Refuse several prompts, before any of them is read."""
+        if isinstance(prompt, list) and len(prompt) > 1 and isinstance(prompt[0], str | list):
+            raise ValueError("a request takes one prompt: send one request for each")
+        return prompt
 
     def suffix_text(self) -> str:
         return self.suffix or ""
@@ -204,8 +174,6 @@ class CompletionBody(GenerationBody):
     def to_prompt(self) -> Prompt:
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) > 1:
-                raise RequestError("a request takes one prompt: send one request for each", param="prompt")
             prompt = prompt[0]
         if isinstance(prompt, str):
             return TextPrompt(prompt)

@@ -11,7 +11,7 @@ import pytest
 from tests.support.waiting import until
 from tests.unit.workers.engine.contexts import content, reading
 from tests.unit.workers.tiny import engine_of, prompt_of, request_of, run_one, tiny_model
-from workers.api import ContextMode, ContextRead, ContextReply, GenerateRequest
+from workers.api import ContextMode, ContextRead, ContextReply, GenerateChunk, GenerateRequest
 from workers.bicache.entry import Changes
 from workers.config import EngineConfig
 from workers.engine.async_engine import AsyncEngine, NullObserver
@@ -51,10 +51,23 @@ async def test_a_bad_request_is_refused(front: AsyncEngine) -> None:
     assert refusal.value.param == "max_tokens"
 
 
+async def test_a_request_is_accepted_before_it_runs(front: AsyncEngine) -> None:
+    running = [asyncio.create_task(text(front, long_request(name))) for name in "ab"]
+    await until(lambda: front.num_running == 2)
+    chunks = front.generate(long_request("c"))
+    assert await anext(chunks) == GenerateChunk.acceptance("c")
+    assert (front.num_running, front.stats().num_waiting) == (2, 1)
+    await chunks.aclose()
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_closing_the_generator_aborts(front: AsyncEngine, engine: Engine) -> None:
     request = request_of(prompt_of(20), 200, request_id="a", policy="none", block_length=4, num_steps=200)
     chunks = front.generate(request)  # the first block's tokens come early
-    await anext(chunks)
+    while not (await anext(chunks)).token_ids:
+        pass
     await chunks.aclose()
     await until(lambda: front.stats().num_aborted == 1)
     assert not engine.has_work
