@@ -21,7 +21,7 @@ define run_tests
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve unit test system lint type protos manifests docs bench charts clean
+.PHONY: help setup serve unit test system mutation lint type protos manifests docs bench charts clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test: lint type ## Lint, types, unit and contract tests, short system tests: 10 
 
 system: setup ## Every test, with all of the system tests and injected faults: an hour at most [ARGS="-k e2e"]
 	$(call run_tests)
+
+mutation: setup ## Do tests notice changes of the cache service's core? Up to half an hour; continues where it stopped
+	$(BIN)/python -m tools.mutation $(ARGS)
 
 lint: setup ## ruff, import contracts, declared dependencies, docstrings that are sentences
 	$(BIN)/ruff check .

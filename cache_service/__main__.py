@@ -33,7 +33,11 @@ async def _serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     store = await open_store(
-        config.store, history=config.history, timeout_s=config.store_timeout_s, clock=time.monotonic
+        config.store,
+        history=config.history,
+        timeout_s=config.store_timeout_s,
+        clock=time.monotonic,
+        allow_eviction=config.allow_evicting_store,
     )
     async with CacheServer(config, store) as server:
         kind = config.store.partition(":")[0]  # the rest of the URL may hold a password

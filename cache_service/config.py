@@ -33,6 +33,9 @@ class ServerConfig:
     store: str = field(default="memory:", repr=False)
     """Location of the log: memory:, or the URL of a Redis-protocol server, which several instances may share.
     It is never shown, since it may hold a password."""
+    allow_evicting_store: bool = False
+    """Accept a Redis-protocol server that evicts keys once its memory is full (`maxmemory-policy` allkeys-...). It may
+    lose shared contexts at any time, and every loss begins a new incarnation."""
     store_timeout_s: float = 1.0
     """Seconds that the store may take to answer."""
     history: int = 65_536

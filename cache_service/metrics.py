@@ -63,6 +63,10 @@ class MeasuredStore:
     def feed(self) -> Feed:
         return self._store.feed
 
+    @property
+    def may_evict(self) -> bool:
+        return self._store.may_evict
+
     async def append(self, decide: Decision) -> Sequence[Event]:
         with self._append.time():
             return await self._store.append(decide)

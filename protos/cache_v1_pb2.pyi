@@ -47,14 +47,24 @@ class Header(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("id", "replica", "ttl_s")
+    __slots__ = ("id", "replica", "ttl_s", "depth_table")
     ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_TABLE_FIELD_NUMBER: _ClassVar[int]
     id: int
     replica: str
     ttl_s: float
-    def __init__(self, id: _Optional[int] = ..., replica: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+    depth_table: DepthTable
+    def __init__(self, id: _Optional[int] = ..., replica: _Optional[str] = ..., ttl_s: _Optional[float] = ..., depth_table: _Optional[_Union[DepthTable, _Mapping]] = ...) -> None: ...
+
+class DepthTable(_message.Message):
+    __slots__ = ("profile", "layers")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    profile: int
+    layers: int
+    def __init__(self, profile: _Optional[int] = ..., layers: _Optional[int] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("key", "replica", "num_tokens", "safe_depth", "size_bytes", "epoch", "context", "heat", "token")
@@ -79,12 +89,14 @@ class Placement(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., replica: _Optional[str] = ..., num_tokens: _Optional[int] = ..., safe_depth: _Optional[int] = ..., size_bytes: _Optional[int] = ..., epoch: _Optional[int] = ..., context: _Optional[str] = ..., heat: _Optional[int] = ..., token: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("replica", "ttl_s")
+    __slots__ = ("replica", "ttl_s", "depth_table")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_TABLE_FIELD_NUMBER: _ClassVar[int]
     replica: str
     ttl_s: float
-    def __init__(self, replica: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+    depth_table: DepthTable
+    def __init__(self, replica: _Optional[str] = ..., ttl_s: _Optional[float] = ..., depth_table: _Optional[_Union[DepthTable, _Mapping]] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
     __slots__ = ("header", "lease")

@@ -816,7 +816,9 @@ class RefreshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportDrift(self, request, context):
-        """Adds one revision (LIMITED) for each limit that is lower than the known one or judged by a newer profile.
+        """Adds one revision (LIMITED) for each limit that is lower than the known one or judged by a newer profile; all or
+        none. Refused with invalid-request unless the member holds each entry, a member has registered with the profile,
+        and the depth lies within the member's layers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

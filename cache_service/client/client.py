@@ -21,6 +21,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -71,9 +72,13 @@ class CacheClient:
         """End all calls and watches."""
         await self._connection.close()
 
-    async def register(self, replica: ReplicaId, ttl_s: float) -> Lease:
-        """Become a member for `ttl_s` seconds; `keep_alive` extends this. A lease of an earlier registration ends."""
-        request = pb.RegisterRequest(replica=replica, ttl_s=ttl_s)
+    async def register(self, replica: ReplicaId, ttl_s: float, *, depth_table: DepthTable | None = None) -> Lease:
+        """Become a member for `ttl_s` seconds; `keep_alive` extends this. A lease of an earlier registration ends.
+
+        A member without `depth_table` can't report drift.
+        """
+        table = convert.depth_table_to_pb(depth_table)
+        request = pb.RegisterRequest(replica=replica, ttl_s=ttl_s, depth_table=table)
         response = await self._connection.call("members", "Register", request)
         return convert.lease_from_pb(response.lease)
 
@@ -165,7 +170,10 @@ class CacheClient:
         return _revision(await self._connection.call("refresh", "Release", request))
 
     async def report_drift(self, lease: Lease, limits: Sequence[DepthLimit]) -> Revision:
-        """Limit the depth to which members may reuse prefixes; limits that aren't lower are ignored."""
+        """Limit the depth to which members may reuse prefixes; limits that aren't lower are ignored.
+
+        Raises InvalidRequest for limits that the member can't have found: see `State.report_drift`.
+        """
         request = pb.ReportDriftRequest(lease=convert.lease_to_pb(lease), limits=map(convert.limit_to_pb, limits))
         return _revision(await self._connection.call("refresh", "ReportDrift", request))
 

@@ -42,6 +42,8 @@ MAX_EDITS = 65_536
 """Maximum number of edits in one epoch."""
 MAX_EDIT_ID_LENGTH = 64
 MAX_TENANT_LENGTH = 64
+MAX_REMEMBERED_DELETIONS = 4096
+"""Number of deleted contexts whose creations are remembered, so that a late copy of a creation has no effect."""
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -51,6 +53,8 @@ class Contexts:
     def __init__(self) -> None:
         self._contexts: dict[ContextId, Context] = {}
         self._made_by: dict[EditId, ContextId] = {}
+        self._deleted: dict[EditId, None] = {}
+        """The creations of the contexts that were deleted last, oldest first."""
         self._current: dict[PrefixKey, set[ContextId]] = {}
         self._past: dict[PrefixKey, set[ContextId]] = {}
         self._ends: dict[ContextId, float] = {}
@@ -69,9 +73,12 @@ class Contexts:
         tenant: TenantId = SOLE_TENANT,
         renewal: Renewal | None = None,
     ) -> tuple[Created, ...]:
-        """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before."""
+        """Create a context at epoch 0 with holes at the positions `masked`, unless `edit_id` has created one before.
+
+        That context may have been deleted since: see `find_by_edit`.
+        """
         _require_id(edit_id)
-        if edit_id in self._made_by:
+        if edit_id in self._made_by or edit_id in self._deleted:
             return ()
         if len(tenant) > MAX_TENANT_LENGTH:
             raise InvalidRequest(f"tenant may have {MAX_TENANT_LENGTH} characters, got {len(tenant)}")
@@ -192,6 +199,20 @@ class Contexts:
     def drop(self, context: Context) -> None:
         self._remove_from_index(self._contexts.pop(context.id))
         del self._made_by[context.origin]
+        self._deleted[context.origin] = None
+        if len(self._deleted) > MAX_REMEMBERED_DELETIONS:
+            del self._deleted[next(iter(self._deleted))]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the usage that was counted, or the ends, are not those of the contexts."""
+        counted = UsageLedger()
+        for context in self._contexts.values():
+            counted.add(context.tenant, _usage(context))
+        if counted != self.usage:
+            raise AssertionError(f"the contexts use {counted}, but {self.usage} was counted")
+        ends = {context.id: context.lifetime.expires_at for context in self._contexts.values() if context.lifetime}
+        if ends != self._ends:
+            raise AssertionError(f"the contexts end at {ends}, but {self._ends} was recorded")
 
     def _remove_from_index(self, context: Context) -> None:
         self.usage.subtract(context.tenant, _usage(context))

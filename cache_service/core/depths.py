@@ -5,9 +5,8 @@ A limit ends with the last placement of its key, so the limits are no more than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from cache_service.core.bounds import require_key
 from cache_service.core.events import Limited
 from cache_service.core.types import DepthLimit, PrefixKey, ReplicaId, Revision
 from cache_service.errors import InvalidRequest
@@ -19,17 +18,12 @@ class Depths:
     def __init__(self) -> None:
         self._limits: dict[PrefixKey, dict[int, DepthLimit]] = {}
 
-    def report(
-        self, limits: Iterable[DepthLimit], replica: ReplicaId, at: Revision, has_holder: Callable[[PrefixKey], bool]
-    ) -> tuple[Limited, ...]:
-        """Limit each held prefix whose limit is lower than the known one, or was judged by a newer depth table."""
+    def report(self, limits: Iterable[DepthLimit], replica: ReplicaId, at: Revision) -> tuple[Limited, ...]:
+        """Limit each prefix whose limit is lower than the known one, or was judged by a newer depth table."""
         lowered: dict[tuple[PrefixKey, int], DepthLimit] = {}
         for limit in limits:
-            require_key(limit.key)
-            if limit.depth < 0 or not 0 <= limit.bucket <= 100:
-                raise InvalidRequest(f"a depth must not be negative and a bucket within 0 and 100, got {limit}")
-            if not has_holder(limit.key):
-                continue
+            if not 0 <= limit.bucket <= 100:
+                raise InvalidRequest(f"a bucket must lie within 0 and 100, got {limit}")
             identity = (limit.key, limit.bucket)
             known = lowered.get(identity) or self._limits.get(limit.key, {}).get(limit.bucket)
             if known is None or _rank(limit) > _rank(known):

@@ -14,7 +14,17 @@ from heapq import nlargest
 
 from cache_service.core.bounds import require_key, require_name
 from cache_service.core.events import Announced, Draining, Joined, Left, Withdrawn
-from cache_service.core.types import ContextId, Epoch, Lease, LeaseId, Placement, PrefixKey, ReplicaId, Revision
+from cache_service.core.types import (
+    ContextId,
+    DepthTable,
+    Epoch,
+    Lease,
+    LeaseId,
+    Placement,
+    PrefixKey,
+    ReplicaId,
+    Revision,
+)
 from cache_service.errors import InvalidRequest, LeaseRefused
 
 MIN_TTL_S = 0.1
@@ -30,14 +40,16 @@ class Directory:
         self._held: dict[ReplicaId, set[PrefixKey]] = {}
         self._draining: set[ReplicaId] = set()
 
-    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> tuple[Left | Joined, ...]:
+    def register(
+        self, replica: ReplicaId, ttl_s: float, at: Revision, depth_table: DepthTable | None = None
+    ) -> tuple[Left | Joined, ...]:
         """Grant `replica` a new lease, whose id is the revision of its Joined event; an older lease ends first."""
         require_name(replica)
         if not MIN_TTL_S <= ttl_s <= MAX_TTL_S:
             raise InvalidRequest(f"ttl_s must lie within {MIN_TTL_S} and {MAX_TTL_S} seconds, got {ttl_s}")
         left = (Left(at, replica),) if replica in self._members else ()
         joined = Revision(at + len(left))
-        return (*left, Joined(joined, Lease(LeaseId(joined), replica, ttl_s)))
+        return (*left, Joined(joined, Lease(LeaseId(joined), replica, ttl_s, depth_table)))
 
     def require(self, lease: Lease) -> Lease:
         """Return the member's lease as granted. Raises LeaseRefused unless it is the current one of its replica."""
@@ -122,6 +134,11 @@ class Directory:
     def lease_of(self, replica: ReplicaId) -> Lease:
         """Return the lease of a member. Raises KeyError for any other replica."""
         return self._members[replica]
+
+    def depth_table_versions(self) -> frozenset[int]:
+        """Return the versions of the depth table that members have."""
+        tables = (lease.depth_table for lease in self._members.values())
+        return frozenset(table.version for table in tables if table is not None)
 
     def members(self) -> tuple[Lease, ...]:
         return tuple(self._members.values())

@@ -7,7 +7,7 @@ stay within the quotas however many instances decide.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_service.core.lifetimes import require_ttl
 from cache_service.core.types import TenantId
@@ -28,12 +28,12 @@ class Usage:
         return Usage(self.num_contexts - other.num_contexts, self.num_tokens - other.num_tokens)
 
 
+@dataclass
 class UsageLedger:
     """Counts the contexts of each tenant, and of all."""
 
-    def __init__(self) -> None:
-        self.total = Usage()
-        self._by_tenant: dict[TenantId, Usage] = {}
+    total: Usage = field(default_factory=Usage)
+    _by_tenant: dict[TenantId, Usage] = field(default_factory=dict)
 
     def of(self, tenant: TenantId) -> Usage:
         return self._by_tenant.get(tenant, Usage())

@@ -11,6 +11,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Self, assert_never
 
+from cache_service.core.bounds import require_key
 from cache_service.core.builds import Builds
 from cache_service.core.contexts import MAX_STALENESS, Contexts, growth_by
 from cache_service.core.depths import Depths
@@ -25,6 +26,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -110,6 +112,7 @@ class State:
         for limit in self.depths.all():
             if not self.directory.has_holder(limit.key):
                 raise AssertionError(f"{limit} has outlived the last placement of its key")
+        self.contexts.check_integrity()
 
     def _put(self, fact: Fact) -> None:
         match fact:
@@ -159,10 +162,10 @@ class State:
 
     # Members
 
-    def register(self, replica: ReplicaId, ttl_s: float, at: Revision) -> Events:
+    def register(self, replica: ReplicaId, ttl_s: float, at: Revision, depth_table: DepthTable | None = None) -> Events:
         """Grant `replica` a new lease; placements and builds of an older registration end."""
         ended = self.builds.release(self.builds.held_by_replicas({replica}), at)
-        return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended)))
+        return (*ended, *self.directory.register(replica, ttl_s, _after(at, ended), depth_table))
 
     def leave(self, lease: Lease, at: Revision) -> Events:
         """Remove the member with its placements and builds."""
@@ -243,9 +246,25 @@ class State:
         return self.builds.release([self.builds.require(lease.replica, key, epoch, token)], at)
 
     def report_drift(self, lease: Lease, limits: Sequence[DepthLimit], at: Revision) -> Events:
-        """Lower the depth to which all members may reuse the prefixes; one that no member holds is left out."""
-        self.directory.require(lease)
-        return self.depths.report(limits, lease.replica, at, self.directory.has_holder)
+        """Lower the depth to which all members may reuse the prefixes, all or none.
+
+        Raises InvalidRequest for what this member can't know: the drift of an entry that it doesn't hold, by a depth
+        table that no member has, or of more layers than its model's.
+        """
+        member = self.directory.require(lease)
+        versions = self.directory.depth_table_versions()
+        for limit in limits:
+            require_key(limit.key)
+            if self.directory.find(limit.key, member.replica) is None:
+                raise InvalidRequest(f"replica {member.replica!r} doesn't hold {limit.key.hex()}: announce it first")
+            if limit.depth_table_version not in versions:
+                raise InvalidRequest(f"no member has version {limit.depth_table_version} of the depth table (profile)")
+            num_layers = member.depth_table.num_layers if member.depth_table else 0
+            if not 0 <= limit.depth <= num_layers:
+                raise InvalidRequest(
+                    f"a depth must lie within 0 and the model's {num_layers} layers, got {limit.depth}"
+                )
+        return self.depths.report(limits, member.replica, at)
 
     def _require_current(self, context_id: ContextId | None, epoch: Epoch, key: PrefixKey) -> None:
         if context_id is None:

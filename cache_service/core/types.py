@@ -49,12 +49,23 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthTable:
+    """Says by what a member judges drift, which bounds what it may report."""
+
+    version: int
+    num_layers: int
+    """The number of layers of the member's model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Gives a member the right to be listed until `ttl_s` passes without a keep-alive."""
 
     id: LeaseId
     replica: ReplicaId
     ttl_s: float
+    depth_table: DepthTable | None = None
+    """What the member registered with; without it, it reports no drift."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -48,11 +49,21 @@ _KINDS = {event: pb.EventKind.Value(f"EVENT_KIND_{event.kind.upper()}") for even
 
 
 def lease_to_pb(lease: Lease) -> pb.Lease:
-    return pb.Lease(id=lease.id, replica=lease.replica, ttl_s=lease.ttl_s)
+    table = depth_table_to_pb(lease.depth_table)
+    return pb.Lease(id=lease.id, replica=lease.replica, ttl_s=lease.ttl_s, depth_table=table)
 
 
 def lease_from_pb(message: pb.Lease) -> Lease:
-    return Lease(LeaseId(message.id), ReplicaId(message.replica), message.ttl_s)
+    return Lease(LeaseId(message.id), ReplicaId(message.replica), message.ttl_s, depth_table_from_pb(message))
+
+
+def depth_table_to_pb(table: DepthTable | None) -> pb.DepthTable | None:
+    return pb.DepthTable(profile=table.version, layers=table.num_layers) if table else None
+
+
+def depth_table_from_pb(message: pb.Lease | pb.RegisterRequest) -> DepthTable | None:
+    table = message.depth_table
+    return DepthTable(table.profile, table.layers) if message.HasField("depth_table") else None
 
 
 def context_id_from_pb(message: pb.Placement | pb.Build | pb.AcquireRequest) -> ContextId | None:

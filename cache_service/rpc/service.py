@@ -49,6 +49,7 @@ class CacheService:
                 ),
                 "builds": ("Builds under way", lambda: len(store.state.builds)),
                 "history_events": ("Events kept for watchers that lag", lambda: len(store.feed)),
+                "store_may_evict": ("1 where the store may lose what it holds", lambda: store.may_evict),
                 "watcher_lag_revisions": ("Changes that the slowest watcher has not been sent", self._lag),
             }
         )

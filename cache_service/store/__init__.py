@@ -14,7 +14,9 @@ from cache_service.store.memory import MemoryStore
 MEMORY_URL = "memory:"
 
 
-async def open_store(url: str, *, history: int, timeout_s: float, clock: Callable[[], float]) -> Store:
+async def open_store(
+    url: str, *, history: int, timeout_s: float, clock: Callable[[], float], allow_eviction: bool = False
+) -> Store:
     """Open the store that `url` names; see `cache_service.store.redis.connect` for all but `memory:`.
 
     Raises CacheServiceUnavailable, InvalidRequest.
@@ -27,4 +29,4 @@ async def open_store(url: str, *, history: int, timeout_s: float, clock: Callabl
         raise InvalidRequest(
             f"store: every URL but {MEMORY_URL} needs the extra `redis` of this package: {error}"
         ) from error
-    return await RedisStore.open(url, history=history, timeout_s=timeout_s)
+    return await RedisStore.open(url, history=history, timeout_s=timeout_s, allow_eviction=allow_eviction)

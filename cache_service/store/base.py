@@ -33,6 +33,10 @@ class Store(Protocol):
     def feed(self) -> Feed:
         """Return the recent events, up to `state.revision`."""
 
+    @property
+    def may_evict(self) -> bool:
+        """Return True for a store that may lose what it holds once its memory is full."""
+
     async def append(self, decide: Decision) -> Sequence[Event]:
         """Append atomically the events that `decide` returns for the newest state. On return `state` includes them."""
 

@@ -18,6 +18,8 @@ from cache_service.store.feed import Feed
 class MemoryStore:
     """Serves one process. No method awaits anything, so a decision and its events are atomic in the event loop."""
 
+    may_evict = False
+
     def __init__(self, *, clock: Callable[[], float], history: int = 65_536) -> None:
         """`clock` returns seconds that never go back; `history` events are kept for watchers that lag."""
         self._clock = clock

@@ -4,14 +4,10 @@ Terms: docs/glossary.md.
 """
 
 from cache_service.testing.clock import FakeClock, free_port
-from cache_service.testing.history import (
-    HistoryChecker,
-    Violation,
-    WatchChecker,
-    require_falling_limit,
-    require_same_view,
-)
+from cache_service.testing.history import HistoryChecker
+from cache_service.testing.moments import Violation
 from cache_service.testing.network import Faults, Network
+from cache_service.testing.watch import WatchChecker, require_same_view
 
 __all__ = [
     "FakeClock",
@@ -21,6 +17,5 @@ __all__ = [
     "Violation",
     "WatchChecker",
     "free_port",
-    "require_falling_limit",
     "require_same_view",
 ]

@@ -21,6 +21,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -44,7 +45,7 @@ from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
 async def joined(store: Store, replica: ReplicaId, ttl_s: float = 60.0) -> Lease:
-    events = await store.append(lambda state, at: state.register(replica, ttl_s, at))
+    events = await store.append(lambda state, at: state.register(replica, ttl_s, at, DepthTable(1, 8)))
     assert isinstance(events[-1], Joined)
     return events[-1].lease
 
@@ -314,7 +315,7 @@ async def act(store: Store, rng: random.Random, i: int) -> Sequence[Event]:
     members = {lease.replica: lease for lease in store.state.directory.members()}
     lease = members.get(replica)
     if lease is None:
-        return await store.append(lambda state, at: state.register(replica, 60.0, at))
+        return await store.append(lambda state, at: state.register(replica, 60.0, at, DepthTable(i // 50, 8)))
     name, epoch = rng.choice("uvwxyz"), FIRST_EPOCH
     context = rng.choice([*store.state.contexts.all(), None])
     entry = placed(name, replica, depth=rng.randrange(4))

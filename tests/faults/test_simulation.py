@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from cache_service.core.builds import Builds
-from cache_service.core.contexts import Contexts
-from cache_service.core.cursor import Cursor, Update
-from cache_service.core.depths import Depths
-from cache_service.core.events import Event
-from cache_service.core.facts import Change
-from cache_service.core.hashing import prefix_keys
-from cache_service.core.leases import Leases
-from cache_service.core.state import State
-from cache_service.core.types import FencingToken, Placement, PrefixKey, ReplicaId, Snapshot
-from cache_service.errors import Compacted, FencedToken, StaleEpoch
-from cache_service.store.feed import Feed
 from cache_service.testing import Violation
+from tests.faults import plants
+from tests.faults.plants import Plant
 from tests.faults.simulation import Simulation
 
 
@@ -29,9 +17,13 @@ def test_no_invariant_breaks_under_faults(seed: int) -> None:
     simulation = Simulation(seed)
     simulation.run(num_operations=250_000)
     checker = simulation.checker
-    assert checker.num_reads > 100_000
-    assert checker.num_grants > 5_000
-    assert checker.num_fenced > 100
+    assert checker.entries.num_found > 50_000
+    assert checker.entries.num_limits > 10_000
+    assert checker.contexts.num_contents > 5_000
+    assert checker.contexts.lifetimes.num_renewals > 1_000
+    assert checker.contexts.tenants.num_refused > 100
+    assert checker.builds.num_grants > 5_000
+    assert checker.builds.num_fenced > 100
     for watcher in simulation.watchers:
         assert watcher.num_gaps > 50
         assert watcher.checker.num_events > 10_000
@@ -44,136 +36,72 @@ def test_a_run_is_repeated_by_its_seed() -> None:
     assert one.store.state.snapshot() == two.store.state.snapshot()
 
 
-Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-def reads_that_forget_epochs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(State, "_is_fresh", lambda self, placement, max_staleness: True)
-
-
-def edits_of_any_epoch(patch: pytest.MonkeyPatch) -> None:
-    whole = Contexts.edit
-
-    def edit(self: Contexts, context_id: Any, expected: Any, *rest: Any, renewal: Any) -> tuple[Event, ...]:
-        try:
-            return whole(self, context_id, expected, *rest, renewal=renewal)
-        except StaleEpoch:
-            (event,) = whole(self, context_id, self.get(context_id).epoch, *rest, renewal=renewal)
-            return (replace(event, version=replace(event.version, epoch=expected + 1)),)
-
-    patch.setattr(Contexts, "edit", edit)
-
-
-def writes_under_any_token(patch: pytest.MonkeyPatch) -> None:
-    whole = Builds.require
-
-    def require(self: Builds, replica: Any, key: Any, epoch: Any, token: FencingToken) -> Any:
-        try:
-            return whole(self, replica, key, epoch, token)
-        except FencedToken:
-            build = self.get(key, epoch)
-            if build is None:
-                raise
-            return build
-
-    patch.setattr(Builds, "require", require)
-
-
-def builds_for_every_caller(patch: pytest.MonkeyPatch) -> None:
-    whole = Builds.acquire
-
-    def acquire(self: Builds, lease: Any, key: Any, epoch: Any, *rest: Any) -> tuple[Event, ...]:
-        held = self._builds.pop((key, epoch), None)
-        try:
-            return whole(self, lease, key, epoch, *rest)
-        finally:
-            if held is not None:
-                self.put(held)
-
-    patch.setattr(Builds, "acquire", acquire)
-
-
-def leases_that_lapse_early(patch: pytest.MonkeyPatch) -> None:
-    whole = Leases.grant
-    patch.setattr(Leases, "grant", lambda self, lease, ttl_s, now: whole(self, lease, ttl_s / 4, now))
-
-
-def leases_that_never_lapse(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leases, "lapsed", lambda self, now: frozenset())
-
-
-def watchers_that_skip_gaps(patch: pytest.MonkeyPatch) -> None:
-    def take(self: Cursor, update: Update) -> Sequence[Snapshot | Event]:
-        if update.part is not None:
-            return self._take_part(update.incarnation, update.part)
-        if self._revision is None:
-            raise Compacted("no snapshot yet")
-        fresh = [event for event in update.events if event.revision > self._revision]
-        self._revision = fresh[-1].revision if fresh else self._revision
-        return fresh
-
-    patch.setattr(Cursor, "take", take)
-
-
-def a_log_that_forgets_in_silence(patch: pytest.MonkeyPatch) -> None:
-    whole = Feed.read
-
-    def read(self: Feed, after: Any, limit: int) -> list[Event]:
-        try:
-            return whole(self, after, limit)
-        except Compacted:
-            return whole(self, type(after)(self.head - len(self._events)), limit)
-
-    patch.setattr(Feed, "read", read)
-    watchers_that_skip_gaps(patch)
-
-
-def keys_without_salt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        "cache_service.core.contexts.prefix_keys", lambda fingerprint, salt, *rest: prefix_keys(fingerprint, "", *rest)
-    )
-
-
-def withdrawals_that_watchers_miss(patch: pytest.MonkeyPatch) -> None:
-    whole = State.apply
-
-    def apply(self: State, event: Event) -> tuple[Change, ...]:
-        changes = whole(self, event)
-        if event.revision % 500 == 0:
-            ghost = Placement(PrefixKey(b"ghost"), ReplicaId("ghost"), event.revision, id(self) % 999, 1)
-            self.directory.put_placement(ghost)
-        return changes
-
-    patch.setattr(State, "apply", apply)
-
-
-def limits_that_never_end(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Depths, "drop", lambda self, limit: None)
-
-
-def limits_that_rise(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("cache_service.core.depths._rank", lambda limit: (limit.depth_table_version, limit.depth))
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (plants.reads_that_forget_epochs, "stale read"),
+        (plants.edits_of_any_epoch, "two edits made epoch|stale read"),
+        (plants.edits_that_every_seventh_epoch_drops, "the edits made|has the keys"),
+        (plants.holes_that_stay_where_they_were, "the edits made"),
+        (plants.edits_that_act_at_every_try, "acted twice|no client has sent the edit"),
+        (plants.creations_that_act_at_every_try, "made two contexts"),
+        (plants.lists_without_the_newest_context, "is not listed"),
+        (plants.keys_without_salt, "share"),
+        (plants.writes_under_any_token, "was accepted though"),
+        (plants.builds_for_every_caller, "two builds at once"),
+        (plants.leases_that_lapse_early, "two builds at once|is not found"),
+        (plants.leases_that_never_lapse, "dead beyond its TTL"),
+        (plants.registrations_that_keep_builds, "outlived its registration"),
+        (plants.releases_that_do_nothing, "said to be under way"),
+        (plants.lookups_that_find_nothing, "is not found"),
+        (plants.lookups_that_find_one_holder, "is not found"),
+        (plants.announcements_that_get_lost, "is not found"),
+        (plants.withdrawals_that_do_nothing, "its withdrawal had been acknowledged"),
+        (plants.limits_that_the_last_report_replaces, "yet the limit is"),
+        (plants.limits_that_rise, "yet the limit is"),
+        (plants.limits_that_end_with_any_placement, "yet the limit is"),
+        (plants.contexts_without_bounds, "is beyond a quota"),
+        (plants.contexts_that_count_for_no_tenant, "counts for"),
+        (plants.lifetimes_that_never_end, "though all that had ended"),
+        (plants.lifetimes_that_end_early, "is unknown, though|is not listed"),
+        (plants.lifetimes_that_edits_leave, "did not begin its lifetime again"),
+        (plants.renewals_that_get_lost, "is unknown, though|is not listed"),
+    ],
+)
+def test_clients_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:
+    plant(monkeypatch)
+    simulation = Simulation(seed=0, num_watchers=0)
+    with pytest.raises(Violation, match=found):
+        simulation.run(num_operations=50_000)
 
 
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
-        (reads_that_forget_epochs, "stale read"),
-        (edits_of_any_epoch, "two edits made epoch|came after epoch|stale read"),
-        (writes_under_any_token, "was accepted though"),
-        (builds_for_every_caller, "two builds at once"),
-        (leases_that_lapse_early, "two builds at once"),
-        (leases_that_never_lapse, "dead beyond its TTL"),
-        (watchers_that_skip_gaps, "came after revision"),
-        (a_log_that_forgets_in_silence, "came after revision"),
-        (keys_without_salt, "share"),
-        (limits_that_never_end, "has outlived the last placement"),
-        (limits_that_rise, "does not lower"),
-        (withdrawals_that_watchers_miss, "differ|no members|indexes"),
+        (plants.watchers_that_skip_gaps, "came after revision"),
+        (plants.a_log_that_forgets_in_silence, "came after revision"),
+        (plants.edits_of_any_epoch, "came after epoch"),
+        (plants.edits_that_every_seventh_epoch_drops, "contexts differ|share|has the keys"),
+        (plants.creations_that_act_at_every_try, "made two contexts"),
+        (plants.builds_for_every_caller, "can't follow"),
+        (plants.registrations_that_keep_builds, "can't follow"),
+        (plants.stale_entries_that_stay, "should have gone"),
+        (plants.deletions_that_leave_builds, "should have gone"),
+        (plants.limits_that_the_last_report_replaces, "does not lower"),
+        (plants.limits_that_rise, "does not lower"),
+        (plants.limits_that_never_end, "limits differ|has outlived the last placement"),
+        (plants.limits_that_end_with_any_placement, "limits differ|does not lower"),
+        (plants.withdrawals_that_watchers_miss, "differ|no members|indexes"),
+        (plants.contexts_without_bounds, "is beyond a quota"),
+        (plants.edits_without_bounds, "is beyond a quota"),
+        (plants.usage_that_never_falls, "was counted"),
+        (plants.renewals_that_get_lost, "contexts differ|can't follow"),
     ],
 )
-def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:
+def test_watchers_find_a_planted_bug(monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str) -> None:
     plant(monkeypatch)
     simulation = Simulation(seed=0)
+    for client_check in ("contexts", "entries", "builds"):  # so that only watchers can find it
+        monkeypatch.setattr(simulation.checker, client_check, Mock())
     with pytest.raises((Violation, AssertionError), match=found):
         simulation.run(num_operations=50_000)

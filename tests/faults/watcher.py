@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from cache_service.core.cursor import Cursor, Update, batch_of, parts_of
 from cache_service.core.mirror import Mirror
-from cache_service.core.types import Revision, Snapshot
+from cache_service.core.types import Revision
 from cache_service.errors import Compacted
 from cache_service.store.base import Store
-from cache_service.testing import Network, WatchChecker, require_falling_limit
+from cache_service.testing import Network, WatchChecker
+from tests.faults.world import QUOTAS
 
 PUMP_S = 0.02
 PATIENCE_S = 0.5
@@ -25,7 +26,7 @@ class Watcher:
         self._cursor = Cursor()
         self._stream = 0
         self._received_at = 0.0
-        self.checker = WatchChecker()
+        self.checker = WatchChecker(QUOTAS)
         self.mirror = Mirror()
         self.num_gaps = 0
         self._open()
@@ -80,8 +81,6 @@ class Watcher:
             return
         for item in items:
             self.checker.take(item)
-            if not isinstance(item, Snapshot):
-                require_falling_limit(item, self.mirror.state)
             self.mirror.take(item)
 
     def _refused(self, stream: int) -> None:

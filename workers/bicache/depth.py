@@ -135,6 +135,10 @@ class DepthLimits:
         """Forget the limits of a prefix."""
         self._limits.pop(key, None)
 
+    def lift_all(self) -> None:
+        """Forget all limits, as the service that knew them may have."""
+        self._limits.clear()
+
     def depth(self, key: PrefixKey, bucket: int) -> int | None:
         """Return the depth limit of a prefix in one bucket; None if no replica has reported one."""
         limit = self._limits.get(key, {}).get(bucket)

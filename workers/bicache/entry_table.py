@@ -58,6 +58,11 @@ class EntryCommands:
             self._limits.lift(key)
         self.record_limits(limits)
 
+    def replace_limits(self, limits: Iterable[DepthLimit]) -> None:
+        """Forget all limits, whatever reported them, then take in `limits`."""
+        self._limits.lift_all()
+        self.record_limits(limits)
+
     def record_limits(self, limits: Iterable[DepthLimit]) -> None:
         """Record limits that other replicas report. They apply to requests admitted later, unless deterministic."""
         for limit in limits:

@@ -16,7 +16,8 @@ class Inventory:
         """Keys of entries that are live or pending, or that the engine was asked to build."""
         self._live: dict[PrefixKey, LiveEntry] = {}
         self._builds: dict[PrefixKey, Build] = {}
-        self._announced: dict[PrefixKey, Placement] = {}
+        self._announced: dict[PrefixKey, Placement | None] = {}
+        """What the service lists, by key; None where that is uncertain, since a call got no answer."""
         self._reported: set[DepthLimit] = set()
 
     # The entries here
@@ -72,12 +73,21 @@ class Inventory:
         self._builds.clear()
 
     def announced_except(self, placements: Mapping[PrefixKey, Placement]) -> list[PrefixKey]:
-        """Return the announced keys that are not among `placements`."""
+        """Return the keys that the service may list and that are not among `placements`."""
         return [key for key in self._announced if key not in placements]
 
     def unannounced(self, placements: Mapping[PrefixKey, Placement]) -> list[Placement]:
         """Return the placements that the service does not know, or knows with other values."""
         return [placement for key, placement in placements.items() if self._announced.get(key) != placement]
+
+    def mark_uncertain(self, keys: Iterable[PrefixKey]) -> None:
+        """Record that the service may or may not list these entries: a call about them is in progress."""
+        self._announced.update((key, None) for key in keys)
+
+    def mark_listed(self, keys: Iterable[PrefixKey]) -> None:
+        """Record that the service listed these entries; those that are unknown here can then be withdrawn."""
+        for key in keys:
+            self._announced.setdefault(key, None)
 
     def mark_announced(self, placements: Iterable[Placement]) -> None:
         self._announced.update((placement.key, placement) for placement in placements)
@@ -85,12 +95,12 @@ class Inventory:
     def mark_withdrawn(self, keys: Collection[PrefixKey]) -> None:
         """Record that the service no longer lists these entries; their depth limits may have ended with them."""
         for key in keys:
-            del self._announced[key]
+            self._announced.pop(key, None)
         gone = frozenset(keys)
         self._reported = {limit for limit in self._reported if limit.key not in gone}
 
     def is_announced(self, key: PrefixKey) -> bool:
-        return key in self._announced
+        return self._announced.get(key) is not None
 
     def unreported(self, limits: set[DepthLimit]) -> set[DepthLimit]:
         """Return the depth limits that the service does not know."""

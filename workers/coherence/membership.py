@@ -11,7 +11,7 @@ from cache_service.client.client import CacheClient
 from cache_service.client.contact import WatchContact
 from cache_service.client.waits import BuildWaits
 from cache_service.core.mirror import Mirror, Moved, News
-from cache_service.core.types import Context, PrefixKey, ReplicaId
+from cache_service.core.types import Context, DepthTable, PrefixKey, ReplicaId
 from workers.api import ContextRead, ContextReply
 from workers.bicache.copies import EntryFormat, Transport
 from workers.bicache.entry import Changes
@@ -63,7 +63,8 @@ class Membership(LoopThread):
         self._config, self._engine, self._tally = config, engine, tally
         self._mirror, self._inventory = Mirror(), Inventory()
         self._view, self._waits = ClusterView(self._mirror), BuildWaits(self._mirror)
-        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, config.profile, tally)
+        depth_table = DepthTable(config.profile, entry_format.num_layers)
+        self._sync = PrefixSync(self._client, replica, ttl_s, self._view, self._inventory, depth_table, tally)
         self._reader = ContextReader(self._follow_client, self._view, self._faults)
         self._supplier = Supplier(
             replica,
@@ -129,6 +130,8 @@ class Membership(LoopThread):
             news = self._mirror.take(update)
             self._reader.take(update)
             self._waits.take(news)
+            self._supplier.take(update)
+            self._sync.take(update)
             self._act(news)
             if news.is_restart or any(self._inventory.find_live(key) for key in news.renamed):
                 self._sync.wake()
@@ -136,10 +139,13 @@ class Membership(LoopThread):
     def _act(self, news: News) -> None:
         """Record other replicas' depth limits, and retire a context's entry of an old epoch.
 
+        A snapshot replaces all limits: none outlives the incarnation of the service that it came from.
         With `eager` refreshes, the entry of the new epoch is built at once.
         """
         with suppress(WorkerError):  # the engine has ended
-            if news.lifted or news.limits:
+            if news.is_restart:
+                self._engine.call(lambda entries: entries.replace_limits(news.limits))
+            elif news.lifted or news.limits:
                 self._engine.call(lambda entries: entries.update_limits(news.lifted, news.limits))
         for moved in news.moved:
             if not self._inventory.has(moved.old):

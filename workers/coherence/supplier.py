@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
-from cache_service.core.types import FIRST_EPOCH, Build, PrefixKey, ReplicaId
+from cache_service.core.events import Event
+from cache_service.core.types import Build, PrefixKey, ReplicaId, Snapshot
 from cache_service.errors import CacheServiceError
 from workers.api import CopyRequest
 from workers.bicache.copies import CopyRefusedError, EntryCopy, EntryFormat, TransferError, Transport, check_copy
 from workers.bicache.entry_report import EntryReport, PendingEntry
 from workers.bicache.entry_table import EngineThread, EntryCommands
+from workers.coherence.claims import BuildClaims
 from workers.coherence.estimate import CostModel, Costs
 from workers.coherence.faults import TaskFaults
 from workers.coherence.inventory import Inventory
@@ -31,8 +32,6 @@ from workers.config import CoherenceConfig
 from workers.errors import WorkerError
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS_PER_LEASE = 3
 
 
 class Supplier:
@@ -61,20 +60,23 @@ class Supplier:
         self._engine, self._transport, self._format = engine, transport, entry_format
         self._costs, self._tally, self._faults = costs, tally, faults
         self._sourcing: dict[PrefixKey, asyncio.Task[None]] = {}
-        self._extending: dict[PrefixKey, asyncio.Task[None]] = {}
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._claims = BuildClaims(
+            replica, config.build_lease_s, client=client, sync=sync, inventory=inventory, view=view
+        )
+
+    def take(self, update: Snapshot | Event) -> None:
+        """Take in an update of the watch."""
+        self._claims.take(update)
 
     def apply(self, report: EntryReport) -> None:
         """Start and end the supply of entries after a report. Called before the inventory applies the report."""
         for key in (*report.abandoned, *report.gone):
-            self._cancel(self._sourcing, key)
-            self._cancel(self._extending, key)
-            if build := self._inventory.remove_build(key):
-                self._release(build)
+            self._cancel(key)
+            self._claims.give_up(key)
         for pending in report.awaited:
-            self._replace(self._sourcing, pending.key, self._supply(pending))
+            self._begin(pending)
         for live in report.live:
-            self._cancel(self._extending, live.key)
+            self._claims.stop_extending(live.key)
             if live.build_s is not None and self._inventory.find_live(live.key) is None:
                 self._tally.built += 1
                 self._costs.record_build(live.token_layers, live.build_s)
@@ -101,10 +103,11 @@ class Supplier:
 
     async def close(self) -> None:
         """Cancel all that is in progress."""
-        tasks = [*self._sourcing.values(), *self._extending.values(), *self._releasing]
+        tasks = list(self._sourcing.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._claims.close()
 
     async def _supply(self, pending: PendingEntry) -> None:
         try:
@@ -131,7 +134,7 @@ class Supplier:
                         return True
                     failed.add(holder)
                 case Claim():
-                    build = await self._claim(pending)
+                    build = await self._claims.claim(pending.key)
                     if build is None:
                         return False
                     if build.replica == self._replica:
@@ -165,49 +168,6 @@ class Supplier:
         num_bytes = self._format.body_bytes(len(pending.token_ids), max(pending.depths), pending.num_states)
         return self._costs.estimate(pending.token_layers, num_bytes)
 
-    async def _claim(self, pending: PendingEntry) -> Build | None:
-        """Ask to be the only builder, and return the build in progress: ours, or another replica's.
-
-        Returns None if the service grants none. The build of a stale entry isn't claimed: that entry won't be
-        announced, so no other replica should wait for it.
-        """
-        lease = self._sync.lease
-        if lease is None or self._view.is_stale(pending.key):
-            return None
-        content_of = self._view.context_of(pending.key)
-        context, epoch = (content_of.context, content_of.epoch) if content_of else (None, FIRST_EPOCH)
-        ttl_s = self._config.build_lease_s
-        try:
-            build = await self._client.acquire(lease, pending.key, ttl_s, epoch=epoch, context=context)
-        except CacheServiceError:
-            return None
-        if build.replica == self._replica:
-            self._inventory.add_build(build)
-            self._replace(self._extending, build.key, self._extend(build))
-        return build
-
-    async def _extend(self, build: Build) -> None:
-        """Extend the build's lease until the entry is live, or the build has ended otherwise."""
-        while (lease := self._sync.lease) is not None:
-            await asyncio.sleep(build.ttl_s / EXTENSIONS_PER_LEASE)
-            try:
-                await self._client.extend(lease, build)
-            except CacheServiceError as error:
-                logger.warning("a build goes on although its lease could not be extended: %s", error)
-                return
-
-    def _release(self, build: Build) -> None:
-        task = asyncio.create_task(self._end_build(build))
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
-
-    async def _end_build(self, build: Build) -> None:
-        if lease := self._sync.lease:
-            try:
-                await self._client.release(lease, build)
-            except CacheServiceError as error:
-                logger.info("an abandoned build could not be released; its lease will lapse: %s", error)
-
     async def _try_fetch(self, pending: PendingEntry, holder: ReplicaId) -> bool:
         copy = await self._fetch(CopyRequest(holder, pending.key, pending.depths), pending.token_ids)
         if copy is None or not await asyncio.wrap_future(self._engine.call(lambda entries: entries.install(copy))):
@@ -238,13 +198,12 @@ class Supplier:
         self._tally.fetched_bytes[copy.transport] += copy.num_bytes
         return copy
 
-    def _replace(
-        self, tasks: dict[PrefixKey, asyncio.Task[None]], key: PrefixKey, coroutine: Coroutine[Any, Any, None]
-    ) -> None:
-        self._cancel(tasks, key)
-        tasks[key] = asyncio.create_task(coroutine)
+    def _begin(self, pending: PendingEntry) -> None:
+        tasks, key = self._sourcing, pending.key
+        self._cancel(key)
+        tasks[key] = asyncio.create_task(self._supply(pending))
         tasks[key].add_done_callback(lambda task: tasks.pop(key) if tasks.get(key) is task else None)
 
-    def _cancel(self, tasks: dict[PrefixKey, asyncio.Task[None]], key: PrefixKey) -> None:
-        if task := tasks.pop(key, None):
+    def _cancel(self, key: PrefixKey) -> None:
+        if task := self._sourcing.pop(key, None):
             task.cancel()

@@ -14,7 +14,8 @@ from contextlib import suppress
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from cache_service.client.client import CacheClient
-from cache_service.core.types import FIRST_EPOCH, DepthLimit, Lease, Placement, ReplicaId
+from cache_service.core.events import Announced, Event
+from cache_service.core.types import FIRST_EPOCH, DepthLimit, DepthTable, Lease, Placement, ReplicaId, Snapshot
 from cache_service.errors import (
     CacheServiceError,
     FencedToken,
@@ -46,13 +47,14 @@ class PrefixSync:
         ttl_s: float,
         view: ClusterView,
         inventory: Inventory,
-        depth_table_version: int,
+        depth_table: DepthTable,
         tally: Tally,
     ) -> None:
         self._client, self._replica, self._ttl_s = client, replica, ttl_s
         self._view, self._inventory, self._tally = view, inventory, tally
-        self._depth_table_version = depth_table_version
+        self._depth_table = depth_table
         self._lease: Lease | None = None
+        self._registering: asyncio.Task[Lease] | None = None
         self.joined = asyncio.Event()
         """Set once the service has registered this replica."""
         self._wake = asyncio.Event()
@@ -66,6 +68,18 @@ class PrefixSync:
         """Take changes into the inventory, and push them to the service soon."""
         self._inventory.apply(report)
         self.wake()
+
+    def take(self, update: Snapshot | Event) -> None:
+        """Withdraw what the watch lists for this replica and is not here: a late copy of a call may have listed it."""
+        if isinstance(update, Snapshot):
+            listed = [placement.key for placement in self._view.held_by(self._replica)]
+        elif isinstance(update, Announced) and update.replica == self._replica:
+            listed = [update.placement.key]
+        else:
+            return
+        if absent := [key for key in listed if self._inventory.find_live(key) is None]:
+            self._inventory.mark_listed(absent)
+            self.wake()
 
     def wake(self) -> None:
         """Reconcile now instead of at the next keep-alive."""
@@ -93,10 +107,19 @@ class PrefixSync:
         """Leave the cluster, if the service is reachable."""
         await self._bid_farewell(self._client.leave)
 
+    async def _register(self) -> Lease:
+        """Register, to the end even if the caller is cancelled: `leave` must know the lease."""
+        self._registering = asyncio.create_task(
+            self._client.register(self._replica, self._ttl_s, depth_table=self._depth_table)
+        )
+        return await asyncio.shield(self._registering)
+
     async def _bid_farewell(self, call: Callable[[Lease], Awaitable[object]]) -> None:
         with suppress(CacheServiceError, TimeoutError):
-            if self._lease is not None:
-                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+            async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                if self._lease is None and self._registering is not None:
+                    self._lease = await self._registering
+                if self._lease is not None:
                     await call(self._lease)
 
     async def _reconcile(self) -> None:
@@ -104,7 +127,7 @@ class PrefixSync:
         try:
             if self._lease is None:
                 self._inventory.begin_lease()
-                self._lease = await self._client.register(self._replica, self._ttl_s)
+                self._lease = await self._register()
                 self.joined.set()
             else:
                 await self._client.keep_alive(self._lease)
@@ -121,6 +144,7 @@ class PrefixSync:
         live = (entry for entry in self._inventory.live_entries() if not self._view.is_stale(entry.key))
         placements = {entry.key: self._placement(entry) for entry in live}
         if gone := self._inventory.announced_except(placements):
+            self._inventory.mark_uncertain(gone)
             await self._client.withdraw(lease, gone)
             self._inventory.mark_withdrawn(gone)
         new = self._inventory.unannounced(placements)
@@ -136,6 +160,7 @@ class PrefixSync:
         build = self._inventory.find_build(placement.key)
         if build is None:
             return False
+        self._inventory.mark_uncertain([placement.key])
         try:
             await self._client.complete(lease, build, placement)
         except (FencedToken, *OUT_OF_DATE_ERRORS):
@@ -150,6 +175,7 @@ class PrefixSync:
         """Announce placements together; if one is refused as out of date, announce the others one by one."""
         if not placements:
             return
+        self._inventory.mark_uncertain(placement.key for placement in placements)
         try:
             await self._client.announce(lease, placements)
         except OUT_OF_DATE_ERRORS:
@@ -163,15 +189,27 @@ class PrefixSync:
     async def _report_drift(self, lease: Lease) -> None:
         """Report the drift of announced entries; the service keeps limits only of those."""
         found = {
-            DepthLimit(live.key, bucket, depth, self._depth_table_version)
+            DepthLimit(live.key, bucket, depth, self._depth_table.version)
             for live in self._inventory.live_entries()
             if self._inventory.is_announced(live.key)
             for bucket, depth in live.drifted
         }
-        if new := self._inventory.unreported(found):
-            await self._client.report_drift(lease, tuple(new))
-            self._inventory.mark_reported(new)
-            self._tally.drift_reports += len(new)
+        await self._report(lease, tuple(self._inventory.unreported(found)))
+
+    async def _report(self, lease: Lease, limits: tuple[DepthLimit, ...]) -> None:
+        """Report limits together; if one is refused, report the others one by one."""
+        if not limits:
+            return
+        try:
+            await self._client.report_drift(lease, limits)
+            self._tally.drift_reports += len(limits)
+        except InvalidRequest as error:
+            if len(limits) > 1:
+                for limit in limits:
+                    await self._report(lease, (limit,))
+                return
+            logger.info("a report of drift is refused, and counts only here: %s", error)
+        self._inventory.mark_reported(limits)
 
     def _placement(self, live: LiveEntry) -> Placement:
         content_of = self._view.context_of(live.key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cache_service.core.mirror import Mirror
-from cache_service.core.types import Context, ContextId, PrefixKey, ReplicaId, Revision
+from cache_service.core.types import Build, Context, ContextId, Epoch, Placement, PrefixKey, ReplicaId, Revision
 from workers.api import ContextEpoch
 
 
@@ -24,6 +24,14 @@ class ClusterView:
         """Return the replicas that hold `key`."""
         found = self._mirror.state.directory.lookup([key])
         return frozenset(placement.replica for placement in found.get(key, ()))
+
+    def build(self, key: PrefixKey, epoch: Epoch) -> Build | None:
+        """Return the build of (key, epoch) that is in progress."""
+        return self._mirror.state.builds.get(key, epoch)
+
+    def held_by(self, replica: ReplicaId) -> tuple[Placement, ...]:
+        """Return the entries that the service lists for `replica`."""
+        return self._mirror.state.directory.held_by(replica)
 
     def context(self, context_id: ContextId) -> Context | None:
         """Return the context at its newest known epoch, maybe without its content; None if it is unknown or deleted."""

@@ -21,7 +21,8 @@ class MembersServicer(Servicer):
 
     async def Register(self, request: pb.RegisterRequest, _: ServicerContext) -> pb.RegisterResponse:
         replica = ReplicaId(request.replica)
-        events = await self.append(lambda state, at: state.register(replica, request.ttl_s, at))
+        table = convert.depth_table_from_pb(request)
+        events = await self.append(lambda state, at: state.register(replica, request.ttl_s, at, table))
         lease = next(event.lease for event in events if isinstance(event, Joined))
         _log.info("replica %s joined under lease %d of %g s", replica, lease.id, lease.ttl_s)
         return pb.RegisterResponse(header=self.header(), lease=convert.lease_to_pb(lease))

@@ -37,6 +37,8 @@ class Keys:
         self.meta = f"{self._prefix}meta"
         self.log = f"{self._prefix}log"
         self.tables = [f"{self._prefix}{table.value}" for table in TABLES]
+        self.all = [self.meta, self.log, *self.tables]
+        self.contexts = self.tables[TABLES.index(Table.CONTEXTS)]
 
     def lease(self, lease: LeaseId) -> str:
         return f"{self._prefix}lease:{lease}"
@@ -44,7 +46,7 @@ class Keys:
 
 def append_arguments(keys: Keys, events: Iterable[Event], before: State) -> tuple[list[str], list[Any], list[Any]]:
     """Return keys, encoded events and changes for the script that appends."""
-    names = [keys.meta, keys.log, *keys.tables]
+    names = list(keys.all)
     payloads: list[Any] = []
     changes: list[Any] = []
     reader = before.change_reader()

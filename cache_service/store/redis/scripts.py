@@ -4,6 +4,10 @@ A server that restarts forgets its scripts, even if it keeps its data, and a rep
 replication id. Either makes the next call fail before anything is read or written, and the first caller that fails
 runs ATTACH. Such a server may have lost the end of its log, so ATTACH begins a new incarnation, and jumps ahead
 so that no revision is ever used twice. A demoted primary answers no call, since it may be behind.
+
+A server that evicts keys may lose a whole table. `meta` names the tables that are there, so the next call notices one
+that is missing, and ATTACH begins a new incarnation without the other tables, whose facts refer to those that are
+gone. Contexts refer to nothing, and stay if they are there.
 """
 
 from __future__ import annotations
@@ -37,19 +41,45 @@ _GUARD = (
 if not string.find(info, 'role:master', 1, true) then
   return redis.error_reply('READONLY this server is a replica by now')
 end
-local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head', 'history')
+local at = redis.call('HMGET', KEYS[1], 'incarnation', 'head', 'history', 'tables')
 if at[1] and at[3] ~= history then
   return redis.error_reply('NOSCRIPT this server has become the primary since')
+end
+for table in string.gmatch(at[4] or '', '%S+') do
+  if redis.call('EXISTS', table) == 0 then
+    return redis.error_reply('NOSCRIPT this server has lost a table')
+  end
 end
 """
 )
 """The beginning of each script that reads or writes: `at` holds incarnation and head."""
 
+_LIST_TABLES = """
+local tables = {}
+for i = 3, #KEYS do
+  if not string.find(KEYS[i], ':lease:', 1, true) and redis.call('EXISTS', KEYS[i]) == 1 then
+    tables[#tables + 1] = KEYS[i]
+  end
+end
+redis.call('HSET', KEYS[1], 'tables', table.concat(tables, ' '))
+"""
+"""The end of each script that writes: the names of the tables that are there."""
+
 ATTACH = (
     _HISTORY
     + """
--- KEYS: meta, log.  ARGV: new incarnation, jump.
-if redis.call('EXISTS', KEYS[1]) == 1 then
+-- KEYS: meta, log, tables....  ARGV: new incarnation, jump, the table of contexts.
+local known = redis.call('HMGET', KEYS[1], 'head', 'tables')
+local lost = not known[1]
+for table in string.gmatch(known[2] or '', '%S+') do
+  lost = lost or redis.call('EXISTS', table) == 0
+end
+for i = 3, #KEYS do
+  if lost and (KEYS[i] ~= ARGV[3] or not known[1]) then
+    redis.call('DEL', KEYS[i])
+  end
+end
+if known[1] then
   redis.call('HINCRBY', KEYS[1], 'head', ARGV[2])
 else
   redis.call('HSET', KEYS[1], 'head', 0)
@@ -57,7 +87,15 @@ end
 redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'history', history)
 redis.call('DEL', KEYS[2])
 """
+    + _LIST_TABLES
 )
+
+POLICY = """
+-- KEYS: meta. Returns how the server makes room once its memory is full.
+return string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
+"""
+EVICTING = "allkeys"
+"""How the names of the policies begin that evict keys without a TTL."""
 
 APPEND = Script(
     _GUARD
@@ -90,14 +128,16 @@ while next <= #ARGV do
     next = next + 2
   end
 end
-return 1
 """
+    + _LIST_TABLES
+    + "return 1"
 )
 
 READ = Script(
     _GUARD
     + """
--- KEYS: meta, log.  ARGV: revision, count. Returns incarnation, head, and at most count events after the revision.
+-- KEYS: meta, log, tables....  ARGV: revision, count.
+-- Returns incarnation, head, and at most count events after the revision.
 if at[2] == ARGV[1] then
   return {at[1], at[2], {}}
 end
@@ -108,10 +148,10 @@ return {at[1], at[2], redis.call('XRANGE', KEYS[2], '(' .. ARGV[1] .. '-0', '+',
 LOAD = Script(
     _GUARD
     + """
--- KEYS: meta, tables.... Returns incarnation, head, and each table's fields and values.
+-- KEYS: meta, log, tables.... Returns incarnation, head, and each table's fields and values.
 local reply = {at[1], at[2]}
-for i = 2, #KEYS do
-  reply[i + 1] = redis.call('HVALS', KEYS[i])
+for i = 3, #KEYS do
+  reply[i] = redis.call('HVALS', KEYS[i])
 end
 return reply
 """

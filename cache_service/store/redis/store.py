@@ -16,12 +16,13 @@ from cache_service.background import run_forever
 from cache_service.core.events import Event
 from cache_service.core.state import State
 from cache_service.core.types import Lease, LeaseId, Revision
-from cache_service.errors import CacheServiceError, CacheServiceUnavailable
+from cache_service.errors import CacheServiceError, CacheServiceUnavailable, InvalidRequest
 from cache_service.store.base import Decision
 from cache_service.store.feed import Feed
 from cache_service.store.redis import codec, scripts
 from cache_service.store.redis.batching import Proposal, batch_of
 from cache_service.store.redis.connect import connect
+from cache_service.store.redis.eviction import require_lasting
 from cache_service.store.redis.scripts import Script
 from cache_service.store.redis.single_flight import SharedFlight
 
@@ -46,7 +47,7 @@ class RedisStore:
     copy that has caught up since the call began.
     """
 
-    def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str) -> None:
+    def __init__(self, url: str, *, history: int, timeout_s: float, namespace: str, allow_eviction: bool) -> None:
         self._links = [connect(url, timeout_s), connect(url, timeout_s + READ_BLOCK_S)]
         self._redis, self._follower = (link.client for link in self._links)
         self._keys = codec.Keys(namespace)
@@ -57,16 +58,27 @@ class RedisStore:
         self._catching_up = SharedFlight(self._catch_up)
         self._following: asyncio.Task[None] | None = None
         self._closed = False
+        self._allow_eviction = allow_eviction
+        self.may_evict = False
         self.incarnation = ""
         self.state = State()
         self.feed = Feed(history)
 
     @classmethod
-    async def open(cls, url: str, *, history: int, timeout_s: float = 1.0, namespace: str = "palimpsest") -> Self:
+    async def open(
+        cls,
+        url: str,
+        *,
+        history: int,
+        timeout_s: float = 1.0,
+        namespace: str = "palimpsest",
+        allow_eviction: bool = False,
+    ) -> Self:
         """Return a store that is up to date. Raises CacheServiceUnavailable, InvalidRequest."""
-        store = cls(url, history=history, timeout_s=timeout_s, namespace=namespace)
+        store = cls(url, history=history, timeout_s=timeout_s, namespace=namespace, allow_eviction=allow_eviction)
         try:
             async with _store_errors():
+                store.may_evict = await require_lasting(store._redis, store._keys.meta, allow_eviction=allow_eviction)
                 await store._reload()
         except BaseException:
             await store.close()
@@ -136,8 +148,8 @@ class RedisStore:
 
     async def _catch_up(self) -> None:
         while True:
-            keys = [self._keys.meta, self._keys.log]
-            incarnation, head, entries = await self._read(scripts.READ, keys, [self.state.revision, READ_BATCH])
+            known_to = [self.state.revision, READ_BATCH]
+            incarnation, head, entries = await self._read(scripts.READ, self._keys.all, known_to)
             known = incarnation is not None and incarnation.decode() == self.incarnation
             events = [codec.event_of(fields[1]) for _, fields in entries]
             if not known or not self._advance(events):
@@ -163,8 +175,7 @@ class RedisStore:
     async def _reload(self) -> None:
         """Load the whole state again; watchers that can't continue from it get a snapshot."""
         while True:
-            keys = [self._keys.meta, *self._keys.tables]
-            incarnation, head, *tables = await self._read(scripts.LOAD, keys, [])
+            incarnation, head, *tables = await self._read(scripts.LOAD, self._keys.all, [])
             if incarnation is None:
                 await self._attach()
                 continue
@@ -184,15 +195,20 @@ class RedisStore:
 
         If they stayed, an instance that loads the state later could count them again.
         """
-        keys = [self._keys.meta, self._keys.log, *self._keys.tables]
-        return bool(await self._run(scripts.APPEND, keys, [incarnation, head, self._history, 0, *changes]))
+        return bool(await self._run(scripts.APPEND, self._keys.all, [incarnation, head, self._history, 0, *changes]))
 
     async def _attach(self) -> None:
-        """Begin a new incarnation on a server that is new, or was restarted or emptied."""
+        """Begin a new incarnation on a server that is new, was restarted or emptied, or has lost a table."""
+        try:
+            self.may_evict = await require_lasting(self._redis, self._keys.meta, allow_eviction=self._allow_eviction)
+        except InvalidRequest as error:
+            raise CacheServiceUnavailable(str(error)) from error
         for script in scripts.REMEMBERED:
             await self._redis.script_load(script.source)
         incarnation, jump = uuid.uuid4().hex, scripts.REVISION_JUMP
-        await self._redis.eval(scripts.ATTACH, 2, self._keys.meta, self._keys.log, incarnation, jump)
+        keys = self._keys.all
+        await self._redis.eval(scripts.ATTACH, len(keys), *keys, incarnation, jump, self._keys.contexts)
+        _log.info("a new incarnation begins: %s", incarnation)
 
     async def _read(self, script: Script, keys: list[str], args: list[Any]) -> Any:
         """Run a read-only script, and repeat it if the connection turns out to be lost."""

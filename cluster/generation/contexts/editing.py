@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -16,13 +14,18 @@ from cache_service.client.client import CacheClient, ContextPage
 from cache_service.core.contexts import splice
 from cache_service.core.lifetimes import require_ttl
 from cache_service.core.types import SOLE_TENANT, Context, ContextId, Edit, EditId, Epoch, ReplicaId, TenantId
-from cache_service.errors import CacheServiceUnavailable, InvalidRequest, StaleEpoch, UnknownContext
+from cache_service.errors import (
+    CacheServiceError,
+    CacheServiceUnavailable,
+    InvalidRequest,
+    StaleEpoch,
+    UnknownContext,
+)
 from cluster.errors import ContextConflictError, ContextNotFoundError, RequestError
+from cluster.generation.contexts.changes import FullRewrite, Replacement, edits_of
 from cluster.generation.contexts.drafting import (
     Content,
     ContextDrafter,
-    TextContent,
-    TokenContent,
     length_written,
     num_holes,
 )
@@ -42,36 +45,6 @@ DEFAULT_PAGE, MAX_PAGE = 20, 100
 MAX_EDITS = 64
 """Maximum number of edits in one change: each of them reads the whole context."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 0.5
-
-
-@dataclass(frozen=True)
-class TokenRange:
-    """Selects the tokens at positions start..end-1 of a context."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class TextMatch:
-    """Selects a part of a context by its text, which must occur there exactly once."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """Replaces one part of a context by new content."""
-
-    place: TokenRange | TextMatch
-    content: TextContent | TokenContent
-
-
-@dataclass(frozen=True)
-class FullRewrite:
-    """Replaces the whole content of a context."""
-
-    content: Content
 
 
 class ContextService:
@@ -94,13 +67,15 @@ class ContextService:
         self._client, self._encoder, self._model = client, encoder, model
         self._commits = metrics.context_commits
         self._patience_s = patience_s
+        self._undoing: set[asyncio.Task[None]] = set()
 
     async def create(
         self, content: Content, salt: str, tenant: TenantId = SOLE_TENANT, ttl_s: float | None = None
     ) -> Context:
         """Create a context that counts for `tenant`, and is deleted `ttl_s` seconds after its last edit.
 
-        Without `ttl_s` the cache service's default holds. Raises RequestError for content that the model can't hold,
+        Without `ttl_s` the cache service's default holds. A creation whose answer its author can't get, since the call
+        was cancelled or took too long, is undone. Raises RequestError for content that the model can't hold,
         ContextQuotaError, and ContextsFullError.
         """
         check_ttl(ttl_s)
@@ -108,19 +83,37 @@ class ContextService:
         draft = await self._run_draft([content], 0, info, lambda drafter: drafter.draft_whole(content))
         check_length(len(draft.token_ids), info)
         edit_id = EditId(uuid.uuid4().hex)
-        with translate_cache_errors():
-            return await self._call_with_retry(
-                lambda: self._client.create_context(
-                    info.fingerprint,
-                    salt,
-                    draft.token_ids,
-                    masked=draft.masked,
-                    author=EDIT_AUTHOR,
-                    edit_id=edit_id,
-                    tenant=tenant,
-                    ttl_s=ttl_s,
-                )
+
+        def create() -> Awaitable[Context]:
+            return self._client.create_context(
+                info.fingerprint,
+                salt,
+                draft.token_ids,
+                masked=draft.masked,
+                author=EDIT_AUTHOR,
+                edit_id=edit_id,
+                tenant=tenant,
+                ttl_s=ttl_s,
             )
+
+        with translate_cache_errors():
+            try:
+                return await self._call_with_retry(create)
+            except (asyncio.CancelledError, CacheServiceUnavailable):
+                self._undo_soon(create)
+                raise
+
+    def _undo_soon(self, create: Callable[[], Awaitable[Context]]) -> None:
+        """Delete the context that `create` may have made, without keeping its caller waiting."""
+        undoing = asyncio.create_task(self._undo(create))
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, create: Callable[[], Awaitable[Context]]) -> None:
+        """Ask again, under the same id, which context it is, and delete that."""
+        with suppress(CacheServiceError):
+            made = await self._call_with_retry(create)
+            await self._call_with_retry(lambda: self._client.delete_context(made.id, author=EDIT_AUTHOR))
 
     async def read(self, context_id: ContextId, salt: str) -> Context:
         """Return the context at its newest epoch. Raises ContextNotFoundError."""
@@ -234,66 +227,6 @@ class ContextService:
             with attempt:
                 answer = await call()
         return answer
-
-
-def edits_of(
-    context: Context, changes: Sequence[Replacement] | FullRewrite, drafter: ContextDrafter
-) -> tuple[Edit, ...]:
-    """Return the edits of all changes, in order. Raises RequestError for a position or text that isn't there."""
-    if isinstance(changes, FullRewrite):
-        return drafter.draft_whole(changes.content).edits(0, len(context.token_ids))
-    located = (locate_change(context, change, drafter, index) for index, change in enumerate(changes))
-    places = sorted(located, key=lambda place: place.range)
-    ends = [*(place.start for place in places[1:]), len(context.token_ids)]
-    return tuple(chain.from_iterable(map(partial(place_edits, context, drafter), places, ends)))
-
-
-@dataclass(frozen=True)
-class LocatedChange:
-    """Holds new content for the positions start..end-1."""
-
-    start: int
-    end: int
-    content: TextContent | TokenContent
-
-    @property
-    def range(self) -> tuple[int, int]:
-        return self.start, self.end
-
-
-def locate_change(context: Context, change: Replacement, drafter: ContextDrafter, index: int) -> LocatedChange:
-    """Return the positions that edit number `index` replaces, and their content with what else of their text stays."""
-    content, path = change.content, f"edits.{index}"
-    if isinstance(content, TokenContent):
-        drafter.check_ids(content, f"{path}.token_ids")
-    if isinstance(change.place, TokenRange):
-        return LocatedChange(change.place.start, change.place.end, content)
-    text = change.place.text
-    start, end, left, right = drafter.locate_text(context.token_ids, context.masked, text, param=f"{path}.find")
-    if isinstance(content, TextContent):
-        content = TextContent((left, *content.parts, right))
-    elif left or right:
-        raise RequestError(f"token ids can't replace {text!r}, a part of a token", param=f"{path}.token_ids")
-    return LocatedChange(start, end, content)
-
-
-def place_edits(context: Context, drafter: ContextDrafter, change: LocatedChange, limit: int) -> tuple[Edit, ...]:
-    """Return the edits of one change, which may draft text again up to position `limit`, where another one begins."""
-    start, end, content = change.start, change.end, change.content
-    if isinstance(content, TextContent) and 0 <= start <= end <= limit:
-        draft, end = drafter.draft_between(context.token_ids[:limit], context.masked, start, end, content)
-    else:
-        draft = drafter.draft_after(context.token_ids[:start], content)
-    return draft.edits(start, end)
-
-
-def holes_of(context: Context) -> tuple[TokenRange, ...]:
-    """Return the masked positions as ranges, ascending."""
-    if not context.masked:
-        return ()
-    breaks = [index + 1 for index, (a, b) in enumerate(pairwise(context.masked)) if b != a + 1]
-    edges = [0, *breaks, len(context.masked)]
-    return tuple(TokenRange(context.masked[a], context.masked[b - 1] + 1) for a, b in pairwise(edges))
 
 
 def check_length(num_tokens: int, info: ModelInfo) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.errors import RequestError
+from cluster.generation.contexts.changes import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.generation.contexts.drafting import (
     MAX_HOLE,
     Content,
@@ -15,7 +16,6 @@ from cluster.generation.contexts.drafting import (
     TokenContent,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from protos import contexts_v1_pb2 as pb
 
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"developer": "system"}

@@ -11,8 +11,9 @@ from typing import Any
 from cache_service.core.types import Context, ContextId, Epoch
 from cluster.errors import RequestError
 from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.changes import holes_of
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised
-from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE
 from cluster.generation.events import Accepted
 from cluster.ingress.errors import at_paths
 from cluster.ingress.grpc.calls import guarded_call, params_from_pb, work_done

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from cache_service.core.types import Context, ContextId
 from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.changes import holes_of
 from cluster.generation.contexts.denoising import (
     BlockCommitted,
     ContextDenoiser,
@@ -21,7 +22,7 @@ from cluster.generation.contexts.denoising import (
     Denoised,
     DenoiseEvent,
 )
-from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE, holes_of
+from cluster.generation.contexts.editing import DEFAULT_PAGE, MAX_PAGE
 from cluster.generation.events import Accepted
 from cluster.ingress.http.bodies import BodyRoute
 from cluster.ingress.http.schema.contexts import ChangeContextBody, CreateContextBody, DenoiseBody

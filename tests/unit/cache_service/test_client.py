@@ -18,6 +18,7 @@ from cache_service.core.types import (
     FIRST_EPOCH,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -179,7 +180,7 @@ async def test_acquiring_ones_own_build_again_renews_its_lease(
 
 
 async def test_reported_drift_lowers_depths_for_all_members(client: CacheClient) -> None:
-    lease = await client.register(ANNA, ttl_s=5.0)
+    lease = await client.register(ANNA, ttl_s=5.0, depth_table=DepthTable(1, 8))
     await client.announce(lease, [placed("a", ANNA)])
     limit = DepthLimit(key("a"), bucket=60, depth=3, depth_table_version=1)
     revision = await client.report_drift(lease, [limit])

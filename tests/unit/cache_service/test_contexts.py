@@ -129,6 +129,19 @@ def test_a_repeated_creation_makes_no_second_context() -> None:
     assert state.contexts.create("m", "s", [1], [], EditId("once"), ANNA, state.next_revision) == ()
 
 
+def test_a_late_copy_of_a_creation_makes_no_deleted_context_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache_service.core.contexts.MAX_REMEMBERED_DELETIONS", 2)
+    state = State()
+    for name in "abc":
+        context = created(state, 1, edit_id=name)
+        carry_out(state, state.delete(context.id, ANNA, state.next_revision))
+    for name, is_remembered in (("a", False), ("b", True), ("c", True)):
+        events = state.contexts.create("m", "s", [1], [], EditId(name), ANNA, state.next_revision)
+        assert (events == ()) == is_remembered
+    with pytest.raises(UnknownContext, match="created under 'c'"):
+        state.contexts.find_by_edit(EditId("c"))
+
+
 @pytest.mark.parametrize("num_edits", [0, MAX_EDITS + 1])
 def test_an_epoch_of_no_edits_or_too_many_is_refused(num_edits: int) -> None:
     state = State()
@@ -224,3 +237,48 @@ def test_deleting_a_context_ends_its_builds_and_entries() -> None:
     events = carry_out(state, state.delete(context.id, BORIS, state.next_revision))
     assert [type(event) for event in events] == [Deleted, Released, Withdrawn]
     assert (state.directory.num_placements, len(state.builds)) == (0, 0)
+
+
+def test_a_content_is_current_or_stale_or_neither() -> None:
+    state = State()
+    first, twin = created(state, 1, 2, edit_id="a"), created(state, 1, 2, edit_id="b")
+    old = first.key
+    assert state.contexts.with_content(old) == first
+    assert not state.contexts.is_stale(old)
+    edit(state, first, 0, Edit(0, 1, (7,)))
+    assert state.contexts.with_content(old) == twin
+    assert not state.contexts.is_stale(old)
+    edit(state, twin, 0, Edit(0, 1, (8,)))
+    assert state.contexts.with_content(old) is None
+    assert state.contexts.is_stale(old)
+    assert not state.contexts.is_stale(PrefixKey(b"never seen"))
+    for context in (first, twin):
+        carry_out(state, state.delete(context.id, ANNA, state.next_revision))
+    assert not state.contexts.is_stale(old)
+    assert state.contexts.with_content(old) is None
+
+
+def test_only_the_latest_edits_are_remembered_by_their_ids() -> None:
+    state = State()
+    context = created(state, 1)
+    for epoch in range(MAX_STALENESS + 1):
+        edit(state, context, epoch, Edit(0, 1, (epoch,)), name=f"e{epoch}")
+    assert state.contexts.version_of_edit(context.id, EditId("e0")).epoch == 1
+    with pytest.raises(StaleEpoch, match="edited too often since edit 'make'"):
+        state.contexts.version_of_edit(context.id, EditId("make"))
+
+
+def test_a_context_that_does_not_exist_can_be_neither_read_nor_deleted() -> None:
+    contexts = State().contexts
+    for call in (contexts.get, lambda unknown: contexts.delete(unknown, ANNA, Revision(1))):
+        with pytest.raises(UnknownContext, match="there is no context 'ctx-0'"):
+            call(ContextId("ctx-0"))
+    assert contexts.find(ContextId("ctx-0")) is None
+
+
+def test_an_edit_that_was_accepted_before_has_no_events() -> None:
+    state = State()
+    context = created(state, 1)
+    edit(state, context, 0, Edit(0, 1, (5,)), name="mine")
+    again = state.contexts.edit(context.id, FIRST_EPOCH, [Edit(0, 1, (5,))], EditId("mine"), BORIS, state.next_revision)
+    assert again == ()

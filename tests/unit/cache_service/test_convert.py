@@ -28,6 +28,7 @@ from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -55,6 +56,10 @@ EDITS = (Edit(1, 2, (7, 8)), Edit(3, 3, (99,), masked=True))
 
 ENCODED: list[tuple[Event, str]] = [
     (Joined(Revision(1), Lease(LeaseId(1), ANNA, 3.0)), "080110011a04616e6e612a1108011204616e6e61190000000000000840"),
+    (
+        Joined(Revision(1), Lease(LeaseId(1), ANNA, 3.0, DepthTable(2, 12))),
+        "080110011a04616e6e612a1708011204616e6e6119000000000000084022040802100c",
+    ),
     (Left(Revision(2), ANNA), "080210021a04616e6e61"),
     (Draining(Revision(3), ANNA), "080310051a04616e6e61"),
     (

@@ -80,6 +80,15 @@ def test_half_a_snapshot_is_dropped_with_its_stream(cursor: Cursor) -> None:
     assert (cursor.incarnation, cursor.resume()) == ("two", 9)
 
 
+def test_a_snapshot_has_nothing_of_one_before_it(cursor: Cursor) -> None:
+    first, second = Snapshot(Revision(6), (ANNA,), ()), Snapshot(Revision(7), (BORIS,), ())
+    assert cursor.take(Update("one", Revision(6), part=Part(first, last=True))) == (first,)
+    assert cursor.take(Update("one", Revision(7), part=Part(second, last=True))) == (second,)
+    assert cursor.take(Update("one", Revision(8), part=Part(replace(first, revision=Revision(8)), last=False))) == ()
+    cursor.reset()
+    assert cursor.take(Update("one", Revision(7), part=Part(second, last=True))) == (second,)
+
+
 @settings(deadline=None)
 @given(
     num_placements=st.sampled_from([0, 1, MAX_PART_PLACEMENTS, MAX_PART_PLACEMENTS + 1]),

@@ -29,7 +29,7 @@ from cache_service.errors import CacheServiceError, Compacted, FencedToken, Leas
 from cache_service.rpc.service import CacheService
 from cache_service.store.memory import MemoryStore
 from cache_service.testing import FakeClock, HistoryChecker, WatchChecker, require_same_view
-from tests.faults.simulation import run
+from tests.faults.world import run
 from tests.unit.cache_service.builders import key
 
 MEMBER_TTL_S, BUILD_TTL_S = 3.0, 1.0
@@ -47,7 +47,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.store = MemoryStore(clock=self.clock, history=6)
         self.service = CacheService(self.store)
-        self.checker, self.watch = HistoryChecker(), WatchChecker()
+        self.checker, self.watch = HistoryChecker(self.clock), WatchChecker()
         self.cursor, self.mirror = Cursor(), Mirror()
         self.newest: dict[ReplicaId, Lease] = {}
         self.alive_until: dict[ReplicaId, float] = {}
@@ -75,10 +75,12 @@ class ServiceMachine(RuleBasedStateMachine):
 
     def register(self, replica: ReplicaId) -> Lease:
         for build in self.given.pop(replica, ()):
-            self.checker.give_up(build)
+            self.checker.builds.give_up(build)
+        self.checker.begin_register(replica)
         events = self.append(lambda state, at: state.register(replica, MEMBER_TTL_S, at))
         self.alive_until[replica] = self.clock.now + MEMBER_TTL_S
         self.newest[replica] = next(event.lease for event in events if isinstance(event, Joined))
+        self.checker.end_register(self.newest[replica], self.alive_until[replica])
         return self.newest[replica]
 
     @rule(lease=leases)
@@ -86,6 +88,7 @@ class ServiceMachine(RuleBasedStateMachine):
         with suppress(CacheServiceError):
             run(self.service.keep_alive(lease))
             self.alive_until[lease.replica] = self.clock.now + MEMBER_TTL_S
+            self.checker.entries.end_keep_alive(lease, self.alive_until[lease.replica])
 
     @rule(seconds=st.sampled_from([0.4, 1.1, 3.0]))
     def pass_time(self, seconds: float) -> None:
@@ -97,9 +100,10 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(target=contexts, salt=st.sampled_from(["red", "blue"]), replica=replicas)
     def create(self, salt: str, replica: ReplicaId) -> Context:
         edit_id = self.next_edit_id()
+        self.checker.contexts.begin_create(edit_id, [1, 2])
         events = self.append(lambda state, at: state.contexts.create("m", salt, [1, 2], [], edit_id, replica, at))
         made = next(event.context for event in events if isinstance(event, Created))
-        self.checker.end_create(made)
+        self.checker.contexts.end_create(edit_id, made)
         self.keys[made.key] = None
         return made
 
@@ -108,11 +112,13 @@ class ServiceMachine(RuleBasedStateMachine):
         """Edit an epoch that the author has read, and that another author may have edited before."""
         edits, edit_id = [Edit(0, 1, (token,))], self.next_edit_id()
         context = context if is_behind else self.newest_of(context) or context
+        self.checker.contexts.begin_edit(context.id, context.epoch, edits, edit_id)
         try:
             events = self.append(lambda state, at: state.edit(context.id, context.epoch, edits, edit_id, replica, at))
         except CacheServiceError:
             return multiple()
-        self.checker.end_edit(context.id, next(event.version for event in events if isinstance(event, Edited)))
+        version = next(event.version for event in events if isinstance(event, Edited))
+        self.checker.contexts.end_edit(context.id, edit_id, version)
         newest = self.store.state.contexts.get(context.id)
         self.keys[newest.key] = None
         return newest
@@ -121,15 +127,18 @@ class ServiceMachine(RuleBasedStateMachine):
     def delete(self, context: Context, replica: ReplicaId, is_done: bool) -> None:
         if not is_done:
             return
+        self.checker.contexts.begin_delete(context.id)
         with suppress(CacheServiceError):
             self.append(lambda state, at: state.delete(context.id, replica, at))
-            self.checker.end_delete(context.id)
+            self.checker.contexts.end_delete(context.id)
 
     @rule(replica=replicas, context=st.none() | contexts, is_behind=seldom)
     def announce(self, replica: ReplicaId, context: Context | None, is_behind: bool) -> None:
         lease, entry = self.lease_of(replica), entry_of(replica, context if is_behind else self.newest_of(context))
+        self.checker.entries.begin_announce([entry])
         with suppress(CacheServiceError):
             self.append(lambda state, at: state.announce(lease, [entry], at))
+            self.checker.entries.end_announce([entry])
 
     @rule(target=builds, replica=replicas, context=st.none() | contexts)
     def acquire(self, replica: ReplicaId, context: Context | None) -> Any:
@@ -140,32 +149,36 @@ class ServiceMachine(RuleBasedStateMachine):
         except LeaseRefused:
             self.register(replica)
             return multiple()
+        self.checker.builds.see(moment, build)
         if build.replica != replica:
             return multiple()
         safe_until = min(self.clock.now + BUILD_TTL_S, self.alive_until[replica])
-        self.checker.end_acquire(moment, build, safe_until, self.clock.now)
-        self.checker.end_extend(build, safe_until)
+        self.checker.builds.end_acquire(moment, build, safe_until)
+        self.checker.builds.end_extend(moment, build, safe_until)
         self.given.setdefault(replica, []).append(build)
         return build
 
     @rule(build=builds, lease=leases, context=st.none() | contexts)
     def complete(self, build: Build, lease: Lease, context: Context | None) -> None:
-        self.checker.begin_complete(build)
+        entry = entry_of(lease.replica, context)
+        self.checker.entries.begin_announce([entry])
+        self.checker.builds.begin_complete(build)
         try:
-            self.append(lambda state, at: state.complete(lease, build.token, entry_of(lease.replica, context), at))
+            self.append(lambda state, at: state.complete(lease, build.token, entry, at))
         except FencedToken:
-            self.checker.end_fenced()
+            self.checker.builds.end_fenced()
         except CacheServiceError:
             pass
         else:
             assert lease.replica == build.replica, "a build of another member's was completed"
-            self.checker.end_complete(build)
+            self.checker.builds.end_complete(build)
+            self.checker.entries.end_announce([entry])
 
     @rule(context=contexts)
     def read(self, context: Context) -> None:
         began = self.checker.begin()
         with suppress(CacheServiceError):
-            self.checker.end_get(began, self.store.state.contexts.get(context.id))
+            self.checker.contexts.end_get(began, self.store.state.contexts.get(context.id))
 
     @rule(num_lost=st.sampled_from([0, 0, 1]))
     def catch_up(self, num_lost: int) -> None:
@@ -176,6 +189,7 @@ class ServiceMachine(RuleBasedStateMachine):
             self.cursor.reset()
             self._listen(0)
         require_same_view(self.mirror.state.snapshot(), self.store.state.snapshot())
+        require_same_view(self.watch.view(), self.store.state.snapshot())
 
     def _listen(self, num_lost: int) -> None:
         for update in self._updates(num_lost):
@@ -194,8 +208,7 @@ class ServiceMachine(RuleBasedStateMachine):
         for max_staleness in range(MAX_STALENESS + 1):
             began = self.checker.begin()
             found = self.store.state.lookup(list(self.keys), max_staleness)
-            placements = [placement for holders in found.values() for placement in holders]
-            self.checker.end_lookup(began, placements, max_staleness, self.clock.now)
+            self.checker.entries.end_lookup(began, list(self.keys), found, max_staleness)
 
     @invariant()
     def is_whole(self) -> None:

@@ -23,3 +23,11 @@ def test_a_lapsed_lease_never_lives_again() -> None:
     leases.revoke(ONE)
     assert not leases.renew(ONE, 3.0, now=0.0)
     assert leases.lapsed(now=99.0) == frozenset()
+
+
+def test_the_renewal_of_an_ended_lease_answers_no() -> None:
+    leases = Leases()
+    assert leases.renew(LeaseId(1), 1.0, 0.0) is False
+    leases.grant(LeaseId(1), 1.0, 0.0)
+    assert leases.renew(LeaseId(1), 1.0, 0.9) is True
+    assert leases.renew(LeaseId(1), 1.0, 1.9) is False

@@ -3,7 +3,7 @@ from __future__ import annotations
 from cache_service.core.events import Event, Left
 from cache_service.core.mirror import Mirror, Moved, News
 from cache_service.core.state import State
-from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, Edit, EditId, Lease, Revision
+from cache_service.core.types import FIRST_EPOCH, Build, DepthLimit, DepthTable, Edit, EditId, Lease, Revision
 from tests.unit.cache_service.builders import ANNA, BORIS, key, placed
 
 
@@ -12,7 +12,7 @@ class Service:
 
     def __init__(self) -> None:
         self.state, self.mirror = State(), Mirror()
-        self.append(self.state.register(ANNA, 9.0, self.state.next_revision))
+        self.append(self.state.register(ANNA, 9.0, self.state.next_revision, DepthTable(1, 8)))
 
     @property
     def lease(self) -> Lease:
@@ -72,6 +72,19 @@ def test_an_edit_moves_content_and_renames_every_key_of_the_context() -> None:
     assert news == News(moved=(Moved(before.key, after),), renamed=frozenset({before.key, after.key}))
 
 
+def test_a_deletion_moves_content_unless_another_context_has_it() -> None:
+    service = Service()
+    for edit_id in ("c1", "c2"):
+        service.append(
+            service.state.contexts.create("m", "s", [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    first, second = service.state.contexts.all()
+    [news] = service.append(service.state.delete(first.id, BORIS, service.state.next_revision))
+    assert news == News(renamed=frozenset({first.key}))
+    [news] = service.append(service.state.delete(second.id, BORIS, service.state.next_revision))
+    assert news == News(moved=(Moved(first.key, None),), renamed=frozenset({first.key}))
+
+
 def test_a_limit_is_news_and_so_is_its_end() -> None:
     service = Service()
     service.append(service.state.announce(service.lease, [placed("a", ANNA)], service.state.next_revision))
@@ -89,3 +102,46 @@ def test_an_event_that_is_known_already_is_no_news() -> None:
     service = Service()
     assert service.mirror.take(Left(Revision(1), ANNA)) == News()
     assert service.mirror.state.directory.members() == (service.lease,)
+
+
+def test_a_snapshot_reports_what_moved_between_two_watches() -> None:
+    service = Service()
+    for salt, edit_id in (("edited", "c1"), ("deleted", "c2"), ("kept", "c3"), ("twin", "c4"), ("twin", "c5")):
+        service.append(
+            service.state.contexts.create("m", salt, [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    edited, deleted, _, twin, _ = service.state.contexts.all()
+    late = Mirror()
+    late.take(service.state.snapshot())
+    events = service.state.edit(
+        edited.id, FIRST_EPOCH, [Edit(0, 1, (5,))], EditId("d"), BORIS, service.state.next_revision
+    )
+    service.append(events)
+    for gone in (deleted, twin):
+        service.append(service.state.delete(gone.id, BORIS, service.state.next_revision))
+    news = late.take(service.state.snapshot())
+    after = service.state.contexts.get(edited.id)
+    assert set(news.moved) == {Moved(edited.key, after), Moved(deleted.key, None)}
+
+
+def test_a_snapshot_reports_no_move_of_content_that_another_context_has() -> None:
+    service = Service()
+    for edit_id in ("c1", "c2"):
+        service.append(
+            service.state.contexts.create("m", "s", [1, 2], [], EditId(edit_id), BORIS, service.state.next_revision)
+        )
+    first, _ = service.state.contexts.all()
+    edits = [Edit(0, 1, (5,))]
+    service.append(service.state.edit(first.id, FIRST_EPOCH, edits, EditId("d"), BORIS, service.state.next_revision))
+    assert Mirror().take(service.state.snapshot()).moved == ()
+
+
+def test_a_member_that_drained_and_left_takes_work_when_it_joins_again() -> None:
+    service = Service()
+    service.append(service.state.directory.drain(service.lease, service.state.next_revision))
+    assert service.state.directory.is_draining(ANNA)
+    service.append(service.state.leave(service.lease, service.state.next_revision))
+    service.append(service.state.register(ANNA, 9.0, service.state.next_revision))
+    for state in (service.state, service.mirror.state):
+        assert not state.directory.is_draining(ANNA)
+        assert state.snapshot().draining == ()

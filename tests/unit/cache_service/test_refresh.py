@@ -10,11 +10,13 @@ from cache_service.core.types import (
     FIRST_EPOCH,
     Build,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
     FencingToken,
     Lease,
+    LeaseId,
     PrefixKey,
     ReplicaId,
 )
@@ -28,8 +30,8 @@ def carry_out(state: State, events: tuple[Event, ...]) -> list[type[Event]]:
     return [type(event) for event in events]
 
 
-def joined(state: State, replica: ReplicaId) -> Lease:
-    carry_out(state, state.register(replica, 5.0, state.next_revision))
+def joined(state: State, replica: ReplicaId, version: int = 1) -> Lease:
+    carry_out(state, state.register(replica, 5.0, state.next_revision, DepthTable(version, num_layers=9)))
     return state.directory.lease_of(replica)
 
 
@@ -90,6 +92,22 @@ def test_a_fenced_write_is_refused_even_where_it_would_change_nothing(state: Sta
     carry_out(state, state.expire({old.lease.id}, state.next_revision))
     with pytest.raises(FencedToken):
         complete(state, anna, old)
+
+
+def test_even_a_completion_that_changes_nothing_needs_the_present_lease(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    complete(state, anna, build)
+    assert complete(state, anna, build) == []
+    with pytest.raises(LeaseRefused):
+        complete(state, replace(anna, id=LeaseId(anna.id + 1)), build)
+
+
+def test_a_release_needs_the_present_lease(state: State) -> None:
+    anna = joined(state, ANNA)
+    build = acquire(state, anna)
+    with pytest.raises(LeaseRefused):
+        state.release(replace(anna, id=LeaseId(anna.id + 1)), build.key, build.epoch, build.token, state.next_revision)
 
 
 def test_an_announcement_may_not_bring_a_token(state: State) -> None:
@@ -189,14 +207,15 @@ def report(state: State, *reports: tuple[int, int]) -> dict[int, int]:
     """Report (depth table version, depth) pairs for one prefix and bucket; return the resulting depth by bucket."""
     lease = joined(state, ANNA)
     hold(state, "a")
+    carry_out(state, state.announce(lease, [placed("a", ANNA)], state.next_revision))
     limits = [DepthLimit(key("a"), 60, depth, version) for version, depth in reports]
     carry_out(state, state.report_drift(lease, limits, state.next_revision))
     return {limit.bucket: limit.depth for limit in state.depths.lookup([key("a")])}
 
 
 def hold(state: State, *names: str) -> Lease:
-    """Have Boris hold prefixes, which he never gives up, and return his lease."""
-    lease = state.directory._members.get(BORIS) or joined(state, BORIS)
+    """Have Boris, whose depth table is newer, hold prefixes that he never gives up, and return his lease."""
+    lease = state.directory._members.get(BORIS) or joined(state, BORIS, version=2)
     carry_out(state, state.announce(lease, [placed(name, BORIS) for name in names], state.next_revision))
     return lease
 
@@ -214,12 +233,45 @@ def test_a_limit_ends_with_the_last_placement_of_its_key(state: State) -> None:
     assert state.depths.all() == ()
     hold(state, "a")
     assert state.depths.all() == ()
+    assert not state.depths._limits, "a key without limits takes memory"
     state.check_integrity()
 
 
-def test_a_report_about_a_prefix_that_no_member_holds_changes_nothing(state: State) -> None:
+@pytest.mark.parametrize(
+    ("limit", "named"),
+    [
+        (DepthLimit(key("b"), 60, 2, 1), f"doesn't hold {key('b').hex()}"),
+        (DepthLimit(key("a"), 60, 0, 10**6), "no member has version 1000000"),
+        (DepthLimit(key("a"), 60, 2, 0), "no member has version 0"),
+        (DepthLimit(key("a"), 60, 10, 1), "within 0 and the model's 9 layers, got 10"),
+        (DepthLimit(key("a"), 60, -1, 1), "within 0 and the model's 9 layers, got -1"),
+    ],
+)
+def test_a_report_of_what_its_member_cannot_know_is_refused_whole(state: State, limit: DepthLimit, named: str) -> None:
+    hold(state, "b")
     anna = joined(state, ANNA)
-    assert state.report_drift(anna, [DepthLimit(key("a"), 60, 2, 1)], state.next_revision) == ()
+    carry_out(state, state.announce(anna, [placed("a", ANNA)], state.next_revision))
+    with pytest.raises(InvalidRequest, match=named):
+        state.report_drift(anna, [DepthLimit(key("a"), 50, 9, 1), limit], state.next_revision)
+
+
+def test_a_member_may_report_by_the_depth_table_of_another_one_while_that_lives(state: State) -> None:
+    boris, anna = hold(state, "b"), joined(state, ANNA)
+    carry_out(state, state.announce(anna, [placed("a", ANNA)], state.next_revision))
+    newer = DepthLimit(key("a"), 60, 2, 2)
+    assert carry_out(state, state.report_drift(anna, [newer], state.next_revision)) == [Limited]
+    carry_out(state, state.leave(boris, state.next_revision))
+    with pytest.raises(InvalidRequest, match="no member has version 2"):
+        state.report_drift(anna, [replace(newer, depth=1)], state.next_revision)
+
+
+def test_a_member_that_registered_without_a_depth_table_reports_nothing(state: State) -> None:
+    joined(state, BORIS)
+    carry_out(state, state.register(ANNA, 5.0, state.next_revision))
+    anna = state.directory.lease_of(ANNA)
+    carry_out(state, state.announce(anna, [placed("a", ANNA)], state.next_revision))
+    with pytest.raises(InvalidRequest, match="the model's 0 layers"):
+        state.report_drift(anna, [DepthLimit(key("a"), 60, 1, 1)], state.next_revision)
 
 
 def test_a_limit_that_an_older_version_kept_without_a_placement_is_left_out(state: State) -> None:
@@ -248,8 +300,10 @@ def test_a_newer_depth_table_raises_a_limit_and_an_older_one_changes_nothing(sta
     ("limit", "named"), [(DepthLimit(key("a"), 101, 1, 1), "bucket"), (DepthLimit(PrefixKey(b""), 60, 1, 1), "key")]
 )
 def test_invalid_limits_are_refused(state: State, limit: DepthLimit, named: str) -> None:
+    anna = joined(state, ANNA)
+    carry_out(state, state.announce(anna, [placed("a", ANNA)], state.next_revision))
     with pytest.raises(InvalidRequest, match=named):
-        state.report_drift(joined(state, ANNA), [limit], state.next_revision)
+        state.report_drift(anna, [limit], state.next_revision)
 
 
 @pytest.mark.parametrize(("built", "epoch", "named"), [(PrefixKey(b""), 0, "key"), (key("a"), 7, "epoch 0")])

@@ -14,9 +14,9 @@ from cache_service.client.client import CacheClient
 from cache_service.testing.processes import ServiceProcess
 from cluster.errors import ReplicaLostError
 from cluster.generation.answer import InferenceService
+from cluster.generation.contexts.changes import Replacement, TokenRange
 from cluster.generation.contexts.denoising import BlockCommitted, ContextDenoiser, DenoiseCall, Denoised, DenoiseEvent
 from cluster.generation.contexts.drafting import Hole, TokenContent
-from cluster.generation.contexts.editing import Replacement, TokenRange
 from cluster.generation.events import Accepted
 from cluster.metrics import IngressMetrics
 from tests.unit.cluster.context_calls import COMMITS, HOLE, LIVES_IN, NONE, URL, created, failed

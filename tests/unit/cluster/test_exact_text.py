@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as Backend
 
 from cache_service.core.contexts import splice
 from cache_service.core.types import Context, ContextId, EditId, Epoch, PrefixKey, Revision, Version
+from cluster.generation.contexts.changes import Replacement, TextMatch, edits_of
 from cluster.generation.contexts.drafting import ContextDrafter, Hole, TextContent
-from cluster.generation.contexts.editing import Replacement, TextMatch, edits_of
 from cluster.generation.tokenization import Message, Tokenizer
 from workers.models.bundle import model_directory
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from cache_service.core.lifetimes import MAX_TTL_S, MIN_TTL_S
 from cache_service.core.types import Epoch
+from cluster.generation.contexts.changes import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.generation.contexts.drafting import (
     MAX_HOLE,
     Content,
@@ -20,7 +21,6 @@ from cluster.generation.contexts.drafting import (
     TokenContent,
     TurnsContent,
 )
-from cluster.generation.contexts.editing import FullRewrite, Replacement, TextMatch, TokenRange
 from cluster.ingress.http.schema.declared import Body
 from cluster.ingress.http.schema.generation import SamplingBody
 from cluster.ingress.http.schema.messages import ReplayedFields, TextPart

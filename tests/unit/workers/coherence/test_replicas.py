@@ -11,7 +11,7 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.core.events import Draining, Event, Left
-from cache_service.core.types import DepthLimit, Placement, PrefixKey, ReplicaId, Snapshot
+from cache_service.core.types import DepthLimit, DepthTable, Placement, PrefixKey, ReplicaId, Snapshot
 from cache_service.testing.processes import ServiceProcess
 from tests.support.requirements import require_bundled_model
 from tests.unit.workers.coherence.replicas import (
@@ -222,7 +222,7 @@ async def test_a_reported_limit_ends_in_every_worker_with_the_last_placement(
     async def knows(depth: int | None) -> bool:
         return await asyncio.to_thread(known_limit) == depth
 
-    lease = await client.register(ReplicaId("b19"), LONG_S)
+    lease = await client.register(ReplicaId("b19"), LONG_S, depth_table=DepthTable(0, 2))
     await client.announce(lease, [Placement(key, lease.replica, PREFIX, 2, 100)])
     await client.report_drift(lease, [DepthLimit(key, 60, 1, 0)])
     await until(lambda: knows(1))

@@ -14,7 +14,7 @@ import torch
 from cache_service.client.client import CacheClient
 from cache_service.client.waits import BuildWaits
 from cache_service.core.mirror import Mirror
-from cache_service.core.types import FIRST_EPOCH, Build, FencingToken, PrefixKey, ReplicaId
+from cache_service.core.types import FIRST_EPOCH, Build, DepthTable, FencingToken, PrefixKey, ReplicaId
 from cache_service.testing.processes import ServiceProcess
 from tests.unit.workers.coherence.replicas import Cluster, answer, ask, until
 from workers.bicache.copies import EntryFormat, UnreachableTransport
@@ -38,6 +38,7 @@ from workers.worker import cost_model
 T = TypeVar("T")
 CPU = torch.device("cpu")
 US = ReplicaId("us")
+TABLE = DepthTable(0, 2)
 KEY = PrefixKey(b"k" * 20)
 CONFIG = CoherenceConfig(transfer="always", max_wait_s=60.0)
 
@@ -66,7 +67,7 @@ async def test_a_granted_build_is_not_begun_where_another_has_just_ended(tmp_pat
             await until(lambda: is_held(client))
             view, front = ClusterView(Mirror()), AsyncEngine(engine)
             inventory = Inventory()
-            sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
+            sync = PrefixSync(client, US, 30.0, view, inventory, TABLE, tally)
             supplier = Supplier(
                 US,
                 CONFIG,
@@ -132,7 +133,7 @@ def unconnected() -> tuple[Supplier, Inventory, Commands]:
     """Return a supplier of a replica that the service doesn't know, its inventory, and its commands to the engine."""
     tally, view, commands, client = Tally(), ClusterView(Mirror()), Commands(), CacheClient("127.0.0.1:1")
     inventory = Inventory()
-    sync = PrefixSync(client, US, 30.0, view, inventory, 0, tally)
+    sync = PrefixSync(client, US, 30.0, view, inventory, TABLE, tally)
     supplier = Supplier(
         US,
         CONFIG,

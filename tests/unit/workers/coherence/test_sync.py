@@ -12,13 +12,16 @@ import pytest
 
 from cache_service.client.client import CacheClient
 from cache_service.config import ServerConfig
+from cache_service.core.events import Announced
 from cache_service.core.mirror import Mirror
 from cache_service.core.types import (
     Context,
     ContextId,
     DepthLimit,
+    DepthTable,
     EditId,
     Epoch,
+    Lease,
     Placement,
     PrefixKey,
     ReplicaId,
@@ -39,6 +42,7 @@ from workers.coherence.view import ClusterView
 
 REPLICA = ReplicaId("worker#1")
 TTL_S, LONG_S = 0.6, 60.0
+TABLE = DepthTable(0, 2)
 KEYS = [PrefixKey(b"a" * 20), PrefixKey(b"b" * 20)]
 
 
@@ -103,7 +107,7 @@ class WatchedEvent(asyncio.Event):
 async def syncing(
     client: CacheClient, view: ClusterView | None = None, inventory: Inventory | None = None
 ) -> AsyncIterator[PrefixSync]:
-    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), inventory or Inventory(), 0, Tally())
+    sync = PrefixSync(client, REPLICA, TTL_S, view or ClusterView(Mirror()), inventory or Inventory(), TABLE, Tally())
     running = asyncio.create_task(sync.run())
     yield sync
     running.cancel()
@@ -124,7 +128,7 @@ async def test_entries_are_announced_and_withdrawn_and_leave_with_their_replica(
 
 async def test_it_can_be_cancelled_right_after_it_was_woken(port: int, client: CacheClient) -> None:
     async with server_on(port):
-        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), 0, Tally())
+        sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
         sync._wake = wake = WatchedEvent()
         running = asyncio.create_task(sync.run())
         await wake.is_awaited.wait()  # it has pushed all changes
@@ -187,6 +191,15 @@ async def test_drift_is_reported_once_for_each_announcement(port: int, client: C
         await until(lambda: client.depth_limits(KEYS), (limit,))
 
 
+async def test_a_report_that_is_refused_holds_up_no_other(port: int, client: CacheClient) -> None:
+    first, second = entries()
+    async with server_on(port), syncing(client) as sync:
+        sync.apply(EntryReport(live=(replace(first, drifted=((50, 7), (60, 1))), second)))  # of a model of two layers
+        limit = DepthLimit(first.key, 60, 1, 0)
+        await until(lambda: client.depth_limits(KEYS), (limit,))
+        assert sync._inventory.unreported({limit, DepthLimit(first.key, 50, 7, 0)}) == set()
+
+
 async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_no_other(
     port: int, client: CacheClient
 ) -> None:
@@ -198,3 +211,106 @@ async def test_an_entry_of_a_context_that_is_gone_is_not_announced_and_holds_up_
     async with server_on(port), syncing(client, ClusterView(behind)) as sync:
         sync.apply(EntryReport(live=(first, second)))
         await until(held(client), [9])
+
+
+class DeafClient(CacheClient):
+    """Carries out the calls whose names are in `unanswered`, and loses the first answer to each."""
+
+    def __init__(self, port: int, *unanswered: str) -> None:
+        super().__init__(f"127.0.0.1:{port}", timeout_s=5.0)
+        self.unanswered = list(unanswered)
+
+    def _lose(self, name: str) -> None:
+        if name in self.unanswered:
+            self.unanswered.remove(name)
+            raise CacheServiceUnavailable("no answer within the timeout")
+
+    async def announce(self, lease: Lease, placements: Sequence[Placement]) -> Revision:
+        revision = await super().announce(lease, placements)
+        self._lose("announce")
+        return revision
+
+    async def withdraw(self, lease: Lease, keys: Sequence[PrefixKey]) -> Revision:
+        revision = await super().withdraw(lease, keys)
+        self._lose("withdraw")
+        return revision
+
+
+@asynccontextmanager
+async def reconciled(client: CacheClient) -> AsyncIterator[PrefixSync]:
+    """Offer a sync whose rounds a test calls itself."""
+    sync = PrefixSync(client, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
+    yield sync
+    await sync.leave()
+
+
+async def test_an_entry_whose_announcement_got_no_answer_is_withdrawn_once_it_is_gone(
+    port: int, client: CacheClient
+) -> None:
+    first, _ = entries()
+    async with server_on(port), DeafClient(port, "announce") as own, reconciled(own) as sync:
+        sync.apply(EntryReport(live=(first,)))
+        with pytest.raises(CacheServiceUnavailable):
+            await sync._reconcile()
+        assert await held(client)() == [5]
+        sync.apply(EntryReport(gone=(first.key,)))
+        await sync._reconcile()
+        assert await held(client)() == []
+
+
+async def test_an_entry_whose_withdrawal_got_no_answer_is_announced_once_it_is_back(
+    port: int, client: CacheClient
+) -> None:
+    first, _ = entries()
+    async with server_on(port), DeafClient(port, "withdraw") as own, reconciled(own) as sync:
+        sync.apply(EntryReport(live=(first,)))
+        await sync._reconcile()
+        sync.apply(EntryReport(gone=(first.key,)))
+        with pytest.raises(CacheServiceUnavailable):
+            await sync._reconcile()
+        assert await held(client)() == []
+        sync.apply(EntryReport(live=(first,)))
+        await sync._reconcile()
+        assert await held(client)() == [5]
+
+
+async def test_a_late_copy_of_an_announcement_is_withdrawn_when_the_watch_brings_it(
+    port: int, client: CacheClient
+) -> None:
+    first, second = entries()
+    async with server_on(port), reconciled(client) as sync:
+        sync.apply(EntryReport(live=(first,)))
+        await sync._reconcile()
+        assert sync.lease is not None
+        for entry in (first, second):
+            placement = sync._placement(entry)
+            await client.announce(sync.lease, [placement])
+            sync.take(Announced(Revision(9), placement))
+        await sync._reconcile()
+        assert await held(client)() == [5]
+
+
+class SlowClient(CacheClient):
+    """Holds back the answer to a registration until a test lets it go."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(f"127.0.0.1:{port}", timeout_s=5.0)
+        self.is_registered, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def register(self, replica: ReplicaId, ttl_s: float, *, depth_table: DepthTable | None = None) -> Lease:
+        lease = await super().register(replica, ttl_s, depth_table=depth_table)
+        self.is_registered.set()
+        await self.may_answer.wait()
+        return lease
+
+
+async def test_a_registration_that_was_cancelled_is_ended_by_leaving(port: int) -> None:
+    async with server_on(port) as server, SlowClient(port) as own:
+        sync = PrefixSync(own, REPLICA, LONG_S, ClusterView(Mirror()), Inventory(), TABLE, Tally())
+        running = asyncio.create_task(sync.run())
+        await own.is_registered.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        own.may_answer.set()
+        await sync.leave()
+        assert server.service.store.state.directory.members() == ()

@@ -11,6 +11,7 @@ from cache_service.core.state import State
 from cache_service.core.types import (
     Context,
     DepthLimit,
+    DepthTable,
     Edit,
     EditId,
     Epoch,
@@ -91,7 +92,7 @@ def test_a_deleted_context_leaves_its_content_behind() -> None:
 
 def test_a_view_knows_holders_and_the_news_names_limits() -> None:
     service = Service()
-    service.carry_out(service.state.register(A, 10.0, service.state.next_revision))
+    service.carry_out(service.state.register(A, 10.0, service.state.next_revision, DepthTable(0, 2)))
     lease = service.state.directory.lease_of(A)
     placement = Placement(key(1), A, 1, 2, 100)
     service.carry_out(service.state.announce(lease, [placement], service.state.next_revision))
