@@ -130,7 +130,7 @@ class CoherenceConfig:
     transfer: Transfer = "auto"
     """Fetch entries that other replicas hold: always, never, or (auto) if that should be quicker than a build."""
     tensor_transport: TensorTransport = "auto"
-    """How copies travel: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
+    """Transport of copies: nixl, by Ray Direct Transport from one GPU's memory to another's; object_store, through the
     hosts' memory; auto, by nixl on a GPU with neighbours, if nixl runs."""
     patience: float = 2.0
     """Longest wait for another replica's build, as a multiple of the time that a build here takes (transfer auto)."""
@@ -141,7 +141,7 @@ class CoherenceConfig:
     build_lease_s: float = 10.0
     """Seconds without a sign of life after which another replica may take over a build that this one began."""
     refresh: RefreshPolicy = "lazy"
-    """When a shared context has a new epoch, rebuild its entry for the next request (lazy), or at once (eager)."""
+    """Time to rebuild the entry of a shared context with a new epoch: at the next request (lazy) or at once (eager)."""
     prewarm: int = 16
     """Number of the cluster's hottest prefixes that a new replica fetches while it begins to serve; 0 begins empty."""
     profile: int = 0

@@ -65,7 +65,7 @@ class Lease:
     replica: ReplicaId
     ttl_s: float
     depth_table: DepthTable | None = None
-    """What the member registered with; without it, it reports no drift."""
+    """The version and layers that the member registered; a member without them reports no drift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Context:
     tenant: TenantId = SOLE_TENANT
     """The tenant whose quotas count the context."""
     lifetime: Lifetime | None = None
-    """When the context is deleted unless it is edited or renewed before; None: it stays until an author deletes it."""
+    """The time of its deletion, unless it is edited or renewed before; None: it stays until an author deletes it."""
 
     @property
     def epoch(self) -> Epoch:

@@ -25,9 +25,9 @@ class LifetimeHistory:
         self.num_renewals = 0
         """Lifetimes that had to begin again, and did."""
         self._sent: dict[EditId, tuple[float, float]] = {}
-        """When a change was sent for the first time, by both clocks."""
+        """The times by both clocks at which each change was first sent."""
         self._replacements: defaultdict[ContextId, list[tuple[float, float]]] = defaultdict(list)
-        """When changes with a time to live of their own were sent, by `clock`, and the earliest end that each makes."""
+        """By `clock`: times at which changes with their own time to live were sent, and the earliest end of each."""
         self._safe_until: dict[ContextId, float] = {}
         self._swept = Rising()
 

@@ -23,8 +23,6 @@ from tests.support.waiting import PATIENCE_S
 from tests.unit.test_documents import LISTED
 from workers.models.bundle import bundled_models
 
-pytestmark = pytest.mark.system
-
 CONTEXT = re.compile(r"ctx-\d+-[0-9a-f]{8}")
 
 

@@ -29,7 +29,7 @@ from tools.mutation.mutants import Mutant, mutants_of, mutated
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "cache_service" / "core"
 LIBRARIES = ("grpc.aio", "hypothesis.stateful", "prometheus_client", "redis.asyncio", "yaml")
-"""What every fork would load: the parent loads it once. None of them starts a thread when it is loaded."""
+"""Modules that every fork would load: the parent loads them once. None of them starts a thread when it is loaded."""
 QUICK = ("bounds", "directory", "contexts", "refresh", "mirror", "cursor", "leases", "batching", "convert")
 """Unit tests of pure code, which find most mutants within a second."""
 LATER = (

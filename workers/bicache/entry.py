@@ -68,7 +68,7 @@ class PrefixEntry:
     num_served: int = 0
     """Requests that it has served."""
     findings: dict[int, Finding] = field(default_factory=dict)
-    """What probes found, by ratio bucket."""
+    """Findings of probes, by ratio bucket."""
     to_probe: dict[int, int] = field(default_factory=dict)
     """Maps each ratio bucket that is still to be probed to the greatest depth that the probe covers."""
     drifted: dict[int, int] = field(default_factory=dict)

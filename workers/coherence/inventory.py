@@ -17,7 +17,7 @@ class Inventory:
         self._live: dict[PrefixKey, LiveEntry] = {}
         self._builds: dict[PrefixKey, Build] = {}
         self._announced: dict[PrefixKey, Placement | None] = {}
-        """What the service lists, by key; None where that is uncertain, since a call got no answer."""
+        """The service's list, by key; None if it is uncertain, since a call got no answer."""
         self._reported: set[DepthLimit] = set()
 
     # The entries here

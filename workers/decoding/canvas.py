@@ -26,7 +26,7 @@ class Canvas:
         self._probabilities: dict[int, float] = {}
         self._latest: frozenset[int] = frozenset()
         self._num_taken = 0
-        """How many of the timetable's positions were returned by `take_committed`; these are never masked again."""
+        """Number of the timetable's positions that `take_committed` returned; these are never masked again."""
         self._ended = False
         for position in timetable.positions:
             self.token_ids[position] = mask_token_id

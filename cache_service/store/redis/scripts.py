@@ -95,7 +95,7 @@ POLICY = """
 return string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([%w-]+)') or ''
 """
 EVICTING = "allkeys"
-"""How the names of the policies begin that evict keys without a TTL."""
+"""The beginning of the names of policies that evict keys without a TTL."""
 
 APPEND = Script(
     _GUARD

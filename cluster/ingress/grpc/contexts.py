@@ -22,7 +22,7 @@ from protos import contexts_v1_pb2 as pb
 from protos import contexts_v1_pb2_grpc as pb_grpc
 
 CONTENT_PATHS = {"messages": "content.turns", "token_ids": "content.tokens"}
-"""Where requests write what the service calls messages and token ids."""
+"""The requests' fields for what the service calls messages and token ids."""
 
 
 class ContextsServicer(pb_grpc.ContextsServicer):

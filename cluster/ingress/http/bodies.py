@@ -20,7 +20,7 @@ ENCODINGS = ("gzip", "x-gzip", "deflate")
 ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
 RAW_DEFLATE = -zlib.MAX_WBITS
 DEFLATE_METHOD, HEADER_MULTIPLE = 8, 31
-"""What the two bytes of a zlib header say: the method in the first one, and both are a multiple of this."""
+"""The content of a zlib header: its first byte names the method, and its two bytes are a multiple of this."""
 
 
 class BodyRoute(APIRoute):
