@@ -74,7 +74,7 @@ def main(config_file: Path, ray_directory: Path) -> None:
     logger.info("starting Ray, in %s", ray_directory)
     start_ray(config, ray_directory, num_replicas, store_bytes)
     logger.info(
-        "Ray is ready after %.0f s; starting %d replicas of %s", seconds_since_start(), num_replicas, config.name
+        "Ray is ready after %.0f s; starting %s, worker replicas: %d", seconds_since_start(), config.name, num_replicas
     )
     logs = LoggingConfig(log_level=level, enable_access_log=level == "INFO")
     http = HTTPOptions(host=config.http.host, port=config.http.port)
