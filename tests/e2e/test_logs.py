@@ -1,4 +1,4 @@
-"""What an operator reads while a system starts and serves; its output goes to a file, not to a terminal."""
+"""An operator reads these lines while a system starts and serves; its output goes to a file, not to a terminal."""
 
 from __future__ import annotations
 

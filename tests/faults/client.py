@@ -39,7 +39,7 @@ from tests.faults.world import STRAYS_S, World, run
 
 TIMEOUT_S = 0.02
 NUM_TRIES = 3
-"""How often a change that has an id is sent while no answer comes."""
+"""Number of times that a change with an id is sent while no answer comes."""
 MEMBER_TTL_S = 2.0
 BUILD_TTL_S = 0.1
 TICK_S = 0.1

@@ -27,7 +27,7 @@ NUM_WORKERS = 12
 ROUNDS = 2
 HEAL_S = 60.0
 LAG_S = 0.5
-"""How long a follower may take to receive what the store has, while leases still lapse."""
+"""Seconds that a follower may take to receive what the store has, while leases still lapse."""
 
 
 @contextmanager

@@ -35,9 +35,9 @@ STRAGGLE_S = 6.0
 """How late a request may be carried out that a paused instance had received."""
 KEYS = [PrefixKey(bytes([i]) * 20) for i in range(16)]
 LEASE_MARGIN_S = 0.1
-"""How much earlier than the clock of this process that of the store may let a lease lapse."""
+"""Seconds by which the store's clock may let a lease lapse earlier than this process's clock."""
 NUM_TRIES = 3
-"""How often a change that has an id is sent while no answer comes."""
+"""Number of times that a change with an id is sent while no answer comes."""
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from cache_service.testing import Faults, HistoryChecker, Network
 
 FAULTS = Faults(drop=0.02, duplicate=0.02, straggle=0.03, delay_s=0.002, straggle_s=1.0)
 STRAYS_S = FAULTS.delay_s + FAULTS.straggle_s
-"""How late a message may arrive."""
+"""Longest delay of a message."""
 QUOTAS = ContextQuotas(max_per_tenant=5, max_tokens_per_tenant=24, max_total=8, max_total_tokens=36)
 """Few enough contexts and tokens that every one of these quotas refuses some."""
 

@@ -1,4 +1,4 @@
-"""What users write reaches the model, and comes back from a context, character by character."""
+"""Users' text reaches the model, and comes back from a context, character by character."""
 
 from __future__ import annotations
 

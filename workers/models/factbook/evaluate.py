@@ -83,9 +83,7 @@ def evaluate(
     model, tokenizer = load_checkpoint(directory, device, dtype)
     config = model.config
     rows = []
-    for suite in suites(tokenizer, config.num_layers, num_questions):
-        if only and not any(part in suite.name for part in only):
-            continue
+    for suite in suites(tokenizer, config.num_layers, num_questions, only):
         for reuse in suite.reuses:
             if depth not in (None, reuse.depth):
                 continue

@@ -131,11 +131,6 @@ class Feed:
         branch_slots, arrays = self._queue.get()
         return PackedBatch(*map(torch.from_numpy, arrays), branch_slots=branch_slots)
 
-    @property
-    def num_ready(self) -> int:
-        """Return how many batches wait in the queue."""
-        return self._queue.qsize()
-
     def close(self) -> None:
         """End the worker processes."""
         for worker in self._workers:

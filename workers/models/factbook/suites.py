@@ -61,29 +61,44 @@ def words_of(sample: Sample) -> str:
     return "listed" if LISTED.issuperset(filter(None, sample.questions[0].words)) else "made up"
 
 
-def suites(tokenizer: Tokenizer, num_layers: int, num_questions: int) -> Iterator[Suite]:
-    """Yield the suites; all but the first two have fewer samples than `num_questions`."""
+def suites(tokenizer: Tokenizer, num_layers: int, num_questions: int, only: Sequence[str] = ()) -> Iterator[Suite]:
+    """Yield the suites whose names contain one of `only`, or all; the others are not drawn.
+
+    All but the first two have fewer samples than `num_questions`.
+    """
+    for name, draw in suite_drawers(tokenizer, num_layers, num_questions).items():
+        if not only or any(part in name for part in only):
+            yield draw(name)
+
+
+def suite_drawers(tokenizer: Tokenizer, num_layers: int, num_questions: int) -> dict[str, Callable[[str], Suite]]:
+    """Return what draws each suite, by the suite's name."""
     half, interval = num_layers // 2, 16
-    yield questions(tokenizer, num_questions, [Reuse(), Reuse(half, interval), Reuse(num_layers, interval)])
-    depths = [Reuse(depth, interval) for depth in range(half + 1)]
-    yield questions(tokenizer, max(1, num_questions // 4), [*depths, Reuse(half, 1)], "questions by depth")
+    naive = [Reuse(), Reuse(half, interval), Reuse(num_layers, interval)]
+    depths = [*(Reuse(depth, interval) for depth in range(half + 1)), Reuse(half, 1)]
     served = [Reuse(), Reuse(num_layers, interval)]
-    yield names(tokenizer, max(1, num_questions // 4), served)
-    for canvas in CANVASES:
-        yield long_canvas(tokenizer, max(1, num_questions // 40), canvas)
     chat_reuses = [Reuse(), *(Reuse(depth, interval) for depth in (2, 4, half, num_layers))]
-    for is_inner in (False, True):
-        yield turns(tokenizer, max(1, num_questions // 10), chat_reuses, is_inner=is_inner)
     forms: tuple[Form, ...] = ("sentence", "one word", "slot")
-    for form in forms:
-        yield words(tokenizer, max(1, num_questions // 10), form, served)
-    eighth, end = max(1, num_questions // 8), Branch([], [], Question("end of text", [], [], ()))
-    yield raw(tokenizer, "raw text", eighth, lambda mixture, asked: mixture.raw_question(asked), served)
-    yield raw(tokenizer, "holes", eighth, lambda mixture, asked: mixture.hole(asked), served)
-    yield raw(tokenizer, "end of text", max(1, num_questions // 20), lambda _mixture, _asked: end, served)
+    end = Branch([], [], Question("end of text", [], [], ()))
+
+    def share(divisor: int) -> int:
+        return max(1, num_questions // divisor)
+
+    return {
+        "questions": lambda name: questions(tokenizer, name, num_questions, naive),
+        "questions by depth": lambda name: questions(tokenizer, name, share(4), depths),
+        "made-up names": lambda name: names(tokenizer, name, share(4), served),
+        **{f"canvas {canvas}": partial(long_canvas, tokenizer, share(40), canvas) for canvas in CANVASES},
+        "turns, cut behind the sheet": lambda name: turns(tokenizer, name, share(10), chat_reuses, is_inner=False),
+        "turns, cut behind an earlier turn": lambda name: turns(tokenizer, name, share(10), chat_reuses, is_inner=True),
+        **{f"one-word questions, {form}": partial(words, tokenizer, share(10), form, served) for form in forms},
+        "raw text": lambda name: raw(tokenizer, name, share(8), MixtureWriter.raw_question, served),
+        "holes": lambda name: raw(tokenizer, name, share(8), MixtureWriter.hole, served),
+        "end of text": lambda name: raw(tokenizer, name, share(20), lambda _mixture, _asked: end, served),
+    }
 
 
-def questions(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse], name: str = "questions") -> Suite:
+def questions(tokenizer: Tokenizer, name: str, number: int, reuses: Sequence[Reuse]) -> Suite:
     """Return first questions about held-out sheets, as the model card reports them."""
     samples = list(evaluation_samples(tokenizer, number))
     return Suite(name, samples, question_groups(samples), reuses=reuses)
@@ -104,7 +119,7 @@ def draw_branch(
     return sample_of(writer.encode(sheet) if is_raw else prefix, [branch], len(people), sheet)
 
 
-def names(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse]) -> Suite:
+def names(tokenizer: Tokenizer, name: str, number: int, reuses: Sequence[Reuse]) -> Suite:
     """Return questions whose answers hold a made-up name, city or animal, by the letters of the longest one."""
     writer = SampleWriter(tokenizer, 1, Split.EVALUATION)
     mixture = MixtureWriter(writer)
@@ -120,17 +135,17 @@ def names(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse]) -> Suite:
             length = max(map(len, made_up))
             letters.append("10-12" if length > 9 else "7-9" if length > 6 else "3-6")
     groups = {"by_letters": letters, **question_groups(samples)}
-    return Suite("made-up names", samples, groups, reuses=reuses, words=words)
+    return Suite(name, samples, groups, reuses=reuses, words=words)
 
 
-def long_canvas(tokenizer: Tokenizer, number: int, canvas: int) -> Suite:
+def long_canvas(tokenizer: Tokenizer, number: int, canvas: int, name: str) -> Suite:
     """Return first questions with a canvas of this length, or to the context's end where that is nearer."""
     samples = list(evaluation_samples(tokenizer, number, seed=canvas))
     groups = {"by_people": list(map(size_of, samples))}
-    return Suite(f"canvas {canvas}", samples, groups, Schedule(canvas=canvas), batch_size=32)
+    return Suite(name, samples, groups, Schedule(canvas=canvas), batch_size=32)
 
 
-def turns(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse], *, is_inner: bool) -> Suite:
+def turns(tokenizer: Tokenizer, name: str, number: int, reuses: Sequence[Reuse], *, is_inner: bool) -> Suite:
     """Return turns of conversations, cut behind the sheet, or behind a random earlier turn."""
     rng, samples, groups = Random(number), list[Sample](), list[str]()
     for conversation in evaluation_conversations(tokenizer, number, NUM_TURNS, seed=2):
@@ -138,7 +153,6 @@ def turns(tokenizer: Tokenizer, number: int, reuses: Sequence[Reuse], *, is_inne
             if index or not is_inner:
                 samples.append(_cut(turn, rng.choice(turn.boundaries[1:]) if is_inner else turn.boundaries[0]))
                 groups.append(f"turn {index + 1}")
-    name = f"turns, cut {'behind an earlier turn' if is_inner else 'behind the sheet'}"
     return Suite(name, samples, {"by_turn": groups}, reuses=reuses)
 
 
@@ -146,7 +160,7 @@ def _cut(turn: ConversationSample, cut: int) -> Sample:
     return Sample(turn.token_ids[:cut], [turn.token_ids[cut:]], [turn.answer], [], 0, [])
 
 
-def words(tokenizer: Tokenizer, number: int, form: Form, reuses: Sequence[Reuse]) -> Suite:
+def words(tokenizer: Tokenizer, number: int, form: Form, reuses: Sequence[Reuse], name: str) -> Suite:
     """Return questions that one word answers, `number` of each group, asked in one form."""
     writer = SampleWriter(tokenizer, 3, Split.EVALUATION)
     mixture, rng = MixtureWriter(writer), Random(number)
@@ -157,7 +171,7 @@ def words(tokenizer: Tokenizer, number: int, form: Form, reuses: Sequence[Reuse]
             with suppress(LookupError):  # another sheet may hold such a question
                 drawn.append((group, draw_branch(writer, partial(mixture.chat, form=form, kind=kind))))
     groups = {"by_word": [group for group, _ in drawn], "by_kind": [s.questions[0].kind for _, s in drawn]}
-    return Suite(f"one-word questions, {form}", [sample for _, sample in drawn], groups, reuses=reuses)
+    return Suite(name, [sample for _, sample in drawn], groups, reuses=reuses)
 
 
 def raw(
